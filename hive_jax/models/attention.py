@@ -1,0 +1,77 @@
+"""Masks, rotary positions and the one attention function."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attend(
+    query_BTNH: jax.Array,
+    key_BSKH: jax.Array,
+    value_BSKH: jax.Array,
+    mask_BTS: jax.Array | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> jax.Array:
+    """softmax(scale * Q K^T) V with grouped heads -> [B, T, N, H].
+
+    Query head n reads kv head n // (N / K). `mask_BTS` (bool, broadcastable) is
+    True where a query may look; a query that may look nowhere gets exactly zero.
+    `softcap` squashes the logits to (-softcap, softcap) as Gemma 2 does. Softmax
+    and its input are float32 whatever the dtype of the arguments.
+    """
+    batch, num_queries, heads, head_dim = query_BTNH.shape
+    kv_heads = key_BSKH.shape[2]
+    query = query_BTNH.reshape(batch, num_queries, kv_heads, -1, head_dim)
+    logits = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", query, key_BSKH, preferred_element_type=jnp.float32
+    )
+    logits = logits * scale
+    if softcap:
+        logits = jnp.tanh(logits / softcap) * softcap
+    if mask_BTS is not None:
+        mask = mask_BTS[:, None, None]
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if mask_BTS is not None:
+        weights = jnp.where(mask, weights, 0.0)
+    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(value_BSKH.dtype), value_BSKH)
+    return out.reshape(batch, num_queries, heads, head_dim)
+
+
+def causal_mask(
+    query_position: jax.Array,
+    key_position: jax.Array,
+    window: int | jax.Array = 0,
+) -> jax.Array:
+    """bool[B, T, S]: key position <= query position, at most `window` - 1 behind.
+
+    Positions are int32[B, T] and int32[B, S]; window 0 means no limit. Positions
+    0..4, without a window and with window 2:
+
+        1 0 0 0 0      1 0 0 0 0
+        1 1 0 0 0      1 1 0 0 0
+        1 1 1 0 0      0 1 1 0 0
+        1 1 1 1 0      0 0 1 1 0
+        1 1 1 1 1      0 0 0 1 1
+    """
+    distance = query_position[:, :, None] - key_position[:, None, :]
+    return (distance >= 0) & ((distance < window) | (jnp.asarray(window) == 0))
+
+
+def rotate(x: jax.Array, position: jax.Array, base: float | jax.Array) -> jax.Array:
+    """Rotary position embedding of x[B, T, heads, H] at int32[B, T] positions.
+
+    The first and second half of a head are the two coordinates that turn, as in
+    Gemma (and in transformers' `rotate_half`). Computed in float32.
+    """
+    half = x.shape[-1] // 2
+    exponent = jnp.arange(half, dtype=jnp.float32) / half
+    frequency = 1.0 / jnp.asarray(base, jnp.float32) ** exponent
+    angle = position[:, :, None, None].astype(jnp.float32) * frequency
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    )
+    return turned.astype(x.dtype)

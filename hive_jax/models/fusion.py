@@ -1,0 +1,176 @@
+"""How the decoder reads the encoder: the map of connections, projectors, cross-attention.
+
+A connection is a pair (encoder depth, decoder layer), both counted from 1.
+"""
+
+import flax.linen as nn
+import jax
+
+from hive_jax.models import stack
+from hive_jax.models.attention import attend
+from hive_jax.models.gemma import Einsum, GemmaConfig, merge_heads, split_heads
+from hive_jax.models.layers import Dense, LayerNorm, RMSNorm, gelu
+
+FUSIONS = ("hive", "cascaded", "self_attention", "none")
+
+Connections = tuple[tuple[int, int], ...]
+
+
+def default_connections(encoder_depth: int, decoder_depth: int) -> Connections:
+    """25 % of the encoder's depths, evenly spaced, the last one included, to evenly
+    spaced decoder layers (paper, section 3).
+
+    default_connections(24, 26) ->
+        ((4, 4), (8, 9), (12, 13), (16, 17), (20, 22), (24, 26))
+    """
+    count = max(1, min(round(encoder_depth / 4), decoder_depth))
+
+    def spaced(depth):
+        return [round((i + 1) * depth / count) for i in range(count)]
+
+    return tuple(zip(spaced(encoder_depth), spaced(decoder_depth), strict=True))
+
+
+def resolve_connections(
+    fusion: str, connections: Connections, encoder_depth: int, decoder_depth: int
+) -> Connections:
+    """The connections in use: as given or by default, checked against both towers.
+
+    "cascaded" keeps the decoder layers and reads the last encoder block from all
+    of them; "self_attention" reads one depth, the deepest, before the first layer;
+    "none" has no connection. Raises ValueError for a pair that cannot be.
+    """
+    if fusion not in FUSIONS:
+        raise ValueError(f"model.fusion is {fusion!r}; expected one of {FUSIONS}")
+    if fusion == "none":
+        return ()
+    pairs = connections or default_connections(encoder_depth, decoder_depth)
+    pairs = tuple((int(depth), int(layer)) for depth, layer in pairs)
+    for depth, layer in pairs:
+        if not (1 <= depth <= encoder_depth and 1 <= layer <= decoder_depth):
+            raise ValueError(
+                f"connection ({depth}, {layer}): expected an encoder depth of 1 to "
+                f"{encoder_depth} and a decoder layer of 1 to {decoder_depth}"
+            )
+    layers = [layer for _, layer in pairs]
+    if layers != sorted(set(layers)):
+        raise ValueError(f"connected decoder layers {layers} must increase")
+    if fusion == "cascaded":
+        return tuple((encoder_depth, layer) for layer in layers)
+    if fusion == "self_attention":
+        return ((max(depth for depth, _ in pairs), 1),)
+    return pairs
+
+
+class Projector(nn.Module):
+    """Features of one depth to the decoder's width, [B, P, D] -> [B, P, E].
+
+    LayerNorm, Dense, GELU, Dense; without the norm it is LLaVA's projector.
+    """
+
+    width: int
+    norm: bool
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        x = LayerNorm(name="norm")(features) if self.norm else features
+        x = gelu(Dense(self.width, name="linear_1")(x))
+        return Dense(self.width, name="linear_2")(x)
+
+
+class CrossAttention(nn.Module):
+    """What a connected decoder layer reads from its depth, times tanh(gate).
+
+    The decoder's own head layout, QK-norm, no MLP. The gate starts at 0, so that a
+    loaded decoder starts out unchanged. `keys_values` is apart from `read`, for it
+    is done once an image and is what a decoding cache keeps.
+    """
+
+    config: GemmaConfig
+
+    def setup(self):
+        c = self.config
+        heads, kv_heads = c.num_heads, c.num_kv_heads
+        self.norm = RMSNorm()
+        self.q_einsum = Einsum((heads, c.width, c.head_dim), (1,), (0,))
+        self.kv_einsum = Einsum((2, kv_heads, c.width, c.head_dim), (2,), (0, 1))
+        self.attn_vec_einsum = Einsum((heads, c.head_dim, c.width), (0, 1))
+        self.query_norm, self.key_norm = RMSNorm(), RMSNorm()
+        self.gate = self.param("gate", nn.initializers.zeros, (1,))
+
+    def keys_values(self, projected: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, P, E] -> keys and values [B, P, K, H]."""
+        w = self.kv_einsum()
+        key = self.key_norm(split_heads(projected, w[0]))
+        return key, split_heads(projected, w[1])
+
+    def read(
+        self, x: jax.Array, keys_values: tuple[jax.Array, jax.Array], sees: jax.Array
+    ) -> jax.Array:
+        """x[B, T, E] -> what to add to it; zero where `sees` bool[B, T] is False."""
+        query = self.query_norm(split_heads(self.norm(x), self.q_einsum()))
+        key, value = keys_values
+        scale = self.config.head_dim**-0.5
+        out = attend(query, key, value, sees[:, :, None], scale=scale)
+        gate = jax.numpy.tanh(self.gate).astype(x.dtype)
+        return gate * merge_heads(out, self.attn_vec_einsum())
+
+    def __call__(self, x: jax.Array, projected: jax.Array, sees: jax.Array):
+        return self.read(x, self.keys_values(projected), sees)
+
+
+class Fusion(nn.Module):
+    """Projectors and cross-attention blocks of all connections, each stacked on a
+    leading axis M; "self_attention" has one projector and nothing else."""
+
+    fusion: str
+    count: int
+    encoder_width: int
+    config: GemmaConfig
+
+    def setup(self):
+        projected = jax.numpy.zeros((1, 1, self.config.width))
+        features = jax.numpy.zeros((1, 1, self.encoder_width))
+        self.projector = self.param(
+            "projector", stack.stacked_init(self._projector(), self.count, features)
+        )
+        if self.fusion != "self_attention":
+            sees = jax.numpy.ones((1, 1), bool)
+            block = CrossAttention(self.config, parent=None)
+            self.cross_attention = self.param(
+                "cross_attention",
+                stack.stacked_init(block, self.count, projected, projected, sees),
+            )
+
+    def _projector(self) -> Projector:
+        norm = self.fusion != "self_attention"
+        return Projector(self.config.width, norm, parent=None)
+
+    def project(self, features: jax.Array) -> list[jax.Array]:
+        """features[M, B, P, D] -> M times [B, P, E]."""
+        module = self._projector()
+        return [
+            module.apply({"params": params}, feature)
+            for params, feature in zip(_unstack(self.projector), features, strict=True)
+        ]
+
+    def readers(self, features: jax.Array, sees: jax.Array) -> list:
+        """For each connection the function x[B, T, E] -> x plus what it reads."""
+        block = CrossAttention(self.config, parent=None)
+
+        def reader(params, projected):
+            variables = {"params": params}
+            cached = block.apply(variables, projected, method="keys_values")
+            return lambda x: x + block.apply(variables, x, cached, sees, method="read")
+
+        layers = _unstack(self.cross_attention)
+        return [
+            reader(params, projected)
+            for params, projected in zip(layers, self.project(features), strict=True)
+        ]
+
+
+def _unstack(stacked) -> list:
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    pieces = stack.cut(stacked, range(1, count + 1))
+    return [jax.tree.map(lambda leaf: leaf[0], piece) for piece in pieces]

@@ -1,0 +1,106 @@
+"""Norms, matrix products and MLPs that the encoder, the decoder and fusion share.
+
+Shapes, here and in every file of models/:
+    B batch            T text tokens      P image patches    S keys and values
+    N query heads      K kv heads         H head dimension   D encoder width
+    E decoder width    F MLP width        V vocabulary       M connections
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+xavier = nn.initializers.xavier_uniform()
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x[..., I] times kernel[I, O] -> [..., O], as one flat matrix product.
+
+    XLA's CPU backend runs [rows, I] x [I, O] markedly faster than a product with
+    leading batch axes; on GPUs and TPUs the two are the same program.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    return (flat @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU by its tanh approximation, as SigLIP and Gemma use it."""
+    return nn.gelu(x, approximate=True)
+
+
+class Dense(nn.Module):
+    """x[..., I] -> [..., O] with bias; parameters `kernel` [I, O] and `bias` [O]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", xavier, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return matmul(x, kernel) + bias.astype(x.dtype)
+
+
+class HeadsDense(nn.Module):
+    """x[..., D] -> [..., N, H]; parameters `kernel` [D, N, H] and `bias` [N, H].
+
+    With `merge`, the way back: [..., N, H] -> [..., D] and `kernel` [N, H, D].
+    Both are the layouts of flax's DenseGeneral, which big_vision stores.
+    """
+
+    heads: int
+    head_dim: int
+    features: int = 0
+    merge: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inner = self.heads * self.head_dim
+        if self.merge:
+            shape, bias_shape = (self.heads, self.head_dim, self.features), None
+            init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
+            x = x.reshape(*x.shape[:-2], inner)
+            flat, bias_shape = (inner, self.features), (self.features,)
+        else:
+            shape = (x.shape[-1], self.heads, self.head_dim)
+            init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
+            flat, bias_shape = (x.shape[-1], inner), (self.heads, self.head_dim)
+        kernel = self.param("kernel", init, shape)
+        bias = self.param("bias", nn.initializers.zeros, bias_shape)
+        y = matmul(x, kernel.reshape(flat)) + bias.reshape(-1).astype(x.dtype)
+        return y if self.merge else y.reshape(*y.shape[:-1], *bias_shape)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last axis, epsilon 1e-6; statistics in float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        mean = y.mean(-1, keepdims=True)
+        variance = jnp.square(y - mean).mean(-1, keepdims=True)
+        y = (y - mean) * jax.lax.rsqrt(variance + 1e-6)
+        return (y * scale + bias).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Gemma's RMSNorm: x / rms(x) * (1 + scale), epsilon 1e-6, in float32."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
+        return (y * (1.0 + scale)).astype(x.dtype)
+
+
+class MlpBlock(nn.Module):
+    """Dense, GELU, Dense: big_vision's MLP, x[..., D] -> [..., D]."""
+
+    mlp_dim: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = gelu(Dense(self.mlp_dim, name="Dense_0")(x))
+        return Dense(x.shape[-1], name="Dense_1")(hidden)

@@ -1,0 +1,296 @@
+"""SigLIP's image tower, text tower and the two together.
+
+Parameters carry the names of big_vision's models/vit.py, text_transformer.py and
+two_towers.py, with the layers of a tower stacked on a leading axis.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from hive_jax.models import stack
+from hive_jax.models.attention import attend
+from hive_jax.models.layers import Dense, HeadsDense, LayerNorm, MlpBlock, matmul
+
+# big_vision's table of ViT sizes: width, depth, MLP width, heads.
+VARIANTS = {
+    "tiny": (64, 8, 256, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "g-opt": (1536, 40, 6144, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipConfig:
+    """An image tower. Images are image_size x image_size; a remainder of
+    image_size / patch_size is cut off at the right and the bottom."""
+
+    width: int = 64
+    depth: int = 8
+    mlp_dim: int = 256
+    num_heads: int = 2
+    patch_size: int = 8
+    image_size: int = 64
+    map_head: bool = True
+    scan: bool = False
+    remat: str = "none"
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTowerConfig:
+    """A text tower; `num_tokens` is its fixed length, `out_dim` the image tower's
+    width."""
+
+    vocab_size: int = 512
+    num_tokens: int = 32
+    width: int = 64
+    depth: int = 2
+    mlp_dim: int = 256
+    num_heads: int = 2
+    out_dim: int = 64
+    scan: bool = False
+    remat: str = "none"
+
+
+def siglip_config(variant: str, patch_size: int, image_size: int) -> SiglipConfig:
+    """The configuration of a named size, e.g. siglip_config("L", 16, 384)."""
+    if variant not in VARIANTS:
+        raise ValueError(
+            f"SigLIP variant is {variant!r}; expected one of {list(VARIANTS)}"
+        )
+    width, depth, mlp_dim, num_heads = VARIANTS[variant]
+    return SiglipConfig(width, depth, mlp_dim, num_heads, patch_size, image_size)
+
+
+@flax.struct.dataclass
+class EncoderOutput:
+    """tokens [B, P, D] after the final norm; pooled [B, D] (MAP head, or the mean
+    of the tokens without one); features [M, B, P, D], the output of each requested
+    block before the final norm, None if no depth was requested."""
+
+    tokens: jax.Array
+    pooled: jax.Array
+    features: jax.Array | None
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases: query x[B, T, D], keys y[B, S, D]."""
+
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        width, heads = x.shape[-1], self.num_heads
+        head_dim = width // heads
+        query = HeadsDense(heads, head_dim, name="query")(x)
+        key = HeadsDense(heads, head_dim, name="key")(y)
+        value = HeadsDense(heads, head_dim, name="value")(y)
+        out = attend(query, key, value, scale=head_dim**-0.5)
+        return HeadsDense(heads, head_dim, width, merge=True, name="out")(out)
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block, x[B, P, D] -> [B, P, D]."""
+
+    mlp_dim: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = LayerNorm(name="LayerNorm_0")(x)
+        x = x + Attention(self.num_heads, name="MultiHeadDotProductAttention_0")(y, y)
+        y = LayerNorm(name="LayerNorm_1")(x)
+        return x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks and a final norm; x[B, P, D] -> (normed, features)."""
+
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    scan: bool
+    remat: str
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, depths: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        block = EncoderBlock(self.mlp_dim, self.num_heads, parent=None)
+        init = stack.stacked_init(block, self.depth, x[:1])
+        layers = self.param("encoderblock", init)
+        ends = sorted({*depths, self.depth})
+        at_depth = {}
+        for end, piece in zip(ends, stack.cut(layers, ends), strict=True):
+            x = stack.run(
+                lambda layer, x: block.apply({"params": layer}, x),
+                piece,
+                x,
+                scan=self.scan,
+                remat=self.remat,
+            )
+            at_depth[end] = x
+        features = [at_depth[depth] for depth in depths]
+        return LayerNorm(name="encoder_norm")(x), features
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling with one learned query, x[B, P, D] -> [B, D]."""
+
+    mlp_dim: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, _, width = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
+        probe = jnp.broadcast_to(probe.astype(x.dtype), (batch, 1, width))
+        x = Attention(self.num_heads, name="MultiHeadDotProductAttention_0")(probe, x)
+        y = LayerNorm(name="LayerNorm_0")(x)
+        return (x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y))[:, 0]
+
+
+class SiglipEncoder(nn.Module):
+    """The image tower: images[B, image_size, image_size, 3] in [-1, 1] ->
+    EncoderOutput. `dtype` is the dtype of the computation."""
+
+    config: SiglipConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, depths: tuple[int, ...] = ()
+    ) -> EncoderOutput:
+        config = self.config
+        wanted = (config.image_size, config.image_size, 3)
+        if images.shape[1:] != wanted:
+            raise ValueError(f"images are {images.shape}; expected [B, *{wanted}]")
+        unknown = [depth for depth in depths if not 1 <= depth <= config.depth]
+        if unknown:
+            raise ValueError(
+                f"encoder depths {unknown} requested; the encoder has blocks 1 to "
+                f"{config.depth}"
+            )
+        x = PatchEmbedding(config.width, config.patch_size, name="embedding")(
+            images.astype(self.dtype)
+        )
+        position = self.param(
+            "pos_embedding",
+            nn.initializers.normal(config.width**-0.5),
+            (1, config.num_patches, config.width),
+        )
+        tokens, features = Transformer(
+            config.depth,
+            config.mlp_dim,
+            config.num_heads,
+            config.scan,
+            config.remat,
+            name="Transformer",
+        )(x + position.astype(x.dtype), depths)
+        if config.map_head:
+            head = MAPHead(config.mlp_dim, config.num_heads, name="MAPHead_0")
+            pooled = head(tokens)
+        else:
+            pooled = tokens.mean(axis=1)
+        return EncoderOutput(tokens, pooled, jnp.stack(features) if depths else None)
+
+
+class PatchEmbedding(nn.Module):
+    """Non-overlapping patches times `kernel` [patch, patch, 3, D], plus `bias`."""
+
+    width: int
+    patch_size: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        size = self.patch_size
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (size, size, 3, self.width)
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        x = matmul(patches(images, size), kernel.reshape(-1, self.width))
+        return x + bias.astype(x.dtype)
+
+
+def patches(images: jax.Array, size: int) -> jax.Array:
+    """images[B, height, width, 3] -> [B, P, size * size * 3], row by row."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // size, width // size
+    x = images[:, : rows * size, : columns * size]
+    x = x.reshape(batch, rows, size, columns, size, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * columns, size * size * channels)
+
+
+class TextTower(nn.Module):
+    """The text tower: tokens int32[B, num_tokens] -> [B, out_dim], read off the
+    last position."""
+
+    config: TextTowerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        config = self.config
+        if tokens.shape[1] != config.num_tokens:
+            raise ValueError(
+                f"tokens are {tokens.shape}; expected [B, {config.num_tokens}]"
+            )
+        x = nn.Embed(config.vocab_size, config.width, name="Embed_0")(tokens)
+        position = self.param(
+            "pos_embedding",
+            nn.initializers.normal(config.width**-0.5),
+            (1, config.num_tokens, config.width),
+        )
+        x, _ = Transformer(
+            config.depth,
+            config.mlp_dim,
+            config.num_heads,
+            config.scan,
+            config.remat,
+            name="Encoder_0",
+        )((x + position).astype(self.dtype))
+        return Dense(config.out_dim, name="head")(x[:, -1])
+
+
+class TwoTowers(nn.Module):
+    """Image and text tower with SigLIP's temperature and bias.
+
+    Returns l2-normalised float32 embeddings zimg [B, D] and ztxt [B, D], and the
+    scalars exp(t) and b of the sigmoid loss: logits = zimg ztxt^T exp(t) + b.
+    """
+
+    image: SiglipConfig
+    text: TextTowerConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, tokens: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        zimg = SiglipEncoder(self.image, self.dtype, name="img")(images).pooled
+        ztxt = TextTower(self.text, self.dtype, name="txt")(tokens)
+        # SigLIP section 3.1: t' = log 10 and b = -10 at the start.
+        log_t = self.param("t", nn.initializers.constant(jnp.log(10.0)), (1,))
+        bias = self.param("b", nn.initializers.constant(-10.0), (1,))
+        return normalise(zimg), normalise(ztxt), jnp.exp(log_t), bias
+
+
+def normalise(z: jax.Array) -> jax.Array:
+    """z[B, D] / (|z| + 1e-8), in float32."""
+    z = z.astype(jnp.float32)
+    return z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8)

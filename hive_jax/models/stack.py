@@ -1,0 +1,69 @@
+"""A stack of equal blocks with their parameters stacked along a leading axis.
+
+One parameter tree serves two programs: a scan over layers (compiles fast, one
+block's code) and an unrolled loop. Stacks are cut at given layers, so that the
+caller can read or change the residual stream there.
+"""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_policies
+
+# What a rematerialised block keeps for the backward pass.
+REMAT_POLICIES = {
+    "none": None,  # keep everything: no rematerialisation
+    "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": checkpoint_policies.nothing_saveable,
+}
+
+
+def stacked_init(block: nn.Module, depth: int, *example) -> Callable:
+    """An initializer rng -> the parameters of `depth` blocks, stacked on axis 0."""
+
+    def init(rng: jax.Array):
+        def one(key):
+            return block.init(key, *example)["params"]
+
+        return jax.vmap(one)(jax.random.split(rng, depth))
+
+    return init
+
+
+def cut(stacked, ends: Sequence[int]) -> list:
+    """Splits a stacked tree after each layer in `ends` (increasing, ending at depth).
+
+    cut(tree of 8 layers, (2, 5, 8)) -> trees of 2, 3 and 3 layers. `lax.split` is
+    used because its gradient is one concatenation, where slicing would add up a
+    zero-padded copy of the whole stack for every piece.
+    """
+    starts = (0, *ends[:-1])
+    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
+    leaves, treedef = jax.tree.flatten(stacked)
+    pieces = [jax.lax.split(leaf, sizes, axis=0) for leaf in leaves]
+    return [treedef.unflatten(piece) for piece in zip(*pieces, strict=True)]
+
+
+def run(
+    apply: Callable, stacked, x: jax.Array, *, scan: bool, remat: str = "none"
+) -> jax.Array:
+    """Sends x through all layers: x = apply(layer, x) for each layer in order.
+
+    Args:
+      apply: (one layer's slice of `stacked`, x) -> x.
+      stacked: any tree whose leaves have the layers on axis 0.
+      scan: one compiled block and `lax.scan`, or unrolled code.
+      remat: a key of REMAT_POLICIES.
+    """
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat is {remat!r}; expected one of {list(REMAT_POLICIES)}")
+    if REMAT_POLICIES[remat] is not None:
+        apply = jax.checkpoint(apply, policy=REMAT_POLICIES[remat])
+    depth = jax.tree.leaves(stacked)[0].shape[0]
+    if scan and depth > 1:
+        x, _ = jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, stacked)
+        return x
+    for layer in cut(stacked, range(1, depth + 1)):
+        x = apply(jax.tree.map(lambda leaf: leaf[0], layer), x)
+    return x

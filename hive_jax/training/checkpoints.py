@@ -1,0 +1,387 @@
+"""Checkpoints of a run: saved while training goes on, verified when read.
+
+The only file that knows Orbax. What Orbax does not do is added here: it restores
+flipped bits and casts dtypes without an error, names no leaf when shapes differ,
+never falls back to an older step, and forgets steps after a failed save.
+
+A step is a folder `checkpoints/<step>` that appears under its name only when it is
+complete, with three items: `params`, `optimizer` (step and opt_state) and `meta`.
+`meta` carries a description and a fingerprint of every leaf, and its own digest.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import traverse_util
+from jax.experimental import multihost_utils
+
+from hive_jax.errors import CheckpointError, MissingInputError, OutputError
+from hive_jax.training import trees
+from hive_jax.training.fingerprints import fingerprint
+from hive_jax.training.lock import writable_directory
+
+_MAX_FAILED_SAVES = 3
+# Words of errors that say nothing about the checkpoint: it may be fine tomorrow.
+_TRANSIENT = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+)
+
+_log = logging.getLogger(__name__)
+# Every failure reaches this file as an exception and is reported once, in few lines.
+# Orbax also logs it, with hundreds of lines of traceback for one full disk.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+class _DamagedError(Exception):
+    """A step whose files cannot be read, or read to other values than were saved."""
+
+
+class Checkpoints:
+    """The checkpoints under `workdir/checkpoints`; a context manager.
+
+    Args:
+      workdir: folder of the run; created unless `read_only`.
+      keep: number of newest steps to keep.
+      read_only: never write, rename or delete anything.
+
+    Raises:
+      OutputError: the folder cannot be written.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 3, read_only: bool = False):
+        self.directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self._keep = keep
+        self._read_only = read_only
+        self._current = None  # the step that this run last saved or restored
+        self._failed_saves = 0
+        if not read_only:
+            writable_directory(self.directory)
+        self._manager = self._open()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *unused_exception) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, meta: dict) -> None:
+        """Starts saving; returns when `state` may be donated to the next step.
+
+        Does nothing if this run saved or restored that same step last. A failed
+        write costs one warning and is retried with the next step's save.
+
+        Args:
+          step: training step that the state has reached.
+          state: dataclass with `step`, `params` and `opt_state`.
+          meta: JSON values to store beside it.
+
+        Raises:
+          CheckpointError: the step exists already; nothing is ever overwritten.
+          OutputError: three saves in a row have failed.
+        """
+        self.check(wait=True)
+        if step == self._current:
+            return
+        if step in self._manager.all_steps():
+            raise CheckpointError(
+                f"{self.directory}/{step} exists already and is not overwritten. "
+                f"Move the steps from {step} on away to train them again."
+            )
+        leaves = trees.flatten(state)
+        meta = meta | {
+            "step": step,
+            "leaves": trees.describe(leaves),
+            "fingerprints": fingerprint(leaves),
+        }
+        items = {
+            name: ocp.args.StandardSave(item) for name, item in _items(leaves).items()
+        }
+        sealed = {"meta": meta, "digest": _digest(meta)}
+        arguments = ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed))
+        self._current = step
+        try:
+            self._manager.save(step, args=arguments, force=True)
+        except Exception as error:
+            self._save_failed(error)
+
+    def check(self, wait: bool = False) -> bool:
+        """Reports a save that failed since the last call; cheap enough for any step.
+
+        Args:
+          wait: wait for a save in progress instead of leaving it for later.
+
+        Returns:
+          False if the last save failed.
+        """
+        if not wait and self._manager.is_saving_in_progress():
+            return True
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._save_failed(error)
+        else:
+            if self._current is not None:
+                self._failed_saves = 0
+        return self._failed_saves == 0
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; OutputError if it is not."""
+        if not self.check(wait=True):
+            raise OutputError(
+                f"the last checkpoint could not be written to {self.directory}; the "
+                f"newest complete step is {self.latest_step()}."
+            )
+
+    def close(self) -> None:
+        """Waits for a save in progress and ends the background threads."""
+        self.check(wait=True)
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest complete step, or None."""
+        return max(self._steps(), default=None)
+
+    def read_meta(self, step: int | None = None) -> dict:
+        """Returns the `meta` of a step, by default the newest.
+
+        Raises:
+          MissingInputError: there is no such step.
+          CheckpointError: it cannot be read.
+        """
+        if step is None:
+            step = self.latest_step()
+        if step not in self._steps():
+            raise self._missing(step)
+        try:
+            return self._load_meta(step)
+        except _DamagedError as error:
+            raise CheckpointError(f"{self.directory}/{step}: {error}") from error
+
+    def restore(self, abstract_state: Any, step: int | None = None):
+        """Returns (state, meta) of the newest good step, or None if there is none.
+
+        A damaged step is passed over with a warning and, once an older one has been
+        read, renamed to `<step>.damaged-<time>`. If all are damaged nothing is
+        renamed: the next start must not take the folder for a new run.
+
+        Args:
+          abstract_state: the state as `jax.ShapeDtypeStruct` with shardings; any
+            mesh will do.
+          step: this step and no other.
+
+        Raises:
+          CheckpointError: leaves differ in name, shape or dtype (all are listed), or
+            no step is good.
+          MissingInputError: there is no step `step`.
+        """
+        if step is None and not self._steps():
+            return None
+        leaves, meta = self._newest_good(trees.flatten(abstract_state), step)
+        self._current = meta["step"]
+        return trees.unflatten(abstract_state, leaves), meta
+
+    def restore_params(self, abstract_params: Any) -> Any:
+        """Returns the parameters of the newest good step, whatever the optimizer was.
+
+        Args:
+          abstract_params: nested dict of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+          CheckpointError, MissingInputError: as for `restore`.
+        """
+        abstract = {"params": abstract_params}
+        leaves, _ = self._newest_good(trees.flatten(abstract), None)
+        return trees.unflatten(abstract, leaves)["params"]
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._read_only:
+            # Spelled out because the manager warns about each option it turns off.
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0
+            )
+        else:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, cleanup_tmp_directories=True
+            )
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    def _steps(self) -> list[int]:
+        self.check(wait=True)
+        return sorted(self._manager.all_steps())
+
+    def _missing(self, step: int | None) -> MissingInputError:
+        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        return MissingInputError(
+            f"{wanted} in {self.directory}; there are {self._steps() or 'none'}."
+        )
+
+    def _save_failed(self, error: Exception) -> None:
+        self._failed_saves += 1
+        self._current = None
+        reason = _first_line(error)
+        # A new manager: the old one lists the step that failed and forgets older
+        # ones. Opening it also removes what the failed save left on the disk.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._manager = self._open()
+        if self._failed_saves >= _MAX_FAILED_SAVES:
+            raise OutputError(
+                f"{self._failed_saves} checkpoints in a row could not be written to "
+                f"{self.directory}: {reason}. Free space, then run the same command."
+            ) from error
+        _log.warning(
+            "checkpoint not saved (attempt %d of %d): %s\n"
+            "training goes on; the newest complete step in %s is %s",
+            self._failed_saves,
+            _MAX_FAILED_SAVES,
+            reason,
+            self.directory,
+            max(self._manager.all_steps(), default=None),
+        )
+
+    def _newest_good(self, wanted: dict, step: int | None) -> tuple[dict, dict]:
+        """Leaves named in `wanted` and meta, of `step` or the newest good one."""
+        steps = self._steps()
+        if not steps or (step is not None and step not in steps):
+            raise self._missing(step)
+        _require_shardable(wanted)
+        damaged = {}
+        for candidate in [step] if step is not None else reversed(steps):
+            try:
+                result = self._load(candidate, wanted)
+            except _DamagedError as error:
+                damaged[candidate] = str(error)
+                _log.warning("checkpoint %d is damaged: %s", candidate, error)
+                continue
+            self._set_aside(list(damaged))
+            return result
+        reasons = "\n".join(f"  step {bad}: {why}" for bad, why in damaged.items())
+        raise CheckpointError(
+            f"no good checkpoint in {self.directory}:\n{reasons}\n"
+            "Nothing was renamed. Restore a copy, or start in another workdir."
+        )
+
+    def _load(self, step: int, wanted: dict) -> tuple[dict, dict]:
+        meta = self._load_meta(step)
+        # Before Orbax sees the request: it would cast dtypes and name no leaf.
+        complete = not all(name.startswith("params/") for name in wanted)
+        stored = {
+            name: text
+            for name, text in meta["leaves"].items()
+            if complete or name.startswith("params/")
+        }
+        trees.require_equal(wanted, stored, f"checkpoint {step}")
+        arguments = {
+            name: ocp.args.StandardRestore(item)
+            for name, item in _items(wanted).items()
+        }
+        with _damage_as_error():
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+            leaves = _leaves({name: restored[name] for name in arguments})
+        found = fingerprint(leaves)
+        wrong = [name for name in wanted if found[name] != meta["fingerprints"][name]]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise _DamagedError(f"wrong values in {', '.join(wrong[:3])}{more}")
+        return leaves, meta
+
+    def _load_meta(self, step: int) -> dict:
+        with _damage_as_error():
+            arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
+            sealed = self._manager.restore(step, args=arguments)["meta"]
+            if sealed["digest"] != _digest(sealed["meta"]):
+                raise ValueError("meta does not have its digest")
+            if sealed["meta"]["step"] != step:
+                raise ValueError(f"meta belongs to step {sealed['meta']['step']}")
+        return sealed["meta"]
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if self._read_only or not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                path = os.path.join(self.directory, str(step))
+                os.rename(path, f"{path}.damaged-{int(time.time())}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints_set_aside")
+        self._manager.reload()
+
+
+@contextlib.contextmanager
+def _damage_as_error():
+    """Turns errors of reading into _DamagedError, on all processes alike.
+
+    Orbax and TensorStore raise whatever the broken byte leads to (KeyError,
+    JSONDecodeError, ValueError, ...), so all is damage except what is known not to be.
+    """
+    problem = None
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        unreadable = isinstance(error, OSError) and not isinstance(
+            error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        )
+        if unreadable or any(word in str(error) for word in _TRANSIENT):
+            raise CheckpointError(
+                f"a checkpoint cannot be read now: {_first_line(error)}. "
+                "This does not look like damage; try again."
+            ) from error
+        problem = f"{type(error).__name__}: {_first_line(error)}"
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(problem is not None))
+        if failed.any() and problem is None:
+            problem = f"unreadable on processes {np.flatnonzero(failed).tolist()}"
+    if problem is not None:
+        raise _DamagedError(problem)
+
+
+def _items(leaves: dict) -> dict[str, dict]:
+    """Leaves by name -> nested dicts by item, `params` apart from the others."""
+    prefix = "params/"
+    params = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
+    others = {k: v for k, v in leaves.items() if not k.startswith(prefix)}
+    items = {"params": params, "optimizer": others}
+    return {
+        name: traverse_util.unflatten_dict(item, sep="/")
+        for name, item in items.items()
+        if item
+    }
+
+
+def _leaves(items: dict) -> dict:
+    """Inverse of `_items`."""
+    return trees.flatten(items.get("optimizer", {})) | {
+        f"params/{name}": leaf for name, leaf in trees.flatten(items["params"]).items()
+    }
+
+
+def _require_shardable(leaves: dict) -> None:
+    """Finds shardings that do not divide a shape before they can look like damage."""
+    for name, leaf in leaves.items():
+        try:
+            leaf.sharding.shard_shape(leaf.shape)
+        except ValueError as error:
+            raise CheckpointError(f"{name}: {_first_line(error)}") from error
+
+
+def _digest(meta: dict) -> str:
+    # Through JSON once, so that a tuple and the list it is read back as are equal.
+    text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

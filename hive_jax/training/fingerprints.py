@@ -1,0 +1,94 @@
+"""Fingerprints of arrays, the same for every sharding of the same values.
+
+A fingerprint is two sums of 32-bit words modulo 2^32. Integer sums do not depend
+on their order, so every mesh gives the same numbers. With `word` the bits of an
+element and `hash` a hash of its index:
+
+    first  = sum(word * (hash | 1))
+    second = sum(mix(word ^ mix(hash)))
+
+An odd factor and `mix` are both one-to-one, so a change of a single element changes
+both sums. The first alone would miss two flipped sign bits (each adds 2^31).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from hive_jax.training.trees import flatten
+
+# 2^32 divided by the golden ratio; its odd multiples tell the axes apart.
+_GOLDEN = 0x9E3779B9
+
+
+def fingerprint(tree: Any) -> dict[str, str]:
+    """Returns 16 hexadecimal digits for every leaf of `tree`, by slash-joined name.
+
+    Leaves are arrays or scalars of float, int or bool dtypes with 8 to 64 bits.
+    """
+    return as_text(fingerprint_arrays(tree))
+
+
+def fingerprint_arrays(tree: Any) -> dict[str, jax.Array]:
+    """Starts the computation and returns uint32[2] on device for every leaf.
+
+    Does not wait for the result, and the arrays may be donated afterwards.
+    """
+    return _fingerprint_leaves(flatten(tree))
+
+
+def as_text(arrays: dict[str, jax.Array]) -> dict[str, str]:
+    """Waits for the arrays of `fingerprint_arrays` and writes them as text."""
+    arrays = {
+        name: array
+        if array.is_fully_addressable
+        else multihost_utils.process_allgather(array, tiled=True)
+        for name, array in arrays.items()
+    }
+    return {
+        name: f"{int(first):08x}{int(second):08x}"
+        for name, (first, second) in jax.device_get(arrays).items()
+    }
+
+
+@jax.jit
+def _fingerprint_leaves(leaves: dict[str, Any]) -> dict[str, jax.Array]:
+    return {name: _fingerprint_leaf(jnp.asarray(x)) for name, x in leaves.items()}
+
+
+def _fingerprint_leaf(array: jax.Array) -> jax.Array:
+    words = _words(array)
+    index_hash = _index_hash(words.shape)
+    first = jnp.sum(words * (index_hash | 1), dtype=jnp.uint32)
+    second = jnp.sum(_mix(words ^ _mix(index_hash)), dtype=jnp.uint32)
+    return jnp.stack([first, second])
+
+
+def _words(array: jax.Array) -> jax.Array:
+    """The bits of each element as uint32; 64-bit elements give an axis of two."""
+    if array.dtype == jnp.bool_:
+        return array.astype(jnp.uint32)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+
+
+def _index_hash(shape: tuple[int, ...]) -> jax.Array:
+    """Hashes of the indices, uint32[shape].
+
+    Each axis counts on its own and wraps around, so there is no flat index to
+    overflow in arrays of more than 2^32 elements, and sharded axes stay as they are.
+    """
+    index_hash = jnp.full(shape, 1, jnp.uint32)
+    for axis in range(len(shape)):
+        position = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+        index_hash = _mix(index_hash + position * jnp.uint32(_GOLDEN))
+    return index_hash
+
+
+def _mix(word: jax.Array) -> jax.Array:
+    """A one-to-one scramble of uint32: the last step of MurmurHash3."""
+    word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
+    word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
+    return word ^ (word >> 16)
