@@ -66,7 +66,7 @@ def rotate(x: jax.Array, position: jax.Array, base: float | jax.Array) -> jax.Ar
     Gemma (and in transformers' `rotate_half`). Computed in float32.
     """
     half = x.shape[-1] // 2
-    exponent = jnp.arange(half, dtype=jnp.float32) / half
+    exponent = jnp.arange(half, dtype=jnp.float32)[None, None, None] / half
     frequency = 1.0 / jnp.asarray(base, jnp.float32) ** exponent
     angle = position[:, :, None, None].astype(jnp.float32) * frequency
     sin, cos = jnp.sin(angle), jnp.cos(angle)

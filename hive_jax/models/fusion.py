@@ -9,7 +9,7 @@ import jax
 from hive_jax.models import stack
 from hive_jax.models.attention import attend
 from hive_jax.models.gemma import Einsum, GemmaConfig, merge_heads, split_heads
-from hive_jax.models.layers import Dense, LayerNorm, RMSNorm, gelu
+from hive_jax.models.layers import Dense, LayerNorm, RMSNorm, gelu, last_axis
 
 FUSIONS = ("hive", "cascaded", "self_attention", "none")
 
@@ -112,7 +112,7 @@ class CrossAttention(nn.Module):
         key, value = keys_values
         scale = self.config.head_dim**-0.5
         out = attend(query, key, value, sees[:, :, None], scale=scale)
-        gate = jax.numpy.tanh(self.gate).astype(x.dtype)
+        gate = last_axis(jax.numpy.tanh(self.gate), x)
         return gate * merge_heads(out, self.attn_vec_einsum())
 
     def __call__(self, x: jax.Array, projected: jax.Array, sees: jax.Array):

@@ -55,15 +55,15 @@ class GemmaConfig:
         return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
 
 
-_GEMMA3 = dict(
-    vocab_size=262_144,
-    head_dim=256,
-    post_norms=True,
-    qk_norm=True,
-    local_layers=5,
-    window=512,
-    rope_base=1_000_000.0,
-)
+_GEMMA3 = {
+    "vocab_size": 262_144,
+    "head_dim": 256,
+    "post_norms": True,
+    "qk_norm": True,
+    "local_layers": 5,
+    "window": 512,
+    "rope_base": 1_000_000.0,
+}
 
 PRESETS = {
     "tiny": GemmaConfig(qk_norm=True, post_norms=True),

@@ -29,8 +29,8 @@ class HiveConfig:
         25 % of the depths, evenly spaced.
     """
 
-    encoder: SiglipConfig = SiglipConfig()
-    decoder: GemmaConfig = GemmaConfig()
+    encoder: SiglipConfig = dataclasses.field(default_factory=SiglipConfig)
+    decoder: GemmaConfig = dataclasses.field(default_factory=GemmaConfig)
     fusion: str = "hive"
     connections: Connections = ()
 
@@ -110,9 +110,7 @@ def _counting(tokens: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
 
 
-def interleave(
-    sees_image: jax.Array, num_patches: int
-) -> tuple[jax.Array, jax.Array]:
+def interleave(sees_image: jax.Array, num_patches: int) -> tuple[jax.Array, jax.Array]:
     """Where P image tokens stored before T text tokens stand in the sequence.
 
     The image comes after the leading text that does not see it. Two patches `i`,
@@ -129,8 +127,8 @@ def interleave(
     """
     has_image = sees_image.any(axis=1, keepdims=True)
     before = jnp.where(has_image, jnp.argmax(sees_image, axis=1, keepdims=True), 0)
-    image = before + jnp.arange(num_patches)
-    text = jnp.arange(sees_image.shape[1])
+    image = before + jnp.arange(num_patches)[None]
+    text = jnp.arange(sees_image.shape[1])[None]
     text = text + jnp.where(has_image & (text >= before), num_patches, 0)
     position = jnp.concatenate([image, text], axis=1)
     visible = jnp.concatenate(

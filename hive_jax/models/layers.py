@@ -23,6 +23,11 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return (flat @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def last_axis(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """vector[O] as [1, ..., 1, O] with the rank and dtype of x, to broadcast with it."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
+
+
 def gelu(x: jax.Array) -> jax.Array:
     """GELU by its tanh approximation, as SigLIP and Gemma use it."""
     return nn.gelu(x, approximate=True)
@@ -37,7 +42,7 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", xavier, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return matmul(x, kernel) + bias.astype(x.dtype)
+        return matmul(x, kernel) + last_axis(bias, x)
 
 
 class HeadsDense(nn.Module):
@@ -56,17 +61,19 @@ class HeadsDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = self.heads * self.head_dim
         if self.merge:
-            shape, bias_shape = (self.heads, self.head_dim, self.features), None
+            bias_shape = (self.features,)
+            shape = (self.heads, self.head_dim, *bias_shape)
             init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
             x = x.reshape(*x.shape[:-2], inner)
-            flat, bias_shape = (inner, self.features), (self.features,)
+            flat = (inner, self.features)
         else:
-            shape = (x.shape[-1], self.heads, self.head_dim)
+            bias_shape = (self.heads, self.head_dim)
+            shape = (x.shape[-1], *bias_shape)
             init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
-            flat, bias_shape = (x.shape[-1], inner), (self.heads, self.head_dim)
+            flat = (x.shape[-1], inner)
         kernel = self.param("kernel", init, shape)
         bias = self.param("bias", nn.initializers.zeros, bias_shape)
-        y = matmul(x, kernel.reshape(flat)) + bias.reshape(-1).astype(x.dtype)
+        y = matmul(x, kernel.reshape(flat)) + last_axis(bias, x)
         return y if self.merge else y.reshape(*y.shape[:-1], *bias_shape)
 
 
@@ -81,7 +88,7 @@ class LayerNorm(nn.Module):
         mean = y.mean(-1, keepdims=True)
         variance = jnp.square(y - mean).mean(-1, keepdims=True)
         y = (y - mean) * jax.lax.rsqrt(variance + 1e-6)
-        return (y * scale + bias).astype(x.dtype)
+        return (y * last_axis(scale, y) + last_axis(bias, y)).astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -92,7 +99,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
-        return (y * (1.0 + scale)).astype(x.dtype)
+        return (y * (1.0 + last_axis(scale, y))).astype(x.dtype)
 
 
 class MlpBlock(nn.Module):

@@ -13,7 +13,14 @@ import jax.numpy as jnp
 
 from hive_jax.models import stack
 from hive_jax.models.attention import attend
-from hive_jax.models.layers import Dense, HeadsDense, LayerNorm, MlpBlock, matmul
+from hive_jax.models.layers import (
+    Dense,
+    HeadsDense,
+    LayerNorm,
+    MlpBlock,
+    last_axis,
+    matmul,
+)
 
 # big_vision's table of ViT sizes: width, depth, MLP width, heads.
 VARIANTS = {
@@ -223,7 +230,7 @@ class PatchEmbedding(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         x = matmul(patches(images, size), kernel.reshape(-1, self.width))
-        return x + bias.astype(x.dtype)
+        return x + last_axis(bias, x)
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:

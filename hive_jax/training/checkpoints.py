@@ -10,41 +10,36 @@ complete, with three items: `params`, `optimizer` (step and opt_state) and `meta
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
 import os
 import time
-from typing import Any
+from typing import Any, Self
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
 from hive_jax.training import trees
+from hive_jax.training.damage import (
+    DamagedError,
+    first_line,
+    quiet_leftovers,
+    reading,
+)
 from hive_jax.training.fingerprints import fingerprint
 from hive_jax.training.lock import writable_directory
 
 _MAX_FAILED_SAVES = 3
-# Words of errors that say nothing about the checkpoint: it may be fine tomorrow.
-_TRANSIENT = (
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "UNAVAILABLE",
-    "DEADLINE_EXCEEDED",
-)
 
 _log = logging.getLogger(__name__)
 # Every failure reaches this file as an exception and is reported once, in few lines.
 # Orbax also logs it, with hundreds of lines of traceback for one full disk.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-
-
-class _DamagedError(Exception):
-    """A step whose files cannot be read, or read to other values than were saved."""
 
 
 class Checkpoints:
@@ -69,7 +64,7 @@ class Checkpoints:
             writable_directory(self.directory)
         self._manager = self._open()
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *unused_exception) -> None:
@@ -110,10 +105,8 @@ class Checkpoints:
         sealed = {"meta": meta, "digest": _digest(meta)}
         arguments = ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed))
         self._current = step
-        try:
+        with self._failure_reported():
             self._manager.save(step, args=arguments, force=True)
-        except Exception as error:
-            self._save_failed(error)
 
     def check(self, wait: bool = False) -> bool:
         """Reports a save that failed since the last call; cheap enough for any step.
@@ -126,14 +119,16 @@ class Checkpoints:
         """
         if not wait and self._manager.is_saving_in_progress():
             return True
-        try:
+        with self._failure_reported():
             self._manager.wait_until_finished()
-        except Exception as error:
-            self._save_failed(error)
-        else:
             if self._current is not None:
                 self._failed_saves = 0
         return self._failed_saves == 0
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether a process of a distributed job was told to stop; true for the same
+        step in all of them. Always False outside of `jax.distributed`."""
+        return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
         """Waits until the last save is on disk; OutputError if it is not."""
@@ -149,7 +144,7 @@ class Checkpoints:
         self._manager.close()
 
     def latest_step(self) -> int | None:
-        """The newest complete step, or None."""
+        """The newest complete step, or None; waits for a save in progress."""
         return max(self._steps(), default=None)
 
     def read_meta(self, step: int | None = None) -> dict:
@@ -165,7 +160,7 @@ class Checkpoints:
             raise self._missing(step)
         try:
             return self._load_meta(step)
-        except _DamagedError as error:
+        except DamagedError as error:
             raise CheckpointError(f"{self.directory}/{step}: {error}") from error
 
     def restore(self, abstract_state: Any, step: int | None = None):
@@ -226,46 +221,49 @@ class Checkpoints:
             f"{wanted} in {self.directory}; there are {self._steps() or 'none'}."
         )
 
-    def _save_failed(self, error: Exception) -> None:
-        self._failed_saves += 1
-        self._current = None
-        reason = _first_line(error)
-        # A new manager: the old one lists the step that failed and forgets older
-        # ones. Opening it also removes what the failed save left on the disk.
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        self._manager = self._open()
-        if self._failed_saves >= _MAX_FAILED_SAVES:
-            raise OutputError(
-                f"{self._failed_saves} checkpoints in a row could not be written to "
-                f"{self.directory}: {reason}. Free space, then run the same command."
-            ) from error
-        _log.warning(
-            "checkpoint not saved (attempt %d of %d): %s\n"
-            "training goes on; the newest complete step in %s is %s",
-            self._failed_saves,
-            _MAX_FAILED_SAVES,
-            reason,
-            self.directory,
-            max(self._manager.all_steps(), default=None),
-        )
+    @contextlib.contextmanager
+    def _failure_reported(self):
+        """Turns the failure of a save into a warning; the third into OutputError."""
+        try:
+            yield
+        except Exception as error:
+            self._failed_saves += 1
+            self._current = None
+            # A new manager: the old one lists the step that failed and forgets older
+            # ones. Opening it also removes what the failed save left on the disk.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()
+            message = (
+                f"{self._failed_saves} checkpoint(s) in a row not written to "
+                f"{self.directory}: {first_line(error)}"
+            )
+            if self._failed_saves >= _MAX_FAILED_SAVES:
+                raise OutputError(
+                    f"{message}\nFree space, then run the same command."
+                ) from error
+            newest = max(self._manager.all_steps(), default=None)
+            _log.warning("%s\ntraining goes on; step %s is safe", message, newest)
 
     def _newest_good(self, wanted: dict, step: int | None) -> tuple[dict, dict]:
         """Leaves named in `wanted` and meta, of `step` or the newest good one."""
         steps = self._steps()
         if not steps or (step is not None and step not in steps):
             raise self._missing(step)
-        _require_shardable(wanted)
+        wanted = _placed(wanted)
         damaged = {}
         for candidate in [step] if step is not None else reversed(steps):
-            try:
-                result = self._load(candidate, wanted)
-            except _DamagedError as error:
-                damaged[candidate] = str(error)
-                _log.warning("checkpoint %d is damaged: %s", candidate, error)
-                continue
-            self._set_aside(list(damaged))
-            return result
+            with quiet_leftovers():
+                try:
+                    result = self._load(candidate, wanted)
+                except DamagedError as error:
+                    damaged[candidate] = str(error)
+                if candidate in damaged:
+                    gc.collect()
+            if candidate not in damaged:
+                self._set_aside(list(damaged))
+                return result
+            _log.warning("checkpoint %d is damaged: %s", candidate, damaged[candidate])
         reasons = "\n".join(f"  step {bad}: {why}" for bad, why in damaged.items())
         raise CheckpointError(
             f"no good checkpoint in {self.directory}:\n{reasons}\n"
@@ -286,18 +284,18 @@ class Checkpoints:
             name: ocp.args.StandardRestore(item)
             for name, item in _items(wanted).items()
         }
-        with _damage_as_error():
+        with reading(wanted):
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
             leaves = _leaves({name: restored[name] for name in arguments})
         found = fingerprint(leaves)
         wrong = [name for name in wanted if found[name] != meta["fingerprints"][name]]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise _DamagedError(f"wrong values in {', '.join(wrong[:3])}{more}")
+            raise DamagedError(f"wrong values in {', '.join(wrong[:3])}{more}")
         return leaves, meta
 
     def _load_meta(self, step: int) -> dict:
-        with _damage_as_error():
+        with reading():
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
             sealed = self._manager.restore(step, args=arguments)["meta"]
             if sealed["digest"] != _digest(sealed["meta"]):
@@ -316,36 +314,6 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints_set_aside")
         self._manager.reload()
-
-
-@contextlib.contextmanager
-def _damage_as_error():
-    """Turns errors of reading into _DamagedError, on all processes alike.
-
-    Orbax and TensorStore raise whatever the broken byte leads to (KeyError,
-    JSONDecodeError, ValueError, ...), so all is damage except what is known not to be.
-    """
-    problem = None
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:
-        unreadable = isinstance(error, OSError) and not isinstance(
-            error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        )
-        if unreadable or any(word in str(error) for word in _TRANSIENT):
-            raise CheckpointError(
-                f"a checkpoint cannot be read now: {_first_line(error)}. "
-                "This does not look like damage; try again."
-            ) from error
-        problem = f"{type(error).__name__}: {_first_line(error)}"
-    if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.array(problem is not None))
-        if failed.any() and problem is None:
-            problem = f"unreadable on processes {np.flatnonzero(failed).tolist()}"
-    if problem is not None:
-        raise _DamagedError(problem)
 
 
 def _items(leaves: dict) -> dict[str, dict]:
@@ -368,20 +336,25 @@ def _leaves(items: dict) -> dict:
     }
 
 
-def _require_shardable(leaves: dict) -> None:
-    """Finds shardings that do not divide a shape before they can look like damage."""
+def _placed(leaves: dict) -> dict:
+    """Requests with a sharding each; finds those that do not divide the shape.
+
+    Orbax would fall back to the devices that saved the leaf, and a sharding that
+    does not fit would look like damage.
+    """
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = {}
     for name, leaf in leaves.items():
+        sharding = leaf.sharding or one_device
         try:
-            leaf.sharding.shard_shape(leaf.shape)
+            sharding.shard_shape(leaf.shape)
         except ValueError as error:
-            raise CheckpointError(f"{name}: {_first_line(error)}") from error
+            raise CheckpointError(f"{name}: {first_line(error)}") from error
+        placed[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return placed
 
 
 def _digest(meta: dict) -> str:
     # Through JSON once, so that a tuple and the list it is read back as are equal.
     text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

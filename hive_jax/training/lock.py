@@ -15,6 +15,7 @@ import socket
 import tempfile
 import threading
 import time
+from typing import Self
 
 from hive_jax.errors import OutputError
 
@@ -50,7 +51,7 @@ class WorkdirLock:
         self._owner = None
         self._stop = threading.Event()
 
-    def __enter__(self) -> "WorkdirLock":
+    def __enter__(self) -> Self:
         self.acquire()
         return self
 

@@ -1,9 +1,9 @@
 """The built-in world: pictures of toys on a table, captions, and questions.
 
-    scene.py      what stands where, and which scenes belong to which split
-    draw.py       a scene as an image of any size
-    language.py   a scene as captions, questions and answers
-    source.py     Tabletop, the random-access source of samples
+scene.py      what stands where, and which scenes belong to which split
+draw.py       a scene as an image of any size
+language.py   a scene as captions, questions and answers
+source.py     Tabletop, the random-access source of samples
 """
 
 from hive_jax.data.tabletop.source import Tabletop

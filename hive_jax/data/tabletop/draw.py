@@ -65,7 +65,7 @@ def _backdrop(image_size: int, rng: np.random.Generator) -> np.ndarray:
     y = x[:, None]
     horizon, wall, table, boards, *phases = rng.random(8, dtype=np.float32)
     horizon = 0.20 + 0.08 * horizon
-    tint = 1 + 0.035 * rng.standard_normal((2, 3), dtype=np.float32)
+    tint = 1 + 0.022 * rng.standard_normal((2, 3), dtype=np.float32)
 
     depth = np.maximum(y - horizon, 0)
     board = 6 / (depth + 0.5) + boards  # farther boards look narrower
@@ -124,7 +124,9 @@ def _paint(image: np.ndarray, thing: Thing, rng: np.random.Generator) -> None:
 
     periods = radius * PERIODS * rng.uniform(0.92, 1.08)
     a, b = _rotate(p * periods, q * periods, np.pi * angle)
-    light = 1 - 0.07 * (x + y) + CONTRAST * _MATERIALS[thing.material](a, b, rng)
+    sharp = np.float32(max(1, size / 80))  # a pattern's edges stay a pixel wide
+    texture = _MATERIALS[thing.material](a, b, sharp, rng)
+    light = 1 - 0.07 * (x + y) + CONTRAST * texture
     light *= 1 - 0.22 * np.clip(1 + distance / 0.07, 0, 1)  # a worn, darker rim
     light = brightness * (face * light + 0.5 * (block - face))
 
@@ -203,45 +205,49 @@ def _cross(x, y):
     return np.maximum(np.maximum(x, y) - 0.92, np.minimum(x, y) - 0.36)
 
 
-# Materials: (a, b) in periods -> -1 to 1, about 0 in the mean.
+# Materials: (a, b) in periods, edges `sharp` times as steep -> about -1 to 1, mean 0.
 
 
-def _plain(a, b, rng):
+def _clip(values):
+    return np.clip(values, -1, 1)
+
+
+def _plain(a, b, sharp, rng):
     return np.float32(0)
 
 
-def _striped(a, b, rng):
-    return np.clip(2 * np.sin(_TURN * (a + np.float32(rng.random()))), -1, 1)
+def _striped(a, b, sharp, rng):
+    return _clip(2 * sharp * np.sin(_TURN * (a + np.float32(rng.random()))))
 
 
-def _dotted(a, b, rng):
+def _dotted(a, b, sharp, rng):
     shift = rng.random(2, dtype=np.float32)
     turn = np.float32(0.88) * _TURN
     lattice = np.cos(turn * (a + shift[0])) + np.cos(turn * (b + shift[1]))
-    return np.clip(2 * lattice - 1, -0.65, 1.15)
+    return np.clip(sharp * (2.5 * lattice - 1.8), -0.45, 1.4)
 
 
-def _checked(a, b, rng):
+def _checked(a, b, sharp, rng):
     shift = rng.random(2, dtype=np.float32)
-    turn = np.float32(0.72) * _TURN
+    turn = np.float32(0.58) * _TURN
     lattice = np.sin(turn * (a + shift[0])) * np.sin(turn * (b + shift[1]))
-    return np.clip(4 * lattice, -1, 1)
+    return _clip(4 * sharp * lattice)
 
 
-def _ringed(a, b, rng):
+def _ringed(a, b, sharp, rng):
     shift = rng.random(3, dtype=np.float32) - 0.5
     distance = np.sqrt((a - shift[0]) ** 2 + (b - shift[1]) ** 2)
-    return np.clip(2 * np.sin(_TURN * (distance + shift[2])), -1, 1)
+    return _clip(2 * sharp * np.sin(_TURN * (distance + shift[2])))
 
 
-def _marbled(a, b, rng):
+def _marbled(a, b, sharp, rng):
     # Waves that cross at irregular angles make blotches without a direction.
     waves = 0
     for i, (turn, phase) in enumerate(rng.random((5, 2)).tolist()):
         angle, speed = np.pi * (i + turn) / 5, (0.55 + 0.1 * i) * 2 * np.pi
         kx, ky = np.float32(speed * np.cos(angle)), np.float32(speed * np.sin(angle))
         waves = waves + np.sin(kx * a + ky * b + np.float32(2 * np.pi * phase))
-    return np.clip(waves, -1, 1)
+    return _clip(sharp * waves)
 
 
 _SHAPES = {

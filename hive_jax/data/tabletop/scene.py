@@ -20,7 +20,7 @@ SIZES = ("small", "large")
 MATERIALS = ("plain", "striped", "dotted", "checked", "ringed", "marbled")
 
 # How the 16 buckets of the scenes' checksums are dealt out to the splits.
-SPLITS = {"train": range(0, 14), "validation": range(14, 15), "test": range(15, 16)}
+SPLITS = {"train": range(14), "validation": range(14, 15), "test": range(15, 16)}
 
 HORIZON = 0.30
 RADII = {"small": (0.140, 0.160), "large": (0.190, 0.225)}
@@ -98,7 +98,7 @@ def bucket(things: tuple[Thing, ...]) -> int:
 def scene(split: str, seed: int, index: int) -> Scene:
     """Scene `index` of a split. Scenes of other splits' buckets are drawn again."""
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
-    # The count is settled first: crowded scenes fail more often, not less likely.
+    # Settled first, so that crowded scenes, which fail more often, are not rarer.
     count = 1 + int(np.searchsorted(np.cumsum(_COUNT_SHARES), rng.random()))
     while True:
         things = _arrange(count, rng)
@@ -158,8 +158,10 @@ def _positions(
 ) -> np.ndarray | None:
     """float64[count, 2] centres (x, y), the first of 32 tries without overlap."""
     count = len(radii)
-    low = np.stack([radii, np.maximum(radii, HORIZON + 0.06 - feet * radii)], 1) + _EDGE
-    high = (1 - _EDGE - radii)[:, None]
+    # The sides of a block show above it and to its right.
+    top = np.maximum(1.18 * radii, HORIZON + 0.06 - feet * radii)
+    low = np.stack([radii, top], 1) + _EDGE
+    high = 1 - _EDGE - np.stack([1.13 * radii, radii], 1)
     tries = low + rng.random((1 if count == 1 else 32, count, 2)) * (high - low)
     fits = np.ones(len(tries), bool)
     for i in range(count):

@@ -1,0 +1,102 @@
+"""What the stages share: the arguments, the two models, the rules.
+
+Arguments follow the file's name and combine with commas:
+
+    configs/stage1.py                              tiny model, built-in world
+    configs/stage1.py:fusion=cascaded              a baseline (or self_attention)
+    configs/stage1.py:paper                        the paper's recipe
+    configs/stage1.py:paper,fusion=self_attention
+"""
+
+import dataclasses
+
+import ml_collections
+
+from hive_jax.config import DataConfig, RunConfig, nearest, to_dict
+from hive_jax.errors import ConfigError
+from hive_jax.models.fusion import FUSIONS
+from hive_jax.models.gemma import gemma_config
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import SiglipConfig, siglip_config
+
+# Rules (pattern, learning-rate multiplier or None for frozen), for stages to combine.
+#
+# A gate starts at 0 and Adam moves it by about the learning rate a step: in a run of
+# a hundred steps it needs more.
+GATES = ("fusion/cross_attention/gate", 10.0)
+FUSION = ("fusion/.*", 1.0)
+# The table is also the output head, and stays as it came (the authors' code).
+EMBEDDINGS = ("llm/embedder/.*", None)
+LLM = ("llm/.*", 1.0)
+# Nothing that HIVE reads depends on these, so no gradient reaches them.
+BESIDE = ("img/(MAPHead_0|Transformer/encoder_norm)/.*", None)
+ENCODER = ("img/.*", 1.0)
+REST = (".*", None)
+
+
+def parse(arguments: str | None, switches=("paper",), fusion: str = "hive") -> dict:
+    """ "paper,fusion=cascaded" -> {"paper": True, "fusion": "cascaded"}."""
+    values = {**dict.fromkeys(switches, False), "fusion": fusion}
+    for argument in filter(None, (arguments or "").split(",")):
+        name, equals, value = argument.partition("=")
+        if name not in values or bool(equals) != (name == "fusion"):
+            known = [*switches, *(f"fusion={f}" for f in FUSIONS)]
+            raise ConfigError(
+                f"config argument {argument!r}; expected some of {', '.join(known)}, "
+                f"with commas between them{nearest(argument, known)}"
+            )
+        values[name] = value if equals else True
+    return values
+
+
+def tiny(fusion: str) -> RunConfig:
+    """A 0.5 M encoder and a 0.3 M decoder on the built-in world."""
+    return RunConfig(
+        batch_size=64,
+        init_encoder="builtin:tabletop_siglip",
+        init_decoder="builtin:tabletop_llm",
+        model=HiveConfig(
+            encoder=SiglipConfig(),
+            decoder=gemma_config("tiny"),
+            fusion=fusion,
+            connections=((2, 1), (4, 2), (6, 3), (8, 4)),
+        ),
+        data=DataConfig(num_tokens=40),
+    )
+
+
+def paper(fusion: str) -> RunConfig:
+    """SigLIP L/16-384 and Gemma 3 1B on LLaVA CC3M 595K (paper, section 4).
+
+    Before it runs: data.path, data.image_folder, data.tokenizer, init_encoder and
+    init_decoder of stage 1 name files that nobody may ship with this package.
+    """
+    encoder = siglip_config("L", patch_size=16, image_size=384)
+    decoder = gemma_config("gemma3_1b")
+    return RunConfig(
+        init_encoder="weights/siglip_large_patch16_384.npz",
+        init_decoder="weights/gemma3_1b.npz",
+        log_every=10,
+        eval_every=500,
+        checkpoint_every=250,
+        model=HiveConfig(
+            encoder=dataclasses.replace(encoder, scan=True, remat="dots"),
+            decoder=dataclasses.replace(decoder, scan=True, remat="dots"),
+            fusion=fusion,
+        ),
+        data=DataConfig(
+            source="llava",
+            path="data/LLaVA-CC3M-Pretrain-595K/chat.json",
+            image_folder="data/LLaVA-CC3M-Pretrain-595K/images",
+            tokenizer="weights/gemma3_1b",
+            num_tokens=77,
+            threads=16,
+        ),
+    )
+
+
+def config(arguments: str | None) -> tuple[ml_collections.ConfigDict, bool]:
+    """The tree to change, and whether it is the paper's recipe."""
+    chosen = parse(arguments)
+    run = (paper if chosen["paper"] else tiny)(chosen["fusion"])
+    return ml_collections.ConfigDict(to_dict(run)), chosen["paper"]

@@ -1,0 +1,27 @@
+"""Stage 3: everything learns, the encoder too. Starts from stage 2.
+
+    python -m hive_jax.train --config configs/stage3.py          3 minutes, 2 cores
+    python -m hive_jax.train --config configs/stage3.py:paper    1 epoch
+
+`--config.init=WORKDIR` starts from another run than workdir/stage2.
+"""
+
+from configs import base
+
+
+def get_config(arguments=None):
+    config, paper = base.config(arguments)
+    config.name, config.previous = "stage3", "stage2"
+    config.rules = (base.EMBEDDINGS, base.BESIDE, base.FUSION, base.LLM, base.ENCODER)
+    config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 10.0
+    if paper:  # table 3, column 3
+        config.optimizer.peak_lr, config.optimizer.min_lr = 2e-6, 0.0
+        config.batch_size, config.accumulate = 1024, 4
+        config.total_steps, config.optimizer.warmup_steps = 581, 18
+    else:
+        config.rules = (base.GATES, *config.rules)
+        config.optimizer.peak_lr, config.optimizer.min_lr = 1e-3, 0.0
+        config.total_steps, config.optimizer.warmup_steps = 300, 10
+    return config

@@ -1,0 +1,112 @@
+"""Batches in an order that is a function of (seed, step) alone.
+
+Sample number p of the whole run is row p of an endless sequence of shuffled epochs.
+Step s reads positions s * batch_size and on, whatever the number of hosts or threads,
+so the step number is the whole state of the loader.
+"""
+
+import collections
+import functools
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from hive_jax.data.batch import Batch, Sample
+from hive_jax.data.tokenizer import Tokenizer, encode_sample
+from hive_jax.errors import DataError
+
+
+class Loader:
+    """Reads, tokenises and stacks samples in threads, ahead of the training.
+
+    Args:
+      source: random-access samples: `len(source)`, `source[index] -> Sample`.
+      tokenizer: for their text.
+      sharding: of a batch's rows over the devices; each process reads only the
+        rows of its own devices.
+      shuffle_seed: None reads in order.
+    """
+
+    def __init__(
+        self,
+        source,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        num_tokens: int,
+        image_size: int,
+        sharding: jax.sharding.NamedSharding,
+        shuffle_seed: int | None,
+        threads: int,
+    ):
+        self.source = source
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.sharding = sharding
+        self.spec = Batch.spec(batch_size, num_tokens, image_size)
+        self.seconds_waited = 0.0
+        self._threads = threads
+        rows = sharding.addressable_devices_indices_map((batch_size,)).values()
+        bounds = [index[0].indices(batch_size)[:2] for index in rows]
+        self._rows = range(min(b[0] for b in bounds), max(b[1] for b in bounds))
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps start, ..., stop - 1, on the devices."""
+        with ThreadPoolExecutor(self._threads) as pool:
+            ahead = collections.deque()
+            for step in range(start, stop):
+                ahead.append(self._submit(pool, step))
+                if len(ahead) > 2:
+                    yield self._collect(ahead.popleft())
+            while ahead:
+                yield self._collect(ahead.popleft())
+
+    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list:
+        first = step * self.batch_size
+        return [pool.submit(self._read, self._index(first + r)) for r in self._rows]
+
+    def _index(self, position: int) -> int:
+        epoch, row = divmod(position, len(self.source))
+        if self.shuffle_seed is None:
+            return row
+        return int(_permutation(self.shuffle_seed, epoch, len(self.source))[row])
+
+    def _read(self, index: int) -> dict[str, np.ndarray]:
+        sample: Sample = self.source[index]
+        row = encode_sample(sample, self.tokenizer, self.spec.tokens.shape[1])
+        wanted = self.spec.image.shape[1:]
+        image = np.zeros(wanted, np.uint8) if sample.image is None else sample.image
+        if image.shape != wanted or image.dtype != np.uint8:
+            raise DataError(
+                f"sample {index}: image is {image.dtype}{list(image.shape)}; expected "
+                f"uint8{list(wanted)}"
+            )
+        return {"image": image, **row}
+
+    def _collect(self, futures: list) -> Batch:
+        began = time.perf_counter()
+        rows = [future.result() for future in futures]
+        self.seconds_waited += time.perf_counter() - began
+        local = Batch(**{key: np.stack([r[key] for r in rows]) for key in rows[0]})
+        if not local.target.any():
+            raise DataError(
+                f"a batch of {len(rows)} samples has no supervised token: check "
+                f"data.text and data.num_tokens = {self.spec.tokens.shape[1]}"
+            )
+        return jax.tree.map(self._place, local, self.spec)
+
+    def _place(self, local: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
+        def rows(index):
+            start, stop, _ = index[0].indices(self.batch_size)
+            return local[start - self._rows.start : stop - self._rows.start]
+
+        return jax.make_array_from_callback(spec.shape, self.sharding, rows)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(size)

@@ -1,0 +1,225 @@
+"""Questions about a scene, each with the one answer that is right.
+
+kind        answer
+material    the word; so for colour, shape, size
+count       zero, one, two or three
+relation    left, right, behind or in front
+yes_no      yes or no, as often the one as the other
+choice      the letter of one of four options
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from hive_jax.data.tabletop.scene import (
+    COLOURS,
+    MATERIALS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    relations,
+)
+from hive_jax.data.tabletop.words import (
+    COUNTS,
+    OPPOSITES,
+    PHRASES,
+    article,
+    pick,
+    plural,
+    refer,
+    strip_marks,
+)
+
+LETTERS = "ABCD"
+VALUES = {"material": MATERIALS, "colour": COLOURS, "shape": SHAPES, "size": SIZES}
+
+_ASKED = {
+    "material": (
+        "what pattern does {} have?",
+        "what is the pattern of {}?",
+        "what does the surface of {} look like?",
+    ),
+    "colour": ("what colour is {}?", "what is the colour of {}?"),
+    "shape": ("what shape is {}?", "what is the shape of {}?"),
+    "size": ("what size is {}?", "is {} small or large?"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question, its right answer, and what to choose from, if it says so.
+
+    Attributes:
+      kind: one of ASKERS.
+      question: plain text, without the options.
+      answer: what is right; a letter if there are choices.
+      choices: the options that LETTERS stand for, in order.
+    """
+
+    kind: str
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def prompt(self) -> str:
+        """The question with its options, on one line."""
+        options = zip(LETTERS, self.choices)
+        return " ".join([self.question, *(f"({a}) {option}" for a, option in options)])
+
+
+def questions(scene: Scene) -> list[Question]:
+    """One question of every kind that the scene allows, in the order of ASKERS."""
+    rng = scene.stream(2)
+    found = [asker(scene, rng) for asker in ASKERS.values()]
+    return [question for question in found if question]
+
+
+def ask(scene: Scene, rng: np.random.Generator) -> Question:
+    """One question; every kind that the scene allows is as likely as any other."""
+    kinds = list(ASKERS)
+    while True:
+        if question := ASKERS[pick(kinds, rng)](scene, rng):
+            return question
+
+
+def _question(kind: str, text: str, answer: str, choices=()) -> Question:
+    text = strip_marks(text)
+    return Question(kind, text[0].upper() + text[1:], answer, tuple(choices))
+
+
+def _about(scene: Scene, attribute: str, rng: np.random.Generator):
+    """A toy that can be pointed at without the attribute, as (toy, phrase)."""
+    for i in rng.permutation(len(scene.things)):
+        thing = scene.things[i]
+        name = refer(scene, thing, rng, hidden=attribute)
+        if name is None:
+            continue
+        if len(scene.things) == 1 and rng.random() < 0.4:
+            name = "the object"
+        return thing, name
+    return None
+
+
+def _attribute(attribute: str) -> Callable:
+    def asker(scene: Scene, rng: np.random.Generator) -> Question | None:
+        if (about := _about(scene, attribute, rng)) is None:
+            return None
+        thing, name = about
+        text = pick(_ASKED[attribute], rng).format(name)
+        return _question(attribute, text, getattr(thing, attribute))
+
+    return asker
+
+
+def _count(scene: Scene, rng: np.random.Generator) -> Question:
+    things, style = scene.things, rng.random()
+    if style < 0.4:
+        text = pick(
+            ("how many objects are there?", "how many objects are on the table?"), rng
+        )
+        return _question("count", text, COUNTS[len(things)])
+    attribute = pick(("shape", "colour", "material"), rng)
+    # What is there is asked for more often than what is not.
+    here = [getattr(thing, attribute) for thing in things]
+    value = pick(here if rng.random() < 0.75 else VALUES[attribute], rng)
+    noun = plural(value) if attribute == "shape" else f"{value} objects"
+    text = pick(("how many {} are there?", "how many {} are on the table?"), rng)
+    return _question("count", text.format(noun), COUNTS[here.count(value)])
+
+
+def _pair(scene: Scene, rng: np.random.Generator):
+    """Two toys that stand in some relation, as (toys, their names), or None."""
+    if len(scene.things) == 1:
+        return None
+    toys = [scene.things[i] for i in rng.permutation(len(scene.things))[:2]]
+    names = [refer(scene, toy, rng) for toy in toys]
+    return (toys, names) if relations(*toys) and all(names) else None
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+    if (pair := _pair(scene, rng)) is None:
+        return None
+    toys, (first, second) = pair
+    found = relations(*toys)
+    answer = pick(found, rng)
+    if len(found) == 1 and _in_line(*toys) and rng.random() < 0.6:
+        text = f"where is {first} relative to {second}?"
+        return _question("relation", text, answer)
+    options = [answer, OPPOSITES[answer]]
+    if rng.random() < 0.5:
+        options.reverse()
+    one, other = (PHRASES[option][0] for option in options)
+    if answer in ("left", "right"):
+        one = one.removesuffix(" of")  # "to the left or to the right of"
+    return _question("relation", f"is {first} {one} or {other} {second}?", answer)
+
+
+def _in_line(first: Thing, second: Thing) -> bool:
+    """Whether the toys are apart much more in one direction than in the other."""
+    across, depth = abs(first.x - second.x), abs(first.foot - second.foot)
+    return max(across, depth) >= 2 * min(across, depth)
+
+
+def _yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
+    true = bool(rng.random() < 0.5)
+    claim = pick((_claim_attribute, _claim_presence, _claim_relation), rng)
+    text = claim(scene, true, rng)
+    return text and _question("yes_no", text, "yes" if true else "no")
+
+
+def _claim_attribute(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
+    attribute = pick(("material", "colour", "size"), rng)
+    if (about := _about(scene, attribute, rng)) is None:
+        return None
+    thing, name = about
+    value = getattr(thing, attribute)
+    if not true:
+        value = pick([other for other in VALUES[attribute] if other != value], rng)
+    return f"is {name} {value}?"
+
+
+def _claim_presence(scene: Scene, true: bool, rng: np.random.Generator) -> str:
+    thing = pick(scene.things, rng)
+    looks = thing.colour, thing.shape
+    here = {(thing.colour, thing.shape) for thing in scene.things}
+    while not true and looks in here:
+        looks = pick(COLOURS, rng), pick(SHAPES, rng)
+    return f"is there {article(' '.join(looks))}?"
+
+
+def _claim_relation(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
+    if (pair := _pair(scene, rng)) is None:
+        return None
+    toys, (first, second) = pair
+    relation = pick(relations(*toys), rng)
+    phrase = PHRASES[relation if true else OPPOSITES[relation]][0]
+    return f"is {first} {phrase} {second}?"
+
+
+def _choice(scene: Scene, rng: np.random.Generator) -> Question | None:
+    attribute = pick(("material", "colour", "shape"), rng)
+    if (about := _about(scene, attribute, rng)) is None:
+        return None
+    thing, name = about
+    right = getattr(thing, attribute)
+    wrong = [value for value in VALUES[attribute] if value != right]
+    options = [*rng.permutation(wrong).tolist()[:3], right]
+    options = rng.permutation(options).tolist()
+    text = pick(_ASKED[attribute], rng).format(name)
+    return _question("choice", text, LETTERS[options.index(right)], options)
+
+
+ASKERS = {
+    "material": _attribute("material"),
+    "colour": _attribute("colour"),
+    "shape": _attribute("shape"),
+    "size": _attribute("size"),
+    "count": _count,
+    "relation": _relation,
+    "yes_no": _yes_no,
+    "choice": _choice,
+}

@@ -1,0 +1,98 @@
+"""Tabletop: the built-in world as a random-access source of samples."""
+
+import difflib
+import hashlib
+
+from hive_jax.data.batch import Sample
+from hive_jax.data.tabletop.draw import draw
+from hive_jax.data.tabletop.language import MODES, segments
+from hive_jax.data.tabletop.scene import SPLITS, scene
+from hive_jax.errors import ConfigError
+
+# Goes up when the same arguments give other samples than before.
+VERSION = 1
+
+_SIZES = {"train": 1_048_576, "validation": 4096, "test": 4096}
+
+
+class Tabletop:
+    """Scenes, pictures and texts, made when asked for.
+
+    Sample `index` depends on the arguments and the index only, so any number of
+    workers may read any part in any order. Splits have no scene in common.
+
+        >>> source = Tabletop("train", image_size=64)
+        >>> source[7].image.shape
+        (64, 64, 3)
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        seed: int = 0,
+        image_size: int = 64,
+        text: str = "captions",
+        with_image: bool = True,
+        size: int | None = None,
+    ):
+        """Chooses what the samples are.
+
+        Args:
+          split: "train", "validation" or "test".
+          seed: another seed, other scenes, from the same split's share.
+          image_size: side of the pictures in pixels, at least 8.
+          text: "captions", "vague", "questions" or "text"; see `language`.
+          with_image: False for text alone, which then costs no drawing.
+          size: number of samples; None for the split's own.
+
+        Raises:
+          ConfigError: if an argument is not one of these.
+        """
+        self.split = _one_of("split", split, tuple(SPLITS))
+        self.text = _one_of("text", text, MODES)
+        self.seed = _at_least("seed", seed, 0)
+        self.image_size = _at_least("image_size", image_size, 8)
+        self.size = _SIZES[split] if size is None else _at_least("size", size, 1)
+        self.with_image = with_image
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`; its image is uint8[image_size, image_size, 3] or None."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"index {index} of {self!r}, which has {self.size}")
+        one = scene(self.split, self.seed, int(index))
+        image = draw(one, self.image_size) if self.with_image else None
+        return Sample(image, segments(one, self.text))
+
+    def __repr__(self) -> str:
+        return (
+            f"Tabletop({self.split!r}, seed={self.seed}, image_size={self.image_size}, "
+            f"text={self.text!r}, with_image={self.with_image}, size={self.size})"
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits that change when the samples do."""
+        return hashlib.sha256(f"{VERSION} {self!r}".encode()).hexdigest()[:12]
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    if value in known:
+        return value
+    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(
+        f"Tabletop: {name} must be one of {', '.join(known)}; got {value!r}.{hint}"
+    )
+
+
+def _at_least(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(
+            f"Tabletop: {name} must be a whole number of at least {least}; "
+            f"got {value!r}."
+        )
+    return value

@@ -1,0 +1,166 @@
+"""Tokenizers from local files, and samples as token arrays.
+
+Labels come from the character span of each token in the whole text; nothing is
+tokenised twice, so no template or merge can shift them.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from hive_jax.data.batch import KINDS, Sample
+from hive_jax.errors import DataError, MissingInputError
+
+_BUILTIN = {"builtin:tabletop": Path(__file__).parent.parent / "assets/tokenizer.json"}
+_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+
+
+class Tokenizer:
+    """A tokenizer.json or SentencePiece file.
+
+    Attributes:
+      vocab_size: number of ids.
+      pad_id, bos_id, eos_id: bos_id is None where the vocabulary has none.
+      fingerprint: hash of the file.
+    """
+
+    def __init__(self, path: str | Path):
+        path = Path(path)
+        backend = _SentencePiece if path.suffix == ".model" else _TokenizerJson
+        self._backend = backend(path)
+        self.vocab_size = self._backend.vocab_size
+        self.bos_id = self._first_of("<bos>", "<s>")
+        self.eos_id = self._first_of("<eos>", "</s>")
+        pad_id = self._first_of("<pad>")
+        self.pad_id = self.eos_id if pad_id is None else pad_id
+        if self.pad_id is None:
+            raise DataError(f"{path} has none of the tokens <pad>, <eos>, </s>")
+        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+    def _first_of(self, *names: str) -> int | None:
+        ids = (self._backend.id_of(name) for name in names)
+        return next((id for id in ids if id is not None), None)
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and the character span (start, end) of each in `text`."""
+        return self._backend.encode(text)
+
+    def decode(self, ids) -> str:
+        """The text of `ids`, without special tokens."""
+        special = {self.pad_id, self.bos_id, self.eos_id}
+        return self._backend.decode([int(id) for id in ids if int(id) not in special])
+
+
+class _TokenizerJson:
+    def __init__(self, path: Path):
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"{path} is not a tokenizer.json: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def id_of(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def encode(self, text: str):
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+
+class _SentencePiece:
+    def __init__(self, path: Path):
+        try:
+            import sentencepiece
+        except ImportError:
+            raise MissingInputError(
+                f"{path} needs the package sentencepiece: pip install sentencepiece"
+            ) from None
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except RuntimeError as error:
+            raise DataError(f"{path} is not a SentencePiece model: {error}") from None
+        self.vocab_size = self._model.vocab_size()
+
+    def id_of(self, token: str) -> int | None:
+        id = self._model.piece_to_id(token)
+        return id if self._model.id_to_piece(id) == token else None
+
+    def encode(self, text: str):
+        pieces = self._model.encode(text, out_type="immutable_proto").pieces
+        return [p.id for p in pieces], [(p.begin, p.end) for p in pieces]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._model.decode(ids)
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """The tokenizer at "builtin:tabletop", a file, or a (Hugging Face) folder."""
+    path = Path(_BUILTIN.get(source, source))
+    if path.is_dir():
+        found = [path / name for name in _FILES if (path / name).is_file()]
+        if not found:
+            raise MissingInputError(f"{path} holds none of {', '.join(_FILES)}")
+        path = found[0]
+    if not path.is_file():
+        raise MissingInputError(
+            f"data.tokenizer={source}: no such file; expected {list(_BUILTIN)}, a "
+            f"tokenizer.json, a SentencePiece .model, or a folder with either"
+        )
+    return Tokenizer(path)
+
+
+def encode_sample(
+    sample: Sample, tokenizer: Tokenizer, num_tokens: int
+) -> dict[str, np.ndarray]:
+    """The text arrays of one sample, each [num_tokens]; see Batch.
+
+    A begin-of-sequence token comes first where the vocabulary has one; text beyond
+    `num_tokens` is cut. An image before the first segment stands before everything,
+    the begin-of-sequence token included, as in PaliGemma.
+    """
+    text = "".join(segment.text for segment in sample.segments)
+    ids, spans = tokenizer.encode(text)
+    target, seen, kind = _label_characters(sample)
+    prefix = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    room = num_tokens - len(prefix)
+    ids, spans = ids[:room], spans[:room]
+
+    out = {
+        "tokens": np.full(num_tokens, tokenizer.pad_id, np.int32),
+        "target": np.zeros(num_tokens, bool),
+        "sees_image": np.zeros(num_tokens, bool),
+        "kind": np.zeros(num_tokens, np.int32),
+    }
+    length = len(prefix) + len(ids)
+    out["tokens"][:length] = prefix + ids
+    if sample.image is not None:
+        out["sees_image"][: len(prefix)] = sample.image_before == 0
+    for place, (start, end) in enumerate(spans, start=len(prefix)):
+        if end > start:  # a token is where its last character is
+            out["target"][place] = target[end - 1] and place > 0
+            out["sees_image"][place] = seen[end - 1]
+            out["kind"][place] = kind[start:end].max()
+    return out
+
+
+def _label_characters(sample: Sample):
+    """For each character: is it a target, does it see the image, its kind."""
+    target, seen, kind = [], [], []
+    for number, segment in enumerate(sample.segments):
+        size = len(segment.text)
+        target.append(np.full(size, segment.target))
+        sees = sample.image is not None and number >= sample.image_before
+        seen.append(np.full(size, sees))
+        kinds = np.zeros(size, np.int32)
+        for start, end, name in segment.kinds:
+            kinds[start:end] = KINDS.index(name)
+        kind.append(kinds)
+    return tuple(np.concatenate(parts) for parts in (target, seen, kind))

@@ -1,0 +1,136 @@
+"""The parameters a run starts from, the same every time they are asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hive_jax.config import HARMLESS, RunConfig, differences, to_dict
+from hive_jax.data.batch import Batch
+from hive_jax.errors import CheckpointError, MissingInputError
+from hive_jax.models.siglip import patches
+from hive_jax.training import sharding, trees
+from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.state import init_params, normalise_images
+from hive_jax.weights.big_vision import load_npz
+
+_ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def default_workdir(name: str, fusion: str) -> str:
+    """workdir/NAME, and workdir/NAME_FUSION for the baselines."""
+    baseline = fusion in ("cascaded", "self_attention")
+    return f"workdir/{name}_{fusion}" if baseline else f"workdir/{name}"
+
+
+def abstract_params(model, batch: Batch, mesh) -> dict:
+    """The parameters' shapes, dtypes and shardings; nothing is computed."""
+    shapes = jax.eval_shape(lambda: init_params(model, batch, 0))
+    flat = {
+        name: jax.ShapeDtypeStruct(
+            p.shape, p.dtype, sharding=sharding.param_sharding(mesh, name, p.shape)
+        )
+        for name, p in flatten_dict(shapes, sep="/").items()
+    }
+    return unflatten_dict(flat, sep="/")
+
+
+def initial_params(
+    config: RunConfig,
+    model,
+    abstract: dict,
+    batch: Batch,
+    sample_images: Callable[[], np.ndarray],
+) -> dict:
+    """Random, then replaced by what config.init, previous or init_* name.
+
+    Args:
+      abstract: as from `abstract_params`.
+      batch: shapes of a batch.
+      sample_images: gives uint8[n, height, width, 3], for `whiten_patches`.
+
+    Raises:
+      MissingInputError: the named weights are not there.
+      CheckpointError: they do not fit; all differences are listed.
+    """
+    source = config.init or (
+        config.previous and default_workdir(config.previous, config.model.fusion)
+    )
+    if source:
+        return _from_run(config, source, abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    params = jax.jit(
+        lambda: init_params(model, batch, config.seed), out_shardings=shardings
+    )()
+    for branch, path in (("img", config.init_encoder), ("llm", config.init_decoder)):
+        if path and branch in params:
+            params[branch] = _from_npz(path, branch, abstract[branch])
+    if config.whiten_patches:
+        embedding = params["img"]["embedding"]
+        kernel, bias = whitening(sample_images(), *embedding["kernel"].shape[1::2])
+        for name, value in (("kernel", kernel), ("bias", bias)):
+            embedding[name] = jax.device_put(value, embedding[name].sharding)
+    return params
+
+
+def _from_run(config: RunConfig, workdir: str, abstract: dict) -> dict:
+    if not (Path(workdir) / "checkpoints").is_dir():
+        raise MissingInputError(
+            f"no checkpoint in {workdir}, which {config.name} starts from: run the "
+            f"stage before it first, or name another with --config.init=WORKDIR"
+        )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        stored = checkpoints.read_meta()["config"]["model"]
+        changed = differences(stored, to_dict(config.model))
+        changed = [line for line in changed if not _is_program(line)]
+        if changed:
+            listed = "\n  ".join(f"model.{line}" for line in changed)
+            raise CheckpointError(
+                f"{workdir} holds another model than this run's:\n  {listed}\n"
+                f"Set these keys to the same values, or choose another config.init."
+            )
+        return checkpoints.restore_params(abstract)
+
+
+def _is_program(line: str) -> bool:
+    """Whether a difference changes how the model runs, and not what it is."""
+    return line.split(":")[0].endswith((".scan", ".remat"))
+
+
+def _from_npz(path: str, branch: str, abstract: dict) -> dict:
+    """One branch of a big_vision .npz, e.g. `img` of a two-tower file."""
+    file = _ASSETS / f"{path.removeprefix('builtin:')}.npz"
+    tree = load_npz(file if path.startswith("builtin:") else path)
+    if branch not in tree:
+        raise CheckpointError(f"{path} has no {branch!r}; it holds {sorted(tree)}")
+    trees.require_equal({branch: abstract}, {branch: tree[branch]}, path)
+    return jax.tree.map(
+        lambda leaf, value: jax.device_put(value, leaf.sharding), abstract, tree[branch]
+    )
+
+
+def whitening(
+    images: np.ndarray, patch_size: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Patch embedding (kernel [p, p, 3, D], bias [D]) that gives each channel unit
+    variance and no correlation over the patches of `images`.
+
+    Raw patches are nearly all mean colour, and a small tower takes very long to see
+    texture through that. The D largest principal components are used; if there are
+    fewer than D, the rest of the channels stays zero.
+    """
+    x = patches(normalise_images(jnp.asarray(images)), patch_size)
+    x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    mean = x.mean(axis=0)
+    variance, components = np.linalg.eigh(np.cov(x - mean, rowvar=False))
+    largest = np.argsort(variance)[::-1][:width]
+    kernel = np.zeros((x.shape[1], width))
+    kernel[:, : len(largest)] = components[:, largest] / np.sqrt(
+        variance[largest] + 1e-3
+    )
+    shape = (patch_size, patch_size, 3, width)
+    bias = -(mean @ kernel)
+    return kernel.reshape(shape).astype(np.float32), bias.astype(np.float32)

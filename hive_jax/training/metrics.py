@@ -1,0 +1,76 @@
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard files, a progress bar."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to workdir/metrics.jsonl, and the same numbers
+    to workdir/tensorboard. Only process 0 writes.
+
+    Lines of steps after `step`, left by a run that was killed after its last
+    checkpoint, are removed: each step is in the file once.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
+        path = workdir / "metrics.jsonl"
+        _drop_after(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            say("no TensorBoard files: pip install tensorboardX")
+        else:
+            board = str(workdir / "tensorboard")
+            self._board = SummaryWriter(board, purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if self._file:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        for writer in (self._file, self._board):
+            if writer:
+                writer.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:  # the line that the kill cut short
+            continue
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def progress_bar(name: str, total: int, step: int) -> tqdm:
+    """A bar with rate and ETA on process 0 in a terminal; silent elsewhere."""
+    quiet = jax.process_index() != 0 or not sys.stderr.isatty()
+    return tqdm(
+        desc=name, total=total, initial=step, disable=quiet, dynamic_ncols=True
+    )
+
+
+def say(line: str) -> None:
+    """Prints a line from process 0, above the progress bar if there is one."""
+    if jax.process_index() == 0:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()

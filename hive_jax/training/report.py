@@ -1,0 +1,75 @@
+"""Tables of what trains, and of how far it moved."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from hive_jax.config import Rule
+
+
+def parts(names) -> dict[str, list[str]]:
+    """Parameter names by part: the first two levels, "llm/layers", "img/MAPHead_0"."""
+    grouped = {}
+    for name in sorted(names):
+        grouped.setdefault("/".join(name.split("/")[:2]), []).append(name)
+    return grouped
+
+
+def parameter_table(
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    assigned: Mapping[str, Rule],
+    peak_lr: float,
+) -> str:
+    """Part, parameters, trainable or frozen, peak learning rate; then the totals."""
+    rows, total, trainable = [], 0, 0
+    for part, names in parts(shapes).items():
+        by_rate = {}
+        for name in names:
+            by_rate.setdefault(assigned[name].multiplier, []).append(name)
+        for multiplier, members in by_rate.items():
+            count = sum(shapes[name].size for name in members)
+            total += count
+            if multiplier is None:
+                rows.append((part, f"{count:,}", "frozen", ""))
+                continue
+            trainable += count
+            rows.append((part, f"{count:,}", "trainable", f"{peak_lr * multiplier:.1e}"))
+    rows.append(("all", f"{total:,}", f"{trainable:,} trainable", ""))
+    return table(("part", "parameters", "", "peak lr"), rows)
+
+
+def distances(before: dict, after: dict) -> dict[str, float]:
+    """|after - before| / |before| of each part; a part that was all zero and moved
+    has no ratio, and its |after| is given."""
+
+    @jax.jit
+    def squares(before, after):
+        return {
+            name: (jnp.sum(jnp.square(after[name] - leaf)), jnp.sum(jnp.square(leaf)))
+            for name, leaf in before.items()
+        }
+
+    sums = jax.device_get(
+        squares(flatten_dict(before, sep="/"), flatten_dict(after, sep="/"))
+    )
+    moved = {}
+    for part, names in parts(sums).items():
+        change = float(sum(sums[name][0] for name in names)) ** 0.5
+        size = float(sum(sums[name][1] for name in names)) ** 0.5
+        moved[part] = change / size if size else change
+    return moved
+
+
+def table(header: tuple, rows: list[tuple]) -> str:
+    """Text columns, the first aligned left and the others right."""
+    cells = [tuple(str(cell) for cell in row) for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = []
+    for row in cells:
+        first = row[0].ljust(widths[0])
+        rest = [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *rest]).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)

@@ -1,0 +1,124 @@
+"""Where arrays live: a mesh of data, fsdp and tensor, and a rule for each parameter.
+
+    data     batches are split, parameters repeated
+    fsdp     batches are split, parameters too (gathered where they are used)
+    tensor   heads, MLP columns and the vocabulary are split
+"""
+
+import os
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hive_jax.config import MeshConfig
+from hive_jax.errors import ConfigError
+
+# Name -> mesh axis of each of its last dimensions; leading axes (layers,
+# connections) are never split. The first match wins, and what matches nothing
+# (norms, biases, gates, positions) is repeated everywhere.
+_RULES = (
+    (r".*/(query|key|value)/kernel", ("fsdp", "tensor", None)),
+    (r".*/out/kernel", ("tensor", None, "fsdp")),
+    (r".*/(Dense_0|linear_1)/kernel", ("fsdp", "tensor")),
+    (r".*/(Dense_1|linear_2)/kernel", ("tensor", "fsdp")),
+    (r".*/q_einsum/w", ("tensor", "fsdp", None)),
+    (r".*/kv_einsum/w", (None, "tensor", "fsdp", None)),
+    (r".*/attn_vec_einsum/w", ("tensor", None, "fsdp")),
+    (r".*/gating_einsum", (None, "fsdp", "tensor")),
+    (r".*/mlp/linear", ("tensor", "fsdp")),
+    (r".*/(input_embedding|Embed_0/embedding)", ("tensor", "fsdp")),
+    (r".*/embedding/kernel", (None, None, None, "fsdp")),
+)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """A mesh over all devices of all processes. One axis may be -1."""
+    shape = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    count = jax.device_count()
+    free = [axis for axis, size in shape.items() if size == -1]
+    fixed = int(np.prod([size for size in shape.values() if size != -1]))
+    if len(free) == 1 and fixed >= 1 and count % fixed == 0:
+        shape[free[0]] = count // fixed
+    if min(shape.values()) < 1 or int(np.prod(list(shape.values()))) != count:
+        raise ConfigError(
+            f"config.mesh is data={config.data} fsdp={config.fsdp} "
+            f"tensor={config.tensor}; expected sizes whose product is the number of "
+            f"devices, {count} (one of them may be -1)"
+        )
+    return jax.make_mesh(
+        tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * 3
+    )
+
+
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """Rows of a batch over data and fsdp."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ConfigError(
+            f"batches of {batch_size} samples (batch_size / accumulate) cannot be "
+            f"split over mesh.data x mesh.fsdp = {parts} devices; make it a multiple"
+        )
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of the parameter `name`, e.g. "llm/layers/mlp/linear".
+
+    A dimension that its mesh axis does not divide (one kv head, say) is repeated.
+    """
+    axes = next((a for pattern, a in _RULES if re.fullmatch(pattern, name)), ())
+    axes = (None,) * (len(shape) - len(axes)) + axes
+    spec = [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=True)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def initialize_distributed(
+    mode: str, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Joins the processes of a job. Call before anything touches a device.
+
+    Args:
+      mode: "auto" joins on TPU pods, under Slurm with several tasks, and when a
+        coordinator is given; "on" always; "off" never.
+      coordinator: "host:port" of process 0, or None to find it out.
+      num_processes, process_id: with `coordinator`.
+    """
+    explicit = (coordinator, num_processes, process_id)
+    if any(value is not None for value in explicit) and None in explicit:
+        raise ConfigError(
+            "--coordinator_address, --num_processes and --process_id go together; "
+            f"got {coordinator}, {num_processes}, {process_id}"
+        )
+    if mode == "off" or (mode == "auto" and not coordinator and not _in_a_job(os.environ)):
+        return
+    arguments = {}
+    if coordinator:
+        arguments = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
+    elif "SLURM_JOB_ID" in os.environ and "CUDA_VISIBLE_DEVICES" in os.environ:
+        # JAX takes one GPU a Slurm task unless told that a task drives several.
+        visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        arguments = {"local_device_ids": list(range(len(visible)))}
+    jax.distributed.initialize(**arguments)
+
+
+def _in_a_job(environment: Mapping[str, str]) -> bool:
+    """Whether the environment is that of a TPU pod worker or of one Slurm task of
+    several."""
+    workers = environment.get("TPU_WORKER_HOSTNAMES", "")
+    tasks = environment.get("SLURM_NTASKS", "1")
+    in_slurm_task = "SLURM_PROCID" in environment and int(tasks) > 1
+    return "," in workers or in_slurm_task

@@ -1,0 +1,182 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hive_jax.models.attention import attend, causal_mask, rotate
+
+
+def rows(mask):
+    return ["".join(str(int(seen)) for seen in row) for row in np.asarray(mask)]
+
+
+def counting(batch, length):
+    return jnp.broadcast_to(jnp.arange(length), (batch, length))
+
+
+@pytest.mark.parametrize(
+    ("window", "table"),
+    [
+        (0, ["10000", "11000", "11100", "11110", "11111"]),
+        (1, ["10000", "01000", "00100", "00010", "00001"]),
+        (2, ["10000", "11000", "01100", "00110", "00011"]),
+        (3, ["10000", "11000", "11100", "01110", "00111"]),
+        (9, ["10000", "11000", "11100", "11110", "11111"]),
+    ],
+)
+def test_causal_mask(window, table):
+    position = counting(2, 5)
+    mask = causal_mask(position, position, window)
+    assert mask.dtype == bool
+    assert [rows(row) for row in mask] == [table, table]
+    traced = jax.jit(causal_mask)(position, position, jnp.asarray(window))
+    np.testing.assert_array_equal(traced, mask)
+
+
+def test_causal_mask_goes_by_position_not_by_storage():
+    # Two image tokens, stored first, stand after the first of three text tokens.
+    position = jnp.array([[1, 2, 0, 3, 4]])
+    table = ["10100", "11100", "00100", "11110", "11111"]
+    assert rows(causal_mask(position, position)[0]) == table
+    table = ["10100", "11000", "00100", "01010", "00011"]
+    assert rows(causal_mask(position, position, 2)[0]) == table
+
+
+def test_causal_mask_of_new_queries_and_cached_keys():
+    mask = causal_mask(jnp.array([[3, 4]]), counting(1, 6))
+    assert rows(mask[0]) == ["111100", "111110"]
+
+
+def plain_attention(query, key, value, mask, scale, softcap):
+    """The textbook, in float64: one row, query and head at a time."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    out = np.zeros(query.shape)
+    group = query.shape[2] // key.shape[2]
+    for b, t, n in np.ndindex(query.shape[:3]):
+        logits = scale * key[b, :, n // group] @ query[b, t, n]
+        if softcap:
+            logits = softcap * np.tanh(logits / softcap)
+        weights = np.where(mask[b, t], np.exp(logits), 0)
+        out[b, t, n] = weights / weights.sum() @ value[b, :, n // group]
+    return out
+
+
+def random_inputs(heads=4, kv_heads=2, batch=2, queries=3, keys=5, head_dim=8):
+    rng = np.random.default_rng(0)
+
+    def normal(length, heads):
+        return jnp.asarray(
+            rng.normal(size=(batch, length, heads, head_dim)), jnp.float32
+        )
+
+    mask = rng.random((batch, queries, keys)) < 0.5
+    mask[:, :, 1] = True
+    return normal(queries, heads), normal(keys, kv_heads), normal(keys, kv_heads), mask
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1), (1, 1)])
+def test_attend_is_softmax_attention(heads, kv_heads, softcap):
+    query, key, value, mask = random_inputs(heads, kv_heads)
+    out = attend(query, key, value, mask, scale=0.7, softcap=softcap)
+    wanted = plain_attention(query, key, value, mask, 0.7, softcap)
+    np.testing.assert_allclose(out, wanted, atol=1e-6)
+    out = attend(query, key, value, scale=0.7, softcap=softcap)
+    wanted = plain_attention(query, key, value, mask | True, 0.7, softcap)
+    np.testing.assert_allclose(out, wanted, atol=1e-6)
+
+
+def test_mask_may_be_one_for_all_keys():
+    query, key, value, _ = random_inputs()
+    sees = jnp.array([[True, False, True], [False, True, True]])
+    out = attend(query, key, value, sees[:, :, None], scale=1.0)
+    everything = attend(query, key, value, scale=1.0)
+    wanted = jnp.where(sees[:, :, None, None], everything, 0.0)
+    np.testing.assert_array_equal(out, wanted)
+
+
+def test_query_that_sees_nothing_gets_zero_and_has_no_gradient():
+    query, key, value, mask = random_inputs()
+    mask[0, 1] = False
+    mask[1] = False
+
+    def total(query, key, value):
+        out = attend(query, key, value, mask, scale=1.0, softcap=2.0)
+        return jnp.sum(out**2 + out), out
+
+    gradients, out = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+    assert not np.any(out[0, 1])
+    assert not np.any(out[1])
+    assert np.all(np.any(out[0, jnp.array([0, 2])], axis=-1))
+    for gradient in gradients:
+        assert np.all(np.isfinite(gradient))
+        assert not np.any(gradient[1])
+        assert np.any(gradient[0])
+    assert not np.any(gradients[0][0, 1])
+
+
+def test_unseen_keys_and_values_change_nothing():
+    query, key, value, mask = random_inputs()
+    mask[:, :, 3] = False
+    before = attend(query, key, value, mask, scale=1.0)
+    after = attend(
+        query, key.at[:, 3].set(1e6), value.at[:, 3].set(-1e6), mask, scale=1.0
+    )
+    np.testing.assert_array_equal(after, before)
+
+
+def test_bfloat16_inputs_are_summed_in_float32():
+    """1024 equal weights of 1/1024: a bfloat16 sum would stop growing at 0.25."""
+    query, ones = jnp.zeros((1, 1, 1, 8)), jnp.ones((1, 1024, 1, 8))
+    query, ones = query.astype(jnp.bfloat16), ones.astype(jnp.bfloat16)
+    out = attend(query, ones, ones, scale=1.0)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, jnp.ones_like(out))
+
+
+def test_bfloat16_is_float32_up_to_rounding():
+    query, key, value, mask = random_inputs(head_dim=64)
+    half = [x.astype(jnp.bfloat16) for x in (query, key, value)]
+    out = attend(*half, mask, scale=0.125)
+    wanted = attend(*(x.astype(jnp.float32) for x in half), mask, scale=0.125)
+    # Two roundings to 8 bits, of the weights and of the sum.
+    atol = 2**-8 * float(jnp.abs(value).max())
+    np.testing.assert_allclose(out.astype(jnp.float32), wanted, atol=atol)
+
+
+def test_rotate_turns_by_position_times_frequency():
+    # Head dimension 4: the pairs (0, 2) and (1, 3), with the frequencies 1 and
+    # base ** -1/2.
+    x = jnp.array([1.0, 1.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
+    for position in (0, 1, 7):
+        turned = rotate(x, jnp.array([[position]]), 100.0)
+        angles = np.array([position, position * 0.1])
+        wanted = np.concatenate([np.cos(angles), np.sin(angles)])
+        np.testing.assert_allclose(turned[0, 0, 0], wanted, atol=1e-6)
+
+
+def test_rotate_keeps_norms_and_depends_on_distance_alone():
+    query, key, _, _ = random_inputs(kv_heads=4, keys=3, head_dim=16)
+    position = jnp.array([[3, 5, 9], [0, 1, 2]])
+
+    def products(shift):
+        turned = rotate(query, position + shift, 1e4), rotate(key, position + shift, 1e4)
+        norms = [jnp.linalg.norm(x, axis=-1) for x in turned]
+        return jnp.einsum("BTNH,BSNH->BNTS", *turned), norms
+
+    near, norms = products(0)
+    far, _ = products(200)
+    np.testing.assert_allclose(far, near, atol=2e-4)
+    plain = jnp.einsum("BTNH,BSNH->BNTS", query, key)
+    np.testing.assert_allclose(
+        jnp.einsum("BNTT->BNT", near), jnp.einsum("BNTT->BNT", plain), atol=1e-5
+    )
+    assert np.abs(near - plain).max() > 0.1
+    np.testing.assert_allclose(norms[0], jnp.linalg.norm(query, axis=-1), rtol=1e-6)
+
+
+def test_rotate_keeps_the_dtype_and_takes_a_traced_base():
+    x = jnp.ones((1, 2, 1, 4), jnp.bfloat16)
+    turned = jax.jit(rotate)(x, counting(1, 2), jnp.asarray(1e4))
+    assert turned.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(turned[:, 0], x[:, 0])

@@ -1,0 +1,104 @@
+"""Parity with values of the reference implementation (big_vision), float32."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from hive_jax.models.gemma import Gemma, GemmaConfig
+from hive_jax.models.siglip import (
+    SiglipConfig,
+    SiglipEncoder,
+    TextTowerConfig,
+    TwoTowers,
+)
+from hive_jax.weights.big_vision import load_npz
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+TOLERANCE = 1e-4
+
+IMAGE = {"width": 64, "depth": 4, "mlp_dim": 128, "num_heads": 4, "image_size": 32}
+TEXT = {"vocab_size": 61, "num_tokens": 8, "depth": 3, "mlp_dim": 128, "num_heads": 4}
+GEMMA = {
+    "vocab_size": 97,
+    "depth": 3,
+    "mlp_dim": 160,
+    "num_heads": 4,
+    "head_dim": 16,
+}
+GEMMAS = {
+    "gemma1": GemmaConfig(**GEMMA, num_kv_heads=1),
+    "gemma2": GemmaConfig(
+        **GEMMA,
+        num_kv_heads=2,
+        attention_softcap=50.0,
+        final_softcap=30.0,
+        post_norms=True,
+    ),
+}
+# scan, remat
+PROGRAMS = [(False, "none"), (False, "full"), (True, "none"), (True, "dots")]
+
+
+def expected(name):
+    with np.load(GOLDEN / f"{name}_expected.npz") as file:
+        return dict(file)
+
+
+def assert_close(got, wanted):
+    assert got.shape == wanted.shape
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("scan", "remat"), PROGRAMS)
+@pytest.mark.parametrize("layers", ["scan", "unrolled"])
+def test_two_towers(layers, scan, remat):
+    params = load_npz(GOLDEN / f"siglip_{layers}_params.npz")
+    wanted = expected(f"siglip_{layers}")
+    run = towers(scan, remat)
+    (zimg, ztxt, t, b), encoded = run(params, wanted["image"], wanted["text"])
+    assert_close(zimg, wanted["zimg"])
+    assert_close(ztxt, wanted["ztxt"])
+    assert_close(t, wanted["t"])
+    assert_close(b, wanted["b"])
+    assert_close(encoded.tokens, wanted["encoded"])
+    for block in range(4):
+        assert_close(encoded.features[block], wanted[f"hidden/block{block:02}"])
+
+
+@functools.cache
+def towers(scan, remat):
+    """(params, images, text) -> embeddings, and the image tower at all depths."""
+    image = SiglipConfig(**IMAGE, scan=scan, remat=remat)
+    text = TextTowerConfig(**TEXT, scan=scan, remat=remat)
+
+    @jax.jit
+    def run(params, images, tokens):
+        embeddings = TwoTowers(image, text).apply({"params": params}, images, tokens)
+        encoder = SiglipEncoder(image)
+        return embeddings, encoder.apply(
+            {"params": params["img"]}, images, (1, 2, 3, 4)
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("name", ["gemma1", "gemma2"])
+def test_gemma(name, scan):
+    def run(gemma, tokens):
+        position = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+        (layers,) = gemma.segments(position, (gemma.config.depth,))
+        hidden = gemma.final_norm(layers(gemma.embed(tokens)))
+        return hidden, gemma.logits(hidden)
+
+    config = dataclasses.replace(GEMMAS[name], scan=scan)
+    params = load_npz(GOLDEN / f"{name}_params.npz")["llm"]
+    wanted = expected(name)
+    apply = jax.jit(lambda p, x: Gemma(config).apply({"params": p}, x, method=run))
+    hidden, logits = apply(params, wanted["tokens"])
+    assert_close(hidden, wanted["pre_logits"])
+    assert_close(logits, wanted["logits"])
