@@ -9,11 +9,12 @@ import dataclasses
 import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from hive_jax.errors import ConfigError
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import TextTowerConfig
+from hive_jax.models.stack import REMAT_POLICIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Rule:
     Attributes:
       pattern: regular expression that must match the whole name, e.g. "llm/.*".
       multiplier: factor on the learning rate; None freezes.
-      layers: of stacked parameters only these layers train (counted from 1); empty
-        for all of them.
+      layers: the rule is for stacked parameters alone, and only these layers of
+        them train (counted from 1); empty for no such limit.
     """
 
     pattern: str
@@ -118,8 +119,8 @@ class RunConfig:
     eval_every: int = 100
     checkpoint_every: int = 50
     keep: int = 3
-    model: HiveConfig = HiveConfig()
-    text_tower: TextTowerConfig = TextTowerConfig()
+    model: HiveConfig = dataclasses.field(default_factory=HiveConfig)
+    text_tower: TextTowerConfig = dataclasses.field(default_factory=TextTowerConfig)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
@@ -128,7 +129,14 @@ class RunConfig:
 
 # May differ between a run and its continuation: they change what is seen of a run
 # or where it computes, not what it computes.
-HARMLESS = {"log_every", "eval_every", "checkpoint_every", "keep", "mesh", "data.threads"}
+HARMLESS = {
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep",
+    "mesh",
+    "data.threads",
+}
 
 
 def to_dict(config) -> dict:
@@ -217,9 +225,13 @@ def _build_dataclass(cls, value, path: str):
     hints = typing.get_type_hints(cls)
     if not isinstance(value, Mapping):
         if cls is Rule and isinstance(value, list | tuple):
+            if len(value) > len(hints):
+                raise ConfigError(f"config.{path} is {value!r}; expected {list(hints)}")
             value = dict(zip(hints, value, strict=False))
         else:
-            raise ConfigError(f"config.{path} is {value!r}; expected keys {list(hints)}")
+            raise ConfigError(
+                f"config.{path} is {value!r}; expected keys {list(hints)}"
+            )
     dot = path + "." if path else ""
     unknown = [key for key in value if key not in hints]
     if unknown:
@@ -233,38 +245,47 @@ def _build_dataclass(cls, value, path: str):
 
 
 def _required(field) -> bool:
-    return field.default is dataclasses.MISSING
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _check(config: RunConfig) -> None:
     """Refuses values that are of the right type and still cannot be."""
 
+    def value_of(key: str):
+        value = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        return value
+
     def expect(holds: bool, key: str, wanted: str):
         if not holds:
-            value = config
-            for name in key.split("."):
-                value = getattr(value, name)
-            raise ConfigError(f"config.{key} is {value!r}; expected {wanted}")
+            raise ConfigError(f"config.{key} is {value_of(key)!r}; expected {wanted}")
 
-    for key in ("total_steps", "batch_size", "accumulate", "log_every", "eval_every"):
-        expect(getattr(config, key) >= 1, key, "1 or more")
-    for key in ("checkpoint_every", "keep"):
-        expect(getattr(config, key) >= 1, key, "1 or more")
-    expect(config.seed >= 0, "seed", "0 or more")
+    def at_least(least: int, *keys: str):
+        for key in keys:
+            expect(value_of(key) >= least, key, f"{least} or more")
+
+    def one_of(known: Iterable[str], key: str):
+        expect(value_of(key) in known, key, f"one of {tuple(known)}")
+
+    def multiple(key: str, divisor: str):
+        divides = value_of(key) % value_of(divisor) == 0
+        expect(divides, key, f"a multiple of {divisor} = {value_of(divisor)}")
+
+    one_of(("caption", "contrastive"), "objective")
+    one_of(("auto", "float32", "bfloat16"), "dtype")
+    at_least(1, "total_steps", "batch_size", "accumulate", "data.threads")
+    at_least(1, "log_every", "eval_every", "checkpoint_every", "keep")
+    at_least(2, "data.num_tokens", "data.validation_size")
+    at_least(0, "seed", "data.seed")
+    multiple("batch_size", "accumulate")
+    contrastive = config.objective == "contrastive"
     expect(
-        config.batch_size % config.accumulate == 0,
-        "batch_size",
-        f"a multiple of accumulate = {config.accumulate}",
-    )
-    objectives = ("caption", "contrastive")
-    expect(config.objective in objectives, "objective", f"one of {objectives}")
-    expect(
-        config.accumulate == 1 or config.objective != "contrastive",
+        config.accumulate == 1 or not contrastive,
         "accumulate",
         "1: the contrastive loss compares all pairs of a batch",
     )
-    dtypes = ("auto", "float32", "bfloat16")
-    expect(config.dtype in dtypes, "dtype", f"one of {dtypes}")
+
     optimizer = config.optimizer
     expect(optimizer.peak_lr > 0, "optimizer.peak_lr", "more than 0")
     expect(
@@ -273,30 +294,42 @@ def _check(config: RunConfig) -> None:
         f"0 to peak_lr = {optimizer.peak_lr}",
     )
     expect(optimizer.clip_norm > 0, "optimizer.clip_norm", "more than 0")
-    expect(optimizer.warmup_steps >= 0, "optimizer.warmup_steps", "0 or more")
-    for key in ("beta1", "beta2"):
-        expect(0 <= getattr(optimizer, key) < 1, f"optimizer.{key}", "0 to below 1")
-    expect(optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
-    expect(config.data.num_tokens >= 2, "data.num_tokens", "2 or more")
-    expect(config.data.validation_size >= 2, "data.validation_size", "2 or more")
-    expect(config.data.threads >= 1, "data.threads", "1 or more")
-    if config.objective == "caption":
-        _check_towers(config.model)
-
-
-def _check_towers(model: HiveConfig) -> None:
-    encoder, decoder = model.encoder, model.decoder
-    pairs = (
-        (encoder.width, encoder.num_heads, "model.encoder", "width", "num_heads"),
-        (decoder.num_heads, decoder.num_kv_heads, "model.decoder", "num_heads", "num_kv_heads"),
-    )
-    for whole, part, where, name, divisor in pairs:
-        if part < 1 or whole % part:
+    at_least(0, "optimizer.warmup_steps", "optimizer.weight_decay")
+    for key in ("optimizer.beta1", "optimizer.beta2"):
+        expect(0 <= value_of(key) < 1, key, "0 to below 1")
+    for number, rule in enumerate(config.rules):
+        if rule.multiplier is not None and rule.multiplier <= 0:
             raise ConfigError(
-                f"config.{where}.{name} is {whole}; expected a multiple of "
-                f"{divisor} = {part}"
+                f"config.rules[{number}].multiplier is {rule.multiplier}; expected more "
+                f"than 0, or None to freeze"
             )
+
+    other = "text_tower" if contrastive else "model.decoder"
+    for tower in ("model.encoder", other):
+        for field in _fields(value_of(tower)):
+            if field.type is not str and field.type is not bool:
+                # What may be left out, by 0, is a factor or the local layers.
+                optional = field.type is float or field.name == "local_layers"
+                at_least(0 if optional else 1, f"{tower}.{field.name}")
+        one_of(REMAT_POLICIES, f"{tower}.remat")
+    multiple("model.encoder.width", "model.encoder.num_heads")
+    expect(
+        config.model.encoder.num_patches > 0,
+        "model.encoder.image_size",
+        f"patch_size = {config.model.encoder.patch_size} or more",
+    )
+    if contrastive:
+        multiple("text_tower.width", "text_tower.num_heads")
+        width = config.model.encoder.width
+        expect(
+            config.text_tower.out_dim == width,
+            "text_tower.out_dim",
+            f"model.encoder.width = {width}",
+        )
+        return
+    multiple("model.decoder.num_heads", "model.decoder.num_kv_heads")
+    expect(config.model.decoder.head_dim % 2 == 0, "model.decoder.head_dim", "even")
     try:
-        model.resolved_connections()
+        config.model.resolved_connections()
     except ValueError as error:
         raise ConfigError(f"config.model: {error}") from None

@@ -7,7 +7,7 @@ Flags: --workdir, --allow_config_change, --distributed and its kin, and
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hive_jax.config import from_dict
@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    logging.set_verbosity(logging.WARNING)
     if len(arguments) > 1:
         raise ConfigError(
             f"unexpected arguments {' '.join(arguments[1:])}; overrides are written "

@@ -49,7 +49,9 @@ def gemma_params(model) -> dict:
     flat = {
         "embedder/input_embedding": state["model.embed_tokens.weight"],
         "final_norm/scale": state["model.norm.weight"],
-        **_layers(state, table, "layers/", "model.layers.{}.", config.num_hidden_layers),
+        **_layers(
+            state, table, "layers/", "model.layers.{}.", config.num_hidden_layers
+        ),
     }
     return traverse_util.unflatten_dict(flat, sep="/")
 

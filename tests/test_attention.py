@@ -160,7 +160,10 @@ def test_rotate_keeps_norms_and_depends_on_distance_alone():
     position = jnp.array([[3, 5, 9], [0, 1, 2]])
 
     def products(shift):
-        turned = rotate(query, position + shift, 1e4), rotate(key, position + shift, 1e4)
+        turned = (
+            rotate(query, position + shift, 1e4),
+            rotate(key, position + shift, 1e4),
+        )
         norms = [jnp.linalg.norm(x, axis=-1) for x in turned]
         return jnp.einsum("BTNH,BSNH->BNTS", *turned), norms
 

@@ -59,7 +59,11 @@ def siglip():
     tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     config = transformers.SiglipConfig(
         text_config=dict(
-            tower, **tokens, vocab_size=61, max_position_embeddings=8, projection_size=32
+            tower,
+            **tokens,
+            vocab_size=61,
+            max_position_embeddings=8,
+            projection_size=32,
         ),
         # 28 = 3 * 8 + 4: the remainder is cut off.
         vision_config=dict(tower, image_size=28, patch_size=8),
@@ -71,8 +75,8 @@ def siglip():
     return model, siglip_params(model), images, rng.integers(0, 61, (2, 8))
 
 
-VISION = SiglipConfig(32, 3, 48, 2, patch_size=8, image_size=28)
-TEXT = TextTowerConfig(61, 8, 32, 3, 48, 2, out_dim=32)
+VISION = SiglipConfig(32, 3, 48, 2, patch_size=8, image_size=28, scan=True)
+TEXT = TextTowerConfig(61, 8, 32, 3, 48, 2, out_dim=32, scan=True)
 
 
 def torch_images(images):

@@ -1,7 +1,7 @@
 """The contract between data and everything else: Sample (one, host) and Batch (many).
 
-    Sample   an image and the text beside it, as a source gives them
-    Batch    fixed-shape arrays, as the train step takes them
+Sample   an image and the text beside it, as a source gives them
+Batch    fixed-shape arrays, as the train step takes them
 """
 
 import dataclasses

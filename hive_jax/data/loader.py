@@ -56,14 +56,17 @@ class Loader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps start, ..., stop - 1, on the devices."""
-        with ThreadPoolExecutor(self._threads) as pool:
-            ahead = collections.deque()
+        pool = ThreadPoolExecutor(self._threads)
+        ahead = collections.deque()
+        try:
             for step in range(start, stop):
                 ahead.append(self._submit(pool, step))
                 if len(ahead) > 2:
                     yield self._collect(ahead.popleft())
             while ahead:
                 yield self._collect(ahead.popleft())
+        finally:  # an error, or the caller has enough: what is queued is not read
+            pool.shutdown(cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, step: int) -> list:
         first = step * self.batch_size

@@ -1,10 +1,11 @@
 """Samples by the name of their source."""
 
 from hive_jax.config import DataConfig, nearest
+from hive_jax.data.llava import LlavaCaptions
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.errors import ConfigError
 
-_SOURCES = ("tabletop",)
+_SOURCES = ("tabletop", "llava")
 
 
 def make_source(config: DataConfig, split: str, *, image_size: int, with_image: bool):
@@ -13,7 +14,7 @@ def make_source(config: DataConfig, split: str, *, image_size: int, with_image: 
     Args:
       split: "train" or "validation".
       image_size: of the square images, in pixels.
-      with_image: False leaves them out.
+      with_image: False leaves them out, where the source can.
     """
     if config.source == "tabletop":
         return Tabletop(
@@ -22,6 +23,14 @@ def make_source(config: DataConfig, split: str, *, image_size: int, with_image: 
             image_size=image_size,
             text=config.text,
             with_image=with_image,
+        )
+    if config.source == "llava":
+        return LlavaCaptions(
+            config.path,
+            config.image_folder,
+            split,
+            image_size=image_size,
+            validation_size=config.validation_size,
         )
     raise ConfigError(
         f"config.data.source is {config.source!r}; expected one of {_SOURCES}"

@@ -59,7 +59,7 @@ class _TokenizerJson:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path} is not a tokenizer.json: {error}") from None
+            raise DataError(f"{path} is not a tokenizer.json: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -94,8 +94,8 @@ class _SentencePiece:
         return id if self._model.id_to_piece(id) == token else None
 
     def encode(self, text: str):
-        pieces = self._model.encode(text, out_type="immutable_proto").pieces
-        return [p.id for p in pieces], [(p.begin, p.end) for p in pieces]
+        encoded = self._model.encode(text, return_type="offset_mapping")
+        return encoded["ids"], encoded["offsets"]
 
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
@@ -144,10 +144,12 @@ def encode_sample(
     if sample.image is not None:
         out["sees_image"][: len(prefix)] = sample.image_before == 0
     for place, (start, end) in enumerate(spans, start=len(prefix)):
-        if end > start:  # a token is where its last character is
-            out["target"][place] = target[end - 1] and place > 0
-            out["sees_image"][place] = seen[end - 1]
-            out["kind"][place] = kind[start:end].max()
+        # A token is where its last character is. One without a character of its own
+        # (SentencePiece's bytes but the last of a character) is where it stands.
+        last = min(max(end - 1, start), len(text) - 1)
+        out["target"][place] = target[last] and place > 0
+        out["sees_image"][place] = seen[last]
+        out["kind"][place] = kind[min(start, last) : last + 1].max()
     return out
 
 

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hive_jax.config import HARMLESS, RunConfig, differences, to_dict
+from hive_jax.config import MeshConfig, RunConfig, differences, from_dict, to_dict
 from hive_jax.data.batch import Batch
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.models.siglip import patches
 from hive_jax.training import sharding, trees
 from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.state import init_params, normalise_images
+from hive_jax.training.state import build_model, init_params, normalise_images
 from hive_jax.weights.big_vision import load_npz
 
 _ASSETS = Path(__file__).parent.parent / "assets"
@@ -76,13 +76,32 @@ def initial_params(
     return params
 
 
-def _from_run(config: RunConfig, workdir: str, abstract: dict) -> dict:
+def restore_run(workdir: str) -> tuple[RunConfig, dict]:
+    """The config of a run and its last parameters, whatever machine it ran on."""
+    with _finished_run(workdir) as checkpoints:
+        config = from_dict(checkpoints.read_meta()["config"])
+        image_size = config.model.encoder.image_size
+        batch = Batch.spec(1, config.data.num_tokens, image_size)
+        mesh = sharding.make_mesh(MeshConfig())
+        abstract = abstract_params(build_model(config), batch, mesh)
+        return config, checkpoints.restore_params(abstract)
+
+
+def _finished_run(workdir: str) -> Checkpoints:
     if not (Path(workdir) / "checkpoints").is_dir():
+        raise MissingInputError(f"no checkpoint in {workdir}: no such run")
+    return Checkpoints(workdir, read_only=True)
+
+
+def _from_run(config: RunConfig, workdir: str, abstract: dict) -> dict:
+    try:
+        checkpoints = _finished_run(workdir)
+    except MissingInputError as error:
         raise MissingInputError(
-            f"no checkpoint in {workdir}, which {config.name} starts from: run the "
-            f"stage before it first, or name another with --config.init=WORKDIR"
-        )
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+            f"{error}. {config.name} starts from it: run the stage before this one "
+            f"first, or name another run with --config.init=WORKDIR"
+        ) from None
+    with checkpoints:
         stored = checkpoints.read_meta()["config"]["model"]
         changed = differences(stored, to_dict(config.model))
         changed = [line for line in changed if not _is_program(line)]

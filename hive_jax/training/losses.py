@@ -58,8 +58,9 @@ def sigmoid_contrastive_loss(
     """SigLIP's loss (arXiv 2303.15343, algorithm 1), a scalar.
 
     Every pair is a binary decision: zimg[i] and ztxt[j] belong together iff i == j.
-    Summed over the texts of an image, averaged over images.
+    Summed over the texts of an image, averaged over images. `t` and `b` hold one
+    number each.
     """
-    logits = zimg @ ztxt.T * t + b
+    logits = zimg @ ztxt.T * t.reshape(1, 1) + b.reshape(1, 1)
     sign = 2.0 * jnp.eye(zimg.shape[0]) - 1.0
     return -jax.nn.log_sigmoid(sign * logits).sum(axis=-1).mean()

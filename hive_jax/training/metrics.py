@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Self
 
 import jax
 from tqdm import tqdm
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 class MetricsWriter:
     """Appends one JSON object a line to workdir/metrics.jsonl, and the same numbers
-    to workdir/tensorboard. Only process 0 writes.
+    to workdir/tensorboard; a context manager. Only process 0 writes.
 
     Lines of steps after `step`, left by a run that was killed after its last
     checkpoint, are removed: each step is in the file once.
@@ -40,7 +41,10 @@ class MetricsWriter:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused_exception) -> None:
         for writer in (self._file, self._board):
             if writer:
                 writer.close()
@@ -64,9 +68,7 @@ def _drop_after(path: Path, step: int) -> None:
 def progress_bar(name: str, total: int, step: int) -> tqdm:
     """A bar with rate and ETA on process 0 in a terminal; silent elsewhere."""
     quiet = jax.process_index() != 0 or not sys.stderr.isatty()
-    return tqdm(
-        desc=name, total=total, initial=step, disable=quiet, dynamic_ncols=True
-    )
+    return tqdm(desc=name, total=total, initial=step, disable=quiet, dynamic_ncols=True)
 
 
 def say(line: str) -> None:

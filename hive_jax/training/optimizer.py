@@ -15,6 +15,9 @@ import optax
 from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.errors import ConfigError
 
+# Parameters with the layers, or connections, of a stack on their first axis.
+_STACKED = re.compile(r"(llm/layers|fusion|.*/encoderblock)/.*")
+
 
 def assign_rules(
     names: Iterable[str],
@@ -35,7 +38,7 @@ def assign_rules(
             raise ConfigError(f"config.rules: {rule.pattern!r}: {error}") from None
     assigned = {}
     for name in names:
-        rule = next((r for r in rules if re.fullmatch(r.pattern, name)), None)
+        rule = next((r for r in rules if _matches(r, name)), None)
         if rule is None:
             raise ConfigError(
                 f"no rule of config.rules matches parameter {name!r}; add one, or end "
@@ -46,12 +49,12 @@ def assign_rules(
     if idle:
         others = list(elsewhere())
         for rule in idle:
-            if any(re.fullmatch(rule.pattern, name) for name in names):
+            if any(_matches(rule, name) for name in names):
                 raise ConfigError(
                     f"config.rules: {rule.pattern!r} decides nothing, for earlier "
                     f"rules match all that it matches; put it before them"
                 )
-            if not any(re.fullmatch(rule.pattern, name) for name in others):
+            if not any(_matches(rule, name) for name in others):
                 raise ConfigError(
                     f"config.rules: {rule.pattern!r} matches no parameter; the model "
                     f"has {', '.join(sorted({_branch(n) for n in names}))}"
@@ -63,6 +66,13 @@ def assign_rules(
 
 def trains(rule: Rule) -> bool:
     return rule.multiplier is not None
+
+
+def _matches(rule: Rule, name: str) -> bool:
+    """A rule with `layers` speaks of stacked parameters alone."""
+    if rule.layers and not _STACKED.fullmatch(name):
+        return False
+    return re.fullmatch(rule.pattern, name) is not None
 
 
 def _branch(name: str) -> str:
@@ -77,18 +87,17 @@ def split(params: Mapping, assigned: Mapping[str, Rule]) -> tuple[dict, dict]:
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """step -> learning rate: linear from 0 to peak, then a cosine to the minimum at
-    the last step. The first step already moves: its rate is peak / warm-up."""
-    warmup = min(config.warmup_steps, total_steps)
+    """Updates done -> learning rate of the next: linear from peak / warm-up to peak at
+    the last step of the warm-up, then a cosine to the minimum at the last step."""
+    warmup = max(1, min(config.warmup_steps, total_steps))
     cosine_steps = max(total_steps - warmup, 1)
 
-    def schedule(step):
-        step = jnp.asarray(step, jnp.float32)
-        rise = (step + 1.0) / max(warmup, 1)
+    def schedule(done):
+        step = jnp.asarray(done, jnp.float32) + 1.0
         progress = jnp.clip((step - warmup) / cosine_steps, 0.0, 1.0)
         cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
         fall = config.min_lr + (config.peak_lr - config.min_lr) * cosine
-        return jnp.where(step < warmup, config.peak_lr * rise, fall)
+        return jnp.where(step < warmup, config.peak_lr * step / warmup, fall)
 
     return schedule
 

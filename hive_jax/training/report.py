@@ -35,7 +35,9 @@ def parameter_table(
                 rows.append((part, f"{count:,}", "frozen", ""))
                 continue
             trainable += count
-            rows.append((part, f"{count:,}", "trainable", f"{peak_lr * multiplier:.1e}"))
+            rows.append(
+                (part, f"{count:,}", "trainable", f"{peak_lr * multiplier:.1e}")
+            )
     rows.append(("all", f"{total:,}", f"{trainable:,} trainable", ""))
     return table(("part", "parameters", "", "peak lr"), rows)
 

@@ -1,8 +1,8 @@
 """Where arrays live: a mesh of data, fsdp and tensor, and a rule for each parameter.
 
-    data     batches are split, parameters repeated
-    fsdp     batches are split, parameters too (gathered where they are used)
-    tensor   heads, MLP columns and the vocabulary are split
+data     batches are split, parameters repeated
+fsdp     batches are split, parameters too (gathered where they are used)
+tensor   heads, MLP columns and the vocabulary are split
 """
 
 import os
@@ -83,7 +83,10 @@ def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedShardi
 
 
 def initialize_distributed(
-    mode: str, coordinator: str | None, num_processes: int | None, process_id: int | None
+    mode: str,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
 ) -> None:
     """Joins the processes of a job. Call before anything touches a device.
 
@@ -99,7 +102,9 @@ def initialize_distributed(
             "--coordinator_address, --num_processes and --process_id go together; "
             f"got {coordinator}, {num_processes}, {process_id}"
         )
-    if mode == "off" or (mode == "auto" and not coordinator and not _in_a_job(os.environ)):
+    if mode == "off" or (
+        mode == "auto" and not coordinator and not _in_a_job(os.environ)
+    ):
         return
     arguments = {}
     if coordinator:

@@ -2,21 +2,25 @@
 
 import signal
 import threading
+from typing import Self
+
+import jax
 
 
 class StopRequest:
     """Notes SIGTERM and SIGINT; a context manager. A second signal ends at once.
 
-    Once `jax.distributed` is initialised, JAX itself takes SIGTERM and tells all
-    processes of one step to stop at; see Checkpoints.reached_preemption.
+    With several processes nothing is noted: they must all stop at one step, so JAX
+    itself takes SIGTERM and agrees on one; see Checkpoints.reached_preemption.
     """
 
     def __init__(self):
         self.requested = False
         self._previous = {}
 
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
+    def __enter__(self) -> Self:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
         return self

@@ -155,12 +155,12 @@ def _norms(tree: Mapping, name: str) -> dict:
     """The global norm, and that of each branch (img, llm, fusion, ...)."""
     branches = sorted({key.split("/")[0] for key in tree})
     norms = {
-        f"{name}/{branch}": optax.global_norm(
+        f"{name}/{branch}": optax.tree.norm(
             [leaf for key, leaf in tree.items() if key.split("/")[0] == branch]
         )
         for branch in branches
     }
-    return {name: optax.global_norm(tree), **norms}
+    return {name: optax.tree.norm(tree), **norms}
 
 
 def make_eval_step(model: nn.Module):

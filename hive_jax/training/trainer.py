@@ -1,8 +1,10 @@
 """The one trainer: build, restore or start, loop, report. Stages are configs."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import time
 from pathlib import Path
 
@@ -39,24 +41,25 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
       HiveError: before any training, for anything that cannot work.
     """
     run = Run(config)
-    with WorkdirLock(workdir), Checkpoints(workdir, keep=config.keep) as checkpoints:
+    first = jax.process_index() == 0
+    with (
+        WorkdirLock(workdir) if first else contextlib.nullcontext(),
+        Checkpoints(workdir, keep=config.keep) as checkpoints,
+        StopRequest() as stop,
+    ):
         train_state = run.restore(checkpoints, allow_config_change)
         if train_state is None:
             train_state = run.start()
         path = Path(workdir)
-        if jax.process_index() == 0:
-            resolved = json.dumps(to_dict(config), indent=2)
-            (path / "config.json").write_text(resolved + "\n", encoding="utf-8")
-        writer = MetricsWriter(path, int(train_state.step))
-        with StopRequest() as stop:
+        if first:
+            write_json(path / "config.json", to_dict(config))
+        with MetricsWriter(path, int(train_state.step)) as writer:
             train_state = run.loop(train_state, checkpoints, writer, stop)
-        finished = int(train_state.step) == config.total_steps
-        if finished:
-            run.finish(train_state, writer, path)
-        writer.close()
-    if not finished:
-        say(f"stopped at step {int(train_state.step)}, saved; run the same command")
-    return 0 if finished else PREEMPTED
+            if int(train_state.step) == config.total_steps:
+                run.finish(train_state, writer, path)
+                return 0
+    say(f"stopped at step {int(train_state.step)}, saved; run the same command")
+    return PREEMPTED
 
 
 class Run:
@@ -203,6 +206,7 @@ class Run:
                 f"--workdir, or --allow_config_change to go on with the new ones."
             )
         restored, meta = checkpoints.restore(self.abstract_state)
+        assert int(restored.step) == meta["step"]
         say(f"continuing from step {meta['step']} in {checkpoints.directory}")
         if changed:
             say("config changed: " + ", ".join(changed))
@@ -231,13 +235,14 @@ class Run:
                     values["learning_rate"] = float(self.schedule(step - 1))
                     values |= clock.since_last(step)
                     writer.write(step, {f"train/{k}": v for k, v in values.items()})
+                if step % config.eval_every == 0 and not last:
+                    self.validate(train_state, writer, step)
+                    clock.restart(step)
+                checkpoints.check()
                 if saving:
                     checkpoints.save(step, train_state, self.meta(step))
                 if stopping:
                     break
-                if step % config.eval_every == 0 and not last:
-                    self.validate(train_state, writer, step)
-                    clock.restart(step)
         batches.close()
         checkpoints.wait()
         return train_state
@@ -251,7 +256,11 @@ class Run:
         return values
 
     def finish(self, train_state, writer, workdir: Path) -> None:
-        """Final validation, and how far each part moved from where it started."""
+        """Final validation, and how far each part moved from where it started; once."""
+        path = workdir / "result.json"
+        if path.exists() and json.loads(path.read_text())["step"] == train_state.step:
+            say(f"finished already; its figures are in {path}")
+            return
         values = self.validate(train_state, writer, self.config.total_steps)
         moved = report.distances(self.initial_params(), train_state.params)
         rows = [(part, f"{distance:.3e}") for part, distance in moved.items()]
@@ -262,8 +271,7 @@ class Run:
                 "validation": values,
                 "relative_distance": moved,
             }
-            path = workdir / "result.json"
-            path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            write_json(path, result)
 
 
 class Clock:
@@ -290,6 +298,13 @@ class Clock:
         images = (step - self._step) * self._batch_size
         self.restart(step)
         return {"images_per_second": images / seconds, "data_wait": waited / seconds}
+
+
+def write_json(path: Path, value) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def require_finite(values: dict[str, float], step: int) -> None:

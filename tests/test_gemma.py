@@ -1,0 +1,294 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hive_jax.models.gemma import PRESETS, Gemma, GemmaConfig, gemma_config, unembed
+
+TINY = GemmaConfig(
+    vocab_size=31,
+    width=16,
+    depth=7,
+    mlp_dim=24,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    post_norms=True,
+    qk_norm=True,
+    local_layers=2,
+    window=3,
+    rope_base=1000.0,
+    local_rope_base=10.0,
+    scan=True,
+)
+TOKENS = np.random.default_rng(0).integers(0, 31, (2, 8))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Of TINY, all leaves random, so that the norms' scales matter."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(Gemma(TINY).init, jax.random.key(0), TOKENS)["params"]
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes
+    )
+
+
+def logits(params, tokens, config=TINY):
+    return compiled(config)({"params": params}, tokens)
+
+
+@functools.cache
+def compiled(config):
+    return jax.jit(Gemma(config).apply)
+
+
+def cut_to(params, depth):
+    layers = jax.tree.map(lambda leaf: leaf[:depth], params["layers"])
+    return params | {"layers": layers}
+
+
+def abstract(config):
+    rng = jax.eval_shape(lambda: jax.random.key(0))
+    tokens = jax.ShapeDtypeStruct((2, 5), "i4")
+    return jax.eval_shape(Gemma(config).init_with_output, rng, tokens)
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [
+        ("gemma_2b", 2_506_172_416),
+        ("gemma2_2b", 2_614_341_888),
+        ("gemma3_270m", 268_098_176),
+        ("gemma3_1b", 999_885_952),
+    ],
+)
+def test_full_sizes(preset, count):
+    config = gemma_config(preset)
+    out, variables = abstract(config)
+    assert out.shape == (2, 5, config.vocab_size)
+    assert out.dtype == jnp.float32
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == count
+
+
+HUGGING_FACE = {
+    "gemma_2b": (
+        "Gemma",
+        {
+            "vocab_size": 256_000,
+            "hidden_size": 2048,
+            "num_hidden_layers": 18,
+            "intermediate_size": 16_384,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+        },
+    ),
+    "gemma2_2b": (
+        "Gemma2",
+        {
+            "vocab_size": 256_000,
+            "hidden_size": 2304,
+            "num_hidden_layers": 26,
+            "intermediate_size": 9216,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+        },
+    ),
+    "gemma3_270m": (
+        "Gemma3",
+        {
+            "vocab_size": 262_144,
+            "hidden_size": 640,
+            "num_hidden_layers": 18,
+            "intermediate_size": 2048,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "sliding_window": 512,
+        },
+    ),
+    "gemma3_1b": (
+        "Gemma3",
+        {
+            "vocab_size": 262_144,
+            "hidden_size": 1152,
+            "num_hidden_layers": 26,
+            "intermediate_size": 6912,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "sliding_window": 512,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", HUGGING_FACE)
+def test_presets_are_those_of_transformers(preset):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    family, sizes = HUGGING_FACE[preset]
+    text = "Text" if family == "Gemma3" else ""
+    theirs = getattr(transformers, f"{family}{text}Config")(**sizes)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForCausalLM")(theirs)
+    ours = gemma_config(preset)
+    _, variables = abstract(ours)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert count == sum(p.numel() for p in model.parameters())
+
+    # Gemma 1 has no such keys.
+    layers = getattr(theirs, "layer_types", None) or ["full_attention"] * ours.depth
+    local = [layer == "sliding_attention" for layer in layers]
+    assert ours.is_local().tolist() == local
+    if any(local):
+        assert ours.window == theirs.sliding_window
+    scale = getattr(theirs, "query_pre_attn_scalar", theirs.head_dim) ** -0.5
+    assert (ours.query_scale or ours.head_dim**-0.5) == scale
+    attention_softcap = getattr(theirs, "attn_logit_softcapping", None) or 0
+    final_softcap = getattr(theirs, "final_logit_softcapping", None) or 0
+    assert ours.attention_softcap == attention_softcap
+    assert ours.final_softcap == final_softcap
+    rope = theirs.rope_parameters
+    if family == "Gemma3":
+        assert ours.rope_base == rope["full_attention"]["rope_theta"]
+        assert ours.local_rope_base == rope["sliding_attention"]["rope_theta"]
+    else:
+        assert ours.rope_base == ours.local_rope_base == rope["rope_theta"]
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="'gemma9'.*gemma3_1b"):
+        gemma_config("gemma9")
+
+
+def test_tiny_preset_is_a_gemma3():
+    assert PRESETS["tiny"].qk_norm
+    assert PRESETS["tiny"].post_norms
+
+
+@pytest.mark.parametrize(
+    ("depth", "local_layers", "table"),
+    [
+        (4, 0, "gggg"),
+        (5, 1, "lglgl"),
+        (8, 2, "llgllgll"),
+        (13, 5, "lllllglllllgl"),
+        (3, 5, "lll"),
+    ],
+)
+def test_local_layers(depth, local_layers, table):
+    config = GemmaConfig(depth=depth, local_layers=local_layers)
+    assert "".join("l" if local else "g" for local in config.is_local()) == table
+
+
+def test_scan_equals_unrolled_in_value_and_gradient(params):
+    def loss_and_gradient(**changes):
+        gemma = Gemma(dataclasses.replace(TINY, depth=4, **changes))
+
+        def loss(params):
+            logits = gemma.apply({"params": params}, TOKENS)
+            return jnp.mean(logits**2), logits
+
+        return jax.jit(jax.grad(loss, has_aux=True))(cut_to(params, 4))
+
+    gradient, values = loss_and_gradient(scan=False)
+    assert np.abs(values).max() > 0.1
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    for remat in ("none", "dots", "full"):
+        same_gradient, same_values = loss_and_gradient(scan=True, remat=remat)
+        np.testing.assert_allclose(same_values, values, atol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            same_gradient,
+            gradient,
+        )
+
+
+@pytest.mark.parametrize("ends", [(1, 7), (2, 3, 7), (4, 5, 6, 7)])
+def test_segments_cut_anywhere_are_the_whole(params, ends):
+    def run(gemma, tokens):
+        position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        x = gemma.embed(tokens)
+        segments = gemma.segments(position, ends)
+        assert len(segments) == len(ends)
+        for segment in segments:
+            x = segment(x)
+        return gemma.logits(gemma.final_norm(x))
+
+    stepwise = jax.jit(
+        lambda params: Gemma(TINY).apply({"params": params}, TOKENS, method=run)
+    )(params)
+    np.testing.assert_allclose(stepwise, logits(params, TOKENS), atol=1e-5)
+
+
+def test_a_token_depends_on_no_later_one(params):
+    before = logits(params, TOKENS)
+    changed = TOKENS.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % 31
+    after = logits(params, changed)
+    np.testing.assert_array_equal(after[:, :5], before[:, :5])
+    assert np.all(np.any(after[:, 5:] != before[:, 5:], axis=-1))
+
+
+@pytest.mark.parametrize(("local_layers", "reach"), [(1, 3), (0, 8)])
+def test_window_of_one_layer(params, local_layers, reach):
+    """A local layer of window 3 sees itself and two tokens back."""
+    config = dataclasses.replace(TINY, depth=1, local_layers=local_layers)
+    one_layer = cut_to(params, 1)
+    before = logits(one_layer, TOKENS, config)
+    changed = TOKENS.copy()
+    changed[:, 0] = (changed[:, 0] + 1) % 31
+    after = logits(one_layer, changed, config)
+    np.testing.assert_array_equal(after[:, reach:], before[:, reach:])
+    assert np.all(np.any(after[:, :reach] != before[:, :reach], axis=-1))
+
+
+def test_visible_is_a_further_limit(params):
+    """Token 0 hidden from all others: these are a text without it."""
+
+    def run(gemma, tokens, visible):
+        position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        (layers,) = gemma.segments(position, (7,), visible)
+        return gemma.final_norm(layers(gemma.embed(tokens)))
+
+    apply = jax.jit(
+        lambda tokens, visible: Gemma(TINY).apply(
+            {"params": params}, tokens, visible, method=run
+        )
+    )
+    visible = jnp.ones((2, 1, 8), bool).at[:, :, 0].set(False)
+    changed = TOKENS.copy()
+    changed[:, 0] = (changed[:, 0] + 1) % 31
+    np.testing.assert_array_equal(
+        apply(TOKENS, visible)[:, 1:], apply(changed, visible)[:, 1:]
+    )
+    # Rotary positions count distances only, so the rest may as well start at 1.
+    without = apply(TOKENS[:, 1:], jnp.ones((2, 1, 7), bool))
+    np.testing.assert_allclose(apply(TOKENS, visible)[:, 1:], without, atol=1e-4)
+
+
+def test_final_softcap():
+    hidden, table = 100 * jnp.eye(2, 4), jnp.eye(3, 4)
+    capped = unembed(hidden, table, softcap=5.0)
+    np.testing.assert_allclose(capped, [[5, 0, 0], [0, 5, 0]], atol=1e-6)
+    plain = unembed(hidden, table, softcap=0.0)
+    np.testing.assert_array_equal(plain, [[100, 0, 0], [0, 100, 0]])
+
+
+def test_embedding_is_scaled_by_the_root_of_the_width(params):
+    x = Gemma(TINY).apply({"params": params}, TOKENS, method="embed")
+    table = params["embedder"]["input_embedding"]
+    np.testing.assert_allclose(x, 4 * np.asarray(table)[TOKENS], rtol=1e-6)
+
+
+def test_bfloat16(params):
+    wanted = logits(params, TOKENS)
+    half = jax.jit(Gemma(TINY, jnp.bfloat16).apply)({"params": params}, TOKENS)
+    assert half.dtype == jnp.float32
+    assert np.linalg.norm(half - wanted) < 0.05 * np.linalg.norm(wanted)

@@ -1,0 +1,332 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hive_jax.models.fusion import (
+    FUSIONS,
+    Fusion,
+    default_connections,
+    resolve_connections,
+)
+from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.hive import Hive, HiveConfig, interleave
+from hive_jax.models.siglip import SiglipConfig
+
+# 9 patches; block 3 of the encoder is connected to nothing.
+TINY = HiveConfig(
+    SiglipConfig(16, 3, 24, 2, patch_size=8, image_size=24, map_head=False),
+    GemmaConfig(31, 24, 3, 32, 4, 2, 8, post_norms=True, qk_norm=True),
+    connections=((1, 1), (2, 3)),
+)
+WITH_IMAGES = ("hive", "cascaded", "self_attention")
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(-1, 1, (3, 24, 24, 3)).astype(np.float32)
+TOKENS = RNG.integers(0, 31, (3, 7))
+# The image comes first, after three tokens, not at all.
+SEES_IMAGE = np.array([[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1], [0] * 7], bool)
+
+
+@functools.cache
+def model(fusion, **changes):
+    return Hive(dataclasses.replace(TINY, fusion=fusion, **changes))
+
+
+@functools.cache
+def random_params(fusion):
+    """All leaves random: norms, biases and gates matter."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(
+        model(fusion).init, jax.random.key(0), IMAGES, TOKENS, SEES_IMAGE
+    )
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype),
+        shapes["params"],
+    )
+
+
+@functools.cache
+def compiled(fusion):
+    return jax.jit(model(fusion).apply)
+
+
+def run(fusion, images=IMAGES, tokens=TOKENS, sees_image=SEES_IMAGE, params=None):
+    params = random_params(fusion) if params is None else params
+    return np.asarray(compiled(fusion)({"params": params}, images, tokens, sees_image))
+
+
+def with_gates(params, gates):
+    """The same parameters with the gates of the two connections set."""
+    gate = jnp.asarray(gates, jnp.float32)[:, None]
+    cross_attention = params["fusion"]["cross_attention"] | {"gate": gate}
+    fusion = params["fusion"] | {"cross_attention": cross_attention}
+    return params | {"fusion": fusion}
+
+
+# The map of connections.
+
+
+@pytest.mark.parametrize(
+    ("encoder_depth", "decoder_depth", "connections"),
+    [
+        (24, 26, ((4, 4), (8, 9), (12, 13), (16, 17), (20, 22), (24, 26))),
+        (24, 40, ((4, 7), (8, 13), (12, 20), (16, 27), (20, 33), (24, 40))),
+        (24, 3, ((8, 1), (16, 2), (24, 3))),
+        (8, 4, ((4, 2), (8, 4))),
+        (1, 1, ((1, 1),)),
+    ],
+)
+def test_default_connections(encoder_depth, decoder_depth, connections):
+    assert default_connections(encoder_depth, decoder_depth) == connections
+
+
+@pytest.mark.parametrize(
+    ("fusion", "connections", "resolved"),
+    [
+        ("hive", (), ((4, 2), (8, 4))),
+        ("hive", ((5, 1), (2, 3)), ((5, 1), (2, 3))),
+        ("cascaded", (), ((8, 2), (8, 4))),
+        ("cascaded", ((5, 1), (2, 3)), ((8, 1), (8, 3))),
+        ("self_attention", (), ((8, 1),)),
+        ("self_attention", ((5, 1), (2, 3)), ((5, 1),)),
+        ("none", (), ()),
+        ("none", ((5, 1),), ()),
+    ],
+)
+def test_resolved_connections(fusion, connections, resolved):
+    assert resolve_connections(fusion, connections, 8, 4) == resolved
+
+
+@pytest.mark.parametrize(
+    ("fusion", "connections", "message"),
+    [
+        ("later", (), "'later'.*hive"),
+        ("hive", ((9, 1),), r"\(9, 1\).*1 to 8.*1 to 4"),
+        ("hive", ((0, 1),), r"\(0, 1\)"),
+        ("hive", ((1, 5),), r"\(1, 5\)"),
+        ("cascaded", ((1, 0),), r"\(1, 0\)"),
+        ("hive", ((1, 3), (2, 1)), r"\[3, 1\] must increase"),
+        ("hive", ((1, 3), (2, 3)), r"\[3, 3\] must increase"),
+    ],
+)
+def test_connections_that_cannot_be(fusion, connections, message):
+    with pytest.raises(ValueError, match=message):
+        resolve_connections(fusion, connections, 8, 4)
+
+
+# The parameter tree.
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_branches_of_the_tree(fusion):
+    params = random_params(fusion)
+    assert set(params) == ({"llm"} if fusion == "none" else {"img", "llm", "fusion"})
+    if fusion in ("hive", "cascaded"):
+        assert set(params["fusion"]) == {"projector", "cross_attention"}
+        assert params["fusion"]["cross_attention"]["gate"].shape == (2, 1)
+    if fusion == "self_attention":
+        assert set(params["fusion"]) == {"projector"}
+        assert "norm" not in params["fusion"]["projector"]
+
+
+def test_gates_start_at_zero():
+    def gate(rng):
+        variables = model("hive").init(rng, IMAGES, TOKENS, SEES_IMAGE)
+        return variables["params"]["fusion"]["cross_attention"]["gate"]
+
+    assert not np.any(jax.jit(gate)(jax.random.key(0)))
+
+
+# What depends on the image, and what does not.
+
+
+@pytest.mark.parametrize("fusion", ["hive", "cascaded"])
+def test_with_gates_at_zero_the_image_is_not_there(fusion):
+    params = with_gates(random_params(fusion), [0, 0])
+    blind = run(fusion, sees_image=np.zeros_like(SEES_IMAGE))
+    np.testing.assert_array_equal(run(fusion, params=params), blind)
+
+
+def test_with_gates_at_zero_the_decoder_is_alone_bit_for_bit():
+    # Not compiled: XLA fuses, and so rounds, two programs in different ways.
+    params = with_gates(random_params("hive"), [0, 0])
+    inputs = IMAGES, TOKENS, SEES_IMAGE
+    hidden = model("hive").apply({"params": params}, *inputs)
+    alone = model("none").apply({"params": {"llm": params["llm"]}}, *inputs)
+    np.testing.assert_array_equal(hidden, alone)
+
+
+@pytest.mark.parametrize("fusion", WITH_IMAGES)
+def test_the_image_matters_exactly_where_it_is_seen(fusion):
+    """A text before the image, and a row without one, do not depend on it."""
+    changed = np.any(run(fusion) != run(fusion, images=-IMAGES), axis=-1)
+    np.testing.assert_array_equal(changed, SEES_IMAGE)
+
+
+@pytest.mark.parametrize("fusion", WITH_IMAGES)
+def test_text_that_sees_no_image_is_text_alone(fusion):
+    alone = run("none", params={"llm": random_params(fusion)["llm"]})
+    difference = np.abs(run(fusion) - alone).max(axis=-1)
+    assert difference[~SEES_IMAGE].max() < 1e-5
+    assert difference[SEES_IMAGE].min() > 1e-3
+
+
+@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
+def test_padding_on_the_right_changes_nothing_to_its_left(fusion):
+    tokens, sees_image = TOKENS.copy(), SEES_IMAGE.copy()
+    tokens[:, 5:] = 0
+    sees_image[:, 5:] = False
+    before = run(fusion)[:, :5]
+    padded = run(fusion, tokens=tokens, sees_image=sees_image)[:, :5]
+    np.testing.assert_array_equal(padded, before)
+    shorter = run(fusion, tokens=TOKENS[:, :5], sees_image=SEES_IMAGE[:, :5])
+    np.testing.assert_allclose(shorter, before, atol=1e-5)
+
+
+# What the gradient reaches.
+
+
+@functools.cache
+def gradient(fusion):
+    """(params, images) -> the gradients of the encoder and of the images."""
+
+    def loss(img, params, images):
+        params = {"params": params | {"img": img}}
+        hidden = model(fusion).apply(params, images, TOKENS, SEES_IMAGE)
+        return jnp.sum(jnp.sin(hidden))
+
+    return jax.jit(
+        lambda params, images: jax.grad(loss, (0, 2))(params["img"], params, images)
+    )
+
+
+@pytest.mark.parametrize(
+    ("fusion", "gates", "reached"),
+    [
+        ("hive", [1, 0], [True, False, False]),
+        ("hive", [0, 1], [True, True, False]),
+        ("hive", [0, 0], [False, False, False]),
+        ("cascaded", [1, 0], [True, True, True]),
+    ],
+)
+def test_gradient_reaches_the_blocks_up_to_the_depth(fusion, gates, reached):
+    params = with_gates(random_params(fusion), gates)
+    img, _ = gradient(fusion)(params, IMAGES)
+    for leaf in jax.tree.leaves(img["Transformer"]["encoderblock"]):
+        assert np.any(leaf.reshape(3, -1), axis=1).tolist() == reached
+    for leaf in jax.tree.leaves(img["embedding"]):
+        assert np.any(leaf) == any(reached)
+
+
+@pytest.mark.parametrize("fusion", WITH_IMAGES)
+def test_every_pixel_of_a_seen_image_matters(fusion):
+    _, images = gradient(fusion)(random_params(fusion), IMAGES)
+    reached = np.any(images, axis=-1)
+    assert np.all(reached[:2])
+    assert not np.any(reached[2])
+
+
+@pytest.mark.parametrize("fusion", ["hive", "cascaded"])
+def test_every_patch_of_every_connection_is_read(fusion):
+    params = random_params(fusion)["fusion"]
+    module = Fusion(fusion, 2, 16, TINY.decoder)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2, 3, 9, 16)).astype(np.float32)
+    x = rng.normal(size=(3, 7, 24)).astype(np.float32)
+
+    def total(features):
+        readers = module.apply(
+            {"params": params}, features, SEES_IMAGE, method="readers"
+        )
+        return sum(jnp.sum(jnp.sin(read(x))) for read in readers)
+
+    reached = np.any(jax.jit(jax.grad(total))(features), axis=-1)
+    has_image = SEES_IMAGE.any(axis=1)
+    np.testing.assert_array_equal(
+        reached, np.broadcast_to(has_image[None, :, None], (2, 3, 9))
+    )
+
+
+# The image's tokens in the text.
+
+
+def test_interleave():
+    # a b i i c d, i i a b c d, and a text without an image.
+    sees_image = jnp.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    position, visible = interleave(sees_image, 2)
+    assert position.tolist() == [
+        [2, 3, 0, 1, 4, 5],
+        [0, 1, 2, 3, 4, 5],
+        [0, 1, 0, 1, 2, 3],
+    ]
+    assert visible.shape == (3, 1, 6)
+    assert visible[:, 0].astype(int).tolist() == [
+        [1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1],
+        [0, 0, 1, 1, 1, 1],
+    ]
+
+
+def test_interleave_counts_trailing_text_that_sees_no_image():
+    position, _ = interleave(jnp.array([[0, 1, 0]], bool), 2)
+    assert position.tolist() == [[1, 2, 0, 3, 4]]
+
+
+def test_self_attention_is_the_decoder_on_text_with_image_tokens_inside():
+    def by_hand(hive, image, tokens, before):
+        features = hive.img(image, (2,)).features
+        image_tokens = hive.fusion.project(features)[0]
+        text = hive.llm.embed(tokens)
+        x = jnp.concatenate([text[:, :before], image_tokens, text[:, before:]], axis=1)
+        (layers,) = hive.llm.segments(jnp.arange(x.shape[1])[None], (3,))
+        hidden = hive.llm.final_norm(layers(x))
+        end = before + image_tokens.shape[1]
+        return jnp.concatenate([hidden[:, :before], hidden[:, end:]], axis=1)
+
+    params = {"params": random_params("self_attention")}
+    hidden = run("self_attention")
+    for row, before in ((0, 0), (1, 3)):
+        one = slice(row, row + 1)
+        wanted = jax.jit(
+            lambda image, tokens, before=before: model("self_attention").apply(
+                params, image, tokens, before, method=by_hand
+            )
+        )(IMAGES[one], TOKENS[one])
+        np.testing.assert_allclose(hidden[one], wanted, atol=1e-5)
+
+
+# Programs and dtypes.
+
+
+@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
+def test_scan_equals_unrolled(fusion):
+    scanned = model(
+        fusion,
+        encoder=dataclasses.replace(TINY.encoder, scan=True, remat="dots"),
+        decoder=dataclasses.replace(TINY.decoder, scan=True, remat="full"),
+    )
+    params = {"params": random_params(fusion)}
+    hidden = jax.jit(scanned.apply)(params, IMAGES, TOKENS, SEES_IMAGE)
+    np.testing.assert_allclose(hidden, run(fusion), atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
+def test_bfloat16(fusion):
+    params = {"params": random_params(fusion)}
+    half = Hive(dataclasses.replace(TINY, fusion=fusion), jnp.bfloat16)
+    hidden = jax.jit(half.apply)(params, IMAGES, TOKENS, SEES_IMAGE)
+    assert hidden.dtype == jnp.bfloat16
+    difference = np.asarray(hidden, np.float32) - run(fusion)
+    assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(run(fusion))
+
+
+def test_logits():
+    params = {"params": random_params("hive")}
+    hidden = run("hive")
+    logits = model("hive").apply(params, hidden, method="logits")
+    table = np.asarray(params["params"]["llm"]["embedder"]["input_embedding"])
+    np.testing.assert_allclose(logits, hidden @ table.T, atol=1e-5)

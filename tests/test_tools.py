@@ -1,0 +1,107 @@
+"""The commands in tools/, and the paper's recipe at full size."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import kill_loop
+import numpy as np
+import pytest
+from PIL import Image
+
+from hive_jax.config import from_dict
+from hive_jax.weights.big_vision import load_npz
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# SigLIP L/16-384's image tower and Gemma 3 1B, as transformers count them.
+SIGLIP_L_384 = 316_283_904
+GEMMA3_1B, GEMMA3_1B_TABLE = 999_885_952, 262_144 * 1152
+
+
+def tool(name: str, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, f"tools/{name}.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def counts(stage: int, fusion: str) -> dict[str, dict[str, int]]:
+    """Parameters by branch of a `:paper` config, "trainable" and "frozen"."""
+    from tools.plan import plan
+
+    module = importlib.import_module(f"configs.stage{stage}")
+    config = from_dict(module.get_config(f"paper,fusion={fusion}").to_dict())
+    found = {"trainable": {}, "frozen": {}}
+    for line in plan(config).splitlines()[2:-2]:
+        part, number, kind = line.split()[:3]
+        branch, number = part.split("/")[0], int(number.replace(",", ""))
+        found[kind][branch] = found[kind].get(branch, 0) + number
+    return found
+
+
+@pytest.mark.parametrize("fusion", ["hive", "cascaded", "self_attention"])
+def test_paper_trains_what_table_3_says(fusion):
+    stages = {number: counts(number, fusion) for number in (1, 2, 3)}
+    for found in stages.values():
+        for branch, total in (("img", SIGLIP_L_384), ("llm", GEMMA3_1B)):
+            parts = [kind.get(branch, 0) for kind in found.values()]
+            assert sum(parts) == total
+    trainable = {number: found["trainable"] for number, found in stages.items()}
+    body = GEMMA3_1B - GEMMA3_1B_TABLE
+    assert trainable[1].keys() == {"fusion"}
+    assert trainable[2] == {**trainable[1], "llm": body}
+    assert trainable[3].keys() == {"fusion", "llm", "img"}
+    # All of the tower that features depend on: not the pooling head, the last norm.
+    beside = 12_595_200 + 2 * 1024
+    assert trainable[3]["img"] == SIGLIP_L_384 - beside
+
+
+def test_contact_sheet(tmp_path):
+    path = tmp_path / "sheet.png"
+    code, output = tool("show_data", "--out", str(path), "--count", "2", "--size", "64")
+    assert code == 0, output
+    with Image.open(path) as image:
+        assert len(image.convert("RGB").getcolors(2**24)) > 500
+
+
+def test_export_and_start_from_it(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "encoder.npz"
+    start = kill_loop.command("stage1.py", run, "--config.total_steps=1")
+    kill_loop.finish(kill_loop.start(start, tmp_path / "cache"))
+    code, output = tool(
+        "export_big_vision", "--checkpoint", str(run), "--out", str(out), "--part", "img"
+    )
+    assert code == 0, output
+    tree = load_npz(out)
+    assert list(tree) == ["img"]
+    again = kill_loop.command(
+        "stage1.py",
+        tmp_path / "again",
+        "--config.total_steps=1",
+        f"--config.init_encoder={out}",
+        "--config.seed=5",
+    )
+    kill_loop.finish(kill_loop.start(again, tmp_path / "cache"))
+    other = tmp_path / "other.npz"
+    tool("export_big_vision", "--checkpoint", f"{tmp_path}/again", "--out", str(other))
+    after = load_npz(other)
+    assert set(after) == {"img", "llm", "fusion"}
+    kernel = after["img"]["embedding"]["kernel"]
+    np.testing.assert_array_equal(kernel, tree["img"]["embedding"]["kernel"])
+
+
+def test_export_errors_name_what_is_there(tmp_path):
+    code, output = tool("export_big_vision", "--checkpoint", "no", "--out", "x.npz")
+    assert code == 66 and "no checkpoint in no" in output
+
+
+def test_tokenizer_is_reproducible(tmp_path):
+    code, output = tool("make_tokenizer", "--out", str(tmp_path / "tokenizer.json"))
+    assert code == 0, output
+    made = (tmp_path / "tokenizer.json").read_bytes()
+    assert made == (ROOT / "hive_jax/assets/tokenizer.json").read_bytes()

@@ -1,0 +1,189 @@
+"""The command as users run it: stages, resuming, kills, signals, errors."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import kill_loop
+import pytest
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compilation_cache")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory, cache):
+    """Folder and output of stages 1, 2, 3, each from the one before."""
+    folder = tmp_path_factory.mktemp("stages")
+    outputs, previous = {}, ()
+    for number in (1, 2, 3):
+        workdir = folder / f"stage{number}"
+        arguments = kill_loop.command(
+            f"stage{number}.py", workdir, "--config.total_steps=6", *previous
+        )
+        outputs[number] = kill_loop.finish(kill_loop.start(arguments, cache))
+        previous = (f"--config.init={workdir}",)
+    return folder, outputs
+
+
+def run(arguments: list[str], cache: Path) -> tuple[int, str]:
+    process = kill_loop.start(arguments, cache)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def test_only_what_a_stage_trains_moves(stages):
+    folder, _ = stages
+    moved = {
+        number: json.loads((folder / f"stage{number}/result.json").read_text())[
+            "relative_distance"
+        ]
+        for number in (1, 2, 3)
+    }
+    trained = {
+        1: ["fusion/cross_attention", "fusion/projector"],
+        2: ["llm/layers", "llm/final_norm"],
+        3: ["img/Transformer", "img/embedding", "img/pos_embedding"],
+    }
+    for number, parts in moved.items():
+        names = [name for n in range(1, number + 1) for name in trained[n]]
+        assert all(parts[name] > 0 for name in names)
+        assert all(parts[name] == 0 for name in set(parts) - set(names))
+
+
+def test_a_stage_starts_where_the_one_before_ended(stages):
+    folder, _ = stages
+    first = kill_loop.outcome(folder / "stage1")["fingerprints"]
+    second = kill_loop.outcome(folder / "stage2")["fingerprints"]
+    frozen = [n for n in first if n.startswith(("params/img/", "params/llm/embedder"))]
+    assert frozen and all(first[name] == second[name] for name in frozen)
+
+
+def test_it_says_what_trains_and_whether_the_model_looks(stages):
+    _, outputs = stages
+    assert "frozen" in outputs[1] and "trainable" in outputs[1]
+    assert "nats per token" in outputs[3]
+    assert "relative distance moved" in outputs[3]
+
+
+def test_files_of_a_run(stages):
+    folder, _ = stages
+    workdir = folder / "stage1"
+    assert json.loads((workdir / "config.json").read_text())["total_steps"] == 6
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    rows = [json.loads(s) for s in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss", "train/learning_rate", "train/grad_norm"} <= rows[0].keys()
+    assert "validation/image_gain" in rows[-1]
+
+
+def test_running_again_finds_the_run_finished(stages, cache):
+    folder, _ = stages
+    workdir = folder / "stage1"
+    before = (workdir / "metrics.jsonl").read_bytes()
+    arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=6")
+    code, output = run(arguments, cache)
+    assert code == 0 and "finished already" in output
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_changed_config_is_refused_by_name(stages, cache):
+    folder, _ = stages
+    workdir = folder / "stage1"
+    changed = ("--config.total_steps=8", "--config.optimizer.peak_lr=0.5")
+    arguments = kill_loop.command("stage1.py", workdir, *changed)
+    code, output = run(arguments, cache)
+    assert code == 78
+    assert "optimizer.peak_lr: 0.003 -> 0.5" in output
+    assert "total_steps: 6 -> 8" in output
+    assert "Traceback" not in output
+    code, output = run([*arguments, "--allow_config_change"], cache)
+    assert code == 0, output
+    assert "continuing from step 6" in output
+
+
+def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):
+    folder, _ = stages
+    arguments = kill_loop.command(
+        "stage2.py",
+        tmp_path / "stage2",
+        f"--config.init={folder / 'stage1'}",
+        "--config.model.fusion=cascaded",
+        "--config.model.decoder.mlp_dim=48",
+    )
+    code, output = run(arguments, cache)
+    assert code == 78
+    assert "model.fusion: hive -> cascaded" in output
+    assert "model.decoder.mlp_dim: 32 -> 48" in output
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "expected"),
+    [
+        (("--config.total_stepz=3",), 1, "total_steps"),
+        (("--config.optimizer.peak_lr=-1",), 64, "optimizer.peak_lr"),
+        (("--config.rules=(('fuson/.*',1.0),('.*',None))",), 64, "fuson"),
+        (("--config.rules=(('fusion/.*',1.0),)",), 64, "no rule"),
+        (("--config.init=nowhere",), 66, "no checkpoint in nowhere"),
+        (("--config.init_encoder=no.npz",), 66, "no.npz"),
+        (("--config.init_decoder=builtin:tabletop_llm",), 78, "expected float32"),
+        (("--config.data.tokenizer=no.json",), 66, "no.json"),
+        (("config.seed=1",), 64, "--config.KEY=VALUE"),
+    ],
+)
+def test_errors_are_messages_before_any_work(override, code, expected, cache, tmp_path):
+    arguments = kill_loop.command("stage1.py", tmp_path / "run", *override)
+    got, output = run(arguments, cache)
+    assert got == code, output
+    assert expected in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_workdir_that_cannot_be_written(cache, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = kill_loop.command("stage1.py", tmp_path / "file" / "run")
+    code, output = run(arguments, cache)
+    assert code == 73 and "cannot write" in output and "Traceback" not in output
+
+
+def test_sigterm_saves_and_the_same_command_continues(cache, tmp_path):
+    overrides = ("--config.total_steps=3000", "--config.checkpoint_every=100000")
+    arguments = kill_loop.command("stage1.py", tmp_path / "run", *overrides)
+    process = kill_loop.start(arguments, cache)
+    log = tmp_path / "run/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.exists() and len(log.read_text().splitlines()) > 2):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    steps = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()]
+    assert steps == [max(kill_loop.losses(tmp_path / "run"))]
+    assert f"stopped at step {steps[0]}, saved" in output
+
+
+def test_killed_runs_end_with_the_bits_of_an_undisturbed_run(tmp_path):
+    got = kill_loop.kill_loop(kills=3, folder=tmp_path, total_steps=60)
+    assert got["kills"] == 3
+    assert got["in a save"] >= 1
+    assert got["reference"] == got["disturbed"]
+
+
+def test_a_second_run_in_the_same_workdir_is_refused(cache, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=3000")
+    first = kill_loop.start(arguments, cache)
+    while not (workdir / "metrics.jsonl").exists():
+        assert first.poll() is None
+        time.sleep(0.05)
+    code, output = run(arguments, cache)
+    first.kill()
+    first.communicate()
+    assert code == 73
+    assert str(first.pid) in output and str(workdir) in output
+    assert os.getpid() != first.pid

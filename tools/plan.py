@@ -1,0 +1,49 @@
+"""Says what a config trains, without data, weights or memory for them.
+
+    python tools/plan.py --config configs/stage3.py:paper
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from flax.traverse_util import flatten_dict
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hive_jax.config import MeshConfig, RunConfig, from_dict
+from hive_jax.data.batch import Batch
+from hive_jax.errors import HiveError
+from hive_jax.training import optimizer, report, sharding
+from hive_jax.training.initial import abstract_params
+from hive_jax.training.state import build_model
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+
+
+def plan(config: RunConfig) -> str:
+    """Parameters of each part, trainable or frozen, with the peak learning rate."""
+    model = build_model(config)
+    image_size = config.model.encoder.image_size
+    batch = Batch.spec(1, config.data.num_tokens, image_size)
+    abstract = abstract_params(model, batch, sharding.make_mesh(MeshConfig()))
+    shapes = flatten_dict(abstract, sep="/")
+    assigned = optimizer.assign_rules(shapes, config.rules)
+    table = report.parameter_table(shapes, assigned, config.optimizer.peak_lr)
+    images = config.total_steps * config.batch_size
+    return f"{table}\n{config.total_steps:,} steps, {images:,} images"
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        print(plan(from_dict(_CONFIG.value.to_dict())))
+    except HiveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
