@@ -30,9 +30,15 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training import optimizer as optimizers
 from hive_jax.training import sharding, state
-from hive_jax.training.trainer import names_of_other_fusions
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Compiling is all the time that a tiny step takes; this makes it five times shorter.
+FAST_COMPILER = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 @pytest.fixture(scope="session")
@@ -105,54 +111,69 @@ def random_batch():
     return make
 
 
+@functools.cache
+def shapes_of(model, image_size: int, num_tokens: int) -> dict:
+    """Name -> shape of every parameter; nothing is computed."""
+    spec = Batch.spec(1, num_tokens, image_size)
+    shapes = jax.eval_shape(lambda: state.init_params(model, spec, 0))
+    return flatten_dict(shapes, sep="/")
+
+
+@pytest.fixture(scope="session")
+def parameter_shapes():
+    """run -> name -> shape of every parameter of its model."""
+
+    def make(run: RunConfig) -> dict:
+        model = state.build_model(run)
+        return shapes_of(model, run.model.encoder.image_size, run.data.num_tokens)
+
+    return make
+
+
 class Training:
-    """A model and its compiled steps, as the trainer puts them together."""
+    """A model and its compiled step, as the trainer puts them together."""
 
     def __init__(self, run: RunConfig, batch: Batch, mesh=None):
         self.run = run
         self.batch = batch
         self.model = state.build_model(run)
-        shapes = flatten_dict(self._shapes(), sep="/")
+        self.shapes = shapes_of(
+            self.model, run.model.encoder.image_size, run.data.num_tokens
+        )
         self.assigned = optimizers.assign_rules(
-            shapes, run.rules, lambda: names_of_other_fusions(run, batch)
+            self.shapes, run.rules, lambda: {"fusion/cross_attention/gate"}
         )
         self.optimizer = optimizers.make_optimizer(
             run.optimizer, run.total_steps, self.assigned
         )
-        self.place = lambda tree: tree
         step = state.make_train_step(self.model, self.optimizer, self.assigned)
+        self._shardings = self._rows = None
         if mesh is None:
-            self.step = jax.jit(step)
+            self.step = jax.jit(step, compiler_options=FAST_COMPILER)
             return
-        abstract = jax.eval_shape(self._state, self._shapes())
-        shardings = state.state_shardings(mesh, abstract, self.optimizer)
-        rows = sharding.batch_sharding(mesh, run.batch_size)
-        self.place = lambda tree: jax.device_put(
-            tree, rows if isinstance(tree, Batch) else shardings
-        )
-        out = (shardings, sharding.replicated(mesh))
-        self.step = jax.jit(step, out_shardings=out)
+        abstract = jax.eval_shape(self._init, unflatten_dict(self.shapes, sep="/"))
+        self._shardings = state.state_shardings(mesh, abstract, self.optimizer)
+        self._rows = sharding.batch_sharding(mesh, run.batch_size)
+        out = (self._shardings, sharding.replicated(mesh))
+        self.step = jax.jit(step, out_shardings=out, compiler_options=FAST_COMPILER)
 
-    def _shapes(self):
-        return jax.eval_shape(lambda: state.init_params(self.model, self.batch, 0))
-
-    def _state(self, params) -> state.TrainState:
+    def _init(self, params) -> state.TrainState:
         return state.init_state(params, self.optimizer, self.assigned)
 
     def start(self) -> state.TrainState:
-        """Step 0 with no parameter at zero or one: gates are open, all norms count."""
+        """Step 0 with no parameter at zero: the gates are open, all norms count."""
         rng = np.random.default_rng(1)
-        flat = flatten_dict(self._shapes(), sep="/")
-        values = {}
-        for name, leaf in flat.items():
-            noise = rng.normal(size=leaf.shape) / leaf.shape[-1] ** 0.5
-            values[name] = jnp.asarray(noise, jnp.float32)
-        return self.place(self._state(unflatten_dict(values, sep="/")))
+        values = {
+            name: (rng.normal(size=p.shape) / p.shape[-1] ** 0.5).astype(np.float32)
+            for name, p in self.shapes.items()
+        }
+        state = self._init(jax.tree.map(jnp.asarray, unflatten_dict(values, sep="/")))
+        return jax.device_put(state, self._shardings)
 
-    def steps(self, count: int, first: state.TrainState | None = None):
-        """The state after `count` steps on the one batch, and each step's metrics."""
-        now, metrics = first or self.start(), []
-        batch = self.place(self.batch)
+    def steps(self, count: int, batch: Batch | None = None):
+        """The state after `count` steps on one batch, and the metrics of each."""
+        now, metrics = self.start(), []
+        batch = jax.device_put(batch or self.batch, self._rows)
         for _ in range(count):
             now, values = self.step(now, (batch,))
             metrics.append(jax.device_get(values))

@@ -19,7 +19,7 @@ from hive_jax.models.siglip import (
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from huggingface_weights import gemma_params, siglip_params  # noqa: E402
+from huggingface_weights import gemma_params, siglip_params
 
 TOLERANCE = 1e-4
 

@@ -1,6 +1,6 @@
 """Says what a config trains, without data, weights or memory for them.
 
-    python tools/plan.py --config configs/stage3.py:paper
+python tools/plan.py --config configs/stage3.py:paper
 """
 
 import sys
@@ -17,7 +17,7 @@ from hive_jax.data.batch import Batch
 from hive_jax.errors import HiveError
 from hive_jax.training import optimizer, report, sharding
 from hive_jax.training.initial import abstract_params
-from hive_jax.training.state import build_model
+from hive_jax.training.state import build_model, names_under_all_fusions
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 
@@ -29,7 +29,9 @@ def plan(config: RunConfig) -> str:
     batch = Batch.spec(1, config.data.num_tokens, image_size)
     abstract = abstract_params(model, batch, sharding.make_mesh(MeshConfig()))
     shapes = flatten_dict(abstract, sep="/")
-    assigned = optimizer.assign_rules(shapes, config.rules)
+    assigned = optimizer.assign_rules(
+        shapes, config.rules, lambda: names_under_all_fusions(config, batch)
+    )
     table = report.parameter_table(shapes, assigned, config.optimizer.peak_lr)
     images = config.total_steps * config.batch_size
     return f"{table}\n{config.total_steps:,} steps, {images:,} images"

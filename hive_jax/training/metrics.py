@@ -3,11 +3,14 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Self
 
 import jax
 from tqdm import tqdm
+
+from hive_jax.data.loader import Loader
 
 
 class MetricsWriter:
@@ -63,6 +66,32 @@ def _drop_after(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
     os.replace(temporary, path)
+
+
+class Throughput:
+    """Rates since the last reading; validation and compilation do not count."""
+
+    def __init__(self, loader: Loader, batch_size: int):
+        self._loader = loader
+        self._batch_size = batch_size
+        self._step = None
+
+    def restart(self, step: int) -> None:
+        self._step = step
+        self._began = time.perf_counter()
+        self._waited = self._loader.seconds_waited
+
+    def since_last(self, step: int) -> dict[str, float]:
+        """images_per_second, and data_wait: the share of time spent waiting for
+        data. Nothing at the first reading, for that step is the compilation's."""
+        if self._step is None or step == self._step:
+            self.restart(step)
+            return {}
+        seconds = time.perf_counter() - self._began
+        waited = self._loader.seconds_waited - self._waited
+        images = (step - self._step) * self._batch_size
+        self.restart(step)
+        return {"images_per_second": images / seconds, "data_wait": waited / seconds}
 
 
 def progress_bar(name: str, total: int, step: int) -> tqdm:

@@ -1,5 +1,6 @@
 """The train state, how it starts, and the one train step."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.config import Rule, RunConfig
 from hive_jax.data.batch import KINDS, Batch
+from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import TwoTowers
 from hive_jax.training import optimizer as optimizers
@@ -38,6 +40,17 @@ def build_model(config: RunConfig) -> nn.Module:
 
 def _platform_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
+    """Parameter names of the model under every value of config.model.fusion."""
+    names = set()
+    for fusion in FUSIONS:
+        model = dataclasses.replace(config.model, fusion=fusion)
+        other = build_model(dataclasses.replace(config, model=model))
+        shapes = jax.eval_shape(lambda module=other: init_params(module, batch, 0))
+        names |= set(flatten_dict(shapes, sep="/"))
+    return names
 
 
 def normalise_images(images: jax.Array) -> jax.Array:

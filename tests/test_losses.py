@@ -1,0 +1,135 @@
+"""The losses against plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hive_jax.training.losses import next_token_nll, sigmoid_contrastive_loss
+
+BATCH, LENGTH, WIDTH, VOCAB = 3, 8, 5, 11
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    return (
+        rng.normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32),
+        rng.normal(size=(VOCAB, WIDTH)).astype(np.float32),
+        rng.integers(0, VOCAB, (BATCH, LENGTH), np.int32),
+    )
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_next_token_nll_is_the_plain_computation(inputs, softcap):
+    hidden, table, tokens = inputs
+    got = next_token_nll(hidden, table, softcap, tokens)
+    assert got.shape == (BATCH, LENGTH - 1)
+    assert got.dtype == jnp.float32
+    for row in range(BATCH):
+        for t in range(LENGTH - 1):
+            logits = np.float64(table) @ np.float64(hidden[row, t])
+            if softcap:
+                logits = np.tanh(logits / softcap) * softcap
+            wanted = np.log(np.exp(logits).sum()) - logits[tokens[row, t + 1]]
+            np.testing.assert_allclose(got[row, t], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("positions", [0, 1, 2, 3, 6, 7])
+def test_chunks_change_neither_values_nor_gradients(inputs, positions, softcap):
+    """7 positions in chunks of 1, 2, 3, 6 (the last ones padded) and 7."""
+    hidden, table, tokens = inputs
+    weights = jnp.arange(1.0, LENGTH)[None]
+
+    def loss(hidden, table, limit):
+        nll = next_token_nll(hidden, table, softcap, tokens, limit)
+        return (nll * weights).sum(), nll
+
+    run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (_, plain), grads = run(hidden, table, 2**24)
+    (_, parts), grads_parts = run(hidden, table, positions * BATCH * VOCAB)
+    np.testing.assert_allclose(parts, plain, rtol=1e-6, atol=1e-6)
+    for got, wanted in zip(grads_parts, grads, strict=True):
+        assert np.abs(wanted).max() > 1
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_hold_no_more_logits_than_allowed(inputs):
+    hidden, table, tokens = inputs
+    limit = 2 * BATCH * VOCAB
+
+    def loss(hidden):
+        return next_token_nll(hidden, table, 0.0, tokens, limit).sum()
+
+    sizes = [
+        variable.aval.size
+        for equation in _equations(jax.make_jaxpr(jax.grad(loss))(hidden).jaxpr)
+        for variable in equation.outvars
+        if variable.aval.shape[-1:] == (VOCAB,)
+    ]
+    assert sizes
+    assert max(sizes) == limit
+
+
+def _equations(jaxpr):
+    """All equations, those inside of others too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _equations(inner)
+
+
+def test_bfloat16_hidden_states_give_a_float32_loss(inputs):
+    hidden, table, tokens = inputs
+    got = next_token_nll(hidden.astype(jnp.bfloat16), table, 0.0, tokens)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(
+        got, next_token_nll(hidden, table, 0.0, tokens), atol=0.1
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_sigmoid_loss_is_the_sum_over_all_pairs(shape):
+    rng = np.random.default_rng(1)
+    zimg, ztxt = rng.normal(size=(2, 4, 6)).astype(np.float32)
+    t, b = 1.7, -0.9
+    got = sigmoid_contrastive_loss(
+        jnp.asarray(zimg), jnp.asarray(ztxt), jnp.full(shape, t), jnp.full(shape, b)
+    )
+    wanted = 0.0
+    for i in range(4):
+        for j in range(4):
+            logit = float(zimg[i] @ ztxt[j]) * t + b
+            sign = 1.0 if i == j else -1.0
+            wanted += np.log1p(np.exp(-sign * logit)) / 4
+    assert got.shape == ()
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
+def test_a_batch_without_a_target_has_loss_and_gradient_zero(
+    training, tiny_run, stage_rules, fusion
+):
+    """And one without an image, all at once: nothing may turn into NaN."""
+    one = training(tiny_run(fusion, rules=stage_rules(3, fusion)))
+    batch = one.batch
+    nothing = np.zeros_like(batch.target)
+    before = one.start()
+    after, metrics = one.steps(1, batch.replace(target=nothing, sees_image=nothing))
+    assert metrics[0]["loss"] == 0
+    assert all(metrics[0][name] == 0 for name in metrics[0] if "norm" in name)
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+
+
+@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
+def test_samples_without_an_image_have_finite_gradients(
+    training, tiny_run, stage_rules, fusion
+):
+    one = training(tiny_run(fusion, rules=stage_rules(3, fusion)))
+    blind = np.zeros_like(one.batch.sees_image)
+    after, metrics = one.steps(2, one.batch.replace(sees_image=blind))
+    assert metrics[0]["loss"] > 0
+    assert metrics[0]["grad_norm/img"] == 0
+    assert metrics[0]["grad_norm/fusion"] == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
