@@ -34,11 +34,20 @@ from hive_jax.training import sharding, state
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compiling is all the time that a tiny step takes; this makes it five times shorter.
-FAST_COMPILER = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
+_fast_jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    },
+)
+
+
+@pytest.fixture(scope="session")
+def fast_jit():
+    """jax.jit for functions that run a few times: compiles fast, runs slower."""
+    return _fast_jit
 
 
 @pytest.fixture(scope="session")
@@ -149,13 +158,13 @@ class Training:
         step = state.make_train_step(self.model, self.optimizer, self.assigned)
         self._shardings = self._rows = None
         if mesh is None:
-            self.step = jax.jit(step, compiler_options=FAST_COMPILER)
+            self.step = _fast_jit(step)
             return
         abstract = jax.eval_shape(self._init, unflatten_dict(self.shapes, sep="/"))
         self._shardings = state.state_shardings(mesh, abstract, self.optimizer)
         self._rows = sharding.batch_sharding(mesh, run.batch_size)
         out = (self._shardings, sharding.replicated(mesh))
-        self.step = jax.jit(step, out_shardings=out, compiler_options=FAST_COMPILER)
+        self.step = _fast_jit(step, out_shardings=out)
 
     def _init(self, params) -> state.TrainState:
         return state.init_state(params, self.optimizer, self.assigned)

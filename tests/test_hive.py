@@ -187,6 +187,29 @@ def test_padding_on_the_right_changes_nothing_to_its_left(fusion):
     np.testing.assert_allclose(shorter, before, atol=1e-5)
 
 
+# Where the image is read.
+
+
+@pytest.mark.parametrize("fusion", ["hive", "cascaded"])
+def test_each_connected_layer_reads_its_depth_before_it_runs(fusion):
+    depths = {"hive": (1, 2), "cascaded": (3, 3)}[fusion]
+
+    def by_hand(hive):
+        features = hive.img(IMAGES, (1, 2, 3)).features
+        features = features[jnp.array(depths) - 1]
+        read_first, read_second = hive.fusion.readers(features, SEES_IMAGE)
+        position = jnp.broadcast_to(jnp.arange(7), TOKENS.shape)
+        layer_1, layer_2, layer_3 = hive.llm.segments(position, (1, 2, 3))
+        x = layer_1(read_first(hive.llm.embed(TOKENS)))
+        x = layer_3(read_second(layer_2(x)))
+        return hive.llm.final_norm(x)
+
+    wanted = jax.jit(
+        lambda params: model(fusion).apply({"params": params}, method=by_hand)
+    )(random_params(fusion))
+    np.testing.assert_allclose(run(fusion), wanted, atol=1e-5)
+
+
 # What the gradient reaches.
 
 
@@ -314,14 +337,21 @@ def test_scan_equals_unrolled(fusion):
     np.testing.assert_allclose(hidden, run(fusion), atol=1e-5)
 
 
-@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
-def test_bfloat16(fusion):
-    params = {"params": random_params(fusion)}
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_hidden_states_are_of_the_computation_dtype(fusion):
     half = Hive(dataclasses.replace(TINY, fusion=fusion), jnp.bfloat16)
-    hidden = jax.jit(half.apply)(params, IMAGES, TOKENS, SEES_IMAGE)
+    params = {"params": random_params(fusion)}
+    hidden = jax.eval_shape(half.apply, params, IMAGES, TOKENS, SEES_IMAGE)
+    assert hidden.shape == (3, 7, 24)
     assert hidden.dtype == jnp.bfloat16
-    difference = np.asarray(hidden, np.float32) - run(fusion)
-    assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(run(fusion))
+
+
+def test_bfloat16():
+    half = Hive(TINY, jnp.bfloat16)
+    params = {"params": random_params("hive")}
+    hidden = jax.jit(half.apply)(params, IMAGES, TOKENS, SEES_IMAGE)
+    difference = np.asarray(hidden, np.float32) - run("hive")
+    assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(run("hive"))
 
 
 def test_logits():

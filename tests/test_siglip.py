@@ -161,10 +161,15 @@ def test_scan_equals_unrolled(params):
 
 
 def test_gradients_are_equal_for_all_programs(params):
+    """Of three blocks, cut after the second."""
     images = random_images(2, 20)
+    blocks = params["Transformer"]["encoderblock"]
+    three = jax.tree.map(lambda leaf: leaf[:3], blocks)
+    params = params | {"Transformer": params["Transformer"] | {"encoderblock": three}}
 
     def gradient(scan, remat):
-        encoder = SiglipEncoder(dataclasses.replace(TINY, scan=scan, remat=remat))
+        config = dataclasses.replace(TINY, depth=3, scan=scan, remat=remat)
+        encoder = SiglipEncoder(config)
 
         def loss(params):
             out = encoder.apply({"params": params}, images, (2,))

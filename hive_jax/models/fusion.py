@@ -5,6 +5,7 @@ A connection is a pair (encoder depth, decoder layer), both counted from 1.
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from hive_jax.models import stack
 from hive_jax.models.attention import attend
@@ -112,7 +113,7 @@ class CrossAttention(nn.Module):
         key, value = keys_values
         scale = self.config.head_dim**-0.5
         out = attend(query, key, value, sees[:, :, None], scale=scale)
-        gate = last_axis(jax.numpy.tanh(self.gate), x)
+        gate = last_axis(jnp.tanh(self.gate), x)
         return gate * merge_heads(out, self.attn_vec_einsum())
 
     def __call__(self, x: jax.Array, projected: jax.Array, sees: jax.Array):
@@ -129,13 +130,13 @@ class Fusion(nn.Module):
     config: GemmaConfig
 
     def setup(self):
-        projected = jax.numpy.zeros((1, 1, self.config.width))
-        features = jax.numpy.zeros((1, 1, self.encoder_width))
+        projected = jnp.zeros((1, 1, self.config.width))
+        features = jnp.zeros((1, 1, self.encoder_width))
         self.projector = self.param(
             "projector", stack.stacked_init(self._projector(), self.count, features)
         )
         if self.fusion != "self_attention":
-            sees = jax.numpy.ones((1, 1), bool)
+            sees = jnp.ones((1, 1), bool)
             block = CrossAttention(self.config, parent=None)
             self.cross_attention = self.param(
                 "cross_attention",
@@ -151,7 +152,9 @@ class Fusion(nn.Module):
         module = self._projector()
         return [
             module.apply({"params": params}, feature)
-            for params, feature in zip(_unstack(self.projector), features, strict=True)
+            for params, feature in zip(
+                stack.unstack(self.projector), features, strict=True
+            )
         ]
 
     def readers(self, features: jax.Array, sees: jax.Array) -> list:
@@ -163,14 +166,8 @@ class Fusion(nn.Module):
             cached = block.apply(variables, projected, method="keys_values")
             return lambda x: x + block.apply(variables, x, cached, sees, method="read")
 
-        layers = _unstack(self.cross_attention)
+        layers = stack.unstack(self.cross_attention)
         return [
             reader(params, projected)
             for params, projected in zip(layers, self.project(features), strict=True)
         ]
-
-
-def _unstack(stacked) -> list:
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    pieces = stack.cut(stacked, range(1, count + 1))
-    return [jax.tree.map(lambda leaf: leaf[0], piece) for piece in pieces]

@@ -45,36 +45,35 @@ class Dense(nn.Module):
         return matmul(x, kernel) + last_axis(bias, x)
 
 
-class HeadsDense(nn.Module):
-    """x[..., D] -> [..., N, H]; parameters `kernel` [D, N, H] and `bias` [N, H].
-
-    With `merge`, the way back: [..., N, H] -> [..., D] and `kernel` [N, H, D].
-    Both are the layouts of flax's DenseGeneral, which big_vision stores.
-    """
+class SplitHeads(nn.Module):
+    """x[..., D] -> [..., N, H]; parameters `kernel` [D, N, H] and `bias` [N, H], the
+    layout of flax's DenseGeneral, which big_vision stores."""
 
     heads: int
     head_dim: int
-    features: int = 0
-    merge: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        inner = self.heads * self.head_dim
-        if self.merge:
-            bias_shape = (self.features,)
-            shape = (self.heads, self.head_dim, *bias_shape)
-            init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
-            x = x.reshape(*x.shape[:-2], inner)
-            flat = (inner, self.features)
-        else:
-            bias_shape = (self.heads, self.head_dim)
-            shape = (x.shape[-1], *bias_shape)
-            init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
-            flat = (x.shape[-1], inner)
-        kernel = self.param("kernel", init, shape)
-        bias = self.param("bias", nn.initializers.zeros, bias_shape)
-        y = matmul(x, kernel.reshape(flat)) + last_axis(bias, x)
-        return y if self.merge else y.reshape(*y.shape[:-1], *bias_shape)
+        split = (self.heads, self.head_dim)
+        init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
+        kernel = self.param("kernel", init, (x.shape[-1], *split))
+        bias = self.param("bias", nn.initializers.zeros, split)
+        y = matmul(x, kernel.reshape(x.shape[-1], -1)) + last_axis(bias, x)
+        return y.reshape(*x.shape[:-1], *split)
+
+
+class MergeHeads(nn.Module):
+    """The way back: x[..., N, H] -> [..., D]; `kernel` [N, H, D] and `bias` [D]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
+        kernel = self.param("kernel", init, (*x.shape[-2:], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.reshape(*x.shape[:-2], -1)
+        return matmul(x, kernel.reshape(-1, self.features)) + last_axis(bias, x)
 
 
 class LayerNorm(nn.Module):

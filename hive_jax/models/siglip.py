@@ -15,9 +15,10 @@ from hive_jax.models import stack
 from hive_jax.models.attention import attend
 from hive_jax.models.layers import (
     Dense,
-    HeadsDense,
     LayerNorm,
+    MergeHeads,
     MlpBlock,
+    SplitHeads,
     last_axis,
     matmul,
 )
@@ -103,11 +104,11 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         width, heads = x.shape[-1], self.num_heads
         head_dim = width // heads
-        query = HeadsDense(heads, head_dim, name="query")(x)
-        key = HeadsDense(heads, head_dim, name="key")(y)
-        value = HeadsDense(heads, head_dim, name="value")(y)
+        query = SplitHeads(heads, head_dim, name="query")(x)
+        key = SplitHeads(heads, head_dim, name="key")(y)
+        value = SplitHeads(heads, head_dim, name="value")(y)
         out = attend(query, key, value, scale=head_dim**-0.5)
-        return HeadsDense(heads, head_dim, width, merge=True, name="out")(out)
+        return MergeHeads(width, name="out")(out)
 
 
 class EncoderBlock(nn.Module):

@@ -45,6 +45,13 @@ def cut(stacked, ends: Sequence[int]) -> list:
     return [treedef.unflatten(piece) for piece in zip(*pieces, strict=True)]
 
 
+def unstack(stacked) -> list:
+    """One tree for each layer of a stacked tree."""
+    depth = jax.tree.leaves(stacked)[0].shape[0]
+    pieces = cut(stacked, range(1, depth + 1))
+    return [jax.tree.map(lambda leaf: leaf[0], piece) for piece in pieces]
+
+
 def run(
     apply: Callable, stacked, x: jax.Array, *, scan: bool, remat: str = "none"
 ) -> jax.Array:
@@ -60,10 +67,9 @@ def run(
         raise ValueError(f"remat is {remat!r}; expected one of {list(REMAT_POLICIES)}")
     if REMAT_POLICIES[remat] is not None:
         apply = jax.checkpoint(apply, policy=REMAT_POLICIES[remat])
-    depth = jax.tree.leaves(stacked)[0].shape[0]
-    if scan and depth > 1:
+    if scan:
         x, _ = jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, stacked)
         return x
-    for layer in cut(stacked, range(1, depth + 1)):
-        x = apply(jax.tree.map(lambda leaf: leaf[0], layer), x)
+    for layer in unstack(stacked):
+        x = apply(layer, x)
     return x
