@@ -184,7 +184,8 @@ def test_which_environments_are_jobs(environment, wanted):
 
 @pytest.mark.parametrize("mode", ["auto", "on", "off"])
 @pytest.mark.parametrize(
-    "given", [("host:1", None, None), ("host:1", 2, None), (None, None, 0), (None, 2, 0)]
+    "given",
+    [("host:1", None, None), ("host:1", 2, None), (None, None, 0), (None, 2, 0)],
 )
 def test_coordinator_flags_go_together(mode, given):
     with pytest.raises(ConfigError, match="go together; got"):

@@ -140,7 +140,9 @@ def test_the_loss_goes_down_on_a_fixed_batch(hive2):
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_initial_parameters_are_a_function_of_the_seed(tiny_run, random_batch, fast_jit):
+def test_initial_parameters_are_a_function_of_the_seed(
+    tiny_run, random_batch, fast_jit
+):
     run = tiny_run(objective="contrastive")
     model, batch = state.build_model(run), random_batch(run)
     init = fast_jit(lambda seed: state.init_params(model, batch, seed))
@@ -153,7 +155,9 @@ def test_initial_parameters_are_a_function_of_the_seed(tiny_run, random_batch, f
 @pytest.mark.parametrize("objective", ["caption", "contrastive"])
 def test_state_is_float32_whatever_the_computation(tiny_run, training, objective):
     one = training(tiny_run(dtype="bfloat16", objective=objective))
-    params, opt_state = jax.eval_shape(lambda: (one.start().params, one.start().opt_state))
+    params, opt_state = jax.eval_shape(
+        lambda: (one.start().params, one.start().opt_state)
+    )
     leaves = jax.tree.leaves((params, opt_state))
     assert {str(leaf.dtype) for leaf in leaves} == {"float32", "int32"}
     loss = state.make_loss(one.model)

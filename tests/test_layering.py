@@ -1,0 +1,141 @@
+"""Imports point one way, and every module is there for something.
+
+train.py > training > weights, data > config > models > (nothing of ours)
+errors serves all of them but models
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hive_jax
+
+PACKAGE = Path(hive_jax.__path__[0])
+ROOT = PACKAGE.parent
+
+# What each part may import of the package, besides itself.
+BELOW = {
+    "errors": set(),
+    "models": set(),
+    "config": {"errors", "models"},
+    "data": {"errors", "config"},
+    "weights": {"errors", "models"},
+    "training": {"errors", "models", "config", "data", "weights"},
+    "train": {"errors", "models", "config", "data", "weights", "training"},
+}
+# Slow to import, or not needed to train: only inside of the functions that need them.
+OPTIONAL = {
+    "datasets",
+    "grain",
+    "ml_collections",
+    "safetensors",
+    "sentencepiece",
+    "tensorboardX",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "transformers",
+}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {
+    module_name(path): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imported(nodes):
+    """Full names of the modules that the import statements in `nodes` load."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import of {node.module}"
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in TREES else node.module
+
+
+def ours(tree):
+    return {name for name in imported(ast.walk(tree)) if name.startswith("hive_jax")}
+
+
+def part(module):
+    return module.split(".")[1]
+
+
+MODULES = [name for name in TREES if name != "hive_jax"]
+
+
+def test_all_modules_are_found():
+    assert {part(name) for name in MODULES} == set(BELOW)
+    assert len(MODULES) > 30
+    assert "hive_jax.models.stack" in ours(TREES["hive_jax.models.gemma"])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module):
+    allowed = BELOW[part(module)] | {part(module)}
+    assert {part(name) for name in ours(TREES[module])} <= allowed
+
+
+def test_no_module_imports_itself_through_others():
+    finished = set()
+
+    def visit(module, above):
+        assert module not in above, " > ".join([*above, module])
+        if module not in finished:
+            for name in sorted(ours(TREES[module])):
+                visit(name, [*above, module])
+            finished.add(module)
+
+    for module in MODULES:
+        visit(module, [])
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "hive_jax.train"])
+def test_optional_packages_are_imported_where_they_are_used(module):
+    def loaded_with_the_module(node):
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield child
+                yield from loaded_with_the_module(child)
+
+    names = {
+        name.split(".")[0] for name in imported(loaded_with_the_module(TREES[module]))
+    }
+    assert not names & OPTIONAL
+
+
+def test_models_need_nothing_but_jax_and_flax():
+    names = {
+        name.split(".")[0]
+        for module, tree in TREES.items()
+        if module.startswith("hive_jax.models")
+        for name in imported(ast.walk(tree))
+    }
+    assert names <= {"collections", "dataclasses", "flax", "hive_jax", "jax", "numpy"}
+
+
+def test_every_module_is_used():
+    """By the package, or by a tool; a test alone is no use."""
+    tools = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for folder in ("tools", "configs")
+        for path in sorted((ROOT / folder).glob("*.py"))
+    ]
+    used = set().union(*map(ours, [*TREES.values(), *tools]))
+    packages = {name.rpartition(".")[0] for name in TREES}
+    assert set(TREES) - used - packages == {"hive_jax.train"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is(module):
+    tree = TREES[module]
+    assert not tree.body or ast.get_docstring(tree)

@@ -1,0 +1,235 @@
+"""Batches as a function of (seed, step)."""
+
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from hive_jax.config import MeshConfig
+from hive_jax.data.batch import Batch, Sample, Segment
+from hive_jax.data.loader import Loader
+from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.errors import DataError
+from hive_jax.training.sharding import batch_sharding, make_mesh
+
+SIZE, BATCH = 37, 8
+
+
+class Numbers:
+    """Sample i says i, and its image is i all over."""
+
+    def __init__(self, size=SIZE, delay=0.0, target=True):
+        self.size = size
+        self.delay = delay
+        self.target = target
+        self.reads = []
+        self.lock = threading.Lock()
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        with self.lock:
+            self.reads.append(index)
+        time.sleep(self.delay * (index % 3))
+        image = np.full((16, 16, 3), index % 256, np.uint8)
+        return Sample(image, (Segment(f" {index}", target=self.target),))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("builtin:tabletop")
+
+
+@pytest.fixture(scope="module")
+def make_loader(tokenizer):
+    rows = batch_sharding(make_mesh(MeshConfig(data=-1)), BATCH)
+
+    def make(source, sharding=rows, **changes):
+        arguments = {
+            "batch_size": BATCH,
+            "num_tokens": 6,
+            "image_size": 16,
+            "sharding": sharding,
+            "shuffle_seed": 0,
+            "threads": 2,
+        }
+        return Loader(source, tokenizer, **arguments | changes)
+
+    return make
+
+
+def indices(batches):
+    """The sample numbers of each batch, as its images say."""
+    return [np.asarray(batch.image)[:, 0, 0, 0].tolist() for batch in batches]
+
+
+def test_a_batch_holds_the_samples_side_by_side(make_loader, tokenizer):
+    loader = make_loader(Numbers())
+    (batch,) = loader.batches(0, 1)
+    assert jax.eval_shape(lambda: batch) == Batch.spec(BATCH, 6, 16)
+    for row, index in enumerate(indices([batch])[0]):
+        image = np.asarray(batch.image[row])
+        assert (image == index).all()
+        assert tokenizer.decode(np.asarray(batch.tokens[row])) == f" {index}"
+    assert batch.tokens.sharding == loader.sharding
+    assert {piece.data.shape for piece in batch.tokens.addressable_shards} == {(1, 6)}
+
+
+@pytest.mark.parametrize("seed", [0, 7, None])
+def test_resuming_at_any_step_gives_the_same_batches(make_loader, seed):
+    every = indices(make_loader(Numbers(), shuffle_seed=seed).batches(0, 12))
+    assert len(every) == 12
+    for start in (1, 4, 5, 11, 12):
+        loader = make_loader(Numbers(), shuffle_seed=seed)
+        assert indices(loader.batches(start, 12)) == every[start:]
+        assert indices(loader.batches(0, start)) == every[:start]  # and once more
+
+
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_threads_do_not_change_the_order(make_loader, threads):
+    one = indices(make_loader(Numbers(), threads=1).batches(0, 6))
+    slow = Numbers(delay=0.002)
+    assert indices(make_loader(slow, threads=threads).batches(0, 6)) == one
+
+
+def test_each_epoch_has_each_sample_once_and_its_own_order(make_loader):
+    order = sum(indices(make_loader(Numbers()).batches(0, SIZE)), [])
+    assert len(order) == SIZE * BATCH
+    epochs = [order[i * SIZE : (i + 1) * SIZE] for i in range(BATCH)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(SIZE))
+    assert len({tuple(epoch) for epoch in epochs}) == BATCH
+
+
+def test_another_seed_is_another_order(make_loader):
+    one, two = (
+        indices(make_loader(Numbers(), shuffle_seed=seed).batches(0, 3))
+        for seed in (0, 1)
+    )
+    assert one != two
+
+
+def test_without_a_seed_the_order_is_that_of_the_source(make_loader):
+    loader = make_loader(Numbers(), shuffle_seed=None)
+    order = sum(indices(loader.batches(0, 6)), [])
+    assert order == [position % SIZE for position in range(48)]
+    assert sum(indices(loader.batches(0, 6)), []) == order
+
+
+class RowsOfOneProcess:
+    """The sharding as one process of several sees it: some devices are its own."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def addressable_devices_indices_map(self, shape):
+        return {i: (slice(a, b),) for i, (a, b) in enumerate(self.rows)}
+
+
+def test_a_process_reads_the_rows_of_its_devices(make_loader):
+    every = sum(indices(make_loader(Numbers()).batches(0, 3)), [])
+    reads = []
+    for rows in ([(0, 2), (2, 4)], [(4, 8), (4, 8)]):
+        source = Numbers()
+        loader = make_loader(source, RowsOfOneProcess(rows), threads=1)
+        assert loader._rows == range(rows[0][0], rows[-1][1])
+        loader._place = lambda local, spec: local
+        reads.append(
+            [batch.image[:, 0, 0, 0].tolist() for batch in loader.batches(0, 3)]
+        )
+        assert len(source.reads) == 12
+    assert [
+        i for pair in zip(*reads, strict=True) for part in pair for i in part
+    ] == every
+
+
+def test_rows_repeated_on_several_devices_are_read_once(make_loader):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    source = Numbers()
+    loader = make_loader(source, batch_sharding(mesh, BATCH))
+    got = indices(loader.batches(0, 2))
+    assert got == indices(make_loader(Numbers()).batches(0, 2))
+    assert len(source.reads) == 2 * BATCH
+
+
+@pytest.mark.parametrize(
+    ("image", "came"),
+    [
+        (np.zeros((16, 8, 3), np.uint8), r"uint8\[16, 8, 3\]"),
+        (np.zeros((16, 16), np.uint8), r"uint8\[16, 16\]"),
+        (np.zeros((16, 16, 3), np.float32), r"float32\[16, 16, 3\]"),
+    ],
+)
+def test_an_image_of_the_wrong_kind(make_loader, image, came):
+    class One(Numbers):
+        def __getitem__(self, index):
+            return Sample(image if index == 5 else None, (Segment("a"),))
+
+    loader = make_loader(One(), shuffle_seed=None)
+    message = rf"sample 5: image is {came}; expected uint8\[16, 16, 3\]"
+    with pytest.raises(DataError, match=message):
+        next(loader.batches(0, 1))
+
+
+def test_samples_without_an_image_have_a_black_one_that_is_not_seen(make_loader):
+    class Texts(Numbers):
+        def __getitem__(self, index):
+            return Sample(None, (Segment("a cube"),))
+
+    (batch,) = make_loader(Texts()).batches(0, 1)
+    assert not np.asarray(batch.image).any()
+    assert not np.asarray(batch.sees_image).any()
+    assert np.asarray(batch.target).any(axis=1).all()
+
+
+def test_a_batch_without_a_supervised_token(make_loader):
+    loader = make_loader(Numbers(target=False))
+    with pytest.raises(DataError, match="8 samples has no supervised .*_tokens = 6"):
+        next(loader.batches(0, 1))
+
+
+def test_errors_of_a_sample_reach_the_caller_at_its_step(make_loader):
+    class Broken(Numbers):
+        def __getitem__(self, index):
+            if index == 20:  # of step 2
+                raise DataError("sample 20 is broken")
+            return super().__getitem__(index)
+
+    batches = make_loader(Broken(), shuffle_seed=None).batches(0, 100)
+    assert indices([next(batches), next(batches)]) == [[*range(8)], [*range(8, 16)]]
+    with pytest.raises(DataError, match="sample 20 is broken"):
+        next(batches)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_it_reads_ahead_but_not_far(make_loader):
+    source = Numbers()
+    batches = make_loader(source).batches(0, 1000)
+    next(batches)
+    deadline = time.monotonic() + 10
+    while len(source.reads) < 3 * BATCH and time.monotonic() < deadline:
+        time.sleep(0.01)
+    batches.close()
+    assert len(source.reads) == 3 * BATCH
+
+
+def test_closing_early_ends_the_threads_and_reads_no_further(make_loader):
+    before = threading.active_count()
+    source = Numbers(delay=0.5)
+    batches = make_loader(source, threads=2).batches(0, 1000)
+    next(batches)
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 4  # what is queued would take 6 more
+    assert threading.active_count() == before
+    assert len(source.reads) < 3 * BATCH
+
+
+def test_waiting_is_counted(make_loader):
+    loader = make_loader(Numbers(delay=0.01))
+    list(loader.batches(0, 3))
+    assert 0.005 < loader.seconds_waited < 10
