@@ -66,6 +66,11 @@ def indices(batches):
     return [np.asarray(batch.image)[:, 0, 0, 0].tolist() for batch in batches]
 
 
+def order_of(batches):
+    """The sample numbers one after the other."""
+    return [index for batch in indices(batches) for index in batch]
+
+
 def test_a_batch_holds_the_samples_side_by_side(make_loader, tokenizer):
     loader = make_loader(Numbers())
     (batch,) = loader.batches(0, 1)
@@ -96,7 +101,7 @@ def test_threads_do_not_change_the_order(make_loader, threads):
 
 
 def test_each_epoch_has_each_sample_once_and_its_own_order(make_loader):
-    order = sum(indices(make_loader(Numbers()).batches(0, SIZE)), [])
+    order = order_of(make_loader(Numbers()).batches(0, SIZE))
     assert len(order) == SIZE * BATCH
     epochs = [order[i * SIZE : (i + 1) * SIZE] for i in range(BATCH)]
     for epoch in epochs:
@@ -114,9 +119,9 @@ def test_another_seed_is_another_order(make_loader):
 
 def test_without_a_seed_the_order_is_that_of_the_source(make_loader):
     loader = make_loader(Numbers(), shuffle_seed=None)
-    order = sum(indices(loader.batches(0, 6)), [])
+    order = order_of(loader.batches(0, 6))
     assert order == [position % SIZE for position in range(48)]
-    assert sum(indices(loader.batches(0, 6)), []) == order
+    assert order_of(loader.batches(0, 6)) == order
 
 
 class RowsOfOneProcess:
@@ -130,7 +135,7 @@ class RowsOfOneProcess:
 
 
 def test_a_process_reads_the_rows_of_its_devices(make_loader):
-    every = sum(indices(make_loader(Numbers()).batches(0, 3)), [])
+    every = order_of(make_loader(Numbers()).batches(0, 3))
     reads = []
     for rows in ([(0, 2), (2, 4)], [(4, 8), (4, 8)]):
         source = Numbers()

@@ -48,8 +48,13 @@ def sentencepiece_file(tmp_path_factory):
         remove_extra_whitespaces=False,
         normalization_rule_name="identity",
         minloglevel=2,
-        **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3},
-        **{"pad_piece": "<pad>", "eos_piece": "<eos>", "bos_piece": "<bos>"},
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece="<pad>",
+        eos_piece="<eos>",
+        bos_piece="<bos>",
     )
     return folder / "tokenizer.model"
 

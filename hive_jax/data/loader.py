@@ -7,7 +7,6 @@ so the step number is the whole state of the loader.
 
 import collections
 import functools
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,7 +47,6 @@ class Loader:
         self.shuffle_seed = shuffle_seed
         self.sharding = sharding
         self.spec = Batch.spec(batch_size, num_tokens, image_size)
-        self.seconds_waited = 0.0
         self._threads = threads
         rows = sharding.addressable_devices_indices_map((batch_size,)).values()
         bounds = [index[0].indices(batch_size)[:2] for index in rows]
@@ -91,9 +89,7 @@ class Loader:
         return {"image": image, **row}
 
     def _collect(self, futures: list) -> Batch:
-        began = time.perf_counter()
         rows = [future.result() for future in futures]
-        self.seconds_waited += time.perf_counter() - began
         local = Batch(**{key: np.stack([r[key] for r in rows]) for key in rows[0]})
         if not local.target.any():
             raise DataError(

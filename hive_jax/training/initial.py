@@ -61,19 +61,31 @@ def initial_params(
     )
     if source:
         return _from_run(config, source, abstract)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    params = jax.jit(
-        lambda: init_params(model, batch, config.seed), out_shardings=shardings
-    )()
-    for branch, path in (("img", config.init_encoder), ("llm", config.init_decoder)):
-        if path and branch in params:
-            params[branch] = _from_npz(path, branch, abstract[branch])
+    files = {"img": config.init_encoder, "llm": config.init_decoder}
+    params = {
+        branch: _from_npz(path, branch, abstract[branch])
+        for branch, path in files.items()
+        if path and branch in abstract
+    }
+    params |= _random(config, model, batch, abstract, set(abstract) - set(params))
     if config.whiten_patches:
         embedding = params["img"]["embedding"]
         kernel, bias = whitening(sample_images(), *embedding["kernel"].shape[1::2])
         for name, value in (("kernel", kernel), ("bias", bias)):
             embedding[name] = jax.device_put(value, embedding[name].sharding)
     return params
+
+
+def _random(config, model, batch: Batch, abstract: dict, branches: set) -> dict:
+    """The given branches; the others are not even compiled."""
+    wanted = {branch: abstract[branch] for branch in sorted(branches)}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+
+    def init():
+        params = init_params(model, batch, config.seed)
+        return {branch: params[branch] for branch in wanted}
+
+    return jax.jit(init, out_shardings=shardings)()
 
 
 def restore_run(workdir: str) -> tuple[RunConfig, dict]:

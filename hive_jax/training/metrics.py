@@ -10,8 +10,6 @@ from typing import Self
 import jax
 from tqdm import tqdm
 
-from hive_jax.data.loader import Loader
-
 
 class MetricsWriter:
     """Appends one JSON object a line to workdir/metrics.jsonl, and the same numbers
@@ -71,27 +69,40 @@ def _drop_after(path: Path, step: int) -> None:
 class Throughput:
     """Rates since the last reading; validation and compilation do not count."""
 
-    def __init__(self, loader: Loader, batch_size: int):
-        self._loader = loader
+    def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._step = None
+        self._idle = 0.0
+
+    def waited(self, seconds: float, running) -> None:
+        """Counts the wait for a batch, unless the device was busy through all of it.
+
+        Args:
+          running: results of the step before, on the device; None before the first.
+        """
+        if all(leaf.is_ready() for leaf in jax.tree.leaves(running)):
+            self._idle += seconds
 
     def restart(self, step: int) -> None:
         self._step = step
         self._began = time.perf_counter()
-        self._waited = self._loader.seconds_waited
+        self._idle = 0.0
 
     def since_last(self, step: int) -> dict[str, float]:
-        """images_per_second, and data_wait: the share of time spent waiting for
-        data. Nothing at the first reading, for that step is the compilation's."""
+        """images_per_second, and data_wait: the share of time in which the device had
+        nothing to do but wait for data. Nothing at the first reading, for that step
+        is the compilation's."""
         if self._step is None or step == self._step:
             self.restart(step)
             return {}
         seconds = time.perf_counter() - self._began
-        waited = self._loader.seconds_waited - self._waited
         images = (step - self._step) * self._batch_size
+        rates = {
+            "images_per_second": images / seconds,
+            "data_wait": self._idle / seconds,
+        }
         self.restart(step)
-        return {"images_per_second": images / seconds, "data_wait": waited / seconds}
+        return rates
 
 
 def progress_bar(name: str, total: int, step: int) -> tqdm:

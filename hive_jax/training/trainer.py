@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import time
 from pathlib import Path
 
 import jax
@@ -64,13 +65,15 @@ def _loop(
 ) -> TrainState:
     """Steps until the end or a stop request; logs, validates and saves on the way."""
     config, start = run.config, int(state.step)
-    throughput = Throughput(run.loader, config.batch_size)
+    throughput, metrics = Throughput(config.batch_size), None
     batches = run.loader.batches(
         start * config.accumulate, config.total_steps * config.accumulate
     )
     with progress_bar(config.name, config.total_steps, start) as bar:
         for step in range(start + 1, config.total_steps + 1):
+            asked = time.perf_counter()
             parts = tuple(itertools.islice(batches, config.accumulate))
+            throughput.waited(time.perf_counter() - asked, metrics)
             state, metrics = run.train_step(state, parts)
             bar.update()
             stopping = stop.requested or checkpoints.reached_preemption(step)
