@@ -123,7 +123,7 @@ def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):
 @pytest.mark.parametrize(
     ("override", "code", "expected"),
     [
-        (("--config.total_stepz=3",), 1, "total_steps"),
+        (("--config.total_stepz=3",), 64, "total_steps"),
         (("--config.optimizer.peak_lr=-1",), 64, "optimizer.peak_lr"),
         (("--config.rules=(('fuson/.*',1.0),('.*',None))",), 64, "fuson"),
         (("--config.rules=(('fusion/.*',1.0),)",), 64, "no rule"),

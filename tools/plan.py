@@ -6,20 +6,16 @@ python tools/plan.py --config configs/stage3.py:paper
 import sys
 from pathlib import Path
 
-from absl import app, flags
 from flax.traverse_util import flatten_dict
-from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.config import MeshConfig, RunConfig, from_dict
+from hive_jax import command
+from hive_jax.config import MeshConfig, RunConfig
 from hive_jax.data.batch import Batch
-from hive_jax.errors import HiveError
 from hive_jax.training import optimizer, report, sharding
 from hive_jax.training.initial import abstract_params
 from hive_jax.training.state import build_model, names_under_all_fusions
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 
 
 def plan(config: RunConfig) -> str:
@@ -37,15 +33,10 @@ def plan(config: RunConfig) -> str:
     return f"{table}\n{config.total_steps:,} steps, {images:,} images"
 
 
-def main(arguments: list[str]) -> int:
-    try:
-        print(plan(from_dict(_CONFIG.value.to_dict())))
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+def main(config: RunConfig) -> int:
+    print(plan(config))
     return 0
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.run(main)

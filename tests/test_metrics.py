@@ -1,0 +1,90 @@
+"""What a run writes down, and the figures it is written from."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hive_jax.training.metrics import MetricsWriter, Throughput
+from hive_jax.training.report import distances, table
+from hive_jax.training.validation import summary_line, validate
+
+
+class Result:
+    """A device array that is ready, or is not."""
+
+    def __init__(self, ready: bool):
+        self.is_ready = lambda: ready
+
+
+def rows(folder) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_each_step_is_written_once_after_a_kill(tmp_path):
+    with MetricsWriter(tmp_path, 0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"loss": float(step)})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step": 4, "lo')  # cut short by a kill
+    with MetricsWriter(tmp_path, 2) as writer:
+        writer.write(3, {"loss": 30.0})
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 30.0),
+    ]
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_waiting_counts_only_while_the_device_is_idle(monkeypatch):
+    clock = iter([0.0, 10.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    throughput = Throughput(batch_size=4)
+    assert throughput.since_last(1) == {}
+    throughput.waited(2.0, {"loss": Result(True)})
+    throughput.waited(3.0, {"loss": Result(False)})
+    throughput.restart = lambda step: None
+    rates = throughput.since_last(6)
+    assert rates == {"images_per_second": 5 * 4 / 10, "data_wait": 2.0 / 10}
+
+
+def test_distances_by_part():
+    before = {"llm": {"layers": {"w": np.full(4, 2.0)}}, "img": {"a": np.zeros(2)}}
+    after = {"llm": {"layers": {"w": np.full(4, 3.0)}}, "img": {"a": np.full(2, 2.0)}}
+    moved = distances(before, after)
+    assert moved["llm/layers"] == pytest.approx(0.5)
+    assert moved["img/a"] == pytest.approx(8**0.5)
+    assert distances(before, before) == {"llm/layers": 0.0, "img/a": 0.0}
+
+
+def test_table_columns_align():
+    text = table(("part", "count"), [("img", "1,000"), ("llm/layers", "7")])
+    assert text.splitlines() == [
+        "part        count",
+        "-----------------",
+        "img         1,000",
+        "llm/layers      7",
+    ]
+
+
+def test_validation_weighs_tokens_not_batches():
+    """Batch one has 1 token of loss 4, batch two 3 tokens of loss 1 each."""
+
+    class Batches:
+        def batches(self, start, stop):
+            assert (start, stop) == (0, 2)
+            return iter([(4.0, 1.0), (3.0, 3.0)])
+
+    def eval_step(params, batch):
+        by_kind = tuple(np.array([x] + [0.0] * 6) for x in batch)
+        wrong = (by_kind[0] * 2, by_kind[1])
+        return {"right": by_kind, "wrong": wrong, "none": wrong}
+
+    values = validate(eval_step, {}, Batches(), 2)
+    assert values["loss"] == pytest.approx(7 / 4)
+    assert values["image_gain"] == pytest.approx(7 / 4)
+    assert values["loss/other"] == pytest.approx(7 / 4)
+    assert "loss/colour" not in values  # no token of that kind
+    assert "+1.7500 nats per token" in summary_line(values)
