@@ -35,11 +35,11 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
-        "sentencepiece": ["sentencepiece"],
+        "sentencepiece": ["sentencepiece>=0.2.3"],
         "test": [
             "pytest",
             "ruff",
-            "sentencepiece",
+            "sentencepiece>=0.2.3",
             # The registry's other builds bring several GB of CUDA along.
             "torch==2.13.0; python_version < '3.12'",
             "transformers>=5.3",

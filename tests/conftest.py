@@ -4,12 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-# Read when jax is first imported: by the lines below, and by processes that tests
-# start.
+from kill_loop import FAST_COMPILATION
+
+# Read when jax is first imported, by the lines below.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
-).strip()
+os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_count=8"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -32,22 +31,6 @@ from hive_jax.training import optimizer as optimizers
 from hive_jax.training import sharding, state
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# Compiling is all the time that a tiny step takes; this makes it five times shorter.
-_fast_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    },
-)
-
-
-@pytest.fixture(scope="session")
-def fast_jit():
-    """jax.jit for functions that run a few times: compiles fast, runs slower."""
-    return _fast_jit
 
 
 @pytest.fixture(scope="session")
@@ -158,13 +141,13 @@ class Training:
         step = state.make_train_step(self.model, self.optimizer, self.assigned)
         self._shardings = self._rows = None
         if mesh is None:
-            self.step = _fast_jit(step)
+            self.step = jax.jit(step)
             return
         abstract = jax.eval_shape(self._init, unflatten_dict(self.shapes, sep="/"))
         self._shardings = state.state_shardings(mesh, abstract, self.optimizer)
         self._rows = sharding.batch_sharding(mesh, run.batch_size)
         out = (self._shardings, sharding.replicated(mesh))
-        self.step = _fast_jit(step, out_shardings=out)
+        self.step = jax.jit(step, out_shardings=out)
 
     def _init(self, params) -> state.TrainState:
         return state.init_state(params, self.optimizer, self.assigned)

@@ -108,10 +108,10 @@ def test_a_batch_in_parts_is_the_batch_in_one(hive2):
 
 
 @pytest.fixture(scope="module")
-def hive2_losses(hive2, fast_jit):
+def hive2_losses(hive2):
     """batch -> the loss of each token, with the parameters of step 0."""
     params = hive2.start().params
-    return fast_jit(lambda batch: state.token_losses(hive2.model, params, batch))
+    return jax.jit(lambda batch: state.token_losses(hive2.model, params, batch))
 
 
 def test_the_loss_is_the_mean_over_supervised_tokens(hive2, hive2_losses):
@@ -140,12 +140,10 @@ def test_the_loss_goes_down_on_a_fixed_batch(hive2):
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_initial_parameters_are_a_function_of_the_seed(
-    tiny_run, random_batch, fast_jit
-):
+def test_initial_parameters_are_a_function_of_the_seed(tiny_run, random_batch):
     run = tiny_run(objective="contrastive")
     model, batch = state.build_model(run), random_batch(run)
-    init = fast_jit(lambda seed: state.init_params(model, batch, seed))
+    init = jax.jit(lambda seed: state.init_params(model, batch, seed))
     one, again, other = (flat(init(seed)) for seed in (0, 0, 1))
     for name, leaf in one.items():
         assert leaf.tobytes() == again[name].tobytes()
@@ -176,10 +174,10 @@ def test_images_become_minus_one_to_one():
     np.testing.assert_allclose(got, [-1.0, -0.6, 1.0], atol=1e-6)
 
 
-def test_evaluation_of_captions(hive2, hive2_losses, fast_jit):
+def test_evaluation_of_captions(hive2, hive2_losses):
     """Right, wrong and no image; sums by kind of word."""
     batch = hive2.batch
-    evaluate = fast_jit(state.make_eval_step(hive2.model))
+    evaluate = jax.jit(state.make_eval_step(hive2.model))
     sums = jax.device_get(evaluate(hive2.start().params, batch))
     neighbours = np.concatenate([batch.image[-1:], batch.image[:-1]])
     cases = {
@@ -209,7 +207,7 @@ def test_evaluation_without_fusion_knows_no_image(tiny_run):
     assert set(jax.eval_shape(state.make_eval_step(model), params, batch)) == {"none"}
 
 
-def test_training_and_evaluation_of_two_towers(tiny_run, training, fast_jit):
+def test_training_and_evaluation_of_two_towers(tiny_run, training):
     one = training(tiny_run(objective="contrastive"))
     assert {name.split("/")[0] for name in one.assigned} == {"img", "txt", "t", "b"}
     after, metrics = one.steps(30)
@@ -219,7 +217,7 @@ def test_training_and_evaluation_of_two_towers(tiny_run, training, fast_jit):
         images = state.normalise_images(batch.image)
         return one.model.apply({"params": params}, images, batch.tokens)
 
-    evaluate, apply = fast_jit(state.make_eval_step(one.model)), fast_jit(towers)
+    evaluate, apply = jax.jit(state.make_eval_step(one.model)), jax.jit(towers)
     batch = one.batch.replace(image=np.roll(one.batch.image, 3, axis=0))
     for params in (one.start().params, after.params):
         loss, weight = evaluate(params, one.batch)["loss"]

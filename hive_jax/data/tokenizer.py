@@ -62,6 +62,8 @@ class _TokenizerJson:
             raise DataError(f"{path} is not a tokenizer.json: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # "<eos>" in a caption is text, not the end of it.
+        self._tokenizer.encode_special_tokens = True
         self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def id_of(self, token: str) -> int | None:

@@ -85,7 +85,11 @@ def _random(config, model, batch: Batch, abstract: dict, branches: set) -> dict:
         params = init_params(model, batch, config.seed)
         return {branch: params[branch] for branch in wanted}
 
-    return jax.jit(init, out_shardings=shardings)()
+    # XLA's CPU backend takes half a minute to optimise the many small generators of
+    # random numbers, which run once.
+    on_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)()
 
 
 def restore_run(workdir: str) -> tuple[RunConfig, dict]:
