@@ -1,0 +1,120 @@
+"""What a run is: frozen dataclasses with every key and every default.
+
+They are here and nowhere else: `configs/*.py` change values of
+`to_dict(RunConfig())`, and `from_dict` turns the result back.
+"""
+
+import dataclasses
+
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import TextTowerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which parameters train, and how fast. The first rule that matches a name wins.
+
+    Attributes:
+      pattern: regular expression that must match the whole name, e.g. "llm/.*".
+      multiplier: factor on the learning rate; None freezes.
+      layers: the rule is for stacked parameters alone, and only these layers of
+        them train (counted from 1); empty for no such limit.
+    """
+
+    pattern: str
+    multiplier: float | None
+    layers: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Fully decoupled AdamW with linear warm-up (at most the whole run) and a cosine
+    to `min_lr` at the last step."""
+
+    peak_lr: float = 1e-3
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read. Text is cut at `num_tokens`, its first token included.
+
+    Attributes:
+      source: "tabletop", or "llava": LLaVA's JSON with images in a folder.
+      path, image_folder: of the source's files; empty for the built-in world.
+      text: what tabletop says of a scene: "captions", "vague", "questions", "text".
+      tokenizer: "builtin:tabletop", or a tokenizer.json, a SentencePiece .model, or
+        a folder with either.
+      validation_size: samples held out, and read at each evaluation.
+      threads: that read and decode.
+    """
+
+    source: str = "tabletop"
+    path: str = ""
+    image_folder: str = ""
+    text: str = "captions"
+    seed: int = 0
+    tokenizer: str = "builtin:tabletop"
+    num_tokens: int = 77
+    validation_size: int = 512
+    threads: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one of them may be -1, for the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One stage of training.
+
+    Attributes:
+      name: names the default workdir.
+      objective: "caption" (next token of the text, given the image), or
+        "contrastive" (SigLIP's loss between `model.encoder` and `text_tower`).
+      init: a workdir whose last parameters this run starts from. Empty: `previous`.
+      previous: the name of the stage before this one, whose default workdir is
+        used where `init` is empty; empty: none.
+      init_encoder, init_decoder: big_vision .npz for `img` and `llm`, where there
+        is neither `init` nor `previous`; "builtin:NAME" is one that comes along.
+      whiten_patches: start the patch embedding from the whitening transform of
+        the data's patches.
+      batch_size: samples an optimizer step, over all devices.
+      accumulate: parts a batch is sent through in, one after the other.
+      dtype: of the computation: "float32", "bfloat16", or "auto" (bfloat16 on
+        accelerators, float32 on CPU). Parameters are float32.
+      keep: checkpoints kept.
+    """
+
+    name: str = "run"
+    objective: str = "caption"
+    seed: int = 0
+    init: str = ""
+    previous: str = ""
+    init_encoder: str = ""
+    init_decoder: str = ""
+    whiten_patches: bool = False
+    total_steps: int = 100
+    batch_size: int = 64
+    accumulate: int = 1
+    dtype: str = "auto"
+    log_every: int = 10
+    eval_every: int = 100
+    checkpoint_every: int = 50
+    keep: int = 3
+    model: HiveConfig = dataclasses.field(default_factory=HiveConfig)
+    text_tower: TextTowerConfig = dataclasses.field(default_factory=TextTowerConfig)
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    rules: tuple[Rule, ...] = (Rule(".*", 1.0),)

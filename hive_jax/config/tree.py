@@ -1,0 +1,131 @@
+"""Configs as trees of dicts, and back; how two of them differ."""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Mapping
+
+from hive_jax.config.checks import check
+from hive_jax.config.schema import Rule, RunConfig
+from hive_jax.errors import ConfigError
+
+# May differ between a run and its continuation: they change what is seen of a run
+# or where it computes, not what it computes.
+HARMLESS = {
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep",
+    "mesh",
+    "data.threads",
+}
+
+
+def to_dict(config) -> dict:
+    """A tree of dicts, tuples and scalars; rules become tuples."""
+
+    def plain(value):
+        if isinstance(value, Rule):
+            return dataclasses.astuple(value)
+        if dataclasses.is_dataclass(value):
+            return {
+                f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
+            }
+        return tuple(map(plain, value)) if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def from_dict(tree: Mapping) -> RunConfig:
+    """Builds and checks a RunConfig. Raises ConfigError naming the key."""
+    config = _build(RunConfig, tree, "")
+    check(config)
+    return config
+
+
+def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
+    """Lines "key: old -> new" for every key that differs, other than HARMLESS."""
+    lines = []
+    for key in sorted({*old, *new}):
+        path = prefix + key
+        before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if path in HARMLESS or _listed(before) == _listed(after):
+            continue
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, path + ".")
+        else:
+            lines.append(f"{path}: {before} -> {after}")
+    return lines
+
+
+def nearest(name: str, known) -> str:
+    """ "; did you mean 'x'?" for the most similar known name, or nothing."""
+    close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _listed(value):
+    """Tuples as lists, as they come back from JSON."""
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(x) for x in value] if isinstance(value, list | tuple) else value
+
+
+def _build(kind, value, path: str):
+    """`value` as the type `kind`; recursive over dataclasses and tuples."""
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, path)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"config.{path} is {value!r}; expected a tuple")
+        items = typing.get_args(kind)
+        items = items[:1] * len(value) if items[-1] is Ellipsis else items
+        if len(items) != len(value):
+            raise ConfigError(
+                f"config.{path} is {value!r}; expected {len(items)} values"
+            )
+        return tuple(
+            _build(k, v, f"{path}[{i}]")
+            for i, (k, v) in enumerate(zip(items, value, strict=True))
+        )
+    allowed = typing.get_args(kind) or (kind,)  # float | None
+    if value is None and type(None) in allowed:
+        return None
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in allowed:
+        names = " or ".join(t.__name__ for t in allowed)
+        raise ConfigError(f"config.{path} is {value!r}; expected {names}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"config.{path} is {value}; expected a finite number")
+    return value
+
+
+def _build_dataclass(cls, value, path: str):
+    hints = typing.get_type_hints(cls)
+    if not isinstance(value, Mapping):
+        if cls is Rule and isinstance(value, list | tuple):
+            if len(value) > len(hints):
+                raise ConfigError(f"config.{path} is {value!r}; expected {list(hints)}")
+            value = dict(zip(hints, value, strict=False))
+        else:
+            raise ConfigError(
+                f"config.{path} is {value!r}; expected keys {list(hints)}"
+            )
+    dot = path + "." if path else ""
+    unknown = [key for key in value if key not in hints]
+    if unknown:
+        hint = nearest(unknown[0], hints)
+        raise ConfigError(f"config.{dot}{unknown[0]} is not a key{hint}")
+    missing = [
+        f.name for f in dataclasses.fields(cls) if f.name not in value and _required(f)
+    ]
+    if missing:
+        raise ConfigError(f"config.{dot}{missing[0]} is missing")
+    built = {key: _build(hints[key], item, dot + key) for key, item in value.items()}
+    return cls(**built)
+
+
+def _required(field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
