@@ -27,8 +27,8 @@ from hive_jax.data.batch import KINDS, Batch
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.training import objectives, sharding, state
 from hive_jax.training import optimizer as optimizers
-from hive_jax.training import sharding, state
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -107,7 +107,7 @@ def random_batch():
 def shapes_of(model, image_size: int, num_tokens: int) -> dict:
     """Name -> shape of every parameter; nothing is computed."""
     spec = Batch.spec(1, num_tokens, image_size)
-    shapes = jax.eval_shape(lambda: state.init_params(model, spec, 0))
+    shapes = jax.eval_shape(lambda: objectives.init_params(model, spec, 0))
     return flatten_dict(shapes, sep="/")
 
 
@@ -116,7 +116,7 @@ def parameter_shapes():
     """run -> name -> shape of every parameter of its model."""
 
     def make(run: RunConfig) -> dict:
-        model = state.build_model(run)
+        model = objectives.build_model(run)
         return shapes_of(model, run.model.encoder.image_size, run.data.num_tokens)
 
     return make
@@ -128,7 +128,7 @@ class Training:
     def __init__(self, run: RunConfig, batch: Batch, mesh=None):
         self.run = run
         self.batch = batch
-        self.model = state.build_model(run)
+        self.model = objectives.build_model(run)
         self.shapes = shapes_of(
             self.model, run.model.encoder.image_size, run.data.num_tokens
         )

@@ -20,8 +20,8 @@ from hive_jax.config import (
 from hive_jax.data.batch import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.fusion import FUSIONS
+from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
-from hive_jax.training.state import names_under_all_fusions
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hive_jax"
 BASELINES = ("hive", "cascaded", "self_attention")

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from hive_jax.data.batch import KINDS, Batch
-from hive_jax.training import state
+from hive_jax.training import objectives, state, validation
 from hive_jax.training.optimizer import trains
 
 STAGES = (1, 2, 3)
@@ -111,7 +111,7 @@ def test_a_batch_in_parts_is_the_batch_in_one(hive2):
 def hive2_losses(hive2):
     """batch -> the loss of each token, with the parameters of step 0."""
     params = hive2.start().params
-    return jax.jit(lambda batch: state.token_losses(hive2.model, params, batch))
+    return jax.jit(lambda batch: objectives.token_losses(hive2.model, params, batch))
 
 
 def test_the_loss_is_the_mean_over_supervised_tokens(hive2, hive2_losses):
@@ -142,8 +142,8 @@ def test_the_loss_goes_down_on_a_fixed_batch(hive2):
 
 def test_initial_parameters_are_a_function_of_the_seed(tiny_run, random_batch):
     run = tiny_run(objective="contrastive")
-    model, batch = state.build_model(run), random_batch(run)
-    init = jax.jit(lambda seed: state.init_params(model, batch, seed))
+    model, batch = objectives.build_model(run), random_batch(run)
+    init = jax.jit(lambda seed: objectives.init_params(model, batch, seed))
     one, again, other = (flat(init(seed)) for seed in (0, 0, 1))
     for name, leaf in one.items():
         assert leaf.tobytes() == again[name].tobytes()
@@ -158,26 +158,26 @@ def test_state_is_float32_whatever_the_computation(tiny_run, training, objective
     )
     leaves = jax.tree.leaves((params, opt_state))
     assert {str(leaf.dtype) for leaf in leaves} == {"float32", "int32"}
-    loss = state.make_loss(one.model)
+    loss = objectives.make_loss(one.model)
     assert {x.dtype for x in jax.eval_shape(loss, params, one.batch)} == {
         jnp.dtype("float32")
     }
 
 
 def test_dtype_auto_is_float32_on_cpu(tiny_run):
-    assert state.build_model(tiny_run(dtype="auto")).dtype == jnp.float32
-    assert state.build_model(tiny_run(dtype="bfloat16")).dtype == jnp.bfloat16
+    assert objectives.build_model(tiny_run(dtype="auto")).dtype == jnp.float32
+    assert objectives.build_model(tiny_run(dtype="bfloat16")).dtype == jnp.bfloat16
 
 
 def test_images_become_minus_one_to_one():
-    got = state.normalise_images(jnp.array([0, 51, 255], jnp.uint8))
+    got = objectives.normalise_images(jnp.array([0, 51, 255], jnp.uint8))
     np.testing.assert_allclose(got, [-1.0, -0.6, 1.0], atol=1e-6)
 
 
 def test_evaluation_of_captions(hive2, hive2_losses):
     """Right, wrong and no image; sums by kind of word."""
     batch = hive2.batch
-    evaluate = jax.jit(state.make_eval_step(hive2.model))
+    evaluate = jax.jit(validation.make_eval_step(hive2.model))
     sums = jax.device_get(evaluate(hive2.start().params, batch))
     neighbours = np.concatenate([batch.image[-1:], batch.image[:-1]])
     cases = {
@@ -200,11 +200,13 @@ def test_evaluation_of_captions(hive2, hive2_losses):
 
 def test_evaluation_without_fusion_knows_no_image(tiny_run):
     run = tiny_run("none")
-    model = state.build_model(run)
+    model = objectives.build_model(run)
     batch = Batch.spec(8, 6, 16)
-    params = jax.eval_shape(lambda: state.init_params(model, batch, 0))
+    params = jax.eval_shape(lambda: objectives.init_params(model, batch, 0))
     assert set(params) == {"llm"}
-    assert set(jax.eval_shape(state.make_eval_step(model), params, batch)) == {"none"}
+    assert set(jax.eval_shape(validation.make_eval_step(model), params, batch)) == {
+        "none"
+    }
 
 
 def test_training_and_evaluation_of_two_towers(tiny_run, training):
@@ -214,10 +216,10 @@ def test_training_and_evaluation_of_two_towers(tiny_run, training):
     assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
 
     def towers(params, batch):
-        images = state.normalise_images(batch.image)
+        images = objectives.normalise_images(batch.image)
         return one.model.apply({"params": params}, images, batch.tokens)
 
-    evaluate, apply = jax.jit(state.make_eval_step(one.model)), jax.jit(towers)
+    evaluate, apply = jax.jit(validation.make_eval_step(one.model)), jax.jit(towers)
     batch = one.batch.replace(image=np.roll(one.batch.image, 3, axis=0))
     for params in (one.start().params, after.params):
         loss, weight = evaluate(params, one.batch)["loss"]

@@ -15,7 +15,7 @@ from hive_jax.config import MeshConfig, RunConfig
 from hive_jax.data.batch import Batch
 from hive_jax.training import optimizer, report, sharding
 from hive_jax.training.initial import abstract_params
-from hive_jax.training.state import build_model, names_under_all_fusions
+from hive_jax.training.objectives import build_model, names_under_all_fusions
 
 
 def plan(config: RunConfig) -> str:

@@ -14,7 +14,7 @@ from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.models.siglip import patches
 from hive_jax.training import sharding, trees
 from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.state import build_model, init_params, normalise_images
+from hive_jax.training.objectives import build_model, init_params, normalise_images
 from hive_jax.weights.big_vision import load_npz
 
 _ASSETS = Path(__file__).parent.parent / "assets"

@@ -11,8 +11,8 @@ from hive_jax.data.loader import Loader
 from hive_jax.data.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError, ConfigError
+from hive_jax.training import objectives, report, sharding, state, validation
 from hive_jax.training import optimizer as optimizers
-from hive_jax.training import report, sharding, state
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.initial import abstract_params, initial_params
 from hive_jax.training.metrics import say
@@ -42,13 +42,13 @@ class Run:
         self.validation = self._loader("validation", None, validation_size)
         self.validation_batches = -(-config.data.validation_size // validation_size)
 
-        self.model = state.build_model(config)
+        self.model = objectives.build_model(config)
         self.abstract_params = abstract_params(self.model, self.loader.spec, self.mesh)
         shapes = flatten_dict(self.abstract_params, sep="/")
         self.assigned = optimizers.assign_rules(
             shapes,
             config.rules,
-            lambda: state.names_under_all_fusions(config, self.loader.spec),
+            lambda: objectives.names_under_all_fusions(config, self.loader.spec),
         )
         self.optimizer = optimizers.make_optimizer(
             config.optimizer, config.total_steps, self.assigned
@@ -112,7 +112,7 @@ class Run:
             out_shardings=(self._shardings, everywhere),
         )
         self.eval_step = jax.jit(
-            state.make_eval_step(self.model), out_shardings=everywhere
+            validation.make_eval_step(self.model), out_shardings=everywhere
         )
 
     def _init_state(self, params: dict) -> state.TrainState:

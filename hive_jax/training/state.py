@@ -1,23 +1,18 @@
 """The train state, how it starts, and the one train step."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hive_jax.config import Rule, RunConfig
-from hive_jax.data.batch import KINDS, Batch
-from hive_jax.models.fusion import FUSIONS
-from hive_jax.models.hive import Hive
-from hive_jax.models.siglip import TwoTowers
+from hive_jax.config import Rule
+from hive_jax.data.batch import Batch
 from hive_jax.training import optimizer as optimizers
 from hive_jax.training import sharding
-from hive_jax.training.losses import next_token_nll, sigmoid_contrastive_loss
+from hive_jax.training.objectives import make_loss
 
 
 @flax.struct.dataclass
@@ -28,69 +23,6 @@ class TrainState:
     step: jax.Array
     params: dict
     opt_state: optax.OptState
-
-
-def build_model(config: RunConfig) -> nn.Module:
-    """The model that config.objective trains, computing in config.dtype."""
-    dtype = jnp.dtype(config.dtype if config.dtype != "auto" else _platform_dtype())
-    if config.objective == "contrastive":
-        return TwoTowers(config.model.encoder, config.text_tower, dtype)
-    return Hive(config.model, dtype)
-
-
-def _platform_dtype() -> str:
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
-    """Parameter names of the model under every value of config.model.fusion."""
-    names = set()
-    for fusion in FUSIONS:
-        model = dataclasses.replace(config.model, fusion=fusion)
-        other = build_model(dataclasses.replace(config, model=model))
-        shapes = jax.eval_shape(lambda module=other: init_params(module, batch, 0))
-        names |= set(flatten_dict(shapes, sep="/"))
-    return names
-
-
-def normalise_images(images: jax.Array) -> jax.Array:
-    """uint8 [0, 255] -> float32 [-1, 1], as SigLIP was trained."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def init_params(model: nn.Module, batch: Batch, seed: int) -> dict:
-    """Random parameters, a function of the seed. `batch` gives shapes only."""
-    images = jnp.zeros((1, *batch.image.shape[1:]), jnp.float32)
-    tokens = jnp.zeros((1, batch.tokens.shape[1]), jnp.int32)
-    inputs = (images, tokens)
-    if isinstance(model, Hive):
-        inputs += (jnp.ones(tokens.shape, bool),)
-    return model.init(jax.random.key(seed), *inputs)["params"]
-
-
-def make_loss(model: nn.Module) -> Callable:
-    """(params, batch) -> (sum of losses, weight they are to be divided by)."""
-
-    def caption(params, batch: Batch):
-        nll = token_losses(model, params, batch)
-        weight = batch.target[:, 1:].astype(jnp.float32)
-        return (nll * weight).sum(), weight.sum()
-
-    def contrastive(params, batch: Batch):
-        images = normalise_images(batch.image)
-        towers = model.apply({"params": params}, images, batch.tokens)
-        return sigmoid_contrastive_loss(*towers), jnp.float32(1.0)
-
-    return caption if isinstance(model, Hive) else contrastive
-
-
-def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
-    """Negative log-likelihood float32[B, T - 1] of each token after the first."""
-    images = normalise_images(batch.image)
-    hidden = model.apply({"params": params}, images, batch.tokens, batch.sees_image)
-    table = params["llm"]["embedder"]["input_embedding"]
-    softcap = model.config.decoder.final_softcap
-    return next_token_nll(hidden, table, softcap, batch.tokens)
 
 
 def init_state(params: dict, optimizer, assigned: Mapping[str, Rule]) -> TrainState:
@@ -174,38 +106,3 @@ def _norms(tree: Mapping, name: str) -> dict:
         for branch in branches
     }
     return {name: optax.tree.norm(tree), **norms}
-
-
-def make_eval_step(model: nn.Module):
-    """(params, batch) -> sums to add up over batches.
-
-    For captions: for "right" (the sample's image), "wrong" (its neighbour's in the
-    batch, another scene) and "none" (no image) the summed loss and the number of
-    tokens, float32[len(KINDS)] each. For towers: the loss, and how many images find
-    their text.
-    """
-
-    def captions(params, batch: Batch):
-        weight = batch.target[:, 1:].astype(jnp.float32)
-        kinds = jax.nn.one_hot(batch.kind[:, 1:], len(KINDS)) * weight[:, :, None]
-
-        def by_kind(image, sees_image):
-            altered = batch.replace(image=image, sees_image=sees_image)
-            nll = token_losses(model, params, altered)
-            return (nll[:, :, None] * kinds).sum((0, 1)), kinds.sum((0, 1))
-
-        sees, blind = batch.sees_image, jnp.zeros_like(batch.sees_image)
-        out = {"none": by_kind(batch.image, blind)}
-        if model.config.fusion != "none":
-            out["right"] = by_kind(batch.image, sees)
-            out["wrong"] = by_kind(jnp.roll(batch.image, 1, axis=0), sees)
-        return out
-
-    def towers(params, batch: Batch):
-        images = normalise_images(batch.image)
-        zimg, ztxt, t, b = model.apply({"params": params}, images, batch.tokens)
-        found = (zimg @ ztxt.T).argmax(-1) == jnp.arange(zimg.shape[0])
-        loss = sigmoid_contrastive_loss(zimg, ztxt, t, b)
-        return {"loss": (loss, 1.0), "accuracy": (found.sum(), found.shape[0])}
-
-    return captions if isinstance(model, Hive) else towers

@@ -1,10 +1,52 @@
 """Does the model look at the image? The loss on held-out samples, three ways."""
 
+from collections.abc import Callable
+
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from hive_jax.data.batch import KINDS
+from hive_jax.data.batch import KINDS, Batch
 from hive_jax.data.loader import Loader
+from hive_jax.models.hive import Hive
+from hive_jax.training.losses import sigmoid_contrastive_loss
+from hive_jax.training.objectives import normalise_images, token_losses
+
+
+def make_eval_step(model: nn.Module) -> Callable:
+    """(params, batch) -> sums to add up over batches.
+
+    For captions: for "right" (the sample's image), "wrong" (its neighbour's in the
+    batch, another scene) and "none" (no image) the summed loss and the number of
+    tokens, float32[len(KINDS)] each. For towers: the loss, and how many images find
+    their text.
+    """
+
+    def captions(params, batch: Batch):
+        weight = batch.target[:, 1:].astype(jnp.float32)
+        kinds = jax.nn.one_hot(batch.kind[:, 1:], len(KINDS)) * weight[:, :, None]
+
+        def by_kind(image, sees_image):
+            altered = batch.replace(image=image, sees_image=sees_image)
+            nll = token_losses(model, params, altered)
+            return (nll[:, :, None] * kinds).sum((0, 1)), kinds.sum((0, 1))
+
+        sees, blind = batch.sees_image, jnp.zeros_like(batch.sees_image)
+        out = {"none": by_kind(batch.image, blind)}
+        if model.config.fusion != "none":
+            out["right"] = by_kind(batch.image, sees)
+            out["wrong"] = by_kind(jnp.roll(batch.image, 1, axis=0), sees)
+        return out
+
+    def towers(params, batch: Batch):
+        images = normalise_images(batch.image)
+        zimg, ztxt, t, b = model.apply({"params": params}, images, batch.tokens)
+        found = (zimg @ ztxt.T).argmax(-1) == jnp.arange(zimg.shape[0])
+        loss = sigmoid_contrastive_loss(zimg, ztxt, t, b)
+        return {"loss": (loss, 1.0), "accuracy": (found.sum(), found.shape[0])}
+
+    return captions if isinstance(model, Hive) else towers
 
 
 def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
@@ -19,7 +61,7 @@ def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
     total = None
     for batch in loader.batches(0, num_batches):
         sums = eval_step(params, batch)
-        total = sums if total is None else jax.tree.map(jax.numpy.add, total, sums)
+        total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = jax.device_get(total)
     if "accuracy" in total:
         return {name: float(value / count) for name, (value, count) in total.items()}

@@ -1,0 +1,79 @@
+"""What is trained: the model of an objective, its parameters, its loss."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from hive_jax.config import RunConfig
+from hive_jax.data.batch import Batch
+from hive_jax.models.fusion import FUSIONS
+from hive_jax.models.hive import Hive
+from hive_jax.models.siglip import TwoTowers
+from hive_jax.training.losses import next_token_nll, sigmoid_contrastive_loss
+
+
+def build_model(config: RunConfig) -> nn.Module:
+    """The model that config.objective trains, computing in config.dtype."""
+    dtype = jnp.dtype(config.dtype if config.dtype != "auto" else _platform_dtype())
+    if config.objective == "contrastive":
+        return TwoTowers(config.model.encoder, config.text_tower, dtype)
+    return Hive(config.model, dtype)
+
+
+def _platform_dtype() -> str:
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
+    """Parameter names of the model under every value of config.model.fusion."""
+    names = set()
+    for fusion in FUSIONS:
+        model = dataclasses.replace(config.model, fusion=fusion)
+        other = build_model(dataclasses.replace(config, model=model))
+        shapes = jax.eval_shape(lambda module=other: init_params(module, batch, 0))
+        names |= set(flatten_dict(shapes, sep="/"))
+    return names
+
+
+def normalise_images(images: jax.Array) -> jax.Array:
+    """uint8 [0, 255] -> float32 [-1, 1], as SigLIP was trained."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def init_params(model: nn.Module, batch: Batch, seed: int) -> dict:
+    """Random parameters, a function of the seed. `batch` gives shapes only."""
+    images = jnp.zeros((1, *batch.image.shape[1:]), jnp.float32)
+    tokens = jnp.zeros((1, batch.tokens.shape[1]), jnp.int32)
+    inputs = (images, tokens)
+    if isinstance(model, Hive):
+        inputs += (jnp.ones(tokens.shape, bool),)
+    return model.init(jax.random.key(seed), *inputs)["params"]
+
+
+def make_loss(model: nn.Module) -> Callable:
+    """(params, batch) -> (sum of losses, weight they are to be divided by)."""
+
+    def caption(params, batch: Batch):
+        nll = token_losses(model, params, batch)
+        weight = batch.target[:, 1:].astype(jnp.float32)
+        return (nll * weight).sum(), weight.sum()
+
+    def contrastive(params, batch: Batch):
+        images = normalise_images(batch.image)
+        towers = model.apply({"params": params}, images, batch.tokens)
+        return sigmoid_contrastive_loss(*towers), jnp.float32(1.0)
+
+    return caption if isinstance(model, Hive) else contrastive
+
+
+def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
+    """Negative log-likelihood float32[B, T - 1] of each token after the first."""
+    images = normalise_images(batch.image)
+    hidden = model.apply({"params": params}, images, batch.tokens, batch.sees_image)
+    table = params["llm"]["embedder"]["input_embedding"]
+    softcap = model.config.decoder.final_softcap
+    return next_token_nll(hidden, table, softcap, batch.tokens)
