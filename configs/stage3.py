@@ -22,6 +22,6 @@ def get_config(arguments=None):
         config.total_steps, config.optimizer.warmup_steps = 581, 18
     else:
         config.rules = (base.GATES, *config.rules)
-        config.optimizer.peak_lr, config.optimizer.min_lr = 1e-3, 0.0
-        config.total_steps, config.optimizer.warmup_steps = 300, 10
+        config.optimizer.peak_lr, config.optimizer.min_lr = 2e-3, 0.0
+        config.total_steps, config.optimizer.warmup_steps = 250, 10
     return config
