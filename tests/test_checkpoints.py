@@ -257,7 +257,8 @@ def test_unreadable_meta_falls_back(tmp_path, content):
     (tmp_path / "checkpoints" / "2" / "meta" / "metadata").write_text(content)
     with Checkpoints(str(tmp_path)) as checkpoints:
         with pytest.raises(CheckpointError, match="checkpoints/2"):
-            checkpoints.read_meta()
+            checkpoints.read_meta(2)
+        assert checkpoints.read_meta()["step"] == 1
         restored, _ = checkpoints.restore(abstract(state))
     assert int(restored.step) == 1
 

@@ -174,6 +174,31 @@ def test_killed_runs_end_with_the_bits_of_an_undisturbed_run(tmp_path):
     assert got["reference"] == got["disturbed"]
 
 
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(cache, tmp_path):
+    workdir = tmp_path / "run"
+    arguments = kill_loop.command(
+        "stage1.py",
+        workdir,
+        "--config.total_steps=6",
+        "--config.checkpoint_every=2",
+        "--config.log_every=1",
+    )
+    kill_loop.finish(kill_loop.start(arguments, cache))
+    undisturbed = kill_loop.outcome(workdir)
+    (workdir / "result.json").unlink()
+    largest = max(
+        (p for p in (workdir / "checkpoints/6/params").rglob("*") if p.is_file()),
+        key=lambda path: path.stat().st_size,
+    )
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    output = kill_loop.finish(kill_loop.start(arguments, cache))
+    assert "checkpoint 6 is damaged" in output
+    assert "continuing from step 4" in output
+    assert kill_loop.outcome(workdir) == undisturbed
+
+
 def test_a_second_run_in_the_same_workdir_is_refused(cache, tmp_path):
     workdir = tmp_path / "run"
     arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=3000")

@@ -148,20 +148,22 @@ class Checkpoints:
         return max(self._steps(), default=None)
 
     def read_meta(self, step: int | None = None) -> dict:
-        """Returns the `meta` of a step, by default the newest.
+        """Returns the `meta` of a step, by default the newest that can be read.
 
         Raises:
           MissingInputError: there is no such step.
           CheckpointError: it cannot be read.
         """
-        if step is None:
-            step = self.latest_step()
-        if step not in self._steps():
+        steps = self._steps()
+        if not steps or (step is not None and step not in steps):
             raise self._missing(step)
-        try:
-            return self._load_meta(step)
-        except DamagedError as error:
-            raise CheckpointError(f"{self.directory}/{step}: {error}") from error
+        problems = []
+        for candidate in [step] if step is not None else reversed(steps):
+            try:
+                return self._load_meta(candidate)
+            except DamagedError as error:
+                problems.append(f"{self.directory}/{candidate}: {error}")
+        raise CheckpointError("\n".join(problems))
 
     def restore(self, abstract_state: Any, step: int | None = None):
         """Returns (state, meta) of the newest good step, or None if there is none.
