@@ -34,13 +34,17 @@ ENCODER = ("img/.*", 1.0)
 REST = (".*", None)
 
 
-def parse(arguments: str | None, switches=("paper",), fusion: str = "hive") -> dict:
-    """ "paper,fusion=cascaded" -> {"paper": True, "fusion": "cascaded"}."""
-    values = {**dict.fromkeys(switches, False), "fusion": fusion}
+def parse(arguments: str | None, switches: tuple[str, ...], **options: str) -> dict:
+    """ "paper,fusion=cascaded" -> {"paper": True, "fusion": "cascaded"}.
+
+    Switches are off unless named; options have the given values unless set.
+    """
+    values = {**dict.fromkeys(switches, False), **options}
     for argument in filter(None, (arguments or "").split(",")):
         name, equals, value = argument.partition("=")
-        if name not in values or bool(equals) != (name == "fusion"):
-            known = [*switches, *(f"fusion={f}" for f in FUSIONS)]
+        if name not in values or bool(equals) != (name in options):
+            fusions = [f"fusion={f}" for f in FUSIONS if "fusion" in options]
+            known = [*switches, *fusions]
             raise ConfigError(
                 f"config argument {argument!r}; expected some of {', '.join(known)}, "
                 f"with commas between them{nearest(argument, known)}"
@@ -97,6 +101,6 @@ def paper(fusion: str) -> RunConfig:
 
 def config(arguments: str | None) -> tuple[ml_collections.ConfigDict, bool]:
     """The tree to change, and whether it is the paper's recipe."""
-    chosen = parse(arguments)
+    chosen = parse(arguments, ("paper",), fusion="hive")
     run = (paper if chosen["paper"] else tiny)(chosen["fusion"])
     return ml_collections.ConfigDict(to_dict(run)), chosen["paper"]

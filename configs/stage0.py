@@ -14,7 +14,7 @@ from hive_jax.errors import ConfigError
 
 
 def get_config(arguments=None):
-    chosen = base.parse(arguments, switches=("siglip", "llm"))
+    chosen = base.parse(arguments, ("siglip", "llm"))
     if chosen["siglip"] == chosen["llm"]:
         raise ConfigError("choose configs/stage0.py:siglip or configs/stage0.py:llm")
     config = base.config("fusion=none" if chosen["llm"] else "")[0]

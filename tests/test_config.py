@@ -424,6 +424,7 @@ def test_stage_0():
         (3, "fusion", "did you mean 'fusion="),
         (3, "paper=1", "config argument 'paper=1'"),
         (0, "siglp", "did you mean 'siglip'?"),
+        (0, "siglip,fusion=cascaded", "expected some of siglip, llm"),
         (0, None, "choose configs/stage0.py:siglip or configs/stage0.py:llm"),
         (0, "", "choose configs/stage0.py:siglip or"),
         (0, "siglip,llm", "choose configs/stage0.py:siglip or"),
@@ -436,9 +437,19 @@ def test_wrong_arguments(stage, arguments, message):
 
 
 def test_arguments():
+    def parse(text):
+        return base.parse(text, ("paper",), fusion="hive")
+
     wanted = {"paper": True, "fusion": "cascaded"}
-    assert base.parse("paper,fusion=cascaded") == wanted
-    assert base.parse("fusion=cascaded,,paper") == wanted
-    assert base.parse(None) == base.parse("") == {"paper": False, "fusion": "hive"}
+    assert parse("paper,fusion=cascaded") == wanted
+    assert parse("fusion=cascaded,,paper") == wanted
+    assert parse(None) == parse("") == {"paper": False, "fusion": "hive"}
     for fusion in FUSIONS:
-        assert base.parse(f"fusion={fusion}")["fusion"] == fusion
+        assert parse(f"fusion={fusion}")["fusion"] == fusion
+
+
+def test_files_for_the_built_in_world_are_refused():
+    tree = to_dict(RunConfig())
+    tree["data"]["path"] = "captions.json"
+    with pytest.raises(ConfigError, match="data.path.*data.source is tabletop"):
+        from_dict(tree)

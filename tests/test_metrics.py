@@ -38,6 +38,15 @@ def test_each_step_is_written_once_after_a_kill(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_full_disk_costs_metrics_and_one_line(tmp_path, capsys):
+    with open("/dev/full", "w") as full, MetricsWriter(tmp_path, 0) as writer:
+        writer._file.close()
+        writer._file = full
+        for step in (1, 2):
+            writer.write(step, {"loss": 1.0})
+    assert capsys.readouterr().out.count("metrics cannot be written") == 1
+
+
 def test_waiting_counts_only_while_the_device_is_idle(monkeypatch):
     clock = iter([0.0, 10.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))

@@ -45,7 +45,7 @@ def test_gradients_reach_what_trains_and_nothing_else_moves(
     assert branches == {1: {"fusion"}, 2: {"fusion", "llm"}}.get(
         stage, {"fusion", "llm", "img"}
     )
-    assert set(metrics[0]) == {"loss", "grad_norm"} | {
+    assert set(metrics[0]) == {"loss", "loss_weight", "grad_norm"} | {
         f"grad_norm/{branch}" for branch in branches
     }
     for name, before in old.items():

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 
 from hive_jax.data.batch import KINDS, Sample, Segment
 from hive_jax.data.tabletop import Tabletop
@@ -329,3 +330,17 @@ def test_sentencepiece_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(MissingInputError, match="pip install sentencepiece"):
         load_tokenizer(str(tmp_path))
+
+
+def test_special_tokens_beyond_the_table_do_not_count(tmp_path):
+    """Gemma 3's <image_soft_token> comes after its 262,144 embeddings."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(_BUILTIN["builtin:tabletop"]))
+    tokenizer.add_special_tokens(["<image_soft_token>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.vocab_size == 512
+    ids, _ = loaded.encode("a <image_soft_token> b <eos>")
+    assert max(ids) < 512 and loaded.eos_id not in ids
+    tokenizer.add_tokens(["quux"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(str(tmp_path)).vocab_size == 514

@@ -1,13 +1,27 @@
 """The command as users run it: stages, resuming, kills, signals, errors."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
 
+import jax
 import kill_loop
 import pytest
+
+from hive_jax.config import MeshConfig, from_dict
+from hive_jax.data.batch import Batch
+from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.errors import CheckpointError
+from hive_jax.training import initial
+from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.initial import abstract_params, initial_params
+from hive_jax.training.objectives import build_model
+from hive_jax.training.sharding import make_mesh
+from hive_jax.training.state import TrainState
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +117,55 @@ def test_changed_config_is_refused_by_name(stages, cache):
     code, output = run([*arguments, "--allow_config_change"], cache)
     assert code == 0, output
     assert "continuing from step 6" in output
+
+
+def test_a_stage_before_that_is_not_finished_is_refused(stages, tmp_path):
+    """Unless it is named; `previous` means the stage, `init` what is there."""
+    folder, _ = stages
+    run = from_dict(json.loads((folder / "stage2/config.json").read_text()))
+    run = dataclasses.replace(run, init="", previous="stage1")
+    model, batch = build_model(run), Batch.spec(1, 24, 16)
+    abstract = abstract_params(model, batch, make_mesh(MeshConfig()))
+
+    def start(run, tokenizer):
+        return initial_params(run, model, abstract, batch, tokenizer, None)
+
+    named = dataclasses.replace(run, init=str(folder / "stage1"))
+    tokenizer = load_tokenizer(run.data.tokenizer).fingerprint
+    assert set(start(named, tokenizer)) == {"img", "llm", "fusion"}
+    with pytest.raises(CheckpointError, match="another tokenizer"):
+        start(named, "0123")
+    with Checkpoints(str(tmp_path / "run")) as checkpoints:
+        with Checkpoints(str(folder / "stage1"), read_only=True) as stage1:
+            params, meta = stage1.restore_params(abstract), stage1.read_meta()
+        meta["config"]["total_steps"] = 9
+        state = TrainState(jax.numpy.int32(6), params, ())
+        checkpoints.save(6, state, meta)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initial, "default_workdir", lambda *_: str(tmp_path / "run"))
+        with pytest.raises(CheckpointError, match="at step 6 of 9"):
+            start(run, tokenizer)
+
+
+def test_fewer_steps_than_done_are_refused(stages, cache, tmp_path):
+    folder, _ = stages
+    shutil.copytree(folder / "stage1", tmp_path / "run")
+    arguments = kill_loop.command(
+        "stage1.py", tmp_path / "run", "--config.total_steps=3", "--allow_config_change"
+    )
+    code, output = run(arguments, cache)
+    assert code == 64 and "at step 6 already" in output
+
+
+def test_going_on_removes_the_old_result(stages, cache, tmp_path):
+    folder, _ = stages
+    workdir = tmp_path / "run"
+    shutil.copytree(folder / "stage1", workdir)
+    arguments = kill_loop.command(
+        "stage1.py", workdir, "--config.total_steps=8", "--allow_config_change"
+    )
+    kill_loop.finish(kill_loop.start(arguments, cache))
+    assert json.loads((workdir / "result.json").read_text())["step"] == 8
 
 
 def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):

@@ -65,6 +65,9 @@ def _check_run(config: RunConfig, expect: _Expect) -> None:
     expect.at_least(2, "data.num_tokens", "data.validation_size")
     expect.at_least(0, "seed", "data.seed")
     expect.multiple("batch_size", "accumulate")
+    if config.data.source == "tabletop":
+        for key in ("data.path", "data.image_folder"):
+            expect(not expect.value(key), key, "nothing: data.source is tabletop")
     expect(
         config.accumulate == 1 or config.objective != "contrastive",
         "accumulate",

@@ -1,5 +1,7 @@
 """Image files as the encoder was trained to see them."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,16 @@ from hive_jax.errors import DataError
 PREPROCESSING = "hf_bicubic"
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MAX_PIXELS = 64_000_000
+# What Pillow raises for damaged files, depending on where the damage is.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
@@ -22,12 +34,11 @@ def read_image(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {image.width} x {image.height} pixels; expected at most "
-                    f"{_MAX_PIXELS:,}"
-                )
-            rgb = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            pixels = image.width * image.height
+            if pixels <= _MAX_PIXELS:
+                square = (size, size)
+                rgb = image.convert("RGB").resize(square, Image.Resampling.BICUBIC)
+                return np.asarray(rgb)
+    except _DECODING_ERRORS as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from None
-    return np.asarray(rgb)
+    raise DataError(f"{path}: {pixels:,} pixels; expected at most {_MAX_PIXELS:,}")

@@ -20,7 +20,7 @@ class Tokenizer:
     """A tokenizer.json or SentencePiece file.
 
     Attributes:
-      vocab_size: number of ids.
+      vocab_size: one more than the highest id that can occur.
       pad_id, bos_id, eos_id: bos_id is None where the vocabulary has none.
       fingerprint: hash of the file.
     """
@@ -29,13 +29,15 @@ class Tokenizer:
         path = Path(path)
         backend = _SentencePiece if path.suffix == ".model" else _TokenizerJson
         self._backend = backend(path)
-        self.vocab_size = self._backend.vocab_size
         self.bos_id = self._first_of("<bos>", "<s>")
         self.eos_id = self._first_of("<eos>", "</s>")
         pad_id = self._first_of("<pad>")
         self.pad_id = self.eos_id if pad_id is None else pad_id
         if self.pad_id is None:
             raise DataError(f"{path} has none of the tokens <pad>, <eos>, </s>")
+        ids = (self.pad_id, self.bos_id, self.eos_id)
+        used = [id + 1 for id in ids if id is not None]
+        self.vocab_size = max(self._backend.vocab_size, *used)
         self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
     def _first_of(self, *names: str) -> int | None:
@@ -64,7 +66,12 @@ class _TokenizerJson:
         self._tokenizer.no_padding()
         # "<eos>" in a caption is text, not the end of it.
         self._tokenizer.encode_special_tokens = True
-        self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        # Ids that text can have: a special token after the vocabulary is none of them
+        # (Gemma 3's <image_soft_token> is beyond its embedding table).
+        added = self._tokenizer.get_added_tokens_decoder()
+        plain = [id for id, token in added.items() if not token.special]
+        size = self._tokenizer.get_vocab_size(with_added_tokens=False)
+        self.vocab_size = max(size, *(id + 1 for id in plain), 0)
 
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)

@@ -43,13 +43,16 @@ def initial_params(
     model,
     abstract: dict,
     batch: Batch,
+    tokenizer: str,
     sample_images: Callable[[], np.ndarray],
 ) -> dict:
-    """Random, then replaced by what config.init, previous or init_* name.
+    """The parameters of config.init or previous; else of init_encoder and
+    init_decoder, and random where these say nothing.
 
     Args:
       abstract: as from `abstract_params`.
       batch: shapes of a batch.
+      tokenizer: fingerprint of this run's tokenizer.
       sample_images: gives uint8[n, height, width, 3], for `whiten_patches`.
 
     Raises:
@@ -60,7 +63,7 @@ def initial_params(
         config.previous and default_workdir(config.previous, config.model.fusion)
     )
     if source:
-        return _from_run(config, source, abstract)
+        return _from_run(config, source, abstract, tokenizer)
     files = {"img": config.init_encoder, "llm": config.init_decoder}
     params = {
         branch: _from_npz(path, branch, abstract[branch])
@@ -94,7 +97,7 @@ def _random(config, model, batch: Batch, abstract: dict, branches: set) -> dict:
 
 def restore_run(workdir: str) -> tuple[RunConfig, dict]:
     """The config of a run and its last parameters, whatever machine it ran on."""
-    with _finished_run(workdir) as checkpoints:
+    with _checkpoints_of(workdir) as checkpoints:
         config = from_dict(checkpoints.read_meta()["config"])
         image_size = config.model.encoder.image_size
         batch = Batch.spec(1, config.data.num_tokens, image_size)
@@ -103,23 +106,35 @@ def restore_run(workdir: str) -> tuple[RunConfig, dict]:
         return config, checkpoints.restore_params(abstract)
 
 
-def _finished_run(workdir: str) -> Checkpoints:
+def _checkpoints_of(workdir: str) -> Checkpoints:
     if not (Path(workdir) / "checkpoints").is_dir():
         raise MissingInputError(f"no checkpoint in {workdir}: no such run")
     return Checkpoints(workdir, read_only=True)
 
 
-def _from_run(config: RunConfig, workdir: str, abstract: dict) -> dict:
+def _from_run(config: RunConfig, workdir: str, abstract: dict, tokenizer: str) -> dict:
     try:
-        checkpoints = _finished_run(workdir)
+        checkpoints = _checkpoints_of(workdir)
     except MissingInputError as error:
         raise MissingInputError(
             f"{error}. {config.name} starts from it: run the stage before this one "
             f"first, or name another run with --config.init=WORKDIR"
         ) from None
     with checkpoints:
-        stored = checkpoints.read_meta()["config"]["model"]
-        changed = differences(stored, to_dict(config.model))
+        meta = checkpoints.read_meta()
+        step, total = meta["step"], meta["config"]["total_steps"]
+        if step < total and not config.init:
+            raise CheckpointError(
+                f"the run in {workdir} is at step {step} of {total}: let it finish, or "
+                f"start from it as it is with --config.init={workdir}"
+            )
+        stored = meta["inputs"]["tokenizer"]
+        if stored != tokenizer:
+            raise CheckpointError(
+                f"{workdir} was trained with another tokenizer ({stored}) than "
+                f"{config.data.tokenizer} ({tokenizer}): use the same data.tokenizer"
+            )
+        changed = differences(meta["config"]["model"], to_dict(config.model))
         changed = [line for line in changed if not _is_program(line)]
         if changed:
             listed = "\n  ".join(f"model.{line}" for line in changed)
@@ -141,10 +156,17 @@ def _from_npz(path: str, branch: str, abstract: dict) -> dict:
     tree = load_npz(file if path.startswith("builtin:") else path)
     if branch not in tree:
         raise CheckpointError(f"{path} has no {branch!r}; it holds {sorted(tree)}")
-    trees.require_equal({branch: abstract}, {branch: tree[branch]}, path)
+    found = jax.tree.map(_as_float32, tree[branch])
+    trees.require_equal({branch: abstract}, {branch: found}, path)
     return jax.tree.map(
-        lambda leaf, value: jax.device_put(value, leaf.sharding), abstract, tree[branch]
+        lambda leaf, value: jax.device_put(value, leaf.sharding), abstract, found
     )
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    """Parameters are float32, however short their file has them."""
+    short = array.dtype in (np.float16, jnp.bfloat16)
+    return array.astype(np.float32) if short else array
 
 
 def whitening(

@@ -29,6 +29,7 @@ def next_token_nll(
       tokens: int32[B, T].
       max_logits: elements of one chunk's logits.
     """
+    table_VE = table_VE.astype(hidden.dtype)  # once, not in each chunk
     hidden, targets = hidden[:, :-1], tokens[:, 1:]
     batch, length, width = hidden.shape
 

@@ -1,5 +1,6 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard files, a progress bar."""
 
+import contextlib
 import json
 import os
 import sys
@@ -16,11 +17,13 @@ class MetricsWriter:
     to workdir/tensorboard; a context manager. Only process 0 writes.
 
     Lines of steps after `step`, left by a run that was killed after its last
-    checkpoint, are removed: each step is in the file once.
+    checkpoint, are removed: each step is in the file once. A disk that is full costs
+    the numbers of these steps and one warning, not the training.
     """
 
     def __init__(self, workdir: Path, step: int):
         self._file = self._board = None
+        self._failed = False
         if jax.process_index() != 0:
             return
         path = workdir / "metrics.jsonl"
@@ -35,12 +38,17 @@ class MetricsWriter:
             self._board = SummaryWriter(board, purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        if self._file:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        try:
+            if self._file:
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
+            if self._board:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+        except OSError as error:
+            if not self._failed:
+                say(f"step {step}: metrics cannot be written: {error}")
+            self._failed = True
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +56,8 @@ class MetricsWriter:
     def __exit__(self, *unused_exception) -> None:
         for writer in (self._file, self._board):
             if writer:
-                writer.close()
+                with contextlib.suppress(OSError):  # what is left in its buffer
+                    writer.close()
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -36,11 +36,13 @@ class Run:
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self._check_vocabulary()
         part_size = config.batch_size // config.accumulate
-        # At least two, for each sample is also shown its neighbour's image.
-        validation_size = max(2, min(part_size, config.data.validation_size))
         self.loader = self._loader("train", config.seed, part_size)
-        self.validation = self._loader("validation", None, validation_size)
-        self.validation_batches = -(-config.data.validation_size // validation_size)
+        # Fewer than part_size only for the smallest sets; at least two, for each
+        # sample is also shown its neighbour's image.
+        wanted = max(2, min(part_size, config.data.validation_size))
+        size = sharding.round_up(self.mesh, wanted)
+        self.validation = self._loader("validation", None, size)
+        self.validation_batches = max(1, config.data.validation_size // size)
 
         self.model = objectives.build_model(config)
         self.abstract_params = abstract_params(self.model, self.loader.spec, self.mesh)
@@ -126,6 +128,7 @@ class Run:
             "inputs": {
                 "tokenizer": self.tokenizer.fingerprint,
                 "data": self.loader.source.fingerprint,
+                "dtype": jax.numpy.dtype(self.model.dtype).name,
             },
             "samples_read": step * self.config.batch_size,
         }
@@ -142,6 +145,7 @@ class Run:
             self.model,
             self.abstract_params,
             self.loader.spec,
+            self.tokenizer.fingerprint,
             sample_images,
         )
 

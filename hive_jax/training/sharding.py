@@ -5,6 +5,8 @@ fsdp     batches are split, parameters too (gathered where they are used)
 tensor   heads, MLP columns and the vocabulary are split
 """
 
+import glob
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -64,6 +66,12 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def round_up(mesh: Mesh, batch_size: int) -> int:
+    """The next batch size that can be split over data and fsdp."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // parts) * parts
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -91,7 +99,7 @@ def initialize_distributed(
     """Joins the processes of a job. Call before anything touches a device.
 
     Args:
-      mode: "auto" joins on TPU pods, under Slurm with several tasks, and when a
+      mode: "auto" joins on TPU hosts, under Slurm with several tasks, and when a
         coordinator is given; "on" always; "off" never.
       coordinator: "host:port" of process 0, or None to find it out.
       num_processes, process_id: with `coordinator`.
@@ -117,13 +125,27 @@ def initialize_distributed(
         # JAX takes one GPU a Slurm task unless told that a task drives several.
         visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
         arguments = {"local_device_ids": list(range(len(visible)))}
-    jax.distributed.initialize(**arguments)
+    try:
+        jax.distributed.initialize(**arguments)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"the processes of the job did not find each other: {error}. Give each "
+            f"--coordinator_address, --num_processes and --process_id, or use "
+            f"--distributed=off for a single process"
+        ) from error
 
 
 def _in_a_job(environment: Mapping[str, str]) -> bool:
-    """Whether the environment is that of a TPU pod worker or of one Slurm task of
-    several."""
+    """Whether this is a TPU host, or one Slurm task of several. A TPU host on its own
+    is a job of one process."""
     workers = environment.get("TPU_WORKER_HOSTNAMES", "")
     tasks = environment.get("SLURM_NTASKS", "1")
     in_slurm_task = "SLURM_PROCID" in environment and int(tasks) > 1
-    return "," in workers or in_slurm_task
+    return "," in workers or in_slurm_task or _has_tpu()
+
+
+def _has_tpu() -> bool:
+    """A libtpu to drive them, and the device files of TPU chips."""
+    if importlib.util.find_spec("libtpu") is None:
+        return False
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))

@@ -69,12 +69,16 @@ def make_train_step(model, optimizer, assigned: Mapping[str, Rule]) -> Callable:
             return loss_fn(params, batch)
 
         total, weight, grads = _accumulated(loss_of, trainable, parts)
-        weight = jnp.maximum(weight, 1.0)
+        supervised, weight = weight, jnp.maximum(weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
         params = unflatten_dict({**frozen, **trainable}, sep="/")
-        metrics = {"loss": total / weight, **_norms(grads, "grad_norm")}
+        metrics = {
+            "loss": total / weight,
+            "loss_weight": supervised,  # of captions: the number of supervised tokens
+            **_norms(grads, "grad_norm"),
+        }
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

@@ -11,7 +11,14 @@ import jax
 import numpy as np
 
 from hive_jax.config import RunConfig, to_dict
-from hive_jax.errors import PREEMPTED, NumericsError
+from hive_jax.errors import (
+    PREEMPTED,
+    ConfigError,
+    DataError,
+    HiveError,
+    NumericsError,
+    OutputError,
+)
 from hive_jax.training import report
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.lock import WorkdirLock
@@ -46,14 +53,29 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
         state = run.restore(checkpoints, allow_config_change)
         if state is None:
             state = run.start()
-        _write_json(folder / "config.json", to_dict(config))
-        with MetricsWriter(folder, int(state.step)) as writer:
+        start = int(state.step)
+        _prepare(folder, config, start)
+        with MetricsWriter(folder, start) as writer:
             state = _loop(run, state, checkpoints, writer, stop)
-            if int(state.step) == config.total_steps:
-                _finish(run, state, writer, folder)
+            step, params = int(state.step), state.params
+            if step == config.total_steps:
+                del state  # the report needs the room of the optimizer's moments
+                _finish(run, step, params, writer, folder)
                 return 0
-    say(f"stopped at step {int(state.step)}, saved; run the same command to go on")
+    say(f"stopped at step {step}, saved; run the same command to go on")
     return PREEMPTED
+
+
+def _prepare(folder: Path, config: RunConfig, start: int) -> None:
+    """Writes what the run is; removes the result of a run that went on from here."""
+    if start > config.total_steps:
+        raise ConfigError(
+            f"config.total_steps is {config.total_steps}; the run in {folder} is at "
+            f"step {start} already"
+        )
+    _write_json(folder / "config.json", to_dict(config))
+    if start < config.total_steps and jax.process_index() == 0:
+        (folder / "result.json").unlink(missing_ok=True)
 
 
 def _loop(
@@ -81,13 +103,13 @@ def _loop(
             saving = stopping or last or step % config.checkpoint_every == 0
             if saving or step % config.log_every == 0 or step == start + 1:
                 values = {name: float(value) for name, value in metrics.items()}
-                _require_finite(values, step)
+                _require_sound(values, step)
                 bar.set_postfix(loss=f"{values['loss']:.3f}")
                 values["learning_rate"] = float(run.schedule(step - 1))
                 values |= throughput.since_last(step)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
             if step % config.eval_every == 0 and not last:
-                _validate(run, state, writer, step)
+                _validate(run, state.params, writer, step)
                 throughput.restart(step)
             checkpoints.check()
             if saving:
@@ -99,27 +121,31 @@ def _loop(
     return state
 
 
-def _validate(run: Run, state: TrainState, writer: MetricsWriter, step: int) -> dict:
+def _validate(run: Run, params: dict, writer: MetricsWriter, step: int) -> dict:
     """Writes and returns the losses on held-out samples."""
-    values = validate(
-        run.eval_step, state.params, run.validation, run.validation_batches
-    )
+    values = validate(run.eval_step, params, run.validation, run.validation_batches)
     writer.write(step, {f"validation/{k}": v for k, v in values.items()})
     say(f"step {step}: {summary_line(values)}")
     return values
 
 
-def _finish(run: Run, state: TrainState, writer: MetricsWriter, folder: Path) -> None:
+def _finish(
+    run: Run, step: int, params: dict, writer: MetricsWriter, folder: Path
+) -> None:
     """Final validation, and how far each part moved from where it started; once."""
-    path, step = folder / "result.json", int(state.step)
-    if path.exists() and json.loads(path.read_text("utf-8"))["step"] == step:
+    path = folder / "result.json"
+    if path.exists():
         say(f"finished already; its figures are in {path}")
         return
-    values = _validate(run, state, writer, step)
-    moved = report.distances(run.initial_params(), state.params)
-    rows = [(part, f"{distance:.3e}") for part, distance in moved.items()]
-    say(report.table(("part", "relative distance moved"), rows))
-    result = {"step": step, "validation": values, "relative_distance": moved}
+    result = {"step": step, "validation": _validate(run, params, writer, step)}
+    try:
+        moved = report.distances(run.initial_params(), params)
+    except HiveError as error:  # the stage before is gone since
+        say(f"distances moved are not known: {error}")
+    else:
+        rows = [(part, f"{distance:.3e}") for part, distance in moved.items()]
+        say(report.table(("part", "relative distance moved"), rows))
+        result["relative_distance"] = moved
     _write_json(path, result)
 
 
@@ -127,12 +153,20 @@ def _write_json(path: Path, value) -> None:
     """Writes a file whole or not at all; process 0 only."""
     if jax.process_index() == 0:
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error}") from error
 
 
-def _require_finite(values: dict[str, float], step: int) -> None:
-    """Raises NumericsError before a broken state could be saved."""
+def _require_sound(values: dict[str, float], step: int) -> None:
+    """Raises before a state could be saved that is broken, or has learnt nothing."""
+    if values["loss_weight"] == 0:
+        raise DataError(
+            f"step {step}: its batch has no supervised token: check data.text, the "
+            f"tokenizer and data.num_tokens"
+        )
     broken = [name for name, value in values.items() if not np.isfinite(value)]
     if broken:
         raise NumericsError(
