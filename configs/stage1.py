@@ -1,6 +1,6 @@
 """Stage 1: what connects the two towers learns; both of them are frozen.
 
-    python -m hive_jax.train --config configs/stage1.py          2 minutes, 2 cores
+    python -m hive_jax.train --config configs/stage1.py          1 minute, 2 cores
     python -m hive_jax.train --config configs/stage1.py:paper    595 k images
 
 `:fusion=cascaded` and `:fusion=self_attention` are the baselines; see base.py.

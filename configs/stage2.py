@@ -1,6 +1,6 @@
 """Stage 2: the LLM learns too; the encoder is frozen. Starts from stage 1.
 
-    python -m hive_jax.train --config configs/stage2.py          2 minutes, 2 cores
+    python -m hive_jax.train --config configs/stage2.py          1 minute, 2 cores
     python -m hive_jax.train --config configs/stage2.py:paper    2 epochs
 
 `--config.init=WORKDIR` starts from another run than workdir/stage1. To train only the

@@ -1,6 +1,6 @@
 """Stage 3: everything learns, the encoder too. Starts from stage 2.
 
-    python -m hive_jax.train --config configs/stage3.py          3 minutes, 2 cores
+    python -m hive_jax.train --config configs/stage3.py          2 minutes, 2 cores
     python -m hive_jax.train --config configs/stage3.py:paper    1 epoch
 
 `--config.init=WORKDIR` starts from another run than workdir/stage2.
