@@ -11,9 +11,11 @@ from pathlib import Path
 import jax
 import kill_loop
 import pytest
+from PIL import Image
 
 from hive_jax.config import MeshConfig, from_dict
 from hive_jax.data.batch import Batch
+from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError
 from hive_jax.training import initial
@@ -260,6 +262,32 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(cache, tmp_pa
     assert "checkpoint 6 is damaged" in output
     assert "continuing from step 4" in output
     assert kill_loop.outcome(workdir) == undisturbed
+
+
+def test_own_captions_in_llava_form(cache, tmp_path):
+    """Scenes written to files as users have them: JSON, and images in a folder."""
+    scenes = Tabletop("train", image_size=40)
+    (tmp_path / "images").mkdir()
+    records = []
+    for i in range(20):
+        name, text = f"images/{i}.jpg", scenes[i].segments[0].text
+        Image.fromarray(scenes[i].image).save(tmp_path / name)
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": text}]
+        records.append({"id": str(i), "image": f"{i}.jpg", "conversations": turns})
+    (tmp_path / "chat.json").write_text(json.dumps(records))
+    arguments = kill_loop.command(
+        "stage1.py",
+        tmp_path / "run",
+        "--config.total_steps=4",
+        "--config.data.source=llava",
+        f"--config.data.path={tmp_path / 'chat.json'}",
+        f"--config.data.image_folder={tmp_path / 'images'}",
+    )
+    output = kill_loop.finish(kill_loop.start(arguments, cache))
+    assert "nats per token" in output
+    (tmp_path / "images/9.jpg").write_bytes(b"not an image")
+    code, output = run([*arguments, f"--workdir={tmp_path / 'again'}"], cache)
+    assert code == 65 and "9.jpg" in output and "Traceback" not in output
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(cache, tmp_path):
