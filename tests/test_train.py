@@ -106,9 +106,10 @@ def test_running_again_finds_the_run_finished(stages, cache):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_changed_config_is_refused_by_name(stages, cache):
+def test_changed_config_is_refused_by_name(stages, cache, tmp_path):
     folder, _ = stages
-    workdir = folder / "stage1"
+    workdir = tmp_path / "run"
+    shutil.copytree(folder / "stage1", workdir)
     changed = ("--config.total_steps=8", "--config.optimizer.peak_lr=0.5")
     arguments = kill_loop.command("stage1.py", workdir, *changed)
     code, output = run(arguments, cache)
