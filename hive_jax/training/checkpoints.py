@@ -252,7 +252,7 @@ class Checkpoints:
         steps = self._steps()
         if not steps or (step is not None and step not in steps):
             raise self._missing(step)
-        wanted = _placed(wanted)
+        wanted = trees.placed(wanted)
         damaged = {}
         for candidate in [step] if step is not None else reversed(steps):
             with quiet_leftovers():
@@ -336,24 +336,6 @@ def _leaves(items: dict) -> dict:
     return trees.flatten(items.get("optimizer", {})) | {
         f"params/{name}": leaf for name, leaf in trees.flatten(items["params"]).items()
     }
-
-
-def _placed(leaves: dict) -> dict:
-    """Requests with a sharding each; finds those that do not divide the shape.
-
-    Orbax would fall back to the devices that saved the leaf, and a sharding that
-    does not fit would look like damage.
-    """
-    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = {}
-    for name, leaf in leaves.items():
-        sharding = leaf.sharding or one_device
-        try:
-            sharding.shard_shape(leaf.shape)
-        except ValueError as error:
-            raise CheckpointError(f"{name}: {first_line(error)}") from error
-        placed[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return placed
 
 
 def _digest(meta: dict) -> str:

@@ -88,3 +88,21 @@ def require_equal(expected: Any, found: Any, what: str) -> None:
         f"(nothing was loaded):\n{listed}\n"
         "Use the model and optimizer configuration that wrote it."
     )
+
+
+def placed(leaves: dict) -> dict:
+    """Requests with a sharding each; finds those that do not divide the shape.
+
+    Orbax would fall back to the devices that saved the leaf, and a sharding that
+    does not fit would look like damage.
+    """
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    placed = {}
+    for name, leaf in leaves.items():
+        sharding = leaf.sharding or one_device
+        try:
+            sharding.shard_shape(leaf.shape)
+        except ValueError as error:
+            raise CheckpointError(f"{name}: {str(error).splitlines()[0]}") from error
+        placed[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return placed
