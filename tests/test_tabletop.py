@@ -350,8 +350,8 @@ def test_the_fingerprint_tells_arguments_apart():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"split": "validate"}, "Did you mean 'validation'"),
-        ({"split": "train", "text": "caption"}, "Did you mean 'captions'"),
+        ({"split": "validate"}, "did you mean 'validation'"),
+        ({"split": "train", "text": "caption"}, "did you mean 'captions'"),
         ({"split": "train", "image_size": 0}, "image_size must be a whole number"),
         ({"split": "train", "seed": -1}, "seed must be a whole number"),
         ({"split": "train", "size": 0}, "size must be a whole number"),

@@ -14,6 +14,7 @@ import optax
 
 from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.errors import ConfigError
+from hive_jax.training.report import parts
 
 # Parameters with the layers, or connections, of a stack on their first axis.
 _STACKED = re.compile(r"(llm/layers|fusion|.*/encoderblock)/.*")
@@ -57,7 +58,7 @@ def assign_rules(
             if not any(_matches(rule, name) for name in others):
                 raise ConfigError(
                     f"config.rules: {rule.pattern!r} matches no parameter; the model "
-                    f"has {', '.join(sorted({_branch(n) for n in names}))}"
+                    f"has {', '.join(parts(names))}"
                 )
     if not any(trains(rule) for rule in assigned.values()):
         raise ConfigError("config.rules freeze every parameter: nothing would train")
@@ -73,10 +74,6 @@ def _matches(rule: Rule, name: str) -> bool:
     if rule.layers and not _STACKED.fullmatch(name):
         return False
     return re.fullmatch(rule.pattern, name) is not None
-
-
-def _branch(name: str) -> str:
-    return "/".join(name.split("/")[:2])
 
 
 def split(params: Mapping, assigned: Mapping[str, Rule]) -> tuple[dict, dict]:

@@ -1,8 +1,8 @@
 """Tabletop: the built-in world as a random-access source of samples."""
 
-import difflib
 import hashlib
 
+from hive_jax.config import nearest
 from hive_jax.data.batch import Sample
 from hive_jax.data.tabletop.draw import draw
 from hive_jax.data.tabletop.language import MODES, segments
@@ -82,10 +82,9 @@ class Tabletop:
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> str:
     if value in known:
         return value
-    near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise ConfigError(
-        f"Tabletop: {name} must be one of {', '.join(known)}; got {value!r}.{hint}"
+        f"Tabletop: {name} is {value!r}; expected one of {', '.join(known)}"
+        + nearest(str(value), known)
     )
 
 
