@@ -1,12 +1,16 @@
 """Packaging. `pip install -e .` for training; extras add what only some need."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+package = Path(__file__).with_name("hive_jax") / "__init__.py"
+version = re.search(r'__version__ = "(.+)"', package.read_text("utf-8"))[1]
+
 setup(
     name="hive_jax",
-    version="0.1.0",
+    version=version,
     description=(
         "Hierarchical pre-training of vision encoders with large language models, "
         "in JAX/Flax"
@@ -16,10 +20,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hive_jax", "hive_jax.*"]),
-    package_data={"hive_jax": ["assets/*"]},
+    package_data={"hive_jax": ["assets/*", "export/torch/*.py"]},
     install_requires=[
         "absl-py",
+        "einops",
         "flax",
+        "huggingface_hub",
         "jax",
         "ml_collections",
         "numpy",
@@ -28,9 +34,13 @@ setup(
         # after a failed save.
         "orbax-checkpoint>=0.12.3",
         "pillow",
+        "safetensors>=0.8",  # bfloat16 as NumPy arrays
+        "scipy",
         "tensorboardX",
         "tokenizers",
         "tqdm",
+        # For the configurations in Hugging Face folders; torch is not needed.
+        "transformers>=5.3",
     ],
     extras_require={
         "gpu": ["jax[cuda13]"],
@@ -42,7 +52,6 @@ setup(
             "sentencepiece>=0.2.3",
             # The registry's other builds bring several GB of CUDA along.
             "torch==2.13.0; python_version < '3.12'",
-            "transformers>=5.3",
         ],
     },
 )

@@ -9,8 +9,12 @@ from PIL import Image
 
 from hive_jax.errors import DataError
 
-# Named in checkpoints: weights trained under one preprocessing are off under another.
-PREPROCESSING = "hf_bicubic"
+# PIL's filters by the name of the preprocessing. The name is kept in checkpoints:
+# weights trained under one are off under another.
+PREPROCESSING = {
+    "hf_bicubic": Image.Resampling.BICUBIC,  # SigLIP
+    "hf_bilinear": Image.Resampling.BILINEAR,  # SigLIP 2
+}
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MAX_PIXELS = 64_000_000
 # What Pillow raises for damaged files, depending on where the damage is.
@@ -25,9 +29,12 @@ _DECODING_ERRORS = (
 )
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """A file as uint8[size, size, 3]: RGB, resized to the square by PIL's bicubic
-    filter, as transformers' SiglipImageProcessor does.
+def read_image(path: Path, size: int, preprocessing: str) -> np.ndarray:
+    """A file as uint8[size, size, 3]: RGB, resized to the square by PIL's filter, as
+    transformers' SiglipImageProcessor does.
+
+    Args:
+      preprocessing: a key of PREPROCESSING.
 
     Raises:
       DataError: the file is no JPEG, PNG or WebP, is damaged, or too large.
@@ -37,8 +44,8 @@ def read_image(path: Path, size: int) -> np.ndarray:
             pixels = image.width * image.height
             if pixels <= _MAX_PIXELS:
                 square = (size, size)
-                rgb = image.convert("RGB").resize(square, Image.Resampling.BICUBIC)
-                return np.asarray(rgb)
+                resample = PREPROCESSING[preprocessing]
+                return np.asarray(image.convert("RGB").resize(square, resample))
     except _DECODING_ERRORS as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from None
     raise DataError(f"{path}: {pixels:,} pixels; expected at most {_MAX_PIXELS:,}")

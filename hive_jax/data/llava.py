@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.images import PREPROCESSING, read_image
+from hive_jax.data.images import read_image
 from hive_jax.errors import DataError, MissingInputError
 
 
@@ -34,9 +34,10 @@ class LlavaCaptions:
         *,
         image_size: int,
         validation_size: int,
+        preprocessing: str,
     ):
         self._folder = Path(image_folder).resolve()
-        self._size = image_size
+        self._size, self._preprocessing = image_size, preprocessing
         content = _read(Path(path), "data.path")
         if not self._folder.is_dir():
             raise MissingInputError(f"data.image_folder={image_folder}: no such folder")
@@ -54,7 +55,7 @@ class LlavaCaptions:
         self._pairs = pairs[held_out or slice(validation_size, None)]
         self._image_path(self._pairs[0][0])  # a wrong folder shows before training
         digest = hashlib.sha256(content)
-        digest.update(f"{split} {validation_size} {PREPROCESSING}".encode())
+        digest.update(f"{split} {validation_size} {preprocessing}".encode())
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -62,7 +63,8 @@ class LlavaCaptions:
 
     def __getitem__(self, index: int) -> Sample:
         name, caption = self._pairs[index]
-        image = read_image(self._image_path(name), self._size)
+        path = self._image_path(name)
+        image = read_image(path, self._size, self._preprocessing)
         return Sample(image, (Segment(caption.strip() + "\n"),))
 
     def _image_path(self, name: str) -> Path:

@@ -31,6 +31,7 @@ def make_source(config: DataConfig, split: str, *, image_size: int, with_image: 
             split,
             image_size=image_size,
             validation_size=config.validation_size,
+            preprocessing=config.preprocessing,
         )
     raise ConfigError(
         f"config.data.source is {config.source!r}; expected one of {_SOURCES}"

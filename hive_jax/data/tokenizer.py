@@ -5,15 +5,20 @@ tokenised twice, so no template or merge can shift them.
 """
 
 import hashlib
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
 from hive_jax.data.batch import KINDS, Sample
-from hive_jax.errors import DataError, MissingInputError
+from hive_jax.errors import ConfigError, DataError, MissingInputError, OutputError
 
-_BUILTIN = {"builtin:tabletop": Path(__file__).parent.parent / "assets/tokenizer.json"}
+BUILTIN = "builtin:tabletop"
+_BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
+# What may stand beside them in a Hugging Face folder.
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 class Tokenizer:
@@ -112,6 +117,67 @@ class _SentencePiece:
 
 def load_tokenizer(source: str) -> Tokenizer:
     """The tokenizer at "builtin:tabletop", a file, or a (Hugging Face) folder."""
+    return Tokenizer(tokenizer_file(source))
+
+
+def keep_tokenizer(source: str, folder: Path) -> None:
+    """Copies a tokenizer into `folder`, unless the same one is there already."""
+    if folder.is_dir():
+        if (
+            load_tokenizer(source).fingerprint
+            == load_tokenizer(str(folder)).fingerprint
+        ):
+            return
+        shutil.rmtree(folder)
+    copy_tokenizer(source, folder)
+
+
+def is_builtin(source: str) -> bool:
+    """Whether it is a copy of the tokenizer that comes along."""
+    return load_tokenizer(source).fingerprint == load_tokenizer(BUILTIN).fingerprint
+
+
+def require_fitting(tokenizer: Tokenizer, name: str, num_rows: int) -> None:
+    """Raises ConfigError if a tokenizer has more tokens than an embedding table."""
+    if tokenizer.vocab_size > num_rows:
+        raise ConfigError(
+            f"{name} has {tokenizer.vocab_size} tokens, the model a table of "
+            f"{num_rows}: choose the tokenizer of these weights"
+        )
+
+
+def copy_tokenizer(source: str, folder: Path) -> None:
+    """Copies a tokenizer's file, and the settings beside it, into a new folder.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
+    file = tokenizer_file(source)
+    if Path(source).is_dir():
+        files = [Path(source) / name for name in (*_FILES, *_SETTINGS)]
+        files = [path for path in files if path.is_file()]
+    else:
+        files = [file]
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for path in files:
+            name = path.name if path.name in (*_FILES, *_SETTINGS) else _name_of(path)
+            shutil.copyfile(path, temporary / name)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _name_of(path: Path) -> str:
+    """The name that a tokenizer file of any name has in a folder."""
+    return "tokenizer.model" if path.suffix == ".model" else "tokenizer.json"
+
+
+def tokenizer_file(source: str) -> Path:
+    """The file of `load_tokenizer`'s argument. MissingInputError if there is none."""
     path = Path(_BUILTIN.get(source, source))
     if path.is_dir():
         found = [path / name for name in _FILES if (path / name).is_file()]
@@ -123,7 +189,7 @@ def load_tokenizer(source: str) -> Tokenizer:
             f"data.tokenizer={source}: no such file; expected {list(_BUILTIN)}, a "
             f"tokenizer.json, a SentencePiece .model, or a folder with either"
         )
-    return Tokenizer(path)
+    return path
 
 
 def encode_sample(

@@ -60,7 +60,7 @@ def causal_mask(
 
 
 def rotate(x: jax.Array, position: jax.Array, base: float | jax.Array) -> jax.Array:
-    """Rotary position embedding of x[B, T, heads, H] at int32[B, T] positions.
+    """Rotary position embedding of x[B, T, heads, H] at [B, T] positions.
 
     The first and second half of a head are the two coordinates that turn, as in
     Gemma (and in transformers' `rotate_half`). Computed in float32.

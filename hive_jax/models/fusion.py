@@ -17,14 +17,16 @@ FUSIONS = ("hive", "cascaded", "self_attention", "none")
 Connections = tuple[tuple[int, int], ...]
 
 
-def default_connections(encoder_depth: int, decoder_depth: int) -> Connections:
-    """25 % of the encoder's depths, evenly spaced, the last one included, to evenly
-    spaced decoder layers (paper, section 3).
+def default_connections(
+    encoder_depth: int, decoder_depth: int, count: int = 0
+) -> Connections:
+    """`count` of the encoder's depths, evenly spaced, the last one included, to evenly
+    spaced decoder layers; 0 means 25 % of the depths (paper, section 3).
 
     default_connections(24, 26) ->
         ((4, 4), (8, 9), (12, 13), (16, 17), (20, 22), (24, 26))
     """
-    count = max(1, min(round(encoder_depth / 4), decoder_depth))
+    count = count or max(1, min(round(encoder_depth / 4), decoder_depth))
 
     def spaced(depth):
         return [round((i + 1) * depth / count) for i in range(count)]
@@ -33,9 +35,14 @@ def default_connections(encoder_depth: int, decoder_depth: int) -> Connections:
 
 
 def resolve_connections(
-    fusion: str, connections: Connections, encoder_depth: int, decoder_depth: int
+    fusion: str,
+    connections: Connections,
+    encoder_depth: int,
+    decoder_depth: int,
+    count: int = 0,
 ) -> Connections:
-    """The connections in use: as given or by default, checked against both towers.
+    """The connections in use: as given or by default (`count` of them), checked
+    against both towers.
 
     "cascaded" keeps the decoder layers and reads the last encoder block from all
     of them; "self_attention" reads one depth, the deepest, before the first layer;
@@ -45,7 +52,12 @@ def resolve_connections(
         raise ValueError(f"model.fusion is {fusion!r}; expected one of {FUSIONS}")
     if fusion == "none":
         return ()
-    pairs = connections or default_connections(encoder_depth, decoder_depth)
+    if not 0 <= count <= min(encoder_depth, decoder_depth):
+        raise ValueError(
+            f"num_connections is {count}; expected at most the number of encoder "
+            f"depths, {encoder_depth}, and of decoder layers, {decoder_depth}"
+        )
+    pairs = connections or default_connections(encoder_depth, decoder_depth, count)
     pairs = tuple((int(depth), int(layer)) for depth, layer in pairs)
     for depth, layer in pairs:
         if not (1 <= depth <= encoder_depth and 1 <= layer <= decoder_depth):

@@ -28,6 +28,8 @@ class GemmaConfig:
       attention_softcap, final_softcap: 0 means none.
       post_norms: a norm after attention and MLP too (Gemma 2 and 3).
       qk_norm: RMSNorm on the heads of queries and keys (Gemma 3).
+      rope_base, local_rope_base: rotary bases of global and local layers.
+      rope_factor: positions are divided by it in global layers (Gemma 3 from 4B on).
     """
 
     vocab_size: int = 512
@@ -46,6 +48,7 @@ class GemmaConfig:
     window: int = 4096
     rope_base: float = 10_000.0
     local_rope_base: float = 10_000.0
+    rope_factor: float = 1.0
     scan: bool = False
     remat: str = "none"
 
@@ -203,8 +206,9 @@ class DecoderBlock(nn.Module):
         c = self.config
         mask = jnp.where(local, local_mask, global_mask)
         base = jnp.where(local, c.local_rope_base, c.rope_base)
+        turned = position / jnp.where(local, 1.0, c.rope_factor)
         y = RMSNorm(name="pre_attention_norm")(x)
-        y = SelfAttention(c, name="attn")(y, position, mask, base)
+        y = SelfAttention(c, name="attn")(y, turned, mask, base)
         x = x + (RMSNorm(name="post_attention_norm")(y) if c.post_norms else y)
         y = RMSNorm(name="pre_ffw_norm")(x)
         y = GatedMlp(c.mlp_dim, name="mlp")(y)

@@ -26,18 +26,25 @@ class HiveConfig:
         "cascaded": all of them read the last one; "self_attention": the image's
         tokens stand in the text (LLaVA); "none": the decoder alone.
       connections: pairs (encoder depth, decoder layer), counted from 1; empty for
-        25 % of the depths, evenly spaced.
+        evenly spaced ones.
+      num_connections: how many of these; 0 for 25 % of the depths. Not read where
+        connections are given.
     """
 
     encoder: SiglipConfig = dataclasses.field(default_factory=SiglipConfig)
     decoder: GemmaConfig = dataclasses.field(default_factory=GemmaConfig)
     fusion: str = "hive"
     connections: Connections = ()
+    num_connections: int = 0
 
     def resolved_connections(self) -> Connections:
         """The connections in use; see `resolve_connections`."""
         return resolve_connections(
-            self.fusion, self.connections, self.encoder.depth, self.decoder.depth
+            self.fusion,
+            self.connections,
+            self.encoder.depth,
+            self.decoder.depth,
+            self.num_connections,
         )
 
 

@@ -1,141 +1,297 @@
-"""Parameters in big_vision's .npz files: arrays under flat names with slashes.
+"""big_vision's .npz files: arrays under flat names with slashes, which are ours.
 
 Layers may be stored one by one (`encoderblock_0`, `encoderblock_1`, ...) or stacked
-(`encoderblock`, layers on axis 0). They are read as stacked, as our models have them.
+(`encoderblock`, layers on axis 0). Ours are stacked. big_vision's files do not say
+what the arrays do not show; those written here do, in one more entry, which
+big_vision ignores.
 """
 
 import contextlib
+import json
+import math
 import os
 import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from hive_jax.errors import CheckpointError, MissingInputError, OutputError
+from hive_jax.errors import CheckpointError, MissingInputError
+from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.weights.table import Row
+from hive_jax.weights.tensors import Tensor, require_finite
+from hive_jax.weights.writing import new_file
 
+ABOUT = "hive_jax"
 _LAYER = re.compile(r"(.*\bencoderblock)_(\d+)/(.+)")
+_DAMAGE = (
+    *(ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error),
+    RuntimeError,  # zipfile's word for encryption, and for an unknown compression
+)
 
 
-def load_npz(path: str | os.PathLike) -> dict:
-    """The parameters in a file as nested dicts of arrays, layers stacked.
+def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """The parameters in a file, and what is said about them.
 
-    Names may start with `params/`; what else is beside such names (the optimizer of
-    a whole training state) is left out. Pickled objects are never read.
+    Names may start with `params/`, which is taken off; what else is beside such names
+    (the optimizer of a whole training state) is left out. Pickled objects are never
+    read.
+
+    Returns:
+      tensors by name, and the JSON object of `save_npz`, {} in big_vision's own files.
 
     Raises:
       MissingInputError: there is no such file.
-      CheckpointError: it is no .npz file of plain arrays, or lacks layers.
+      CheckpointError: it is no .npz file of plain arrays.
     """
-    flat = _read(path)
-    if any(name.startswith("params/") for name in flat):
-        flat = {
-            name.removeprefix("params/"): array
-            for name, array in flat.items()
+    if not path.exists():
+        raise MissingInputError(
+            f"there is no file or folder {path}; expected weights: a Hugging Face "
+            "folder or hub id, or a big_vision .npz"
+        )
+    try:
+        file = zipfile.ZipFile(path)
+    except _DAMAGE as error:
+        raise CheckpointError(
+            f"{path} is not an .npz file, or damaged or incomplete: {error}. Expected "
+            "what numpy.savez writes. If it was downloaded, compare its size and try "
+            "again."
+        ) from None
+    entries = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
+    about = entries.pop(ABOUT, None)
+    tensors = {name: _tensor(file, path, name, entries[name]) for name in entries}
+    if any(name.startswith("params/") for name in tensors):
+        tensors = {
+            name.removeprefix("params/"): tensor
+            for name, tensor in tensors.items()
             if name.startswith("params/")
         }
-    return _nest(_stack_layers(flat, path), path)
+    if about is None:
+        return tensors, {}
+    text = str(_read(file, path, ABOUT, about))
+    with _damage_named(path, ABOUT):
+        found = json.loads(text)
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: {ABOUT!r} in it is {found!r:.40}")
+    return tensors, found
 
 
-def save_npz(path: str | os.PathLike, params: Mapping, prefix: str = "params") -> None:
-    """Writes nested dicts of arrays under flat names; the file appears complete.
+def _tensor(file: zipfile.ZipFile, path: Path, name: str, info) -> Tensor:
+    with _damage_named(path, name), file.open(info) as stream:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"version {version} of the npy format")
+        shape, _, dtype = read_header(stream)
+        if dtype.hasobject:
+            raise ValueError("an array of objects")
+        if info.file_size - stream.tell() != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"its size is not that of {dtype}{list(shape)}")
+    return Tensor(shape, str(_known(dtype)), lambda: _read(file, path, name, info))
+
+
+def _known(dtype: np.dtype) -> np.dtype:
+    """NumPy stores bfloat16, which it does not know, as 2 bytes of anything."""
+    return np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
+
+
+def _read(file: zipfile.ZipFile, path: Path, name: str, info) -> np.ndarray:
+    with _damage_named(path, name), file.open(info) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        stream.read()  # to its end, where zipfile compares the checksum
+    array = array.view(_known(array.dtype))
+    return array if array.dtype.kind == "U" else require_finite(array, name, path)
+
+
+@contextlib.contextmanager
+def _damage_named(path: Path, name: str):
+    try:
+        yield
+    except _DAMAGE as error:
+        raise CheckpointError(
+            f"{path}: cannot read {name!r}: {error}. Expected plain arrays; pickled "
+            "objects can run code and are not read."
+        ) from None
+
+
+def save_npz(path: str | os.PathLike, params: Mapping, about: Mapping) -> None:
+    """Writes nested dicts of arrays as `params/...`; the file appears complete.
+
+    Args:
+      about: JSON values that the arrays do not show: the configurations.
 
     Raises:
-      OutputError: the file cannot be written.
+      OutputError: the file exists, or cannot be written.
     """
-    arrays = {name: np.asarray(leaf) for name, leaf in _flatten(params, prefix)}
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-
-
-def _read(path) -> dict[str, np.ndarray]:
-    if not os.path.exists(path):
-        raise MissingInputError(f"there is no file {path}; expected a big_vision .npz")
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path} is not an .npz file, or its end is missing; expected what "
-            "numpy.savez writes. If it was downloaded, compare its size and try again."
-        )
-    arrays = {}
-    with np.load(path, allow_pickle=False) as file:
-        for name in file.files:
-            try:
-                array = file[name]
-            except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                raise CheckpointError(
-                    f"{path}: cannot read {name!r}: {error}. Expected plain arrays; "
-                    "pickled objects can run code and are not read."
-                ) from error
-            if not isinstance(array, np.ndarray):
-                raise CheckpointError(
-                    f"{path}: {name!r} is no array; expected what numpy.savez writes"
-                )
-            # NumPy stores bfloat16, which it does not know, as 2 bytes of anything.
-            is_bfloat16 = array.dtype == np.dtype("V2")
-            arrays[name] = array.view(ml_dtypes.bfloat16) if is_bfloat16 else array
-    return arrays
-
-
-def _stack_layers(flat: dict[str, np.ndarray], path) -> dict[str, np.ndarray]:
-    """`a/encoderblock_0/b`, `a/encoderblock_1/b`, ... -> `a/encoderblock/b`."""
-    stacked, towers = {}, {}
-    for name, array in flat.items():
-        if match := _LAYER.fullmatch(name):
-            tower, number, leaf = match.groups()
-            layers = towers.setdefault(tower, {}).setdefault(leaf, {})
-            layers[int(number)] = array
-        else:
-            stacked[name] = array
-    for tower, leaves in towers.items():
-        depth = 1 + max(number for layers in leaves.values() for number in layers)
-        for leaf, layers in leaves.items():
-            for number in range(depth):
-                if number not in layers:
-                    raise CheckpointError(
-                        f"{path} has layers of {tower} up to number {depth - 1}, but "
-                        f"no {tower}_{number}/{leaf}; expected all from 0 on"
-                    )
-            shapes = {array.shape for array in layers.values()}
-            if len(shapes) > 1:
-                raise CheckpointError(
-                    f"{path}: {tower}_*/{leaf} has the shapes {sorted(shapes)}; "
-                    "expected one shape in all layers"
-                )
-            stacked[f"{tower}/{leaf}"] = np.stack([layers[n] for n in range(depth)])
-    return stacked
-
-
-def _nest(flat: dict[str, np.ndarray], path) -> dict:
-    tree: dict = {}
-    for name, array in flat.items():
-        *branches, leaf = name.split("/")
-        node = tree
-        for branch in branches:
-            node = node.setdefault(branch, {})
-            if not isinstance(node, dict):
-                raise CheckpointError(f"{path}: part of {name!r} is also an array")
-        if leaf in node:
-            raise CheckpointError(f"{path}: {name!r} is also the start of other names")
-        node[leaf] = array
-    return tree
+    arrays = {name: np.asarray(leaf) for name, leaf in _flatten(params, "params")}
+    arrays[ABOUT] = np.asarray(json.dumps(about))
+    with new_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def _flatten(tree: Mapping, prefix: str) -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
-        name = f"{prefix}/{key}" if prefix else key
         if isinstance(value, Mapping):
-            yield from _flatten(value, name)
+            yield from _flatten(value, f"{prefix}/{key}")
         else:
-            yield name, value
+            yield f"{prefix}/{key}", value
+
+
+_JOINT = "layers/attn/qkv_einsum/w"
+_QUERIES, _KEYS_VALUES = "layers/attn/q_einsum/w", "layers/attn/kv_einsum/w"
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Queries apart from keys and values, as ours are. A Gemma with as many kv heads as
+    heads has them in one array [L, 3, N, E, H] in big_vision (models/ppp/gemma.py)."""
+    result = dict(tensors)
+    for name in [name for name in tensors if name.endswith(_JOINT)]:
+        joint, start = result.pop(name), name.removesuffix(_JOINT)
+        depth, *parts, heads, width, head_dim = joint.shape
+        if parts != [3]:
+            raise CheckpointError(
+                f"{name} is {list(joint.shape)}; expected 3 on axis 1"
+            )
+        shape = (heads, width, head_dim)
+        result[start + _QUERIES] = Tensor(
+            (depth, *shape), joint.dtype, lambda joint=joint: joint.read()[:, 0]
+        )
+        result[start + _KEYS_VALUES] = Tensor(
+            (depth, 2, *shape), joint.dtype, lambda joint=joint: joint.read()[:, 1:]
+        )
+    return result
+
+
+def together(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The way back, where there are as many kv heads as heads."""
+    result = dict(arrays)
+    for name in [name for name in arrays if name.endswith(_QUERIES)]:
+        start = name.removesuffix(_QUERIES)
+        queries, keys_values = arrays[name], arrays[start + _KEYS_VALUES]
+        if queries.shape[1] == keys_values.shape[2]:
+            del result[name], result[start + _KEYS_VALUES]
+            joint = np.concatenate([queries[:, None], keys_values], axis=1)
+            result[start + _JOINT] = joint
+    return result
+
+
+def rows(names, branch: str, tensors: Mapping[str, Tensor]) -> list[Row]:
+    """The table of a branch: our names are theirs, but for layers stored one by one.
+
+    Args:
+      names: of our arrays in the branch.
+      branch: what their names begin with, e.g. "img/", or "".
+    """
+    one_by_one = any(_LAYER.fullmatch(n) for n in tensors if n.startswith(branch))
+
+    def theirs(name: str) -> str:
+        if one_by_one:
+            name = name.replace("encoderblock/", "encoderblock_{}/", 1)
+        return branch + name
+
+    return [Row(name, theirs(name)) for name in names]
+
+
+class Shapes(dict):
+    """Shapes of a branch's arrays by our names in it; `used` are the names in the file
+    that a configuration was read from."""
+
+    def __init__(self, shapes: Mapping[str, tuple], branch: str, source: str):
+        super().__init__(shapes)
+        self.used: list[str] = []
+        self.branch = branch
+        self.source = source
+
+    def of(self, name: str, rank: int) -> tuple[int, ...]:
+        """The shape of an array of so many axes. CheckpointError if it has others."""
+        self.used.append(self.branch + name)
+        if len(self.get(name, ())) != rank:
+            raise CheckpointError(
+                f"{self.source}: {self.branch}{name} is {list(self.get(name, ())) or 'missing'}; "
+                f"expected {rank} axes, which the configuration is read from"
+            )
+        return self[name]
+
+
+def stacked_shapes(tensors: Mapping[str, Tensor], branch: str, source: str) -> Shapes:
+    """The shapes of a branch's arrays as their file has them."""
+    shapes, layers = {}, set()
+    for name, tensor in tensors.items():
+        if not name.startswith(branch):
+            continue
+        if layer := _LAYER.fullmatch(name):
+            layers.add(layer[2])
+            name = f"{layer[1]}/{layer[3]}"
+        shapes[name.removeprefix(branch)] = tensor.shape
+    if layers:
+        shapes = {
+            name: (len(layers), *shape) if "encoderblock/" in name else shape
+            for name, shape in shapes.items()
+        }
+    return Shapes(shapes, branch, source)
+
+
+_QUERY = "encoderblock/MultiHeadDotProductAttention_0/query/kernel"
+_MLP = "encoderblock/MlpBlock_0/Dense_0/kernel"
+
+
+def vision_config(shapes: Shapes) -> SiglipConfig:
+    """The image tower with these arrays. The side of its images is taken to be a
+    whole number of patches: the arrays do not show a remainder."""
+    depth, width, num_heads, _ = shapes.of(f"Transformer/{_QUERY}", 4)
+    patch_size = shapes.of("embedding/kernel", 4)[0]
+    # If it is no square, nothing fits, and that is said.
+    side = math.isqrt(shapes.of("pos_embedding", 3)[1])
+    return SiglipConfig(
+        width,
+        depth,
+        shapes.of(f"Transformer/{_MLP}", 3)[-1],
+        num_heads,
+        patch_size,
+        side * patch_size,
+        map_head=any(name.startswith("MAPHead_0/") for name in shapes),
+    )
+
+
+def text_config(shapes: Shapes) -> TextTowerConfig:
+    """The text tower with these arrays."""
+    depth, width, num_heads, _ = shapes.of(f"Encoder_0/{_QUERY}", 4)
+    return TextTowerConfig(
+        vocab_size=shapes.of("Embed_0/embedding", 2)[0],
+        num_tokens=shapes.of("pos_embedding", 3)[1],
+        width=width,
+        depth=depth,
+        mlp_dim=shapes.of(f"Encoder_0/{_MLP}", 3)[-1],
+        num_heads=num_heads,
+        out_dim=shapes.of("head/kernel", 2)[-1],
+    )
+
+
+def decoder_config(shapes: Shapes) -> GemmaConfig:
+    """The decoder with these arrays, which show all there is of a Gemma 1.
+
+    Raises:
+      CheckpointError: it is a Gemma 2 or 3, whose soft-caps, windows and rotary bases
+        no array shows.
+    """
+    vocab_size, width = shapes.of("embedder/input_embedding", 2)
+    depth, num_heads, _, head_dim = shapes.of("layers/attn/q_einsum/w", 4)
+    num_kv_heads = shapes.of("layers/attn/kv_einsum/w", 5)[2]
+    mlp_dim = shapes.of("layers/mlp/linear", 3)[1]
+    if "layers/post_attention_norm/scale" in shapes:
+        raise CheckpointError(
+            f"{shapes.source}: a decoder with norms after its blocks, a Gemma 2 or 3. Its "
+            "soft-caps, windows and rotary bases are not in the file: name the model "
+            "with --decoder_config (tools/import_weights.py), config= (load_decoder), "
+            "or set all of config.model.decoder"
+        )
+    return GemmaConfig(
+        vocab_size, width, depth, mlp_dim, num_heads, num_kv_heads, head_dim
+    )

@@ -1,0 +1,90 @@
+"""Tiny models of ours with random parameters, and folders of them; no torch is needed.
+
+No matrix is square, where that can be helped: a shape cannot show that a square one is
+transposed.
+"""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.weights import huggingface, writing
+from hive_jax.weights.names import param_shapes
+
+IMAGE = SiglipConfig(24, 2, 40, 2, patch_size=4, image_size=8)
+TEXT = TextTowerConfig(61, 6, 20, 1, 36, 2, out_dim=24)
+_SIZES = {
+    "vocab_size": 61,
+    "width": 24,
+    "depth": 3,
+    "mlp_dim": 40,
+    "num_heads": 4,
+    "head_dim": 8,
+}
+GEMMA1 = GemmaConfig(**_SIZES)
+GEMMA2 = GemmaConfig(
+    **_SIZES,
+    num_kv_heads=2,
+    query_scale=6**-0.5,
+    attention_softcap=2.0,
+    final_softcap=1.5,
+    post_norms=True,
+    local_layers=1,
+    window=3,
+)
+GEMMA3 = GemmaConfig(
+    **_SIZES,
+    post_norms=True,
+    qk_norm=True,
+    local_layers=2,
+    window=3,
+    rope_base=5000.0,
+    local_rope_base=20.0,
+    rope_factor=8.0,
+)
+
+
+def hive_config(fusion: str, decoder: GemmaConfig = GEMMA3) -> HiveConfig:
+    return HiveConfig(IMAGE, decoder, fusion, ((1, 1),))
+
+
+def arrays(config, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random parameters by name, all activations O(1); equal names, equal values."""
+    values = {}
+    for name, shape in param_shapes(config).items():
+        rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+        noise = rng.normal(size=shape)
+        if name.endswith(("scale", "bias", "gate", "t", "b")):
+            value = 0.5 + 0.3 * noise
+        else:
+            value = noise / shape[-1] ** 0.5
+        values[name] = value.astype(np.float32)
+    return values
+
+
+def write_folder(folder: Path, layout, dtype: str = "float32", **options) -> str:
+    """A folder of random parameters. `options` go to the writer of tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    as_type, model = writing.dtype_named(dtype), arrays(layout.model)
+    huggingface.write(folder, layout, model, as_type)
+    if options:
+        (folder / "model.safetensors").unlink()
+        make, shapes = huggingface.tensors(layout, model, as_type)
+        writing.write_tensors(folder, make, shapes, as_type, **options)
+    return str(folder)
+
+
+def stored(folder: Path) -> dict[str, tuple]:
+    """What is in a folder, bit by bit: name -> dtype, shape, bytes."""
+    tensors = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        tensors |= safetensors.numpy.load_file(file)
+    return {
+        name: (tensor.dtype.name, tensor.shape, tensor.tobytes())
+        for name, tensor in tensors.items()
+    }
