@@ -6,18 +6,26 @@ Arguments follow the file's name and combine with commas:
     configs/stage1.py:fusion=cascaded              a baseline (or self_attention)
     configs/stage1.py:paper                        the paper's recipe
     configs/stage1.py:paper,fusion=self_attention
+    configs/stage1.py:paper,own_towers             with the towers of your weights
 """
 
 import dataclasses
 
 import ml_collections
 
-from hive_jax.config import DataConfig, RunConfig, nearest, to_dict
+from hive_jax.config import (
+    DECODER_OF_WEIGHTS,
+    ENCODER_OF_WEIGHTS,
+    DataConfig,
+    RunConfig,
+    nearest,
+    to_dict,
+)
 from hive_jax.errors import ConfigError
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.gemma import gemma_config
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, siglip_config
+from hive_jax.models.siglip import siglip_config
 
 # Rules (pattern, learning-rate multiplier or None for frozen), for stages to combine.
 #
@@ -54,16 +62,17 @@ def parse(arguments: str | None, switches: tuple[str, ...], **options: str) -> d
 
 
 def tiny(fusion: str) -> RunConfig:
-    """A 0.5 M encoder and a 0.3 M decoder on the built-in world."""
+    """A 0.5 M encoder and a 0.3 M decoder on the built-in world; towers of any size
+    where init_encoder and init_decoder are overridden."""
     return RunConfig(
         batch_size=64,
         init_encoder="builtin:tabletop_siglip",
         init_decoder="builtin:tabletop_llm",
         model=HiveConfig(
-            encoder=SiglipConfig(),
-            decoder=gemma_config("tiny"),
+            encoder=ENCODER_OF_WEIGHTS,
+            decoder=DECODER_OF_WEIGHTS,
             fusion=fusion,
-            connections=((2, 1), (4, 2), (6, 3), (8, 4)),
+            num_connections=4,
         ),
         data=DataConfig(num_tokens=40),
     )
@@ -72,14 +81,14 @@ def tiny(fusion: str) -> RunConfig:
 def paper(fusion: str) -> RunConfig:
     """SigLIP L/16-384 and Gemma 3 1B on LLaVA CC3M 595K (paper, section 4).
 
-    Before it runs: data.path, data.image_folder, data.tokenizer, init_encoder and
-    init_decoder of stage 1 name files that nobody may ship with this package.
+    Before it runs: data.path, data.image_folder, init_encoder and init_decoder of
+    stage 1 name files that nobody may ship with this package.
     """
     encoder = siglip_config("L", patch_size=16, image_size=384)
     decoder = gemma_config("gemma3_1b")
     return RunConfig(
-        init_encoder="weights/siglip_large_patch16_384.npz",
-        init_decoder="weights/gemma3_1b.npz",
+        init_encoder="google/siglip-large-patch16-384",
+        init_decoder="google/gemma-3-1b-pt",
         log_every=10,
         eval_every=500,
         checkpoint_every=250,
@@ -92,7 +101,6 @@ def paper(fusion: str) -> RunConfig:
             source="llava",
             path="data/LLaVA-CC3M-Pretrain-595K/chat.json",
             image_folder="data/LLaVA-CC3M-Pretrain-595K/images",
-            tokenizer="weights/gemma3_1b",
             num_tokens=77,
             threads=16,
         ),
@@ -101,6 +109,11 @@ def paper(fusion: str) -> RunConfig:
 
 def config(arguments: str | None) -> tuple[ml_collections.ConfigDict, bool]:
     """The tree to change, and whether it is the paper's recipe."""
-    chosen = parse(arguments, ("paper",), fusion="hive")
+    chosen = parse(arguments, ("paper", "own_towers"), fusion="hive")
     run = (paper if chosen["paper"] else tiny)(chosen["fusion"])
+    if chosen["own_towers"]:
+        towers = {"encoder": ENCODER_OF_WEIGHTS, "decoder": DECODER_OF_WEIGHTS}
+        program = {"scan": True, "remat": "dots"}
+        towers = {k: dataclasses.replace(v, **program) for k, v in towers.items()}
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, **towers))
     return ml_collections.ConfigDict(to_dict(run)), chosen["paper"]

@@ -5,12 +5,16 @@
 
 A SigLIP tower trained contrastively on captions that seldom name a material, so that
 there is something left for HIVE to teach; and a decoder trained on text alone. Each
-is exported by tools/export_big_vision.py. At scale their place is taken by the
+is exported by tools/export_hf.py. At scale their place is taken by the
 released SigLIP and Gemma weights.
 """
 
+import dataclasses
+
 from configs import base
 from hive_jax.errors import ConfigError
+from hive_jax.models.gemma import gemma_config
+from hive_jax.models.siglip import SiglipConfig
 
 
 def get_config(arguments=None):
@@ -19,6 +23,10 @@ def get_config(arguments=None):
         raise ConfigError("choose configs/stage0.py:siglip or configs/stage0.py:llm")
     config = base.config("fusion=none" if chosen["llm"] else "")[0]
     config.init_encoder = config.init_decoder = ""
+    config.data.tokenizer = "builtin:tabletop"
+    config.model.num_connections = 0
+    config.model.encoder.update(dataclasses.asdict(SiglipConfig()))
+    config.model.decoder.update(dataclasses.asdict(gemma_config("tiny")))
     config.rules = ((".*", 1.0),)
     config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.99
     config.optimizer.weight_decay = 1e-4

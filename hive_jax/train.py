@@ -8,7 +8,7 @@ from absl import flags
 
 from hive_jax import command
 from hive_jax.config import RunConfig
-from hive_jax.training import initial, sharding, trainer
+from hive_jax.training import origin, sharding, trainer
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; default: workdir/NAME of the config."
@@ -31,9 +31,8 @@ def main(config: RunConfig) -> int:
     sharding.initialize_distributed(
         _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
-    workdir = _WORKDIR.value or initial.default_workdir(
-        config.name, config.model.fusion
-    )
+    workdir = _WORKDIR.value or origin.default_workdir(config.name, config.model.fusion)
+    config = origin.complete(config, workdir)
     return trainer.train(
         config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value
     )

@@ -3,7 +3,11 @@
 import dataclasses
 from collections.abc import Iterable
 
-from hive_jax.config.schema import RunConfig
+from hive_jax.config.schema import (
+    DECODER_OF_WEIGHTS,
+    ENCODER_OF_WEIGHTS,
+    RunConfig,
+)
 from hive_jax.errors import ConfigError
 from hive_jax.models.stack import REMAT_POLICIES
 
@@ -13,20 +17,16 @@ def check(config: RunConfig) -> None:
     expect = _Expect(config)
     _check_run(config, expect)
     _check_optimizer(config, expect)
-    contrastive = config.objective == "contrastive"
-    _check_sizes(config, expect, "model.encoder")
-    _check_sizes(config, expect, "text_tower" if contrastive else "model.decoder")
-    expect.multiple("model.encoder.width", "model.encoder.num_heads")
-    patch_size = config.model.encoder.patch_size
-    expect(
-        config.model.encoder.num_patches > 0,
-        "model.encoder.image_size",
-        f"patch_size = {patch_size} or more",
-    )
-    if contrastive:
+    _check_encoder(config, expect)
+    if config.objective == "contrastive":
         _check_two_towers(config, expect)
     else:
         _check_decoder(config, expect)
+        _check_connections(config)
+
+
+# Of image files; see hive_jax/data/images.py.
+PREPROCESSING = ("hf_bicubic", "hf_bilinear")
 
 
 class _Expect:
@@ -64,6 +64,7 @@ def _check_run(config: RunConfig, expect: _Expect) -> None:
     expect.at_least(1, "log_every", "eval_every", "checkpoint_every", "keep")
     expect.at_least(2, "data.num_tokens", "data.validation_size")
     expect.at_least(0, "seed", "data.seed")
+    expect.one_of(("", *PREPROCESSING), "data.preprocessing")
     expect.multiple("batch_size", "accumulate")
     if config.data.source == "tabletop":
         for key in ("data.path", "data.image_folder"):
@@ -104,19 +105,63 @@ def _check_sizes(config: RunConfig, expect: _Expect, tower: str) -> None:
     expect.one_of(REMAT_POLICIES, f"{tower}.remat")
 
 
+def _check_of_weights(expect: _Expect, tower: str, blank, free: set[str]) -> None:
+    """A tower of width 0 has no other value of its own, but for the `free` ones."""
+    for field in dataclasses.fields(blank):
+        wanted = getattr(blank, field.name)
+        if field.name not in {*free, "scan", "remat"}:
+            key = f"{tower}.{field.name}"
+            expect(
+                expect.value(key) == wanted,
+                key,
+                f"{wanted}: {tower}.width is 0, for the tower of the weights that the "
+                "run starts from. For another one give its width and all other sizes",
+            )
+    expect.one_of(REMAT_POLICIES, f"{tower}.remat")
+
+
+def _check_encoder(config: RunConfig, expect: _Expect) -> None:
+    tower = "model.encoder"
+    if config.model.encoder.width == 0:
+        _check_of_weights(expect, tower, ENCODER_OF_WEIGHTS, {"image_size"})
+        expect.at_least(0, f"{tower}.image_size")
+        return
+    _check_sizes(config, expect, tower)
+    expect.multiple(f"{tower}.width", f"{tower}.num_heads")
+    patch_size = config.model.encoder.patch_size
+    expect(
+        config.model.encoder.num_patches > 0,
+        f"{tower}.image_size",
+        f"patch_size = {patch_size} or more",
+    )
+
+
 def _check_two_towers(config: RunConfig, expect: _Expect) -> None:
+    _check_sizes(config, expect, "text_tower")
     expect.multiple("text_tower.width", "text_tower.num_heads")
     width = config.model.encoder.width
     expect(
-        config.text_tower.out_dim == width,
+        config.text_tower.out_dim == width or width == 0,
         "text_tower.out_dim",
         f"model.encoder.width = {width}",
     )
 
 
 def _check_decoder(config: RunConfig, expect: _Expect) -> None:
-    expect.multiple("model.decoder.num_heads", "model.decoder.num_kv_heads")
-    expect(config.model.decoder.head_dim % 2 == 0, "model.decoder.head_dim", "even")
+    tower = "model.decoder"
+    if config.model.decoder.width == 0:
+        _check_of_weights(expect, tower, DECODER_OF_WEIGHTS, set())
+        return
+    _check_sizes(config, expect, tower)
+    expect.multiple(f"{tower}.num_heads", f"{tower}.num_kv_heads")
+    expect(config.model.decoder.head_dim % 2 == 0, f"{tower}.head_dim", "even")
+    expect(config.model.decoder.rope_factor > 0, f"{tower}.rope_factor", "more than 0")
+
+
+def _check_connections(config: RunConfig) -> None:
+    """Only where both towers are known."""
+    if 0 in (config.model.encoder.width, config.model.decoder.width):
+        return
     try:
         config.model.resolved_connections()
     except ValueError as error:

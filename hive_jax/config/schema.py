@@ -6,8 +6,13 @@ They are here and nowhere else: `configs/*.py` change values of
 
 import dataclasses
 
+from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import TextTowerConfig
+from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+
+# A tower of width 0 is the one in the weights that a run starts from.
+ENCODER_OF_WEIGHTS = SiglipConfig(0, 0, 0, 0, 0, 0)
+DECODER_OF_WEIGHTS = GemmaConfig(0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +53,10 @@ class DataConfig:
       source: "tabletop", or "llava": LLaVA's JSON with images in a folder.
       path, image_folder: of the source's files; empty for the built-in world.
       text: what tabletop says of a scene: "captions", "vague", "questions", "text".
+      preprocessing: of image files, "hf_bicubic" or "hf_bilinear"; empty: the one
+        that the encoder's weights were trained with.
       tokenizer: "builtin:tabletop", or a tokenizer.json, a SentencePiece .model, or
-        a folder with either.
+        a folder with either; empty: the one that came with the decoder's weights.
       validation_size: samples held out, and read at each evaluation.
       threads: that read and decode.
     """
@@ -59,7 +66,8 @@ class DataConfig:
     image_folder: str = ""
     text: str = "captions"
     seed: int = 0
-    tokenizer: str = "builtin:tabletop"
+    preprocessing: str = ""
+    tokenizer: str = ""
     num_tokens: int = 77
     validation_size: int = 512
     threads: int = 2
@@ -82,11 +90,15 @@ class RunConfig:
       name: names the default workdir.
       objective: "caption" (next token of the text, given the image), or
         "contrastive" (SigLIP's loss between `model.encoder` and `text_tower`).
-      init: a workdir whose last parameters this run starts from. Empty: `previous`.
+      init: a workdir, or a folder of tools/import_weights.py, whose last parameters
+        this run starts from. Empty: `previous`.
       previous: the name of the stage before this one, whose default workdir is
         used where `init` is empty; empty: none.
-      init_encoder, init_decoder: big_vision .npz for `img` and `llm`, where there
-        is neither `init` nor `previous`; "builtin:NAME" is one that comes along.
+      init_encoder, init_decoder: weights for `img` and `llm`, where there is neither
+        `init` nor `previous`: a Hugging Face folder or hub id, a big_vision .npz, or
+        "builtin:NAME" for one that comes along. Empty: random.
+      resize_positions: resize the encoder's position embedding where the weights are
+        for images of another size than model.encoder.image_size.
       whiten_patches: start the patch embedding from the whitening transform of
         the data's patches.
       batch_size: samples an optimizer step, over all devices.
@@ -103,6 +115,7 @@ class RunConfig:
     previous: str = ""
     init_encoder: str = ""
     init_decoder: str = ""
+    resize_positions: bool = False
     whiten_patches: bool = False
     total_steps: int = 100
     batch_size: int = 64

@@ -19,6 +19,8 @@ HARMLESS = {
     "keep",
     "mesh",
     "data.threads",
+    # Where it is; what it is has a fingerprint in every checkpoint.
+    "data.tokenizer",
 }
 
 

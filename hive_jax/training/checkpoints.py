@@ -188,8 +188,8 @@ class Checkpoints:
         self._current = meta["step"]
         return trees.unflatten(abstract_state, leaves), meta
 
-    def restore_params(self, abstract_params: Any) -> Any:
-        """Returns the parameters of the newest good step, whatever the optimizer was.
+    def restore_params(self, abstract_params: Any) -> tuple[Any, dict]:
+        """Returns (params, meta) of the newest good step, whatever the optimizer was.
 
         Args:
           abstract_params: nested dict of `jax.ShapeDtypeStruct` with shardings.
@@ -198,8 +198,19 @@ class Checkpoints:
           CheckpointError, MissingInputError: as for `restore`.
         """
         abstract = {"params": abstract_params}
-        leaves, _ = self._newest_good(trees.flatten(abstract), None)
-        return trees.unflatten(abstract, leaves)["params"]
+        leaves, meta = self._newest_good(trees.flatten(abstract), None)
+        return trees.unflatten(abstract, leaves)["params"], meta
+
+    def stored_params(self) -> dict:
+        """The shapes and dtypes of the parameters in the newest step, as nested dicts
+        of `jax.ShapeDtypeStruct`; errors as for `read_meta`."""
+        prefix = "params/"
+        leaves = {
+            name.removeprefix(prefix): trees.described(text)
+            for name, text in self.read_meta()["leaves"].items()
+            if name.startswith(prefix)
+        }
+        return traverse_util.unflatten_dict(leaves, sep="/")
 
     def _open(self) -> ocp.CheckpointManager:
         if self._read_only:

@@ -61,9 +61,15 @@ def _fingerprint_leaves(leaves: dict[str, Any]) -> dict[str, jax.Array]:
 def _fingerprint_leaf(array: jax.Array) -> jax.Array:
     words = _words(array)
     index_hash = _index_hash(words.shape)
-    first = jnp.sum(words * (index_hash | 1), dtype=jnp.uint32)
-    second = jnp.sum(_mix(words ^ _mix(index_hash)), dtype=jnp.uint32)
-    return jnp.stack([first, second])
+    terms = words * (index_hash | 1), _mix(words ^ _mix(index_hash))
+    # One reduction for both: on CPU, XLA would keep arrays of hashes for two.
+    sums = jax.lax.reduce(
+        terms,
+        (jnp.uint32(0), jnp.uint32(0)),
+        lambda x, y: (x[0] + y[0], x[1] + y[1]),
+        tuple(range(words.ndim)),
+    )
+    return jnp.stack(sums)
 
 
 def _words(array: jax.Array) -> jax.Array:

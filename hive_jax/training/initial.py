@@ -1,41 +1,23 @@
 """The parameters a run starts from, the same every time they are asked for."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hive_jax.config import MeshConfig, RunConfig, differences, from_dict, to_dict
+from hive_jax.config import RunConfig
 from hive_jax.data.batch import Batch
-from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.models.siglip import patches
-from hive_jax.training import sharding, trees
-from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.objectives import build_model, init_params, normalise_images
-from hive_jax.weights.big_vision import load_npz
-
-_ASSETS = Path(__file__).parent.parent / "assets"
-
-
-def default_workdir(name: str, fusion: str) -> str:
-    """workdir/NAME, and workdir/NAME_FUSION for the baselines."""
-    baseline = fusion in ("cascaded", "self_attention")
-    return f"workdir/{name}_{fusion}" if baseline else f"workdir/{name}"
+from hive_jax.training import handover, sharding
+from hive_jax.training.objectives import init_params, normalise_images
+from hive_jax.training.origin import workdir_before
 
 
 def abstract_params(model, batch: Batch, mesh) -> dict:
     """The parameters' shapes, dtypes and shardings; nothing is computed."""
     shapes = jax.eval_shape(lambda: init_params(model, batch, 0))
-    flat = {
-        name: jax.ShapeDtypeStruct(
-            p.shape, p.dtype, sharding=sharding.param_sharding(mesh, name, p.shape)
-        )
-        for name, p in flatten_dict(shapes, sep="/").items()
-    }
-    return unflatten_dict(flat, sep="/")
+    return sharding.sharded_params(mesh, shapes)
 
 
 def initial_params(
@@ -59,18 +41,12 @@ def initial_params(
       MissingInputError: the named weights are not there.
       CheckpointError: they do not fit; all differences are listed.
     """
-    source = config.init or (
-        config.previous and default_workdir(config.previous, config.model.fusion)
-    )
-    if source:
-        return _from_run(config, source, abstract, tokenizer)
-    files = {"img": config.init_encoder, "llm": config.init_decoder}
-    params = {
-        branch: _from_npz(path, branch, abstract[branch])
-        for branch, path in files.items()
-        if path and branch in abstract
-    }
-    params |= _random(config, model, batch, abstract, set(abstract) - set(params))
+    if before := workdir_before(config):
+        params = handover.params_of_run(config, before, abstract, tokenizer)
+    else:
+        params = handover.params_of_weights(config, abstract)
+    if missing := set(abstract) - set(params):
+        params |= _random(config, model, batch, abstract, missing)
     if config.whiten_patches:
         embedding = params["img"]["embedding"]
         kernel, bias = whitening(sample_images(), *embedding["kernel"].shape[1::2])
@@ -93,80 +69,6 @@ def _random(config, model, batch: Batch, abstract: dict, branches: set) -> dict:
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)()
-
-
-def restore_run(workdir: str) -> tuple[RunConfig, dict]:
-    """The config of a run and its last parameters, whatever machine it ran on."""
-    with _checkpoints_of(workdir) as checkpoints:
-        config = from_dict(checkpoints.read_meta()["config"])
-        image_size = config.model.encoder.image_size
-        batch = Batch.spec(1, config.data.num_tokens, image_size)
-        mesh = sharding.make_mesh(MeshConfig())
-        abstract = abstract_params(build_model(config), batch, mesh)
-        return config, checkpoints.restore_params(abstract)
-
-
-def _checkpoints_of(workdir: str) -> Checkpoints:
-    if not (Path(workdir) / "checkpoints").is_dir():
-        raise MissingInputError(f"no checkpoint in {workdir}: no such run")
-    return Checkpoints(workdir, read_only=True)
-
-
-def _from_run(config: RunConfig, workdir: str, abstract: dict, tokenizer: str) -> dict:
-    try:
-        checkpoints = _checkpoints_of(workdir)
-    except MissingInputError as error:
-        raise MissingInputError(
-            f"{error}. {config.name} starts from it: run the stage before this one "
-            f"first, or name another run with --config.init=WORKDIR"
-        ) from None
-    with checkpoints:
-        meta = checkpoints.read_meta()
-        step, total = meta["step"], meta["config"]["total_steps"]
-        if step < total and not config.init:
-            raise CheckpointError(
-                f"the run in {workdir} is at step {step} of {total}: let it finish, or "
-                f"start from it as it is with --config.init={workdir}"
-            )
-        stored = meta["inputs"]["tokenizer"]
-        if stored != tokenizer:
-            raise CheckpointError(
-                f"{workdir} was trained with another tokenizer ({stored}) than "
-                f"{config.data.tokenizer} ({tokenizer}): use the same data.tokenizer"
-            )
-        changed = differences(meta["config"]["model"], to_dict(config.model))
-        changed = [line for line in changed if not _is_program(line)]
-        if changed:
-            listed = "\n  ".join(f"model.{line}" for line in changed)
-            raise CheckpointError(
-                f"{workdir} holds another model than this run's:\n  {listed}\n"
-                f"Set these keys to the same values, or choose another config.init."
-            )
-        return checkpoints.restore_params(abstract)
-
-
-def _is_program(line: str) -> bool:
-    """Whether a difference changes how the model runs, and not what it is."""
-    return line.split(":")[0].endswith((".scan", ".remat"))
-
-
-def _from_npz(path: str, branch: str, abstract: dict) -> dict:
-    """One branch of a big_vision .npz, e.g. `img` of a two-tower file."""
-    file = _ASSETS / f"{path.removeprefix('builtin:')}.npz"
-    tree = load_npz(file if path.startswith("builtin:") else path)
-    if branch not in tree:
-        raise CheckpointError(f"{path} has no {branch!r}; it holds {sorted(tree)}")
-    found = jax.tree.map(_as_float32, tree[branch])
-    trees.require_equal({branch: abstract}, {branch: found}, path)
-    return jax.tree.map(
-        lambda leaf, value: jax.device_put(value, leaf.sharding), abstract, found
-    )
-
-
-def _as_float32(array: np.ndarray) -> np.ndarray:
-    """Parameters are float32, however short their file has them."""
-    short = array.dtype in (np.float16, jnp.bfloat16)
-    return array.astype(np.float32) if short else array
 
 
 def whitening(

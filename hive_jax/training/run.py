@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from hive_jax.config import RunConfig, differences, to_dict
 from hive_jax.data.loader import Loader
 from hive_jax.data.sources import make_source
-from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.training import objectives, report, sharding, state, validation
 from hive_jax.training import optimizer as optimizers
@@ -65,11 +65,7 @@ class Run:
         config, tokenizer = self.config, self.tokenizer
         contrastive = config.objective == "contrastive"
         part = config.text_tower if contrastive else config.model.decoder
-        if tokenizer.vocab_size > part.vocab_size:
-            raise ConfigError(
-                f"{config.data.tokenizer} has {tokenizer.vocab_size} tokens, the model "
-                f"a table of {part.vocab_size}: choose the tokenizer of these weights"
-            )
+        require_fitting(tokenizer, config.data.tokenizer, part.vocab_size)
         if contrastive and part.num_tokens != config.data.num_tokens:
             raise ConfigError(
                 f"config.text_tower.num_tokens is {part.num_tokens}; expected "

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hive_jax.config import MeshConfig
@@ -88,6 +89,17 @@ def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedShardi
         for axis, size in zip(axes, shape, strict=True)
     ]
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def sharded_params(mesh: Mesh, shapes: dict) -> dict:
+    """Nested dicts of shapes and dtypes, with the sharding of each parameter."""
+    leaves = {
+        name: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=param_sharding(mesh, name, leaf.shape)
+        )
+        for name, leaf in flatten_dict(shapes, sep="/").items()
+    }
+    return unflatten_dict(leaves, sep="/")
 
 
 def initialize_distributed(

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from hive_jax.config import RunConfig, to_dict
+from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import (
     PREEMPTED,
     ConfigError,
@@ -23,6 +24,7 @@ from hive_jax.training import report
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.lock import WorkdirLock
 from hive_jax.training.metrics import MetricsWriter, Throughput, progress_bar, say
+from hive_jax.training.origin import TOKENIZER_FOLDER
 from hive_jax.training.run import Run
 from hive_jax.training.signals import StopRequest
 from hive_jax.training.state import TrainState
@@ -32,8 +34,8 @@ from hive_jax.training.validation import summary_line, validate
 def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False) -> int:
     """Trains to config.total_steps, continuing what is in `workdir`.
 
-    Leaves in `workdir`: checkpoints/, metrics.jsonl, tensorboard/, config.json and,
-    at the end, result.json.
+    Leaves in `workdir`: checkpoints/, tokenizer/, metrics.jsonl, tensorboard/,
+    config.json and, at the end, result.json.
 
     Returns:
       The exit code: 0, or PREEMPTED after a save on SIGTERM.
@@ -74,6 +76,8 @@ def _prepare(folder: Path, config: RunConfig, start: int) -> None:
             f"step {start} already"
         )
     _write_json(folder / "config.json", to_dict(config))
+    if jax.process_index() == 0:
+        keep_tokenizer(config.data.tokenizer, folder / TOKENIZER_FOLDER)
     if start < config.total_steps and jax.process_index() == 0:
         (folder / "result.json").unlink(missing_ok=True)
 

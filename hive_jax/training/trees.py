@@ -51,6 +51,13 @@ def _describe_leaf(leaf: Any) -> str:
     return f"{dtype}{list(shape)}"
 
 
+def described(text: str) -> jax.ShapeDtypeStruct:
+    """The way back from `describe`: "float32[8, 3]" -> its shape and dtype."""
+    dtype, _, shape = text.partition("[")
+    sizes = [int(size) for size in shape.rstrip("]").split(",") if size.strip()]
+    return jax.ShapeDtypeStruct(tuple(sizes), jnp.dtype(dtype))
+
+
 def compare(expected: Any, found: Any, what: str) -> list[str]:
     """Returns one line for each leaf that differs in presence, shape or dtype.
 
