@@ -16,10 +16,13 @@ from hive_jax.data.batch import Batch
 from hive_jax.training import optimizer, report, sharding
 from hive_jax.training.initial import abstract_params
 from hive_jax.training.objectives import build_model, names_under_all_fusions
+from hive_jax.training.origin import complete
 
 
 def plan(config: RunConfig) -> str:
     """Parameters of each part, trainable or frozen, with the peak learning rate."""
+    if 0 in (config.model.encoder.width, config.model.decoder.width):
+        config = complete(config, workdir="")
     model = build_model(config)
     image_size = config.model.encoder.image_size
     batch = Batch.spec(1, config.data.num_tokens, image_size)

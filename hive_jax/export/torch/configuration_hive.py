@@ -1,0 +1,100 @@
+"""Configuration of HIVE: a Gemma decoder that reads depths of a SigLIP encoder.
+
+"Hierarchical Pre-Training of Vision Encoders with Large Language Models",
+arXiv 2604.00086. For transformers 4.57 and 5.
+"""
+
+from typing import ClassVar
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+class HiveConfig(PretrainedConfig):
+    """What a HIVE model is made of.
+
+    Args:
+      vision_config: a siglip_vision_model configuration, or its dict.
+      text_config: a gemma, gemma2 or gemma3_text configuration, or its dict.
+      fusion: "hive" (each connected decoder layer reads its own encoder depth) or
+        "cascaded" (all read the last one). Only a note: `connections` decide.
+      connections: pairs [encoder depth, decoder layer], counted from 1, with
+        increasing decoder layers; empty for the decoder alone.
+      kwargs: as of PretrainedConfig. bos_token_id, eos_token_id and pad_token_id are
+        by default those of `text_config`.
+
+    Raises:
+      ValueError: an unknown fusion, or connections that do not fit the two models.
+    """
+
+    model_type = "hive"
+    sub_configs: ClassVar = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    def __init__(
+        self,
+        vision_config=None,
+        text_config=None,
+        fusion="hive",
+        connections=(),
+        tie_word_embeddings=True,
+        **kwargs,
+    ):
+        self.vision_config = _sub_config(vision_config, "siglip_vision_model")
+        self.text_config = _sub_config(text_config, "gemma3_text")
+        self.fusion = fusion
+        self.connections = [list(pair) for pair in connections]
+        self._require_possible()
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            kwargs.setdefault(name, getattr(self.text_config, name, None))
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+
+    def _require_possible(self):
+        if self.fusion not in ("hive", "cascaded"):
+            raise ValueError(
+                f"fusion is {self.fusion!r}; expected 'hive' or 'cascaded', the two "
+                "that this model computes"
+            )
+        depths = self.vision_config.num_hidden_layers
+        layers = self.text_config.num_hidden_layers
+        for pair in self.connections:
+            fits = len(pair) == 2 and 1 <= pair[0] <= depths and 1 <= pair[1] <= layers
+            if not fits:
+                raise ValueError(
+                    f"connection {pair} is out of range; expected [encoder depth of 1 "
+                    f"to {depths}, decoder layer of 1 to {layers}]. Correct "
+                    "`connections` in config.json, or the sub configuration."
+                )
+        connected = [layer for _, layer in self.connections]
+        if connected != sorted(set(connected)):
+            raise ValueError(
+                f"connected decoder layers are {connected}; expected them to increase. "
+                "Correct `connections` in config.json."
+            )
+
+
+def _sub_config(config, model_type):
+    """A configuration from itself, a dict, or None (the defaults of `model_type`)."""
+    if isinstance(config, PretrainedConfig):
+        return config
+    config = _with_flat_rope({"model_type": model_type, **(config or {})})
+    return AutoConfig.for_model(**config)
+
+
+def _with_flat_rope(config):
+    """The dict with the rotary bases under the names that transformers 4 reads.
+
+    Version 5 reads these too but writes `rope_parameters`, which version 4 would
+    ignore without a word, and take its default bases.
+    """
+    rope = config.get("rope_parameters") or {}
+    whole = rope.get("full_attention", rope)
+    local = rope.get("sliding_attention", {})
+    scaled = {"default"} != {
+        part.get("rope_type", "default") for part in (whole, local)
+    }
+    if "rope_theta" not in whole or scaled:
+        return config
+    config = {key: value for key, value in config.items() if key != "rope_parameters"}
+    config["rope_theta"] = whole["rope_theta"]
+    if "rope_theta" in local:
+        config["rope_local_base_freq"] = local["rope_theta"]
+    return config
