@@ -25,16 +25,35 @@ FAST_COMPILATION = (
 
 # The smallest model that the built-in tokenizer allows, on 16-pixel scenes.
 MICRO = (
-    "--config.model.encoder.width=16",
-    "--config.model.encoder.depth=2",
-    "--config.model.encoder.mlp_dim=32",
-    "--config.model.encoder.image_size=16",
-    "--config.model.decoder.width=16",
-    "--config.model.decoder.depth=2",
-    "--config.model.decoder.mlp_dim=32",
-    "--config.model.connections=((1,1),(2,2))",
+    *(
+        f"--config.model.encoder.{size}"
+        for size in (
+            "width=16",
+            "depth=2",
+            "mlp_dim=32",
+            "num_heads=2",
+            "patch_size=8",
+            "image_size=16",
+        )
+    ),
+    *(
+        f"--config.model.decoder.{size}"
+        for size in (
+            "vocab_size=512",
+            "width=16",
+            "depth=2",
+            "mlp_dim=32",
+            "num_heads=4",
+            "num_kv_heads=1",
+            "head_dim=16",
+            "post_norms=True",
+            "qk_norm=True",
+        )
+    ),
+    "--config.model.num_connections=2",
     "--config.init_encoder=",
     "--config.init_decoder=",
+    "--config.data.tokenizer=builtin:tabletop",
     "--config.data.num_tokens=24",
     "--config.data.validation_size=8",
     "--config.batch_size=8",

@@ -1,149 +1,275 @@
+import json
 import pathlib
 import re
+import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from tiny_weights import GEMMA1, GEMMA2, GEMMA3, IMAGE, TEXT, arrays
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
-from hive_jax.weights.big_vision import load_npz, save_npz
+from hive_jax.weights import load_decoder, load_encoder, load_two_towers
+from hive_jax.weights.big_vision import apart, open_npz, save_npz, together
+from hive_jax.weights.names import fields
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
-def shapes(tree):
-    if isinstance(tree, dict):
-        return {key: shapes(value) for key, value in tree.items()}
-    return tree.shape
+def content(path):
+    """Every array of a file as it is stored."""
+    tensors, _ = open_npz(path)
+    return {name: tensor.read() for name, tensor in tensors.items()}
 
 
-@pytest.mark.parametrize("prefix", ["params", ""])
-def test_round_trip(tmp_path, prefix):
+def assert_same(got, wanted):
+    got, wanted = (flatten_dict(tree, sep="/") for tree in (got, wanted))
+    assert set(got) == set(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def test_round_trip(tmp_path):
     params = {
         "img": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
         "half": np.arange(5).astype(ml_dtypes.bfloat16),
         "t": np.float32(2),
     }
-    path = tmp_path / "model.npz"
-    save_npz(path, params, prefix)
-    loaded = load_npz(path)
-    assert shapes(loaded) == {"img": {"kernel": (2, 3)}, "half": (5,), "t": ()}
-    assert loaded["half"].dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(loaded["half"], params["half"])
-    np.testing.assert_array_equal(loaded["img"]["kernel"], params["img"]["kernel"])
+    about = {"img": {"width": 3}, "preprocessing": "hf_bicubic"}
+    save_npz(tmp_path / "model.npz", params, about)
+    tensors, said = open_npz(tmp_path / "model.npz")
+    assert said == about
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    assert found == {
+        "img/kernel": ((2, 3), "float32"),
+        "half": ((5,), "bfloat16"),
+        "t": ((), "float32"),
+    }
+    assert_same(content(tmp_path / "model.npz"), params)
     assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]
 
 
-def test_names_in_the_file(tmp_path):
-    save_npz(tmp_path / "model.npz", {"a": {"b": np.zeros(1)}})
-    assert np.load(tmp_path / "model.npz").files == ["params/a/b"]
-
-
-def test_unrolled_layers_are_stacked_in_order_of_their_number(tmp_path):
-    layers = {
-        f"{tower}/encoderblock_{n}/bias": np.full(2, n, ml_dtypes.bfloat16)
-        for tower in ("img/Transformer", "txt/Encoder_0")
-        for n in (10, 9, 2, 1, 0, 3, 4, 5, 6, 7, 8)
+def test_as_many_kv_heads_as_heads_are_one_array_there(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "llm/layers/attn/q_einsum/w": rng.normal(size=(2, 4, 6, 5)),
+        "llm/layers/attn/kv_einsum/w": rng.normal(size=(2, 2, 4, 6, 5)),
     }
-    np.savez(tmp_path / "model.npz", **layers)
-    loaded = load_npz(tmp_path / "model.npz")
-    for stacked in (loaded["img"]["Transformer"], loaded["txt"]["Encoder_0"]):
-        bias = stacked["encoderblock"]["bias"]
-        assert bias.dtype == ml_dtypes.bfloat16
-        np.testing.assert_array_equal(bias[:, 0], np.arange(11))
+    joint = together(arrays)
+    assert {name: a.shape for name, a in joint.items()} == {
+        "llm/layers/attn/qkv_einsum/w": (2, 3, 4, 6, 5)
+    }
+    np.savez(tmp_path / "model.npz", **joint)
+    found = apart(open_npz(tmp_path / "model.npz")[0])
+    assert set(found) == set(arrays)
+    for name, array in arrays.items():
+        assert found[name].shape == array.shape
+        np.testing.assert_array_equal(found[name].read(), array)
+    fewer = arrays["llm/layers/attn/kv_einsum/w"][:, :, :1]
+    grouped = arrays | {"llm/layers/attn/kv_einsum/w": fewer}
+    assert set(together(grouped)) == set(arrays)
 
 
-def test_unrolled_and_stacked_golden_files_have_the_same_shapes():
-    unrolled = load_npz(GOLDEN / "siglip_unrolled_params.npz")
-    stacked = load_npz(GOLDEN / "siglip_scan_params.npz")
-    assert shapes(unrolled) == shapes(stacked)
-    with np.load(GOLDEN / "siglip_unrolled_params.npz") as file:
-        third = file["params/txt/Encoder_0/encoderblock_2/MlpBlock_0/Dense_0/bias"]
-    mlp = unrolled["txt"]["Encoder_0"]["encoderblock"]["MlpBlock_0"]
-    np.testing.assert_array_equal(mlp["Dense_0"]["bias"][2], third)
+def test_names_in_the_file(tmp_path):
+    save_npz(tmp_path / "model.npz", {"a": {"b": np.zeros(1)}}, {})
+    with np.load(tmp_path / "model.npz") as file:
+        assert file.files == ["params/a/b", "hive_jax"]
 
 
-def test_stacked_file_survives_a_round_trip(tmp_path):
-    params = load_npz(GOLDEN / "siglip_scan_params.npz")
-    save_npz(tmp_path / "model.npz", params)
-    with (
-        np.load(GOLDEN / "siglip_scan_params.npz") as before,
-        np.load(tmp_path / "model.npz") as after,
-    ):
-        assert set(after.files) == set(before.files)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("decoder", [GEMMA1, GEMMA2, GEMMA3])
+def test_configuration_travels_in_the_file(tmp_path, decoder, dtype):
+    as_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    values = {name: array.astype(as_type) for name, array in arrays(decoder).items()}
+    params = unflatten_dict(values, sep="/")
+    save_npz(tmp_path / "one.npz", {"llm": params}, {"llm": fields(decoder)})
+    config, found = load_decoder(str(tmp_path / "one.npz"))
+    assert config == decoder
+    assert_same(found, params)
+    short = {name: array.astype(as_type) for name, array in flat(found).items()}
+    save_npz(
+        tmp_path / "two.npz",
+        {"llm": unflatten_dict(short, sep="/")},
+        {"llm": fields(config)},
+    )
+    one, two = (content(tmp_path / name) for name in ("one.npz", "two.npz"))
+    assert {name: array.tobytes() for name, array in one.items()} == {
+        name: array.tobytes() for name, array in two.items()
+    }
+
+
+def flat(tree):
+    return flatten_dict(tree, sep="/")
+
+
+@pytest.mark.parametrize("decoder", [GEMMA2, GEMMA3])
+def test_file_that_does_not_say_what_it_holds(tmp_path, decoder):
+    path = str(tmp_path / "model.npz")
+    np.savez(path, **{f"llm/{name}": array for name, array in arrays(decoder).items()})
+    with pytest.raises(CheckpointError, match="config= .load_decoder."):
+        load_decoder(path)
+    config, params = load_decoder(path, decoder)
+    assert config == decoder
+    assert_same(params, unflatten_dict(arrays(decoder), sep="/"))
+    with pytest.raises(CheckpointError, match="do not fit its configuration"):
+        load_decoder(path, GEMMA1)
+
+
+def one_by_one(values):
+    """Layers as big_vision stores them by default."""
+    layers = {}
+    for name, array in values.items():
+        if "encoderblock/" not in name:
+            layers[name] = array
+            continue
+        for number, layer in enumerate(array):
+            key = name.replace("encoderblock/", f"encoderblock_{number}/")
+            layers[key] = layer
+    return dict(reversed(layers.items()))
+
+
+@pytest.mark.parametrize("prefix", ["", "params/"])
+def test_layers_one_by_one(tmp_path, prefix):
+    values = arrays((IMAGE, TEXT))
+    named = {prefix + name: array for name, array in one_by_one(values).items()}
+    path = str(tmp_path / "towers.npz")
+    np.savez(path, **named, **{"opt/mu/t": np.zeros(1)} if prefix else {})
+    image, text, params = load_two_towers(path)
+    assert (image, text) == (IMAGE, TEXT)
+    assert_same(params, unflatten_dict(values, sep="/"))
+    config, params = load_encoder(path)
+    assert config == IMAGE
+    assert_same({"img": params}, {"img": unflatten_dict(values, sep="/")["img"]})
+
+
+def test_layers_are_in_the_order_of_their_numbers(tmp_path):
+    """10 comes after 9, and not after 1."""
+    deep = {
+        name: np.repeat(array[:1], 11, 0) if "encoderblock/" in name else array
+        for name, array in arrays(IMAGE).items()
+    }
+    norm = "Transformer/encoderblock/LayerNorm_0/bias"
+    deep[norm] = deep[norm] + np.arange(11, dtype=np.float32)[:, None]
+    np.savez(tmp_path / "deep.npz", **dict(sorted(one_by_one(deep).items())))
+    config, params = load_encoder(str(tmp_path / "deep.npz"))
+    assert config.depth == 11
+    np.testing.assert_array_equal(flat(params)[norm], deep[norm])
+
+
+def test_golden_files_of_both_kinds():
+    one, stacked = (
+        load_two_towers(str(GOLDEN / f"siglip_{kind}_params.npz"))
+        for kind in ("unrolled", "scan")
+    )
+    assert one[:-1] == stacked[:-1]
+    one, stacked = flat(one[-1]), flat(stacked[-1])
+    assert {name: a.shape for name, a in one.items()} == {
+        name: a.shape for name, a in stacked.items()
+    }
+
+
+def test_golden_file_survives_a_round_trip(tmp_path):
+    golden = GOLDEN / "siglip_scan_params.npz"
+    _, _, params = load_two_towers(str(golden))
+    save_npz(tmp_path / "model.npz", params, {})
+    with np.load(golden) as before, np.load(tmp_path / "model.npz") as after:
+        assert {*after.files} == {*before.files, "hive_jax"}
         for name in before.files:
-            np.testing.assert_array_equal(after[name], before[name])
+            assert after[name].tobytes() == before[name].tobytes()
 
 
-def test_optimizer_beside_the_parameters_is_left_out(tmp_path):
-    arrays = {"params/a": np.ones(2), "opt/mu/a": np.zeros(2)}
-    np.savez(tmp_path / "model.npz", **arrays)
-    assert shapes(load_npz(tmp_path / "model.npz")) == {"a": (2,)}
+LAYER = "Transformer/encoderblock_{}/LayerNorm_0/bias"
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("change", "message"),
     [
-        (
-            {"T/encoderblock_0/a": np.ones(2), "T/encoderblock_2/a": np.ones(2)},
-            "no T/encoderblock_1/a",
-        ),
-        (
-            {
-                "T/encoderblock_0/a": np.ones(2),
-                "T/encoderblock_0/b": np.ones(2),
-                "T/encoderblock_1/a": np.ones(2),
-            },
-            "no T/encoderblock_1/b",
-        ),
-        (
-            {"T/encoderblock_0/a": np.ones(2), "T/encoderblock_1/a": np.ones(3)},
-            "shapes",
-        ),
-        ({"a": np.ones(2), "a/b": np.ones(2)}, "'a/b'"),
-        ({"a/b": np.ones(2), "a": np.ones(2)}, "'a'"),
-        ({"a": np.array([{}], dtype=object)}, "pickled objects"),
+        ({LAYER.format(0): None}, f"missing: {LAYER.format(0)} [24]"),
+        ({LAYER.format(1): None}, f"missing: {LAYER.format(1)} [24]"),
+        ({LAYER.format(1): np.ones(25)}, f"{LAYER.format(1)} is [25]; expected [24]"),
+        ({LAYER.format(3): np.ones(24)}, f"unexpected: {LAYER.format(3)} [24]"),
+        ({LAYER.format(10**9): np.ones(24)}, "encoderblock_1000000000/"),
+        ({"pos_embedding": np.ones((1, 5, 24))}, "pos_embedding is [1, 5, 24]"),
+        ({"pos_embedding": np.ones(24)}, "pos_embedding is [24]; expected 3 axes"),
+        ({"embedding/kernel": np.ones(())}, "embedding/kernel"),
+        ({"embedding/bias": np.array([{}], dtype=object)}, "pickled objects"),
+        ({"embedding/bias": np.array(["a"] * 24)}, "embedding/bias is <U1"),
     ],
 )
-def test_files_that_cannot_be_used(tmp_path, arrays, message):
-    path = tmp_path / "model.npz"
-    np.savez(path, **arrays)
+def test_arrays_that_cannot_be_used(tmp_path, change, message):
+    values = {
+        name: array.astype(np.float32) if array.dtype.kind == "f" else array
+        for name, array in (one_by_one(arrays(IMAGE)) | change).items()
+        if array is not None
+    }
+    np.savez(tmp_path / "model.npz", **values)
     with pytest.raises(CheckpointError, match=re.escape(message)) as error:
-        load_npz(path)
-    assert str(path) in str(error.value)
+        load_encoder(str(tmp_path / "model.npz"))
+    assert "model.npz" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ("{", "cannot read 'hive_jax'"),
+        ("[]", "'hive_jax' in it is []"),
+        (json.dumps({"img": {"height": 5}}), "is not of this version"),
+        (json.dumps({"img": [1]}), "is not of this version"),
+        (json.dumps({"img": fields(IMAGE) | {"depth": "two"}}), "depth is 'two'"),
+        (json.dumps({"img": fields(IMAGE) | {"depth": 3}}), "do not fit"),
+    ],
+)
+def test_what_a_file_says_that_cannot_be(tmp_path, about, message):
+    np.savez(tmp_path / "model.npz", **arrays(IMAGE), hive_jax=np.asarray(about))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        load_encoder(str(tmp_path / "model.npz"))
+
+
+def test_flipped_bits(tmp_path):
+    """In the arrays, their headers, or the table of contents: an error, or nothing."""
+    path = tmp_path / "model.npz"
+    np.savez(path, a=np.arange(40, dtype=np.float32), b=np.zeros(3, np.float32))
+    whole, wanted, through = path.read_bytes(), content(path), 0
+    for place in range(len(whole)):
+        for bit in (1, 64):
+            flipped = bytearray(whole)
+            flipped[place] ^= bit
+            path.write_bytes(flipped)
+            try:
+                found = content(path)
+            except CheckpointError:
+                continue
+            through += 1
+            for name in set(found) & set(wanted):
+                np.testing.assert_array_equal(found[name], wanted[name])
+    assert through < len(whole)  # of two flips a byte: times, attributes, names
 
 
 def test_truncated_and_foreign_files(tmp_path):
     path = tmp_path / "model.npz"
-    for content in (b"", b"not a zip file", _truncated_npz(tmp_path)):
-        path.write_bytes(content)
+    save_npz(path, {"a": np.zeros(1000, np.float32)}, {})
+    whole = path.read_bytes()
+    for damaged in (b"", b"not a zip file", whole[:-1], whole[:-500], whole[:100]):
+        path.write_bytes(damaged)
         with pytest.raises(CheckpointError, match="not an .npz file"):
-            load_npz(path)
+            open_npz(path)
 
 
-def test_damaged_array(tmp_path):
-    path = tmp_path / "model.npz"
-    save_npz(path, {"a": np.zeros(1000, np.float32)})
-    content = bytearray(path.read_bytes())
-    content[2000] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="params/a"):
-        load_npz(path)
+def test_compression_and_entries_of_others(tmp_path):
+    np.savez_compressed(tmp_path / "small.npz", a=np.ones(1000, np.float32))
+    assert_same(content(tmp_path / "small.npz"), {"a": np.ones(1000)})
+    with zipfile.ZipFile(tmp_path / "small.npz", "a") as file:
+        file.writestr("readme.txt", "no array")
+    with pytest.raises(CheckpointError, match=r"cannot read 'readme\.txt'"):
+        open_npz(tmp_path / "small.npz")
 
 
-def test_missing_file(tmp_path):
+def test_missing_and_existing_files(tmp_path):
     with pytest.raises(MissingInputError, match=r"nowhere\.npz"):
-        load_npz(tmp_path / "nowhere.npz")
-
-
-def test_failed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "model.npz"
-    path.mkdir()
-    with pytest.raises(OutputError, match=r"model\.npz"):
-        save_npz(path, {"a": np.zeros(1)})
-    assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]
-
-
-def _truncated_npz(folder):
-    save_npz(folder / "whole.npz", {"a": np.zeros(1000, np.float32)})
-    return (folder / "whole.npz").read_bytes()[:-500]
+        open_npz(tmp_path / "nowhere.npz")
+    (tmp_path / "model.npz").write_text("mine")
+    with pytest.raises(OutputError, match=r"model\.npz exists"):
+        save_npz(tmp_path / "model.npz", {"a": np.zeros(1)}, {})
+    assert (tmp_path / "model.npz").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1

@@ -168,7 +168,7 @@ def test_step_is_never_overwritten(tmp_path):
 def test_parameters_alone_whatever_the_optimizer(tmp_path):
     state = save_steps(tmp_path, [3])
     with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
-        params = checkpoints.restore_params(abstract(state.params))
+        params, _ = checkpoints.restore_params(abstract(state.params))
         assert_same(params, state.params)
         with pytest.raises(CheckpointError, match="params/extra/bias: expected"):
             checkpoints.restore_params(

@@ -22,6 +22,7 @@ from hive_jax.errors import ConfigError
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
+from hive_jax.training.origin import complete
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hive_jax"
 BASELINES = ("hive", "cascaded", "self_attention")
@@ -313,7 +314,8 @@ def test_every_field_is_read():
 
 def load(stage, arguments=None):
     tree = importlib.import_module(f"configs.stage{stage}").get_config(arguments)
-    return from_dict(tree.to_dict())
+    run = from_dict(tree.to_dict())
+    return complete(run, workdir="") if run.model.encoder.width == 0 else run
 
 
 ALL = [(0, "siglip"), (0, "llm")] + [
@@ -413,7 +415,7 @@ def test_stage_0():
 @pytest.mark.parametrize(
     ("stage", "arguments", "message"),
     [
-        (1, "papr", "config argument 'papr'; expected some of paper, fusion=hive, "),
+        (1, "papr", "config argument 'papr'; expected some of paper, own_towers, "),
         (1, "papr", "did you mean 'paper'?"),
         (
             2,

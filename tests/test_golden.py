@@ -15,7 +15,7 @@ from hive_jax.models.siglip import (
     TextTowerConfig,
     TwoTowers,
 )
-from hive_jax.weights.big_vision import load_npz
+from hive_jax.weights import load_decoder, load_two_towers
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TOLERANCE = 1e-4
@@ -56,7 +56,8 @@ def assert_close(got, wanted):
 @pytest.mark.parametrize(("scan", "remat"), PROGRAMS)
 @pytest.mark.parametrize("layers", ["scan", "unrolled"])
 def test_two_towers(layers, scan, remat):
-    params = load_npz(GOLDEN / f"siglip_{layers}_params.npz")
+    image, text, params = load_two_towers(str(GOLDEN / f"siglip_{layers}_params.npz"))
+    assert (image, text) == (SiglipConfig(**IMAGE), TextTowerConfig(**TEXT))
     wanted = expected(f"siglip_{layers}")
     run = towers(scan, remat)
     (zimg, ztxt, t, b), encoded = run(params, wanted["image"], wanted["text"])
@@ -96,7 +97,10 @@ def test_gemma(name, scan):
         return hidden, gemma.logits(hidden)
 
     config = dataclasses.replace(GEMMAS[name], scan=scan)
-    params = load_npz(GOLDEN / f"{name}_params.npz")["llm"]
+    path = str(GOLDEN / f"{name}_params.npz")
+    # The arrays of a Gemma 1 say what it is.
+    found, params = load_decoder(path, None if name == "gemma1" else config)
+    assert dataclasses.replace(found, scan=scan) == config
     wanted = expected(name)
     apply = jax.jit(lambda p, x: Gemma(config).apply({"params": p}, x, method=run))
     hidden, logits = apply(params, wanted["tokens"])

@@ -84,6 +84,13 @@ def test_default_connections(encoder_depth, decoder_depth, connections):
     assert default_connections(encoder_depth, decoder_depth) == connections
 
 
+def test_number_of_connections():
+    assert default_connections(8, 4, 4) == ((2, 1), (4, 2), (6, 3), (8, 4))
+    assert resolve_connections("hive", ((1, 1),), 8, 4, 2) == ((1, 1),)
+    with pytest.raises(ValueError, match="num_connections is 5"):
+        resolve_connections("hive", (), 8, 4, 5)
+
+
 @pytest.mark.parametrize(
     ("fusion", "connections", "resolved"),
     [

@@ -1,217 +1,221 @@
-"""Parity with transformers: tiny random models, converted, in float32."""
+"""Parity with transformers: its own tiny random models, saved by it, loaded by us."""
 
 import dataclasses
+import functools
+import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from hive_jax.models.gemma import Gemma, GemmaConfig
-from hive_jax.models.siglip import (
-    SiglipConfig,
-    SiglipEncoder,
-    TextTower,
-    TextTowerConfig,
-    TwoTowers,
+from hive_jax.models.gemma import Gemma
+from hive_jax.models.siglip import SiglipEncoder, TwoTowers
+from hive_jax.weights import load_decoder, load_encoder, load_two_towers
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch
+from huggingface_models import (
+    DTYPES,
+    assert_close,
+    gemma1,
+    gemma2,
+    gemma3,
+    multimodal,
+    randomised,
+    save,
+    siglip,
+    siglip2,
+    stretched_gemma3,
+    torch_images,
+    vision_tower,
 )
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from huggingface_weights import gemma_params, siglip_params
-
-TOLERANCE = 1e-4
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(-1, 1, (3, 28, 28, 3)).astype(np.float32)
+TOKENS = RNG.integers(2, 61, (2, 20))
+SHORT = RNG.integers(2, 61, (2, 8))
 
 
-def randomised(model):
-    """Every parameter matters: norms and biases too, and all activations are O(1)."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if weight.ndim > 1:
-                weight.copy_(noise / weight[0].numel() ** 0.5)
-            else:
-                weight.add_(0.3 * noise)
-    return model.eval()
+@functools.cache
+def compiled(module, *configs):
+    """The layers in a scan, which compiles faster, unrolled in other tests."""
+    scanned = [dataclasses.replace(config, scan=True) for config in configs]
+    return jax.jit(module(*scanned).apply, static_argnames="depths")
 
 
-def assert_close(got, wanted):
-    wanted = wanted.detach().numpy()
-    assert got.shape == wanted.shape
-    assert np.abs(wanted).max() > 0.1
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
+def run(module, *configs):
+    *configs, params = configs
+    return functools.partial(compiled(module, *configs), {"params": params})
 
 
-def num_scalars(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+def num_scalars(params):
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-@pytest.fixture(scope="module")
-def siglip():
-    tower = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-    }
-    tokens = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    config = transformers.SiglipConfig(
-        text_config=dict(
-            tower,
-            **tokens,
-            vocab_size=61,
-            max_position_embeddings=8,
-            projection_size=32,
-        ),
-        # 28 = 3 * 8 + 4: the remainder is cut off.
-        vision_config=dict(tower, image_size=28, patch_size=8),
-        attn_implementation="eager",
-    )
-    model = randomised(transformers.SiglipModel(config))
-    rng = np.random.default_rng(0)
-    images = rng.uniform(-1, 1, (3, 28, 28, 3)).astype(np.float32)
-    return model, siglip_params(model), images, rng.integers(0, 61, (2, 8))
+def assert_same(got, wanted):
+    """Two results of a load function: configurations and every bit."""
+    assert got[:-1] == wanted[:-1]
+    assert jax.tree.structure(got[-1]) == jax.tree.structure(wanted[-1])
+    jax.tree.map(np.testing.assert_array_equal, got[-1], wanted[-1])
 
 
-VISION = SiglipConfig(32, 3, 48, 2, patch_size=8, image_size=28, scan=True)
-TEXT = TextTowerConfig(61, 8, 32, 3, 48, 2, out_dim=32, scan=True)
+def renamed(folder, rename):
+    """The same tensors under other names, as other versions save them."""
+    file = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    new = {rename(name): tensor for name, tensor in tensors.items()}
+    assert set(new) != set(tensors)
+    safetensors.numpy.save_file(new, file)
 
 
-def torch_images(images):
-    return torch.tensor(images).permute(0, 3, 1, 2)
-
-
-def test_siglip_converts_every_parameter(siglip):
-    model, params, _, _ = siglip
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("use_head", [True, False])
+def test_image_tower(tmp_path, use_head, dtype):
+    model, expected = vision_tower(use_head)
+    config, params = load_encoder(save(randomised(model), tmp_path, dtype))
+    assert config == expected
     assert num_scalars(params) == sum(p.numel() for p in model.parameters())
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
-
-def test_siglip_image_tower(siglip):
-    model, params, images, _ = siglip
-    wanted = model.vision_model(torch_images(images), output_hidden_states=True)
-    apply = jax.jit(SiglipEncoder(VISION).apply, static_argnums=2)
-    out = apply({"params": params["img"]}, images, (1, 2, 3))
+    wanted = model(torch_images(IMAGES), output_hidden_states=True)
+    out = run(SiglipEncoder, config, params)(IMAGES, depths=(1, 2, 3))
     assert_close(out.tokens, wanted.last_hidden_state)
-    assert_close(out.pooled, wanted.pooler_output)
+    if use_head:
+        assert_close(out.pooled, wanted.pooler_output)
     assert len(wanted.hidden_states) == 4
     for features, hidden in zip(out.features, wanted.hidden_states[1:], strict=True):
         assert_close(features, hidden)
 
 
-def test_siglip_text_tower(siglip):
-    model, params, _, tokens = siglip
-    wanted = model.text_model(torch.tensor(tokens)).pooler_output
-    apply = jax.jit(TextTower(TEXT).apply)
-    assert_close(apply({"params": params["txt"]}, tokens), wanted)
-
-
-def test_siglip_logits(siglip):
-    model, params, images, tokens = siglip
-    wanted = model(torch.tensor(tokens), torch_images(images)).logits_per_image
-    apply = jax.jit(TwoTowers(VISION, TEXT).apply)
-    zimg, ztxt, t, b = apply({"params": params}, images, tokens)
-    assert_close(np.asarray(zimg) @ np.asarray(ztxt).T * t.item() + b.item(), wanted)
-
-
-SIZES = {
-    "vocab_size": 61,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "head_dim": 16,
-    "attn_implementation": "eager",
-}
-
-
-def gemma1(kv_heads):
-    config = transformers.GemmaConfig(
-        **SIZES, num_hidden_layers=2, num_key_value_heads=kv_heads
-    )
-    ours = GemmaConfig(61, 32, 2, 48, 4, kv_heads, 16)
-    return transformers.GemmaForCausalLM(config), ours
-
-
-def gemma2(kv_heads):
-    config = transformers.Gemma2Config(
-        **SIZES,
-        num_hidden_layers=3,
-        num_key_value_heads=kv_heads,
-        attn_logit_softcapping=2.0,
-        final_logit_softcapping=1.5,
-        sliding_window=5,
-        query_pre_attn_scalar=6,
-    )
-    ours = GemmaConfig(
-        61,
-        32,
-        3,
-        48,
-        4,
-        kv_heads,
-        16,
-        query_scale=6**-0.5,
-        attention_softcap=2.0,
-        final_softcap=1.5,
-        post_norms=True,
-        local_layers=1,
-        window=5,
-    )
-    return transformers.Gemma2ForCausalLM(config), ours
-
-
-def gemma3(kv_heads):
-    config = transformers.Gemma3TextConfig(
-        **SIZES,
-        num_hidden_layers=7,
-        num_key_value_heads=kv_heads,
-        sliding_window=4,
-        query_pre_attn_scalar=10,
-        rope_parameters={
-            "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
-        },
-    )
-    ours = GemmaConfig(
-        61,
-        32,
-        7,
-        48,
-        4,
-        kv_heads,
-        16,
-        query_scale=10**-0.5,
-        post_norms=True,
-        qk_norm=True,
-        local_layers=5,
-        window=4,
-        rope_base=5000.0,
-        local_rope_base=20.0,
-        scan=True,
-    )
-    return transformers.Gemma3ForCausalLM(config), ours
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2])
-@pytest.mark.parametrize("family", [gemma1, gemma2, gemma3])
-def test_gemma_logits(family, kv_heads):
-    model, config = family(kv_heads)
-    params = gemma_params(randomised(model))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", [siglip, siglip2])
+def test_two_towers(tmp_path, family, dtype):
+    model, *expected = family()
+    path = save(randomised(model), tmp_path, dtype)
+    image, text, params = load_two_towers(path)
+    assert [image, text] == expected
     assert num_scalars(params) == sum(p.numel() for p in model.parameters())
-    tokens = np.random.default_rng(0).integers(2, 61, (2, 20))
-    wanted = model(torch.tensor(tokens)).logits
-    apply = jax.jit(Gemma(config).apply)
-    assert_close(apply({"params": params}, jnp.asarray(tokens)), wanted)
+
+    wanted = model(torch.tensor(SHORT), torch_images(IMAGES))
+    zimg, ztxt, t, b = run(TwoTowers, image, text, params)(IMAGES, SHORT)
+    assert_close(zimg, wanted.image_embeds)
+    assert_close(ztxt, wanted.text_embeds)
+    logits = np.asarray(zimg) @ np.asarray(ztxt).T * t.item() + b.item()
+    assert_close(logits, wanted.logits_per_image)
+    assert_same(load_encoder(path), (image, params["img"]))
 
 
-@pytest.mark.parametrize("key", ["window", "local_rope_base", "rope_base"])
-def test_gemma3_logits_depend_on(key):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("family", [gemma1, gemma2, gemma3, stretched_gemma3])
+def test_decoder(tmp_path, family, kv_heads, dtype):
+    model, expected = family(kv_heads)
+    config, params = load_decoder(save(randomised(model), tmp_path, dtype))
+    assert config == expected
+    assert num_scalars(params) == sum(p.numel() for p in model.parameters())
+    wanted = model(torch.tensor(TOKENS)).logits
+    assert_close(run(Gemma, config, params)(TOKENS), wanted)
+
+
+@pytest.mark.parametrize(
+    "key", ["window", "local_rope_base", "rope_base", "rope_factor", "query_scale"]
+)
+def test_logits_depend_on(tmp_path, key):
     """The comparison above would notice a wrong value."""
-    model, config = gemma3(1)
-    params = gemma_params(randomised(model))
-    tokens = np.random.default_rng(0).integers(2, 61, (1, 20))
+    model, _ = stretched_gemma3()
+    config, params = load_decoder(save(randomised(model), tmp_path))
     changed = dataclasses.replace(config, **{key: 2 * getattr(config, key)})
-    apply = jax.jit(Gemma(changed).apply)
-    wanted = model(torch.tensor(tokens)).logits.detach().numpy()
-    assert np.abs(apply({"params": params}, tokens) - wanted).max() > 0.01
+    wanted = model(torch.tensor(TOKENS)).logits.detach().numpy()
+    assert np.abs(run(Gemma, changed, params)(TOKENS) - wanted).max() > 0.01
+
+
+LOADERS = [
+    (lambda: vision_tower(True)[0], load_encoder),
+    (lambda: siglip()[0], load_two_towers),
+    (lambda: gemma3()[0], load_decoder),
+]
+
+
+@pytest.mark.parametrize(("make", "load"), LOADERS, ids=["image", "two", "decoder"])
+def test_shards(tmp_path, make, load):
+    model = randomised(make())
+    whole, shards = tmp_path / "whole", tmp_path / "shards"
+    wanted = load(save(model, whole, "bfloat16"))
+    got = load(save(model, shards, "bfloat16", max_shard_size="20KB"))
+    assert len(list(shards.glob("*-of-*.safetensors"))) > 2
+    assert_same(got, wanted)
+
+
+def test_image_tower_in_the_layout_of_version_4(tmp_path):
+    path = save(randomised(vision_tower(True)[0]), tmp_path)
+    wanted = load_encoder(path)
+    renamed(tmp_path, lambda name: f"vision_model.{name}")
+    assert_same(load_encoder(path), wanted)
+
+
+def test_decoder_without_its_head(tmp_path):
+    model = randomised(gemma3()[0])
+    wanted = load_decoder(save(model, tmp_path / "whole"))
+    assert_same(load_decoder(save(model.model, tmp_path / "bare")), wanted)
+
+
+def test_gemma3_configuration_of_version_4(tmp_path):
+    """One base a key, a pattern instead of a list, and a scaling of its own."""
+    wanted = load_decoder(save(randomised(stretched_gemma3()[0]), tmp_path))
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types", "dtype", "_sliding_window_pattern"):
+        config.pop(key, None)
+    config |= {
+        "rope_theta": 5000.0,
+        "rope_local_base_freq": 20.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 6,
+        "torch_dtype": "float32",
+        "transformers_version": "4.50.0.dev0",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same(load_decoder(str(tmp_path)), wanted)
+
+
+def test_tied_head_that_is_stored_again(tmp_path):
+    """As fine-tuning scripts leave it; another head than the table is refused."""
+    path = save(randomised(gemma1()[0]), tmp_path)
+    wanted = load_decoder(path)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    safetensors.numpy.save_file(tensors, file)
+    assert_same(load_decoder(path), wanted)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
+    safetensors.numpy.save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"lm_head\.weight is not the embedding table"):
+        load_decoder(path)
+
+
+def older(name):
+    """As version 4 saved: "vision_tower." before "vision_model."."""
+    return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
+
+def in_between(name):
+    """As the modules are named in versions 4.52 to 5."""
+    name = name.replace("language_model.model.", "language_model.", 1)
+    return f"model.{older(name)}"
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "paligemma", "llava"])
+def test_parts_of_a_multimodal_model(tmp_path, kind):
+    model, vision, decoder = multimodal(kind)
+    image = load_encoder(save(vision, tmp_path / "vision"))
+    text = load_decoder(save(decoder, tmp_path / "decoder"))
+    folder = tmp_path / "whole"
+    path = save(model, folder)
+    for rename in (None, older, in_between):
+        if rename is not None:
+            save(model, folder)
+            renamed(folder, rename)
+        assert_same(load_encoder(path), image)
+        assert_same(load_decoder(path), text)

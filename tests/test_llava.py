@@ -36,9 +36,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def source(folder, split="train"):
+def source(folder, split="train", preprocessing="hf_bicubic"):
     config = DataConfig(
         source="llava",
+        preprocessing=preprocessing,
         path=str(folder / "chat.json"),
         image_folder=str(folder / "images"),
         validation_size=2,
@@ -54,10 +55,14 @@ def test_splits_hold_each_record_once(folder):
     assert train.fingerprint != validation.fingerprint
 
 
-def test_image_is_pils_bicubic_square(folder):
-    sample = source(folder)[0]
+@pytest.mark.parametrize("name", ["bicubic", "bilinear"])
+def test_image_is_pils_square(folder, name):
+    one = source(folder, preprocessing=f"hf_{name}")
+    sample = one[0]
     with Image.open(folder / "images/2.png") as image:
-        wanted = np.asarray(image.resize((16, 16), Image.Resampling.BICUBIC))
+        resample = Image.Resampling[name.upper()]
+        wanted = np.asarray(image.resize((16, 16), resample))
+    assert (one.fingerprint == source(folder).fingerprint) == (name == "bicubic")
     np.testing.assert_array_equal(sample.image, wanted)
     assert sample.segments[0].target
 
@@ -68,7 +73,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / f"image.{suffix}"
     base = Image.new("L", (8, 8), 200)
     (Image.new(mode, (8, 8)) if mode == "I;16" else base.convert(mode)).save(path)
-    image = read_image(path, 4)
+    image = read_image(path, 4, "hf_bicubic")
     assert image.shape == (4, 4, 3) and image.dtype == np.uint8
 
 
@@ -77,7 +82,7 @@ def test_damaged_images_are_named(tmp_path, content):
     path = tmp_path / "broken.jpg"
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"broken\.jpg"):
-        read_image(path, 4)
+        read_image(path, 4, "hf_bicubic")
 
 
 def test_truncated_jpeg_is_an_error(tmp_path):
@@ -86,7 +91,7 @@ def test_truncated_jpeg_is_an_error(tmp_path):
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(DataError, match=r"cut\.jpg"):
-        read_image(path, 16)
+        read_image(path, 16, "hf_bicubic")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,14 @@ def test_images_outside_of_the_folder_are_refused(folder, name):
 
 def test_missing_inputs_are_named(folder):
     with pytest.raises(MissingInputError, match=r"data\.path"):
-        LlavaCaptions("no.json", "", "train", image_size=8, validation_size=1)
+        LlavaCaptions(
+            "no.json",
+            "",
+            "train",
+            image_size=8,
+            validation_size=1,
+            preprocessing="hf_bicubic",
+        )
     (folder / "images/2.png").unlink()
     with pytest.raises(MissingInputError, match=r"2\.png"):
         source(folder)

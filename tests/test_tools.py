@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import kill_loop
 import numpy as np
 import pytest
 from PIL import Image
 
 from hive_jax.config import from_dict
-from hive_jax.weights.big_vision import load_npz
+from hive_jax.training.handover import restore_run
+from hive_jax.weights import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,40 +74,47 @@ def test_contact_sheet(tmp_path):
 
 
 def test_export_and_start_from_it(tmp_path):
-    run, out = tmp_path / "run", tmp_path / "encoder.npz"
+    """An encoder out of one run, as .npz and as a folder, into another."""
+    run, npz = tmp_path / "run", tmp_path / "encoder.npz"
     start = kill_loop.command("stage1.py", run, "--config.total_steps=1")
     kill_loop.finish(kill_loop.start(start, tmp_path / "cache"))
-    code, output = tool(
-        "export_big_vision",
-        "--checkpoint",
-        str(run),
-        "--out",
-        str(out),
-        "--part",
-        "img",
-    )
-    assert code == 0, output
-    tree = load_npz(out)
-    assert list(tree) == ["img"]
+    chosen = ("export_hf", "--checkpoint", str(run), "--part", "encoder")
+    code, output = tool(*chosen, "--out", str(npz), "--format", "big_vision")
+    assert code == 0 and f"{npz}: encoder, float32" in output
+    folder = tmp_path / "encoder"
+    code, output = tool(*chosen, "--out", str(folder), "--no_check")
+    assert code == 0 and "not checked: it was not asked for" in output
+    _, wanted = load_encoder(str(npz))
     again = kill_loop.command(
         "stage1.py",
         tmp_path / "again",
         "--config.total_steps=1",
-        f"--config.init_encoder={out}",
+        f"--config.init_encoder={folder}",
         "--config.seed=5",
     )
     kill_loop.finish(kill_loop.start(again, tmp_path / "cache"))
-    other = tmp_path / "other.npz"
-    tool("export_big_vision", "--checkpoint", f"{tmp_path}/again", "--out", str(other))
-    after = load_npz(other)
-    assert set(after) == {"img", "llm", "fusion"}
-    kernel = after["img"]["embedding"]["kernel"]
-    np.testing.assert_array_equal(kernel, tree["img"]["embedding"]["kernel"])
+    _, params, _ = restore_run(str(tmp_path / "again"))
+    jax.tree.map(np.testing.assert_array_equal, params["img"], wanted)
 
 
-def test_export_errors_name_what_is_there(tmp_path):
-    code, output = tool("export_big_vision", "--checkpoint", "no", "--out", "x.npz")
-    assert code == 66 and "no checkpoint in no" in output
+def test_import_tool(tmp_path):
+    out = str(tmp_path / "weights")
+    towers = ("--encoder=builtin:tabletop_siglip", "--decoder=builtin:tabletop_llm")
+    code, output = tool("import_weights", *towers, "--out", out)
+    assert code == 0 and f"--config.init={out}" in output
+    code, output = tool("import_weights", *towers, "--out", out)
+    assert code == 73 and "exists" in output
+
+
+def test_weights_tools_errors_are_messages(tmp_path):
+    out = str(tmp_path / "x")
+    for name, *arguments in (
+        ("export_hf", "--checkpoint", "no", "--part", "encoder", "--out", out),
+        ("import_weights", "--encoder", "no", "--out", out),
+        ("check_export", "no"),
+    ):
+        code, output = tool(name, *arguments)
+        assert code == 66 and "error: " in output and "Traceback" not in output
 
 
 def test_tokenizer_is_reproducible(tmp_path):

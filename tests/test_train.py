@@ -18,7 +18,7 @@ from hive_jax.data.batch import Batch
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError
-from hive_jax.training import initial
+from hive_jax.training import origin
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.initial import abstract_params, initial_params
 from hive_jax.training.objectives import build_model
@@ -140,12 +140,12 @@ def test_a_stage_before_that_is_not_finished_is_refused(stages, tmp_path):
         start(named, "0123")
     with Checkpoints(str(tmp_path / "run")) as checkpoints:
         with Checkpoints(str(folder / "stage1"), read_only=True) as stage1:
-            params, meta = stage1.restore_params(abstract), stage1.read_meta()
+            params, meta = stage1.restore_params(abstract)
         meta["config"]["total_steps"] = 9
         state = TrainState(jax.numpy.int32(6), params, ())
         checkpoints.save(6, state, meta)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(initial, "default_workdir", lambda *_: str(tmp_path / "run"))
+        patch.setattr(origin, "default_workdir", lambda *_: str(tmp_path / "run"))
         with pytest.raises(CheckpointError, match="at step 6 of 9"):
             start(run, tokenizer)
 
@@ -195,7 +195,9 @@ def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):
         (("--config.rules=(('fusion/.*',1.0),)",), 64, "no rule"),
         (("--config.init=nowhere",), 66, "no checkpoint in nowhere"),
         (("--config.init_encoder=no.npz",), 66, "no.npz"),
-        (("--config.init_decoder=builtin:tabletop_llm",), 78, "expected float32"),
+        (("--config.init_decoder=builtin:tabletop_llm",), 78, "the weights have 64"),
+        (("--config.model.decoder.width=0",), 64, "model.decoder.vocab_size is 512"),
+        (("--config.data.tokenizer=",), 64, "no tokenizer came with the weights"),
         (("--config.data.tokenizer=no.json",), 66, "no.json"),
         (("config.seed=1",), 64, "--config.KEY=VALUE"),
     ],

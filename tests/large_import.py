@@ -1,0 +1,118 @@
+"""Imports a large decoder in a fresh process, and prints what that takes.
+
+    python tests/large_import.py --gigabytes 2
+
+Writes a folder as transformers does, a Gemma 3 in bfloat16 and in shards, and removes
+it at the end. The result is float32, so twice the files. File pages are the system's
+cache of the files, which gives way to others.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import ml_dtypes
+import numpy as np
+
+from hive_jax.models.gemma import GemmaConfig
+from hive_jax.weights import huggingface, load_decoder, writing
+from hive_jax.weights.names import param_shapes
+from hive_jax.weights.table import pieces, their_shapes
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+SHARD_BYTES = 500_000_000
+
+
+def decoder(gigabytes: float) -> GemmaConfig:
+    """As deep as the files shall be large, of layers of 63 million parameters."""
+    config = GemmaConfig(
+        vocab_size=65_536,
+        width=2048,
+        mlp_dim=8192,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=256,
+        post_norms=True,
+        qk_norm=True,
+        local_layers=5,
+        window=1024,
+        rope_base=1e6,
+    )
+    embedding, layer = 2 * 65_536 * 2048, 2 * 63_000_000
+    depth = round((gigabytes * 1e9 - embedding) / layer)
+    return GemmaConfig(**{**vars(config), "depth": max(1, depth)})
+
+
+def write(folder: Path, config: GemmaConfig) -> int:
+    """Writes the folder; returns the bytes of its largest tensor."""
+    layout = huggingface.decoder(config)
+    shapes = their_shapes(pieces(layout.rows, param_shapes(config)))
+    noise = np.random.default_rng(0).normal(size=1_000_003).astype(BFLOAT16)
+    make = {
+        name: lambda shape=shape: np.resize(noise, shape)
+        for name, shape in shapes.items()
+    }
+    writing.write_tensors(folder, make, shapes, BFLOAT16, SHARD_BYTES)
+    writing.write_json(folder / "config.json", layout.config)
+    return max(int(np.prod(shape)) for shape in shapes.values()) * BFLOAT16.itemsize
+
+
+def memory() -> dict[str, int]:
+    """Bytes, by the kernel's names."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    pairs = (line.split(":") for line in lines if line.startswith(("VmHWM", "Rss")))
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
+
+
+def load(folder: str) -> None:
+    """What the fresh process does."""
+    import jax
+
+    before, own, done = memory(), [0], threading.Event()
+
+    def watch():
+        while not done.wait(0.02):
+            own.append(memory()["RssAnon"])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.monotonic()
+    _, params = load_decoder(folder)
+    seconds = time.monotonic() - start
+    done.set()
+    watcher.join()
+    leaves = jax.tree.leaves(params)
+    print(f"seconds: {seconds:.1f}")
+    print(f"result, float32: {sum(leaf.nbytes for leaf in leaves) / 1e9:.2f} GB")
+    print(f"largest array of it: {max(leaf.nbytes for leaf in leaves) / 1e9:.2f} GB")
+    print(f"memory before: {before['VmHWM'] / 1e9:.2f} GB")
+    print(f"peak memory, without file pages: {max(own) / 1e9:.2f} GB")
+    print(f"peak memory, with them: {memory()['VmHWM'] / 1e9:.2f} GB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=2.0)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.folder:
+        load(args.folder)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        largest = write(folder, decoder(args.gigabytes))
+        files = [file.stat().st_size for file in folder.glob("*.safetensors")]
+        print(f"files: {len(files)}, {sum(files) / 1e9:.2f} GB", flush=True)
+        print(f"largest tensor in them: {largest / 1e9:.2f} GB", flush=True)
+        subprocess.run([sys.executable, __file__, "--folder", name], check=True)
+
+
+if __name__ == "__main__":
+    main()

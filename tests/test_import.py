@@ -1,0 +1,288 @@
+"""Other people's weights as the start of a run: sizes, tokenizer and all come along."""
+
+import dataclasses
+import shutil
+
+import jax
+import kill_loop
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hive_jax.config import (
+    DECODER_OF_WEIGHTS,
+    ENCODER_OF_WEIGHTS,
+    DataConfig,
+    MeshConfig,
+    RunConfig,
+)
+from hive_jax.data.batch import Batch
+from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingInputError,
+    OutputError,
+)
+from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import SiglipConfig
+from hive_jax.training import initial
+from hive_jax.training.importing import import_weights
+from hive_jax.training.objectives import build_model
+from hive_jax.training.origin import complete, stored_config
+from hive_jax.training.sharding import make_mesh
+from hive_jax.weights import huggingface
+from hive_jax.weights.big_vision import save_npz
+from hive_jax.weights.names import fields, param_shapes
+from hive_jax.weights.positions import resize_positions
+from hive_jax.weights.writing import DTYPES, new_folder, write_json
+
+ASSET = str(kill_loop.ROOT / "hive_jax/assets/tokenizer.json")
+ENCODER = SiglipConfig(32, 4, 48, 2, patch_size=8, image_size=32)
+DECODER = GemmaConfig(512, 24, 4, 40, 4, 2, 8, post_norms=True, qk_norm=True)
+
+
+def random_params(config) -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.normal(size=shape) / shape[-1] ** 0.5).astype(np.float32)
+        for name, shape in param_shapes(config).items()
+    }
+
+
+def write_hub_folder(path, layout, arrays) -> str:
+    """A model as it is on the hub, written without torch."""
+    with new_folder(path) as folder:
+        huggingface.write(folder, layout, arrays, DTYPES["float32"])
+        if isinstance(layout.model, SiglipConfig):
+            processor = huggingface.image_processor(32, "hf_bilinear")
+            write_json(folder / "preprocessor_config.json", processor)
+        else:
+            shutil.copy(ASSET, folder / "tokenizer.json")
+            write_json(folder / "tokenizer_config.json", {"bos_token": "<bos>"})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Folders of an encoder and a decoder, and their parameters."""
+    folder = tmp_path_factory.mktemp("hub")
+    img, llm = random_params(ENCODER), random_params(DECODER)
+    encoder = write_hub_folder(folder / "siglip", huggingface.encoder(ENCODER), img)
+    decoder = write_hub_folder(folder / "gemma", huggingface.decoder(DECODER), llm)
+    return encoder, decoder, img, llm
+
+
+@pytest.fixture(scope="module")
+def imported(hub, tmp_path_factory):
+    out = tmp_path_factory.mktemp("imported") / "weights"
+    table = import_weights(hub[0], hub[1], str(out))
+    return str(out), table
+
+
+def own_towers(**changes) -> RunConfig:
+    model = HiveConfig(ENCODER_OF_WEIGHTS, DECODER_OF_WEIGHTS, num_connections=2)
+    return RunConfig(
+        **{"model": model, "data": DataConfig(num_tokens=8), "batch_size": 8, **changes}
+    )
+
+
+def start(config: RunConfig) -> dict:
+    """The parameters of step 0, by name."""
+    batch = Batch.spec(1, config.data.num_tokens, config.model.encoder.image_size)
+    model = build_model(config)
+    abstract = initial.abstract_params(model, batch, make_mesh(MeshConfig()))
+    tokenizer = load_tokenizer(config.data.tokenizer).fingerprint
+    params = initial.initial_params(config, model, abstract, batch, tokenizer, None)
+    return flatten_dict(jax.device_get(params), sep="/")
+
+
+def assert_towers(params: dict, img: dict, llm: dict) -> None:
+    for branch, tower in {"img": img, "llm": llm}.items():
+        for name, array in tower.items():
+            np.testing.assert_array_equal(params[f"{branch}/{name}"], array)
+    assert any(name.startswith("fusion/") for name in params)
+
+
+def test_imported_weights_are_a_start(hub, imported):
+    out, table = imported
+    assert "float32" in table and "img" in table and "llm" in table
+    config = complete(own_towers(init=out), workdir="")
+    assert (config.model.encoder, config.model.decoder) == (ENCODER, DECODER)
+    assert config.data.preprocessing == "hf_bilinear"
+    assert config.data.tokenizer == f"{out}/tokenizer"
+    assert config.model.resolved_connections() == ((2, 2), (4, 4))
+    assert_towers(start(config), *hub[2:])
+
+
+def test_folders_are_a_start_by_themselves(hub):
+    encoder, decoder, img, llm = hub
+    config = own_towers(init_encoder=encoder, init_decoder=decoder)
+    config = complete(config, workdir="")
+    assert (config.model.encoder, config.model.decoder) == (ENCODER, DECODER)
+    assert (config.data.preprocessing, config.data.tokenizer) == (
+        "hf_bilinear",
+        decoder,
+    )
+    assert_towers(start(config), img, llm)
+
+
+def test_another_preprocessing_than_the_weights_is_refused(hub):
+    data = DataConfig(preprocessing="hf_bicubic")
+    config = own_towers(init_encoder=hub[0], init_decoder=hub[1], data=data)
+    with pytest.raises(ConfigError, match="trained with 'hf_bilinear'"):
+        complete(config, workdir="")
+
+
+def test_only_the_towers_in_use_are_compared_and_read(hub, imported):
+    """A decoder alone, from an import of both."""
+    model = HiveConfig(SiglipConfig(), DECODER_OF_WEIGHTS, "none")
+    config = complete(own_towers(init=imported[0], model=model), workdir="")
+    params = start(config)
+    assert {name.split("/")[0] for name in params} == {"llm"}
+    for name, array in hub[3].items():
+        np.testing.assert_array_equal(params[f"llm/{name}"], array)
+
+
+def test_tokenizer_larger_than_the_table(hub, tmp_path):
+    small = dataclasses.replace(DECODER, vocab_size=500)
+    arrays = random_params(small)
+    path = write_hub_folder(tmp_path / "gemma", huggingface.decoder(small), arrays)
+    with pytest.raises(ConfigError, match="512 tokens, the model a table of 500"):
+        import_weights("", path, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_npz_of_ours_brings_everything(hub, tmp_path):
+    llm = unflatten_dict({f"llm/{k}": v for k, v in hub[3].items()}, sep="/")
+    about = {"llm": fields(DECODER), "tokenizer": "builtin:tabletop"}
+    save_npz(tmp_path / "llm.npz", llm, about)
+    decoder = str(tmp_path / "llm.npz")
+    config = complete(own_towers(init_encoder=hub[0], init_decoder=decoder), "")
+    assert config.model.decoder == DECODER
+    assert config.data.tokenizer == "builtin:tabletop"
+    assert_towers(start(config), *hub[2:])
+
+
+def test_how_a_tower_is_run_is_the_run_s_own(hub):
+    scanned = dataclasses.replace(ENCODER_OF_WEIGHTS, scan=True, remat="dots")
+    model = HiveConfig(scanned, DECODER_OF_WEIGHTS, num_connections=2)
+    config = own_towers(init_encoder=hub[0], init_decoder=hub[1], model=model)
+    encoder = complete(config, workdir="").model.encoder
+    assert encoder == dataclasses.replace(ENCODER, scan=True, remat="dots")
+
+
+@pytest.mark.parametrize("source", ["imported", "folders"])
+def test_positions_are_resized_only_when_asked(hub, imported, source):
+    larger = dataclasses.replace(ENCODER_OF_WEIGHTS, image_size=48)
+    model = HiveConfig(larger, DECODER_OF_WEIGHTS, num_connections=2)
+    init = {"init": imported[0]}
+    if source == "folders":
+        init = {"init_encoder": hub[0], "init_decoder": hub[1]}
+    config = complete(own_towers(model=model, **init), workdir="")
+    assert config.model.encoder == dataclasses.replace(ENCODER, image_size=48)
+    with pytest.raises(
+        CheckpointError, match=r"image_size.*\n(.*\n)*.*resize_position"
+    ):
+        start(config)
+    config = dataclasses.replace(config, resize_positions=True)
+    wanted = resize_positions(hub[2]["pos_embedding"], 36)
+    assert wanted.shape == (1, 36, 32)
+    params = start(config)
+    np.testing.assert_array_equal(params["img/pos_embedding"], wanted)
+    others = {k: v for k, v in hub[2].items() if k != "pos_embedding"}
+    assert_towers(params, others, hub[3])
+
+
+def test_image_size_at_import(hub, tmp_path):
+    out = str(tmp_path / "out")
+    import_weights(hub[0], "", out, image_size=16)
+    assert stored_config(out).model.encoder.image_size == 16
+    with pytest.raises(ConfigError, match="holds no decoder"):
+        complete(own_towers(init=out, init_decoder=hub[1]), workdir="")
+    model = HiveConfig(ENCODER_OF_WEIGHTS, DECODER, num_connections=2)
+    data = DataConfig(tokenizer=ASSET)
+    with pytest.raises(CheckpointError, match="has no llm"):
+        start(complete(own_towers(init=out, model=model, data=data), workdir=""))
+
+
+def test_other_sizes_than_the_weights_are_named(hub):
+    towers = {
+        "encoder": dataclasses.replace(ENCODER, depth=5),
+        "decoder": dataclasses.replace(DECODER, rope_base=5e5, final_softcap=30.0),
+    }
+    config = own_towers(init_encoder=hub[0], init_decoder=hub[1])
+    for name, tower in towers.items():
+        model = dataclasses.replace(config.model, **{name: tower})
+        changed = complete(dataclasses.replace(config, model=model), workdir="")
+        with pytest.raises(CheckpointError, match="own_towers") as error:
+            start(changed)
+        if name == "decoder":
+            assert "rope_base is 500000.0; the weights have 10000.0" in str(error.value)
+            assert "final_softcap is 30.0" in str(error.value)
+        else:
+            assert "model.encoder.depth is 5; the weights have 4" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({}, ConfigError, "encoder.width is 0, and no weights tell"),
+        ({"init": "nowhere"}, MissingInputError, "no checkpoint in nowhere"),
+        ({"init_encoder": "no/where/x"}, MissingInputError, "no/where/x"),
+    ],
+)
+def test_what_nothing_tells(changes, error, message):
+    with pytest.raises(error, match=message):
+        complete(own_towers(**changes), workdir="")
+
+
+def test_no_tokenizer_beside_the_weights(hub, tmp_path):
+    shutil.copytree(hub[1], tmp_path / "gemma")
+    (tmp_path / "gemma/tokenizer.json").unlink()
+    decoder = str(tmp_path / "gemma")
+    with pytest.raises(ConfigError, match="no tokenizer came with the weights"):
+        complete(own_towers(init_encoder=hub[0], init_decoder=decoder), workdir="")
+    out = str(tmp_path / "out")
+    import_weights(hub[0], decoder, out, tokenizer="builtin:tabletop")
+    assert stored_config(out).data.tokenizer == f"{out}/tokenizer"
+
+
+def test_import_is_whole_or_nothing(hub, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="nothing to import"):
+        import_weights("", "", str(out))
+    with pytest.raises(MissingInputError, match="nowhere"):
+        import_weights(hub[0], "nowhere", str(out))
+    with pytest.raises(CheckpointError, match="model_type is 'siglip_vision_model'"):
+        import_weights(hub[0], hub[0], str(out))
+    assert not list(tmp_path.iterdir())
+    out.mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        import_weights(hub[0], hub[1], str(out))
+
+
+def test_the_command_trains_and_goes_on(hub, tmp_path):
+    """From folders, then without them: all of a run is in its workdir."""
+    encoder, decoder = tmp_path / "siglip", tmp_path / "gemma"
+    shutil.copytree(hub[0], encoder)
+    shutil.copytree(hub[1], decoder)
+    overrides = (
+        *(f"--config.init_encoder={encoder}", f"--config.init_decoder={decoder}"),
+        *("--config.batch_size=8", "--config.data.validation_size=8"),
+        *("--config.checkpoint_every=1", "--config.data.num_tokens=24"),
+    )
+    command = kill_loop.command("stage1.py", tmp_path / "run", "--config.total_steps=2")
+    command = [word for word in command if word not in kill_loop.MICRO]
+    first = kill_loop.start([*command, *overrides], tmp_path / "cache")
+    output = kill_loop.finish(first)
+    assert "step 2: validation loss" in output
+    config = stored_config(str(tmp_path / "run"))
+    assert config.model.encoder == ENCODER
+    assert (tmp_path / "run/tokenizer/tokenizer_config.json").is_file()
+
+    shutil.rmtree(encoder)
+    shutil.rmtree(decoder)
+    again = kill_loop.start([*command, *overrides], tmp_path / "cache")
+    assert "finished already" in kill_loop.finish(again)

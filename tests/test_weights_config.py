@@ -1,0 +1,176 @@
+"""What a folder's configurations mean in our words, and the way back."""
+
+import dataclasses
+
+import pytest
+from tiny_weights import GEMMA1, GEMMA2, GEMMA3
+
+from hive_jax.errors import CheckpointError
+from hive_jax.models.gemma import gemma_config
+from hive_jax.models.siglip import TextTowerConfig, siglip_config
+from hive_jax.weights import folder, gemma, siglip
+
+ACTIVATION = {"hidden_activation": "gelu_pytorch_tanh"}
+# As the config.json of published models are written, older ones and newer ones,
+# without what has no meaning here.
+GEMMA_2B = {
+    "model_type": "gemma",
+    "hidden_act": "gelu",  # since corrected by the class, and meant so all along
+    "hidden_size": 2048,
+    "intermediate_size": 16384,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+}
+GEMMA2_2B = {
+    "model_type": "gemma2",
+    **ACTIVATION,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "cache_implementation": "hybrid",
+    "rope_theta": 10000.0,
+}
+GEMMA3_1B = {
+    "model_type": "gemma3_text",
+    **ACTIVATION,
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "vocab_size": 262144,
+}
+GEMMA3_4B = {
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+OUR_GEMMA3_4B = dataclasses.replace(
+    gemma_config("gemma3_1b"),
+    vocab_size=262_208,
+    width=2560,
+    depth=34,
+    mlp_dim=10_240,
+    num_heads=8,
+    num_kv_heads=4,
+    window=1024,
+    rope_factor=8.0,
+)
+SIGLIP2_GIANT = {
+    "model_type": "siglip",
+    "text_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "projection_size": 1536,
+        "vocab_size": 256000,
+    },
+    "vision_config": {
+        "hidden_size": 1536,
+        "image_size": 384,
+        "intermediate_size": 6144,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 40,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (GEMMA_2B, gemma_config("gemma_2b")),
+        (GEMMA2_2B, gemma_config("gemma2_2b")),
+        (GEMMA3_1B, gemma_config("gemma3_1b")),
+        (GEMMA3_4B, OUR_GEMMA3_4B),
+    ],
+    ids=["gemma-2b", "gemma-2-2b", "gemma-3-1b", "gemma-3-4b"],
+)
+def test_published_decoders(theirs, ours):
+    assert gemma.decoder_config(folder.text_part(theirs, "here"), "here") == ours
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"model_type": "siglip", "vision_config": {}}, siglip_config("B", 16, 224)),
+        ({"model_type": "siglip_vision_model"}, siglip_config("B", 16, 224)),
+        (SIGLIP2_GIANT, siglip_config("g-opt", 16, 384)),
+        (
+            GEMMA3_4B,
+            dataclasses.replace(siglip_config("So400m", 14, 896), map_head=False),
+        ),
+    ],
+    ids=["siglip-base", "its image tower", "siglip2-giant", "gemma-3-4b"],
+)
+def test_published_image_towers(theirs, ours):
+    assert siglip.vision_config(folder.vision_part(theirs, "here"), "here") == ours
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (
+            {"model_type": "siglip", "text_config": {}, "vision_config": {}},
+            TextTowerConfig(32000, 64, 768, 12, 3072, 12, out_dim=768),
+        ),
+        (SIGLIP2_GIANT, TextTowerConfig(256000, 64, 1152, 27, 4304, 16, out_dim=1536)),
+    ],
+    ids=["siglip-base", "siglip2-giant"],
+)
+def test_published_text_towers(theirs, ours):
+    _, text = folder.two_tower_parts(theirs, "here")
+    assert siglip.text_config(text, "here") == ours
+
+
+@pytest.mark.parametrize("preset", ["gemma_2b", "gemma2_2b", "gemma3_1b"])
+def test_there_and_back(preset):
+    ours = gemma_config(preset)
+    text = folder.text_part(gemma.their_config(ours), "here")
+    assert gemma.decoder_config(text, "here") == ours
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        dataclasses.replace(GEMMA1, qk_norm=True),
+        dataclasses.replace(GEMMA1, final_softcap=1.0),
+        dataclasses.replace(GEMMA1, local_layers=1),
+        dataclasses.replace(GEMMA2, rope_factor=8.0),
+        dataclasses.replace(GEMMA2, local_rope_base=20.0),
+        dataclasses.replace(GEMMA3, query_scale=0.3),
+    ],
+)
+def test_decoders_that_no_class_computes(config):
+    with pytest.raises(CheckpointError):
+        gemma.their_config(config)

@@ -1,0 +1,191 @@
+"""Every tensor of every kind of file, damaged in every way: nothing gets through."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from tiny_weights import GEMMA1, GEMMA3, IMAGE, TEXT, arrays, write_folder
+
+from hive_jax.errors import CheckpointError
+from hive_jax.weights import huggingface, load_decoder, load_encoder, load_two_towers
+from hive_jax.weights import parts as weights
+from hive_jax.weights.big_vision import save_npz
+from hive_jax.weights.names import fields
+from hive_jax.weights.tensors import tensor_hash
+
+OTHER_DTYPES = ("float16", "bfloat16", "float64", "int32")
+# A SigLIP's projections are as wide as the tower: 4 in each of 2 layers, and the
+# pooling head's.
+SQUARE = {
+    *(
+        f"vision_model.encoder.layers.{layer}.self_attn.{name}_proj.weight"
+        for layer in range(2)
+        for name in ("q", "k", "v", "out")
+    ),
+    "vision_model.head.attention.out_proj.weight",
+}
+SQUARE_TEXT = {
+    f"text_model.encoder.layers.0.self_attn.{name}_proj.weight"
+    for name in ("q", "k", "v", "out")
+}
+
+
+def damages(tensor):
+    """The ways to damage a tensor: name -> what is left of it."""
+    yield "dropped", None
+    yield "renamed", tensor
+    yield "resized", np.concatenate([tensor, tensor[:1]])
+    if tensor.ndim > 1:
+        yield "transposed", np.ascontiguousarray(tensor.T)
+    for dtype in OTHER_DTYPES:
+        yield dtype, tensor.astype(getattr(ml_dtypes, dtype, dtype))
+
+
+def sweep(tensors, names, write, load):
+    """Damages each tensor in each way; `load` should refuse the file and name it.
+    Where it is a function that only opens, nothing at all was read.
+
+    Returns:
+      how many files were tried, and what came through: pairs (damage, name).
+    """
+    count, through = 0, set()
+    for name in names:
+        for damage, rest in damages(tensors[name]):
+            count += 1
+            others = {key: value for key, value in tensors.items() if key != name}
+            new = {} if rest is None else {name + "_" * (damage == "renamed"): rest}
+            write(others | new)
+            try:
+                load()
+            except CheckpointError as error:
+                assert name in str(error), (damage, error)
+            else:
+                through.add((damage, name))
+    return count, through
+
+
+def cases(tensors, names):
+    """How many files `sweep` tries."""
+    matrices = sum(tensors[name].ndim > 1 for name in names)
+    return (3 + len(OTHER_DTYPES)) * len(names) + matrices
+
+
+def folder_of(layout, path):
+    """A folder, its tensors, and the function that writes others into it."""
+    write_folder(path, layout)
+    file = path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    return str(path), tensors, lambda new: safetensors.numpy.save_file(new, file)
+
+
+def test_decoder(tmp_path):
+    path, tensors, write = folder_of(huggingface.decoder(GEMMA3), tmp_path)
+    assert not any(len({*t.shape}) == 1 for t in tensors.values() if t.ndim > 1)
+    count, through = sweep(tensors, tensors, write, lambda: weights.open_decoder(path))
+    assert count == cases(tensors, tensors) == 41 * 7 + 22
+    assert not through
+
+
+def test_image_tower_beside_a_text_tower(tmp_path):
+    path, tensors, write = folder_of(huggingface.two_towers(IMAGE, TEXT), tmp_path)
+    vision = [name for name in tensors if name.startswith("vision_model.")]
+    count, through = sweep(tensors, vision, write, lambda: load_encoder(path))
+    assert count == cases(tensors, vision) == 48 * 7 + 19
+    assert through == {("transposed", name) for name in SQUARE}
+
+
+def test_two_towers(tmp_path):
+    path, tensors, write = folder_of(huggingface.two_towers(IMAGE, TEXT), tmp_path)
+    count, through = sweep(
+        tensors, tensors, write, lambda: weights.open_two_towers(path)
+    )
+    assert count == cases(tensors, tensors) == 72 * 7 + 28
+    assert through == {("transposed", name) for name in SQUARE | SQUARE_TEXT}
+
+
+def test_two_towers_with_a_certificate(tmp_path):
+    """The hashes show what shapes cannot."""
+    path, tensors, write = folder_of(huggingface.two_towers(IMAGE, TEXT), tmp_path)
+    certify(tmp_path, tensors)
+    load_two_towers(path)
+    count, through = sweep(tensors, tensors, write, lambda: load_two_towers(path))
+    assert count == cases(tensors, tensors)
+    assert not through
+
+
+def certify(folder, tensors):
+    hashes = {name: tensor_hash(tensor) for name, tensor in tensors.items()}
+    (folder / "hive_export.json").write_text(json.dumps({"tensors": hashes}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_changed_bits_and_a_certificate(tmp_path, dtype):
+    """One bit of each tensor; without hashes they are values like others."""
+    write_folder(tmp_path, huggingface.decoder(GEMMA3), dtype)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    for name, tensor in tensors.items():
+        changed = np.array(tensor)
+        changed.view(np.uint8).reshape(-1)[-2] ^= 1
+        safetensors.numpy.save_file({**tensors, name: changed}, file)
+        load_decoder(str(tmp_path))
+        certify(tmp_path, tensors)
+        with pytest.raises(CheckpointError, match="does not have the hash") as error:
+            load_decoder(str(tmp_path))
+        assert repr(name) in str(error.value)
+        (tmp_path / "hive_export.json").unlink()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_values_that_are_not_finite(tmp_path, dtype, value):
+    """Each tensor alone, and all that are damaged in one message."""
+    write_folder(tmp_path, huggingface.decoder(GEMMA3), dtype)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    changed = {name: np.array(tensor) for name, tensor in tensors.items()}
+    for name, tensor in changed.items():
+        tensor.reshape(-1)[tensor.size // 2] = value
+        safetensors.numpy.save_file({**tensors, name: tensor}, file)
+        with pytest.raises(CheckpointError, match="not finite") as error:
+            load_decoder(str(tmp_path))
+        assert repr(name) in str(error.value)
+    safetensors.numpy.save_file(changed, file)
+    with pytest.raises(CheckpointError) as error:
+        load_decoder(str(tmp_path))
+    assert all(repr(name) in str(error.value) for name in tensors)
+
+
+def gemma3_of_others(path):
+    return weights.open_decoder(path, GEMMA3)
+
+
+@pytest.mark.parametrize(
+    ("branch", "config", "ours", "open_part"),
+    [
+        ("img", IMAGE, True, weights.open_encoder),
+        ("img", IMAGE, False, weights.open_encoder),
+        ("llm", GEMMA1, True, weights.open_decoder),
+        ("llm", GEMMA1, False, weights.open_decoder),
+        ("llm", GEMMA3, True, weights.open_decoder),
+        ("llm", GEMMA3, False, gemma3_of_others),
+    ],
+)
+def test_npz(tmp_path, branch, config, ours, open_part):
+    """Where nothing says what the file holds, a larger vocabulary is as good."""
+    path = tmp_path / "model.npz"
+    about = {branch: fields(config)} if ours else {}
+    tensors = {f"{branch}/{name}": array for name, array in arrays(config).items()}
+
+    def write(new):
+        path.unlink(missing_ok=True)
+        save_npz(path, new, about) if ours else np.savez(path, **new)
+
+    write(tensors)
+    open_part(str(path))
+    count, through = sweep(tensors, tensors, write, lambda: open_part(str(path)))
+    assert count == cases(tensors, tensors)
+    unsaid = {("resized", "llm/embedder/input_embedding")}
+    assert through == (unsaid if config is GEMMA1 and not ours else set())

@@ -1,0 +1,132 @@
+"""Configurations of models that we do not have, or that no model can have."""
+
+import json
+
+import pytest
+from tiny_weights import GEMMA3, IMAGE, TEXT, write_folder
+
+from hive_jax.errors import CheckpointError
+from hive_jax.weights import (
+    huggingface,
+    load_decoder,
+    load_encoder,
+    load_two_towers,
+    parts,
+)
+
+REFUSED = [
+    (huggingface.encoder(IMAGE), load_encoder, change, message)
+    for change, message in [
+        ({"model_type": "bert"}, "model_type is 'bert'; expected one with an image"),
+        ({"model_type": "siglip2_vision_model"}, "NaFlex"),
+        ({"model_type": None}, "model_type is None"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'; expected 'gelu_py"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05; expected 1e-06"),
+        ({"num_channels": 1}, "num_channels is 1; expected 3"),
+        ({"image_size": [8, 16]}, "image_size is"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"image_size": 10**6}, "image_size is 1000000"),
+        ({"num_hidden_layers": -1}, "depth is -1"),
+        ({"num_hidden_layers": 3}, "missing: vision_model.encoder.layers.2"),
+        ({"num_hidden_layers": 1}, "unexpected: vision_model.encoder.layers.1"),
+        ({"num_attention_heads": 0}, "num_heads is 0"),
+        ({"num_attention_heads": 5}, "q_proj.weight is [24, 24]; expected [20, 24]"),
+        ({"hidden_size": "wide"}, "not a siglip_vision_model configuration"),
+        ({"vision_use_head": False}, "unexpected: vision_model.head.probe"),
+    ]
+]
+REFUSED += [
+    (huggingface.decoder(GEMMA3), load_decoder, change, message)
+    for change, message in [
+        ({"model_type": "llama"}, "model_type is 'llama'; expected one with a decoder"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ({"attention_bias": True}, "attention_bias is True; expected False"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
+        ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
+        ({"use_bidirectional_attention": True}, "expected a causal decoder"),
+        (
+            {"layer_types": ["full_attention", *["sliding_attention"] * 2]},
+            "expected groups of equally many",
+        ),
+        ({"layer_types": ["sliding_attention"] * 2}, "here"),
+        ({"sliding_window_pattern": 0, "layer_types": None}, "not a gemma3_text"),
+        ({"sliding_window": 0}, "window is 0"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+        ({"rope_theta": 0.0}, "rope_base is 0.0"),
+        ({"rope_theta": "far"}, "rope_parameters is"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"head_dim": 4}, "q_proj.weight is [32, 24]; expected [16, 24]"),
+        ({"num_key_value_heads": 2}, "k_proj.weight is [8, 24]; expected [16, 24]"),
+        ({"num_key_value_heads": 3}, "no model is"),
+        ({"num_hidden_layers": 6, "layer_types": None}, "missing: model.layers.3"),
+        ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "'llama'"),
+        ({"model_type": "llava", "text_config": [1]}, "a part of config.json is [1]"),
+        ({"model_type": "llava", "text_config": None}, "a part has the model_type"),
+    ]
+]
+REFUSED += [
+    (huggingface.encoder(IMAGE), load_two_towers, {}, "expected one with two towers"),
+    (huggingface.two_towers(IMAGE, TEXT), load_decoder, {}, "one with a decoder"),
+]
+
+
+@pytest.mark.parametrize(("layout", "load", "change", "message"), REFUSED)
+def test_refused(tmp_path, layout, load, change, message):
+    path = write_folder(tmp_path / "here", layout)
+    file = tmp_path / "here" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    assert message in str(error.value)
+    assert path in str(error.value)
+
+
+HALVES = [0.5, 0.5, 0.5]
+SIGLIP_IMAGES = {
+    "image_processor_type": "SiglipImageProcessor",
+    "do_convert_rgb": None,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": HALVES,
+    "image_std": HALVES,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"height": 8, "width": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"resample": 2}, "hf_bilinear"),
+        ({"resample": 3}, "hf_bicubic"),
+        ({}, "hf_bicubic"),
+        ({"resample": 0}, "resample is 0; expected one of [2, 3]"),
+        ({"image_mean": [0.48, 0.46, 0.41]}, "image_mean is [0.48, 0.46, 0.41]"),
+        ({"image_std": [1, 1, 1]}, "image_std is [1, 1, 1]"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
+        ({"do_normalize": False}, "do_normalize is False"),
+        ({"do_center_crop": True}, "do_center_crop is True"),
+    ],
+)
+@pytest.mark.parametrize("version", [4, 5])
+def test_preprocessing(tmp_path, version, change, found):
+    """Of the file of an image processor, and of version 5's for a whole processor."""
+    path = write_folder(tmp_path, huggingface.encoder(IMAGE))
+    content = SIGLIP_IMAGES | change
+    if version == 5:
+        content = {"image_processor": content, "processor_class": "SiglipProcessor"}
+    name = "preprocessor_config.json" if version == 4 else "processor_config.json"
+    (tmp_path / name).write_text(json.dumps(content))
+    if found.startswith("hf_"):
+        assert parts.open_encoder(path).preprocessing == found
+        return
+    with pytest.raises(CheckpointError) as error:
+        load_encoder(path)
+    assert found in str(error.value)
+    assert name in str(error.value)
+
+
+def test_no_word_about_preprocessing(tmp_path):
+    path = write_folder(tmp_path, huggingface.encoder(IMAGE))
+    assert parts.open_encoder(path).preprocessing == ""

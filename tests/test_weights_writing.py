@@ -1,0 +1,240 @@
+"""Folders and files that we write: complete or not there, and read back bit by bit."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import ROOT
+from flax.traverse_util import flatten_dict, unflatten_dict
+from tiny_weights import (
+    GEMMA1,
+    GEMMA2,
+    GEMMA3,
+    IMAGE,
+    TEXT,
+    arrays,
+    hive_config,
+    stored,
+    write_folder,
+)
+
+from hive_jax.errors import CheckpointError, ConfigError, OutputError
+from hive_jax.weights import huggingface, load_encoder, parts, save_encoder
+from hive_jax.weights.names import param_shapes
+
+FORMATS = pytest.mark.parametrize("format", ["huggingface", "big_vision"])
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+
+
+def params():
+    return unflatten_dict(arrays(IMAGE), sep="/")
+
+
+LAYOUTS = {
+    "encoder": (huggingface.encoder(IMAGE), parts.open_encoder),
+    "two towers": (huggingface.two_towers(IMAGE, TEXT), parts.open_two_towers),
+    "gemma1": (huggingface.decoder(GEMMA1), parts.open_decoder),
+    "gemma2": (huggingface.decoder(GEMMA2), parts.open_decoder),
+    "gemma3": (huggingface.decoder(GEMMA3), parts.open_decoder),
+    "vlm": (huggingface.vlm(hive_config("self_attention"), 60), parts.open_hive),
+    "hive": (huggingface.hive(hive_config("hive")), parts.open_hive),
+    "cascaded": (huggingface.hive(hive_config("cascaded", GEMMA2)), parts.open_hive),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "options", [{}, {"max_shard_bytes": 9000}], ids=["one", "many"]
+)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_ours_to_theirs_to_ours(tmp_path, name, options, dtype):
+    layout, open_part = LAYOUTS[name]
+    path = write_folder(tmp_path, layout, dtype, **options)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 2) == bool(options)
+    part = open_part(path)
+    assert param_shapes(part.config) == param_shapes(layout.model)
+    if not isinstance(layout.model, tuple) and hasattr(layout.model, "fusion"):
+        connections = layout.model.resolved_connections()
+        expected = dataclasses.replace(layout.model, connections=connections)
+    else:
+        expected = layout.model
+    assert part.config == expected
+    assert not part.left_out
+    as_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    got, wanted = dict(part.leaves()), arrays(layout.model)
+    assert set(got) == set(wanted)
+    for key, array in wanted.items():
+        assert got[key].dtype == np.float32
+        np.testing.assert_array_equal(got[key], array.astype(as_type), strict=False)
+
+
+def test_parts_of_a_whole(tmp_path):
+    """The towers in "vlm" and "hive" folders, each for itself."""
+    for fusion in ("self_attention", "hive"):
+        config = hive_config(fusion)
+        layout = (
+            huggingface.vlm(config, 60)
+            if fusion == "self_attention"
+            else huggingface.hive(config)
+        )
+        path = write_folder(tmp_path / fusion, layout)
+        whole = arrays(config)
+        for branch, part in (
+            ("img/", parts.open_encoder(path)),
+            ("llm/", parts.open_decoder(path)),
+        ):
+            for name, array in part.leaves():
+                np.testing.assert_array_equal(array, whole[branch + name])
+        assert part.config == GEMMA3
+
+
+def test_index_of_shards(tmp_path):
+    write_folder(
+        tmp_path, huggingface.decoder(GEMMA3), "bfloat16", max_shard_bytes=9000
+    )
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    count = len(files)
+    assert files == [
+        f"model-{n + 1:05}-of-{count:05}.safetensors" for n in range(count)
+    ]
+    tensors = stored(tmp_path)
+    assert set(index["weight_map"]) == set(tensors)
+    total = sum(len(content) for _, _, content in tensors.values())
+    assert index["metadata"]["total_size"] == total
+    assert all((tmp_path / file).stat().st_size < 9000 + 2000 for file in files)
+
+
+@DTYPES
+@FORMATS
+def test_save_and_load_encoder(tmp_path, format, dtype):
+    path = tmp_path / "new" / "encoder.npz"
+    if format == "big_vision":
+        path.parent.mkdir()
+    save_encoder(path, IMAGE, params(), format, dtype, "hf_bilinear")
+    assert [file.name for file in path.parent.iterdir()] == ["encoder.npz"]
+    config, got = load_encoder(str(path))
+    assert config == IMAGE
+    assert parts.open_encoder(str(path)).preprocessing == "hf_bilinear"
+    as_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    for name, array in flatten_dict(got, sep="/").items():
+        wanted = arrays(IMAGE)[name].astype(as_type)
+        np.testing.assert_array_equal(array, wanted)
+
+
+@FORMATS
+def test_nothing_is_overwritten(tmp_path, format):
+    file, folder, link = tmp_path / "file", tmp_path / "folder", tmp_path / "link"
+    file.write_text("mine")
+    folder.mkdir()
+    link.symlink_to(tmp_path / "nowhere")
+    for path in (file, folder, link):
+        with pytest.raises(OutputError, match="exists"):
+            save_encoder(path, IMAGE, params(), format)
+    assert file.read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == [file, folder, link]
+    assert not list(folder.iterdir())
+
+
+@FORMATS
+def test_what_cannot_be_saved(tmp_path, format):
+    path, good = tmp_path / "encoder", params()
+    more = {**good, "head": {"kernel": np.zeros((2, 2))}}
+    less = {name: leaf for name, leaf in good.items() if name != "pos_embedding"}
+    other = {**good, "pos_embedding": np.zeros((1, 9, 24))}
+    large = {**good, "pos_embedding": good["pos_embedding"] * 1e6}
+    nan = {**good, "pos_embedding": good["pos_embedding"] * np.nan}
+    for changed, dtype, message in (
+        (more, "float32", r"head/kernel: \(2, 2\); expected nothing"),
+        (less, "float32", r"pos_embedding: missing; expected \(1, 4, 24\)"),
+        (other, "float32", r"pos_embedding: \(1, 9, 24\); expected \(1, 4, 24\)"),
+        (large, "float16", "position|pos_embedding: not finite as float16"),
+        (nan, "float32", "not finite as float32"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            save_encoder(path, IMAGE, changed, format, dtype)
+    for options, message in (
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"preprocessing": ""}, "preprocessing is ''"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            save_encoder(path, IMAGE, good, format, **options)
+    with pytest.raises(ConfigError, match="format is 'onnx'"):
+        save_encoder(path, IMAGE, good, "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+# In processes of their own, which kill themselves and set limits on themselves.
+START = """
+import os, resource, sys
+sys.path.insert(0, "tests")
+from flax.traverse_util import unflatten_dict
+from tiny_weights import IMAGE, arrays
+from hive_jax.errors import OutputError
+from hive_jax.weights import save_encoder
+
+folder, params = sys.argv[1], unflatten_dict(arrays(IMAGE), sep="/")
+
+def save(format):
+    save_encoder(f"{folder}/encoder", IMAGE, params, format)
+"""
+KILLED = """
+def watch(event, args):
+    if event in ("open", "os.mkdir", "os.chmod", "os.rename") and folder in str(args):
+        print(event, os.path.exists(f"{folder}/encoder"), flush=True)
+    if event == sys.argv[3]:
+        os.kill(os.getpid(), 9)
+
+sys.addaudithook(watch)
+save(sys.argv[2])
+"""
+OUT_OF_ROOM = """
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for format in ("huggingface", "big_vision"):
+    for size in (100, 5000, 60_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            save(format)
+        except OutputError as error:
+            message = error
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        print(str(message).replace(folder, ""))
+        assert not os.listdir(folder)
+"""
+
+
+def in_its_own_process(script, *arguments):
+    command = [sys.executable, "-W", "error", "-c", START + script, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("format", "event"), [("huggingface", "os.chmod"), ("big_vision", "os.rename")]
+)
+def test_killed_while_it_writes(tmp_path, format, event):
+    """With tensors on the disk: nothing under the name, at no step, and the next
+    attempt is not in the way of what is left."""
+    done = in_its_own_process(KILLED, str(tmp_path), format, event)
+    assert done.returncode == -9, done.stderr
+    steps = done.stdout.splitlines()
+    assert len(steps) > 2
+    assert all(step.endswith("False") for step in steps)
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".tmp")
+    save_encoder(tmp_path / "encoder", IMAGE, params(), format)
+    assert load_encoder(str(tmp_path / "encoder"))[0] == IMAGE
+
+
+def test_out_of_room(tmp_path):
+    """Nothing is left, and the error says what could not be written."""
+    done = in_its_own_process(OUT_OF_ROOM, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    messages = done.stdout.splitlines()
+    assert len(messages) == 6
+    assert all(line.startswith("cannot write") for line in messages), messages
