@@ -28,6 +28,7 @@ from hive_jax.training import trees
 from hive_jax.training.damage import (
     DamagedError,
     first_line,
+    ignore_closed_loops,
     quiet_leftovers,
     reading,
 )
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 # Every failure reaches this file as an exception and is reported once, in few lines.
 # Orbax also logs it, with hundreds of lines of traceback for one full disk.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+ignore_closed_loops()
 
 
 class Checkpoints:

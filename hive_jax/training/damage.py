@@ -76,6 +76,21 @@ def quiet_leftovers():
         sys.unraisablehook = hook
 
 
+def ignore_closed_loops() -> None:
+    """Drops the complaints of writes that were under way when another one failed.
+
+    They come from threads of TensorStore, six lines for each write, at any time after
+    Orbax has raised the failure itself.
+    """
+    hook = sys.unraisablehook
+
+    def filtered(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = filtered
+
+
 def _mentions(error: Exception, name: str) -> bool:
     """Whether TensorStore's message is about this leaf: `"img.kernel/0.0"`."""
     stored = name.removeprefix("params/").replace("/", ".") + "/"
