@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 # Every failure reaches this file as an exception and is reported once, in few lines.
 # Orbax also logs it, with hundreds of lines of traceback for one full disk.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda r: "orbax" not in r.getMessage())
 ignore_closed_loops()
 
 
