@@ -17,18 +17,23 @@ import functools
 import importlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hive_jax.config import DataConfig, OptimizerConfig, RunConfig, from_dict
+from hive_jax.config import (
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    from_dict,
+)
 from hive_jax.data.batch import KINDS, Batch
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training import objectives, sharding, state
-from hive_jax.training import optimizer as optimizers
+from hive_jax.training.program import Program
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -128,29 +133,11 @@ class Training:
     def __init__(self, run: RunConfig, batch: Batch, mesh=None):
         self.run = run
         self.batch = batch
-        self.model = objectives.build_model(run)
-        self.shapes = shapes_of(
-            self.model, run.model.encoder.image_size, run.data.num_tokens
-        )
-        self.assigned = optimizers.assign_rules(
-            self.shapes, run.rules, lambda: {"fusion/cross_attention/gate"}
-        )
-        self.optimizer = optimizers.make_optimizer(
-            run.optimizer, run.total_steps, self.assigned
-        )
-        step = state.make_train_step(self.model, self.optimizer, self.assigned)
-        self._shardings = self._rows = None
-        if mesh is None:
-            self.step = jax.jit(step)
-            return
-        abstract = jax.eval_shape(self._init, unflatten_dict(self.shapes, sep="/"))
-        self._shardings = state.state_shardings(mesh, abstract, self.optimizer)
-        self._rows = sharding.batch_sharding(mesh, run.batch_size)
-        out = (self._shardings, sharding.replicated(mesh))
-        self.step = jax.jit(step, out_shardings=out)
-
-    def _init(self, params) -> state.TrainState:
-        return state.init_state(params, self.optimizer, self.assigned)
+        mesh = mesh or sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+        self.program = Program(run, mesh)
+        self.model, self.optimizer = self.program.model, self.program.optimizer
+        self.assigned, self.step = self.program.assigned, self.program.train_step
+        self.shapes = flatten_dict(self.program.abstract_params, sep="/")
 
     def start(self) -> state.TrainState:
         """Step 0 with no parameter at zero: the gates are open, all norms count."""
@@ -159,13 +146,15 @@ class Training:
             name: (rng.normal(size=p.shape) / p.shape[-1] ** 0.5).astype(np.float32)
             for name, p in self.shapes.items()
         }
-        state = self._init(jax.tree.map(jnp.asarray, unflatten_dict(values, sep="/")))
-        return jax.device_put(state, self._shardings)
+        params = unflatten_dict(values, sep="/")
+        shardings = jax.tree.map(lambda p: p.sharding, self.program.abstract_params)
+        return self.program.start(jax.device_put(params, shardings))
 
     def steps(self, count: int, batch: Batch | None = None):
         """The state after `count` steps on one batch, and the metrics of each."""
         now, metrics = self.start(), []
-        batch = jax.device_put(batch or self.batch, self._rows)
+        rows = self.program.batch.image.sharding
+        batch = jax.device_put(batch or self.batch, rows)
         for _ in range(count):
             now, values = self.step(now, (batch,))
             metrics.append(jax.device_get(values))

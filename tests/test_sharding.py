@@ -5,6 +5,7 @@ import math
 
 import jax
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
@@ -42,10 +43,14 @@ def test_any_mesh_computes_what_one_device_does(two_steps, meshes, fusion, name)
         assert set(metrics) == set(wanted)
         for key in wanted:
             np.testing.assert_allclose(metrics[key], wanted[key], rtol=1e-5)
-    got = flatten_dict(state_split.params, sep="/")
-    for key, leaf in flatten_dict(state.params, sep="/").items():
-        if not key.endswith("key/bias"):  # its gradient is rounding alone
-            np.testing.assert_allclose(got[key], leaf, atol=1e-4, err_msg=key)
+    # The first moments are the gradients of both steps; parameters would be compared
+    # through Adam, which makes whole steps of rounding where gradients are nothing.
+    got = optax.tree.get(state_split.opt_state, "mu")
+    moments = optax.tree.get(state.opt_state, "mu")
+    largest = max(np.abs(leaf).max() for leaf in moments.values())
+    for key, leaf in moments.items():
+        atol = 1e-5 * max(np.abs(leaf).max(), 0.1 * largest)
+        np.testing.assert_allclose(got[key], leaf, atol=atol, err_msg=key)
 
 
 @pytest.mark.parametrize(

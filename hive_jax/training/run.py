@@ -4,30 +4,26 @@ import json
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from hive_jax.config import RunConfig, differences, to_dict
 from hive_jax.data.loader import Loader
 from hive_jax.data.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError
-from hive_jax.training import objectives, report, sharding, state, validation
-from hive_jax.training import optimizer as optimizers
+from hive_jax.training import sharding, state
 from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.initial import abstract_params, initial_params
+from hive_jax.training.initial import initial_params
 from hive_jax.training.metrics import say
+from hive_jax.training.program import Program
 
 
 class Run:
-    """Model, data, optimizer and compiled steps of a config.
+    """The program of a config, and its data.
 
     Attributes:
+      program: model, optimizer, compiled steps.
       loader, validation: batches of the two splits.
       validation_batches: of them in one evaluation.
-      abstract_state: the TrainState as shapes, dtypes and shardings.
-      schedule: step -> learning rate.
-      train_step: (state, parts) -> (state, metrics); the state is donated.
-      eval_step: (params, batch) -> sums.
     """
 
     def __init__(self, config: RunConfig):
@@ -43,23 +39,7 @@ class Run:
         size = sharding.round_up(self.mesh, wanted)
         self.validation = self._loader("validation", None, size)
         self.validation_batches = max(1, config.data.validation_size // size)
-
-        self.model = objectives.build_model(config)
-        self.abstract_params = abstract_params(self.model, self.loader.spec, self.mesh)
-        shapes = flatten_dict(self.abstract_params, sep="/")
-        self.assigned = optimizers.assign_rules(
-            shapes,
-            config.rules,
-            lambda: objectives.names_under_all_fusions(config, self.loader.spec),
-        )
-        self.optimizer = optimizers.make_optimizer(
-            config.optimizer, config.total_steps, self.assigned
-        )
-        self.schedule = optimizers.learning_rate(config.optimizer, config.total_steps)
-        self.parameter_table = report.parameter_table(
-            shapes, self.assigned, config.optimizer.peak_lr
-        )
-        self._compile_steps()
+        self.program = Program(config, self.mesh)
 
     def _check_vocabulary(self) -> None:
         config, tokenizer = self.config, self.tokenizer
@@ -93,29 +73,6 @@ class Run:
             threads=config.data.threads,
         )
 
-    def _compile_steps(self) -> None:
-        abstract = jax.eval_shape(self._init_state, self.abstract_params)
-        self._shardings = state.state_shardings(self.mesh, abstract, self.optimizer)
-        self.abstract_state = jax.tree.map(
-            lambda leaf, where: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=where
-            ),
-            abstract,
-            self._shardings,
-        )
-        everywhere = sharding.replicated(self.mesh)
-        self.train_step = jax.jit(
-            state.make_train_step(self.model, self.optimizer, self.assigned),
-            donate_argnums=0,
-            out_shardings=(self._shardings, everywhere),
-        )
-        self.eval_step = jax.jit(
-            validation.make_eval_step(self.model), out_shardings=everywhere
-        )
-
-    def _init_state(self, params: dict) -> state.TrainState:
-        return state.init_state(params, self.optimizer, self.assigned)
-
     def meta(self, step: int) -> dict:
         """What a checkpoint says of itself: the config, fingerprints of what else
         the numbers depend on, and the position in the data."""
@@ -124,7 +81,7 @@ class Run:
             "inputs": {
                 "tokenizer": self.tokenizer.fingerprint,
                 "data": self.loader.source.fingerprint,
-                "dtype": jax.numpy.dtype(self.model.dtype).name,
+                "dtype": jax.numpy.dtype(self.program.model.dtype).name,
             },
             "samples_read": step * self.config.batch_size,
         }
@@ -138,8 +95,8 @@ class Run:
 
         return initial_params(
             self.config,
-            self.model,
-            self.abstract_params,
+            self.program.model,
+            self.program.abstract_params,
             self.loader.spec,
             self.tokenizer.fingerprint,
             sample_images,
@@ -147,10 +104,7 @@ class Run:
 
     def start(self) -> state.TrainState:
         """The state of step 0."""
-        init = jax.jit(
-            self._init_state, out_shardings=self._shardings, donate_argnums=0
-        )
-        return init(self.initial_params())
+        return self.program.start(self.initial_params())
 
     def restore(
         self, checkpoints: Checkpoints, allow_config_change: bool
@@ -174,7 +128,7 @@ class Run:
                 f"(checkpoint -> now):\n  {listed}\nUse the same values, another "
                 f"--workdir, or --allow_config_change to go on with the new ones."
             )
-        restored, meta = checkpoints.restore(self.abstract_state)
+        restored, meta = checkpoints.restore(self.program.abstract_state)
         assert int(restored.step) == meta["step"]
         say(f"continuing from step {meta['step']} in {checkpoints.directory}")
         if changed:

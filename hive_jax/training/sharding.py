@@ -9,7 +9,7 @@ import glob
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -37,10 +37,11 @@ _RULES = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices of all processes. One axis may be -1."""
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices of all processes, or over the given ones. One axis may
+    be -1."""
     shape = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     free = [axis for axis, size in shape.items() if size == -1]
     fixed = int(np.prod([size for size in shape.values() if size != -1]))
     if len(free) == 1 and fixed >= 1 and count % fixed == 0:
@@ -52,7 +53,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"devices, {count} (one of them may be -1)"
         )
     return jax.make_mesh(
-        tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * 3
+        tuple(shape.values()),
+        tuple(shape),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
     )
 
 

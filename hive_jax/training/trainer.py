@@ -44,7 +44,7 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
       HiveError: before any training, for anything that cannot work.
     """
     run = Run(config)
-    say(run.parameter_table)
+    say(run.program.parameter_table)
     folder = Path(workdir)
     first = jax.process_index() == 0
     with (
@@ -100,7 +100,7 @@ def _loop(
             asked = time.perf_counter()
             parts = tuple(itertools.islice(batches, config.accumulate))
             throughput.waited(time.perf_counter() - asked, metrics)
-            state, metrics = run.train_step(state, parts)
+            state, metrics = run.program.train_step(state, parts)
             bar.update()
             stopping = stop.requested or checkpoints.reached_preemption(step)
             last = step == config.total_steps
@@ -109,7 +109,7 @@ def _loop(
                 values = {name: float(value) for name, value in metrics.items()}
                 _require_sound(values, step)
                 bar.set_postfix(loss=f"{values['loss']:.3f}")
-                values["learning_rate"] = float(run.schedule(step - 1))
+                values["learning_rate"] = float(run.program.schedule(step - 1))
                 values |= throughput.since_last(step)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
             if step % config.eval_every == 0 and not last:
@@ -127,7 +127,9 @@ def _loop(
 
 def _validate(run: Run, params: dict, writer: MetricsWriter, step: int) -> dict:
     """Writes and returns the losses on held-out samples."""
-    values = validate(run.eval_step, params, run.validation, run.validation_batches)
+    values = validate(
+        run.program.eval_step, params, run.validation, run.validation_batches
+    )
     writer.write(step, {f"validation/{k}": v for k, v in values.items()})
     say(f"step {step}: {summary_line(values)}")
     return values

@@ -1,0 +1,98 @@
+"""What a config computes on a mesh: model, optimizer and steps. No data, no weights.
+
+The trainer runs these steps; the plan and the benchmarks compile the very same ones.
+"""
+
+import jax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from hive_jax.config import RunConfig
+from hive_jax.data.batch import Batch
+from hive_jax.training import objectives, report, sharding, state, validation
+from hive_jax.training import optimizer as optimizers
+from hive_jax.training.initial import abstract_params
+
+
+class Program:
+    """The compiled side of a run.
+
+    Attributes:
+      batch: the shapes of one part of a batch, split over the mesh.
+      abstract_params, abstract_state: shapes, dtypes and shardings.
+      assigned: name -> the rule of each parameter.
+      schedule: step -> learning rate.
+      train_step: (state, parts) -> (state, metrics), jitted; the state is donated.
+      eval_step: (params, batch) -> sums, jitted.
+
+    Raises:
+      ConfigError: the batch cannot be split over the mesh, or the rules do not fit.
+    """
+
+    def __init__(self, config: RunConfig, mesh: Mesh):
+        self.config, self.mesh = config, mesh
+        part_size = config.batch_size // config.accumulate
+        self.batch = _placed(
+            Batch.spec(
+                part_size, config.data.num_tokens, config.model.encoder.image_size
+            ),
+            sharding.batch_sharding(mesh, part_size),
+        )
+        self.model = objectives.build_model(config)
+        self.abstract_params = abstract_params(self.model, self.batch, mesh)
+        self._shapes = flatten_dict(self.abstract_params, sep="/")
+        self.assigned = optimizers.assign_rules(
+            self._shapes,
+            config.rules,
+            lambda: objectives.names_under_all_fusions(config, self.batch),
+        )
+        self.optimizer = optimizers.make_optimizer(
+            config.optimizer, config.total_steps, self.assigned
+        )
+        self.schedule = optimizers.learning_rate(config.optimizer, config.total_steps)
+        abstract = jax.eval_shape(self._init_state, self.abstract_params)
+        self._shardings = state.state_shardings(mesh, abstract, self.optimizer)
+        self.abstract_state = _placed(abstract, self._shardings)
+        everywhere = sharding.replicated(mesh)
+        self.train_step = jax.jit(
+            state.make_train_step(self.model, self.optimizer, self.assigned),
+            donate_argnums=0,
+            out_shardings=(self._shardings, everywhere),
+        )
+        self.eval_step = jax.jit(
+            validation.make_eval_step(self.model), out_shardings=everywhere
+        )
+
+    @property
+    def parameter_table(self) -> str:
+        """Parameters of each part, trainable or frozen, with the peak learning rate."""
+        peak_lr = self.config.optimizer.peak_lr
+        return report.parameter_table(self._shapes, self.assigned, peak_lr)
+
+    def start(self, params: dict) -> state.TrainState:
+        """The state of step 0; `params` are donated to it."""
+        init = jax.jit(
+            self._init_state, out_shardings=self._shardings, donate_argnums=0
+        )
+        return init(params)
+
+    def lower_train_step(self) -> jax.stages.Lowered:
+        """The train step on the shapes of a whole batch; nothing is computed."""
+        parts = (self.batch,) * self.config.accumulate
+        return self.train_step.lower(self.abstract_state, parts)
+
+    def _init_state(self, params: dict) -> state.TrainState:
+        return state.init_state(params, self.optimizer, self.assigned)
+
+
+def _placed(tree, shardings):
+    """The shapes of a tree with a sharding each, or one sharding for all."""
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        tree,
+        shardings,
+    )
