@@ -11,8 +11,6 @@ Arguments follow the file's name and combine with commas:
 
 import dataclasses
 
-import ml_collections
-
 from hive_jax.config import (
     DECODER_OF_WEIGHTS,
     ENCODER_OF_WEIGHTS,
@@ -107,8 +105,10 @@ def paper(fusion: str) -> RunConfig:
     )
 
 
-def config(arguments: str | None) -> tuple[ml_collections.ConfigDict, bool]:
-    """The tree to change, and whether it is the paper's recipe."""
+def config(arguments: str | None):
+    """The ConfigDict to change, and whether it is the paper's recipe."""
+    import ml_collections  # not needed to read the rules
+
     chosen = parse(arguments, ("paper", "own_towers"), fusion="hive")
     run = (paper if chosen["paper"] else tiny)(chosen["fusion"])
     if chosen["own_towers"]:

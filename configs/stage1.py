@@ -8,11 +8,13 @@
 
 from configs import base
 
+RULES = (base.FUSION, base.REST)
+
 
 def get_config(arguments=None):
     config, paper = base.config(arguments)
     config.name = "stage1"
-    config.rules = (base.FUSION, base.REST)
+    config.rules = RULES
     config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.999
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 1.0

@@ -10,11 +10,13 @@ the rule: (*base.LLM, (4, 9, 13, 17, 22, 26)).
 
 from configs import base
 
+RULES = (base.EMBEDDINGS, base.FUSION, base.LLM, base.REST)
+
 
 def get_config(arguments=None):
     config, paper = base.config(arguments)
     config.name, config.previous = "stage2", "stage1"
-    config.rules = (base.EMBEDDINGS, base.FUSION, base.LLM, base.REST)
+    config.rules = RULES
     config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 10.0

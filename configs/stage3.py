@@ -8,11 +8,13 @@
 
 from configs import base
 
+RULES = (base.EMBEDDINGS, base.BESIDE, base.FUSION, base.LLM, base.ENCODER)
+
 
 def get_config(arguments=None):
     config, paper = base.config(arguments)
     config.name, config.previous = "stage3", "stage2"
-    config.rules = (base.EMBEDDINGS, base.BESIDE, base.FUSION, base.LLM, base.ENCODER)
+    config.rules = RULES
     config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
     config.optimizer.weight_decay = 0.0
     config.optimizer.clip_norm = 10.0

@@ -29,7 +29,7 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import initial
 from hive_jax.training.importing import import_weights
-from hive_jax.training.objectives import build_model
+from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.origin import complete, stored_config
 from hive_jax.training.sharding import make_mesh
 from hive_jax.weights import huggingface
@@ -92,7 +92,7 @@ def start(config: RunConfig) -> dict:
     """The parameters of step 0, by name."""
     batch = Batch.spec(1, config.data.num_tokens, config.model.encoder.image_size)
     model = build_model(config)
-    abstract = initial.abstract_params(model, batch, make_mesh(MeshConfig()))
+    abstract = abstract_params(model, batch, make_mesh(MeshConfig()))
     tokenizer = load_tokenizer(config.data.tokenizer).fingerprint
     params = initial.initial_params(config, model, abstract, batch, tokenizer, None)
     return flatten_dict(jax.device_get(params), sep="/")

@@ -20,8 +20,8 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError
 from hive_jax.training import origin
 from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.initial import abstract_params, initial_params
-from hive_jax.training.objectives import build_model
+from hive_jax.training.initial import initial_params
+from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.sharding import make_mesh
 from hive_jax.training.state import TrainState
 

@@ -9,15 +9,9 @@ import numpy as np
 from hive_jax.config import RunConfig
 from hive_jax.data.batch import Batch
 from hive_jax.models.siglip import patches
-from hive_jax.training import handover, sharding
+from hive_jax.training import handover
 from hive_jax.training.objectives import init_params, normalise_images
 from hive_jax.training.origin import workdir_before
-
-
-def abstract_params(model, batch: Batch, mesh) -> dict:
-    """The parameters' shapes, dtypes and shardings; nothing is computed."""
-    shapes = jax.eval_shape(lambda: init_params(model, batch, 0))
-    return sharding.sharded_params(mesh, shapes)
 
 
 def initial_params(
@@ -32,7 +26,7 @@ def initial_params(
     init_decoder, and random where these say nothing.
 
     Args:
-      abstract: as from `abstract_params`.
+      abstract: as from `objectives.abstract_params`.
       batch: shapes of a batch.
       tokenizer: fingerprint of this run's tokenizer.
       sample_images: gives uint8[n, height, width, 3], for `whiten_patches`.

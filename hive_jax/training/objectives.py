@@ -13,6 +13,7 @@ from hive_jax.data.batch import Batch
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import TwoTowers
+from hive_jax.training import sharding
 from hive_jax.training.losses import next_token_nll, sigmoid_contrastive_loss
 
 
@@ -52,6 +53,12 @@ def init_params(model: nn.Module, batch: Batch, seed: int) -> dict:
     if isinstance(model, Hive):
         inputs += (jnp.ones(tokens.shape, bool),)
     return model.init(jax.random.key(seed), *inputs)["params"]
+
+
+def abstract_params(model, batch: Batch, mesh) -> dict:
+    """The parameters' shapes, dtypes and shardings; nothing is computed."""
+    shapes = jax.eval_shape(lambda: init_params(model, batch, 0))
+    return sharding.sharded_params(mesh, shapes)
 
 
 def make_loss(model: nn.Module) -> Callable:

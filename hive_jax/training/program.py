@@ -11,7 +11,6 @@ from hive_jax.config import RunConfig
 from hive_jax.data.batch import Batch
 from hive_jax.training import objectives, report, sharding, state, validation
 from hive_jax.training import optimizer as optimizers
-from hive_jax.training.initial import abstract_params
 
 
 class Program:
@@ -39,7 +38,7 @@ class Program:
             sharding.batch_sharding(mesh, part_size),
         )
         self.model = objectives.build_model(config)
-        self.abstract_params = abstract_params(self.model, self.batch, mesh)
+        self.abstract_params = objectives.abstract_params(self.model, self.batch, mesh)
         self._shapes = flatten_dict(self.abstract_params, sep="/")
         self.assigned = optimizers.assign_rules(
             self._shapes,
