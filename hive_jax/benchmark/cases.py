@@ -1,0 +1,65 @@
+"""What is measured: model sizes by name, and a RunConfig for each fusion and stage."""
+
+import dataclasses
+
+from hive_jax.config import DataConfig, MeshConfig, OptimizerConfig, Rule, RunConfig
+from hive_jax.models.gemma import GemmaConfig, gemma_config
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import SiglipConfig, siglip_config
+
+FUSIONS = ("hive", "cascaded", "self_attention")
+STAGES = (1, 2, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Two towers, the length of the text and the images of a step."""
+
+    encoder: SiglipConfig
+    decoder: GemmaConfig
+    num_tokens: int
+    batch_size: int
+
+
+SIZES = {
+    # Runs through in no time: for tests.
+    "micro": Size(
+        SiglipConfig(32, 4, 64, 2, patch_size=8, image_size=32),
+        GemmaConfig(128, 32, 4, 64, 2, 1, 16, qk_norm=True, post_norms=True),
+        num_tokens=8,
+        batch_size=4,
+    ),
+    # Large enough for a CPU's matrix products to be what counts.
+    "tiny": Size(
+        SiglipConfig(256, 6, 1024, 4, patch_size=16, image_size=192),
+        GemmaConfig(8192, 288, 6, 1728, 4, 1, 64, qk_norm=True, post_norms=True),
+        num_tokens=20,
+        batch_size=8,
+    ),
+    "siglip_l16_384+gemma3_1b": Size(
+        siglip_config("L", 16, 384), gemma_config("gemma3_1b"), 77, 128
+    ),
+    "siglip_l16_384+gemma3_270m": Size(
+        siglip_config("L", 16, 384), gemma_config("gemma3_270m"), 77, 128
+    ),
+    "siglip_so400m14_224+gemma_2b": Size(
+        siglip_config("So400m", 14, 224), gemma_config("gemma_2b"), 77, 64
+    ),
+}
+
+
+def case(size: Size, fusion: str, rules: tuple, dtype: str = "auto") -> RunConfig:
+    """A run on one device; `rules` are those of a stage, from its config file.
+
+    Replace fields of the result for variants: scan, remat, batch_size.
+    """
+    return RunConfig(
+        name=f"benchmark_{fusion}",
+        batch_size=size.batch_size,
+        dtype=dtype,
+        model=HiveConfig(size.encoder, size.decoder, fusion),
+        data=DataConfig(num_tokens=size.num_tokens),
+        optimizer=OptimizerConfig(peak_lr=1e-4),
+        mesh=MeshConfig(1, 1, 1),
+        rules=tuple(Rule(*rule) for rule in rules),
+    )
