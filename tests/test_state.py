@@ -158,7 +158,7 @@ def test_state_is_float32_whatever_the_computation(tiny_run, training, objective
     )
     leaves = jax.tree.leaves((params, opt_state))
     assert {str(leaf.dtype) for leaf in leaves} == {"float32", "int32"}
-    loss = objectives.make_loss(one.model)
+    loss = objectives.make_loss(one.model, one.program.mesh)
     assert {x.dtype for x in jax.eval_shape(loss, params, one.batch)} == {
         jnp.dtype("float32")
     }

@@ -1,12 +1,12 @@
-"""Next-token cross-entropy without holding all logits, and SigLIP's sigmoid loss."""
+"""Next-token cross-entropy for evaluation, and SigLIP's sigmoid loss."""
 
 import jax
 import jax.numpy as jnp
 
 from hive_jax.models.gemma import unembed
 
-# Logits held at a time, as a number of elements: [B, chunk of T, V].
-_MAX_LOGITS = 2**24
+# Elements of the logits that a device holds at a time: half a gigabyte.
+MAX_LOGITS = 2**27
 
 
 def next_token_nll(
@@ -14,13 +14,13 @@ def next_token_nll(
     table_VE: jax.Array,
     softcap: float,
     tokens: jax.Array,
-    max_logits: int = _MAX_LOGITS,
+    max_logits: int = MAX_LOGITS,
 ) -> jax.Array:
     """Negative log-likelihood of each next token, float32[B, T - 1], in nats.
 
     Entry t is the loss of tokens[:, t + 1] given hidden[:, t]. Logits are made for a
-    chunk of positions at a time and made again in the backward pass, so that
-    [B, T, V] is never held for large vocabularies.
+    chunk of positions at a time, but would all be kept for a gradient; to train, see
+    `supervised.py`.
 
     Args:
       hidden: [B, T, E] after the final norm.
@@ -33,24 +33,33 @@ def next_token_nll(
     hidden, targets = hidden[:, :-1], tokens[:, 1:]
     batch, length, width = hidden.shape
 
-    def nll(hidden, targets):
-        logits = unembed(hidden, table_VE, softcap)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - chosen
+    def nll(part):
+        logits = unembed(part[0], table_VE, softcap)
+        return jax.nn.logsumexp(logits, axis=-1) - chosen(logits, part[1])
 
     chunk = max(1, max_logits // (batch * table_VE.shape[0]))
     if chunk >= length:
-        return nll(hidden, targets)
+        return nll((hidden, targets))
     count = -(-length // chunk)
     padding = count * chunk - length
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, padding)))
     hidden = hidden.reshape(batch, count, chunk, width).swapaxes(0, 1)
     targets = targets.reshape(batch, count, chunk).swapaxes(0, 1)
-    _, out = jax.lax.scan(
-        lambda _, part: (None, jax.checkpoint(nll)(*part)), None, (hidden, targets)
-    )
+    out = jax.lax.map(nll, (hidden, targets))
     return out.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+
+
+def one_hot(index: jax.Array, logits: jax.Array) -> jax.Array:
+    """index[...] as bool[..., V], by comparison: a gather or scatter along V would
+    collect a vocabulary that is split over devices."""
+    vocabulary = jax.lax.broadcasted_iota(index.dtype, logits.shape, logits.ndim - 1)
+    return vocabulary == index[..., None]
+
+
+def chosen(logits: jax.Array, index: jax.Array) -> jax.Array:
+    """logits[..., V] at index[...]."""
+    return jnp.where(one_hot(index, logits), logits, 0.0).sum(axis=-1)
 
 
 def sigmoid_contrastive_loss(

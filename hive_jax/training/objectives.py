@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
 
 from hive_jax.config import RunConfig
 from hive_jax.data.batch import Batch
@@ -15,6 +16,7 @@ from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import TwoTowers
 from hive_jax.training import sharding
 from hive_jax.training.losses import next_token_nll, sigmoid_contrastive_loss
+from hive_jax.training.supervised import supervised_nll
 
 
 def build_model(config: RunConfig) -> nn.Module:
@@ -61,13 +63,13 @@ def abstract_params(model, batch: Batch, mesh) -> dict:
     return sharding.sharded_params(mesh, shapes)
 
 
-def make_loss(model: nn.Module) -> Callable:
+def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
     """(params, batch) -> (sum of losses, weight they are to be divided by)."""
 
     def caption(params, batch: Batch):
-        nll = token_losses(model, params, batch)
-        weight = batch.target[:, 1:].astype(jnp.float32)
-        return (nll * weight).sum(), weight.sum()
+        hidden, table, softcap = _hidden(model, params, batch)
+        loss = supervised_nll(hidden, table, softcap, batch.tokens, batch.target, mesh)
+        return loss, batch.target[:, 1:].sum().astype(jnp.float32)
 
     def contrastive(params, batch: Batch):
         images = normalise_images(batch.image)
@@ -79,8 +81,13 @@ def make_loss(model: nn.Module) -> Callable:
 
 def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
     """Negative log-likelihood float32[B, T - 1] of each token after the first."""
+    hidden, table, softcap = _hidden(model, params, batch)
+    return next_token_nll(hidden, table, softcap, batch.tokens)
+
+
+def _hidden(model: Hive, params: dict, batch: Batch):
+    """Hidden states [B, T, E], and what turns them into logits."""
     images = normalise_images(batch.image)
     hidden = model.apply({"params": params}, images, batch.tokens, batch.sees_image)
     table = params["llm"]["embedder"]["input_embedding"]
-    softcap = model.config.decoder.final_softcap
-    return next_token_nll(hidden, table, softcap, batch.tokens)
+    return hidden, table, model.config.decoder.final_softcap

@@ -54,7 +54,7 @@ class Program:
         self.abstract_state = _placed(abstract, self._shardings)
         everywhere = sharding.replicated(mesh)
         self.train_step = jax.jit(
-            state.make_train_step(self.model, self.optimizer, self.assigned),
+            state.make_train_step(self.model, self.optimizer, self.assigned, mesh),
             donate_argnums=0,
             out_shardings=(self._shardings, everywhere),
         )

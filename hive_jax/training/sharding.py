@@ -60,9 +60,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     )
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """How many devices the rows of a batch are split over."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     """Rows of a batch over data and fsdp."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if batch_size % parts:
         raise ConfigError(
             f"batches of {batch_size} samples (batch_size / accumulate) cannot be "
@@ -73,8 +78,14 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
 
 def round_up(mesh: Mesh, batch_size: int) -> int:
     """The next batch size that can be split over data and fsdp."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     return -(-batch_size // parts) * parts
+
+
+def vocabulary(mesh: Mesh, vocab_size: int) -> NamedSharding:
+    """The embedding table [V, E] where it is used: gathered, but for a split of V."""
+    whole = vocab_size % mesh.shape["tensor"]
+    return NamedSharding(mesh, PartitionSpec(None if whole else "tensor"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

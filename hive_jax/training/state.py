@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from hive_jax.config import Rule
 from hive_jax.data.batch import Batch
@@ -51,14 +52,16 @@ def _moments(opt_state) -> dict:
     return next(s.mu for s in opt_state if isinstance(s, optax.ScaleByAdamState))
 
 
-def make_train_step(model, optimizer, assigned: Mapping[str, Rule]) -> Callable:
+def make_train_step(
+    model, optimizer, assigned: Mapping[str, Rule], mesh: Mesh
+) -> Callable:
     """The pure step (state, parts) -> (state, metrics).
 
     `parts` is a tuple of batches, sent through one after the other; their losses are
     summed and divided once, so that a batch in parts is the batch in one. Only the
     trainable leaves are differentiated, clipped, measured and updated.
     """
-    loss_fn = make_loss(model)
+    loss_fn = make_loss(model, mesh)
 
     def step(state: TrainState, parts: tuple[Batch, ...]):
         flat = flatten_dict(state.params, sep="/")
