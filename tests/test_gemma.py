@@ -213,9 +213,8 @@ def test_scan_equals_unrolled_in_value_and_gradient(params):
 @pytest.mark.parametrize("ends", [(1, 7), (2, 3, 7), (4, 5, 6, 7)])
 def test_segments_cut_anywhere_are_the_whole(params, ends):
     def run(gemma, tokens):
-        position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         x = gemma.embed(tokens)
-        segments = gemma.segments(position, ends)
+        segments = gemma.segments(ends)
         assert len(segments) == len(ends)
         for segment in segments:
             x = segment(x)
@@ -247,30 +246,6 @@ def test_window_of_one_layer(params, local_layers, reach):
     after = logits(one_layer, changed, config)
     np.testing.assert_array_equal(after[:, reach:], before[:, reach:])
     assert np.all(np.any(after[:, :reach] != before[:, :reach], axis=-1))
-
-
-def test_visible_is_a_further_limit(params):
-    """Token 0 hidden from all others: these are a text without it."""
-
-    def run(gemma, tokens, visible):
-        position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        (layers,) = gemma.segments(position, (7,), visible)
-        return gemma.final_norm(layers(gemma.embed(tokens)))
-
-    apply = jax.jit(
-        lambda tokens, visible: Gemma(TINY).apply(
-            {"params": params}, tokens, visible, method=run
-        )
-    )
-    visible = jnp.ones((2, 1, 8), bool).at[:, :, 0].set(False)
-    changed = TOKENS.copy()
-    changed[:, 0] = (changed[:, 0] + 1) % 31
-    np.testing.assert_array_equal(
-        apply(TOKENS, visible)[:, 1:], apply(changed, visible)[:, 1:]
-    )
-    # Rotary positions count distances only, so the rest may as well start at 1.
-    without = apply(TOKENS[:, 1:], jnp.ones((2, 1, 7), bool))
-    np.testing.assert_allclose(apply(TOKENS, visible)[:, 1:], without, atol=1e-4)
 
 
 def test_final_softcap():

@@ -91,8 +91,7 @@ def towers(scan, remat):
 @pytest.mark.parametrize("name", ["gemma1", "gemma2"])
 def test_gemma(name, scan):
     def run(gemma, tokens):
-        position = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        (layers,) = gemma.segments(position, (gemma.config.depth,))
+        (layers,) = gemma.segments((gemma.config.depth,))
         hidden = gemma.final_norm(layers(gemma.embed(tokens)))
         return hidden, gemma.logits(hidden)
 

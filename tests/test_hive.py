@@ -205,8 +205,7 @@ def test_each_connected_layer_reads_its_depth_before_it_runs(fusion):
         features = hive.img(IMAGES, (1, 2, 3)).features
         features = features[jnp.array(depths) - 1]
         read_first, read_second = hive.fusion.readers(features, SEES_IMAGE)
-        position = jnp.broadcast_to(jnp.arange(7), TOKENS.shape)
-        layer_1, layer_2, layer_3 = hive.llm.segments(position, (1, 2, 3))
+        layer_1, layer_2, layer_3 = hive.llm.segments((1, 2, 3))
         x = layer_1(read_first(hive.llm.embed(TOKENS)))
         x = layer_3(read_second(layer_2(x)))
         return hive.llm.final_norm(x)
@@ -285,25 +284,16 @@ def test_every_patch_of_every_connection_is_read(fusion):
 
 
 def test_interleave():
-    # a b i i c d, i i a b c d, and a text without an image.
+    # a b i i c d, i i a b c d, and a text without an image, a b c d i i.
     sees_image = jnp.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-    position, visible = interleave(sees_image, 2)
-    assert position.tolist() == [
-        [2, 3, 0, 1, 4, 5],
-        [0, 1, 2, 3, 4, 5],
-        [0, 1, 0, 1, 2, 3],
-    ]
-    assert visible.shape == (3, 1, 6)
-    assert visible[:, 0].astype(int).tolist() == [
-        [1, 1, 1, 1, 1, 1],
-        [1, 1, 1, 1, 1, 1],
-        [0, 0, 1, 1, 1, 1],
-    ]
+    image, text = interleave(sees_image, 2)
+    assert image.tolist() == [[2, 3], [0, 1], [4, 5]]
+    assert text.tolist() == [[0, 1, 4, 5], [2, 3, 4, 5], [0, 1, 2, 3]]
 
 
 def test_interleave_counts_trailing_text_that_sees_no_image():
-    position, _ = interleave(jnp.array([[0, 1, 0]], bool), 2)
-    assert position.tolist() == [[1, 2, 0, 3, 4]]
+    image, text = interleave(jnp.array([[0, 1, 0]], bool), 2)
+    assert (image.tolist(), text.tolist()) == ([[1, 2]], [[0, 3, 4]])
 
 
 def test_self_attention_is_the_decoder_on_text_with_image_tokens_inside():
@@ -312,7 +302,7 @@ def test_self_attention_is_the_decoder_on_text_with_image_tokens_inside():
         image_tokens = hive.fusion.project(features)[0]
         text = hive.llm.embed(tokens)
         x = jnp.concatenate([text[:, :before], image_tokens, text[:, before:]], axis=1)
-        (layers,) = hive.llm.segments(jnp.arange(x.shape[1])[None], (3,))
+        (layers,) = hive.llm.segments((3,))
         hidden = hive.llm.final_norm(layers(x))
         end = before + image_tokens.shape[1]
         return jnp.concatenate([hidden[:, :before], hidden[:, end:]], axis=1)

@@ -9,7 +9,7 @@ from hive_jax.config.schema import (
     RunConfig,
 )
 from hive_jax.errors import ConfigError
-from hive_jax.models.stack import REMAT_POLICIES
+from hive_jax.models.stack import PROGRAM, REMAT_POLICIES
 
 
 def check(config: RunConfig) -> None:
@@ -109,7 +109,7 @@ def _check_of_weights(expect: _Expect, tower: str, blank, free: set[str]) -> Non
     """A tower of width 0 has no other value of its own, but for the `free` ones."""
     for field in dataclasses.fields(blank):
         wanted = getattr(blank, field.name)
-        if field.name not in {*free, "scan", "remat"}:
+        if field.name not in {*free, *PROGRAM}:
             key = f"{tower}.{field.name}"
             expect(
                 expect.value(key) == wanted,

@@ -1,7 +1,61 @@
-"""Masks, rotary positions and the one attention function."""
+"""Attention: among all, causal, or from one sequence to another; rotary positions."""
 
 import jax
 import jax.numpy as jnp
+
+from hive_jax.models import flash
+
+
+def attend_to_all(
+    query_BTNH: jax.Array,
+    key_BSNH: jax.Array,
+    value_BSNH: jax.Array,
+    *,
+    use_flash: bool,
+) -> jax.Array:
+    """Every query looks at every key -> [B, T, N, H]; scale H ** -0.5."""
+    scale = query_BTNH.shape[-1] ** -0.5
+    if use_flash and flash.serves(query_BTNH, key_BSNH):
+        return flash.attend(query_BTNH, key_BSNH, value_BSNH, scale=scale)
+    return attend(query_BTNH, key_BSNH, value_BSNH, scale=scale)
+
+
+def attend_causally(
+    query_BTNH: jax.Array,
+    key_BTKH: jax.Array,
+    value_BTKH: jax.Array,
+    *,
+    local: jax.Array,
+    window: int,
+    scale: float,
+    softcap: float,
+    use_flash: bool,
+) -> jax.Array:
+    """Position t looks at positions up to t -> [B, T, N, H].
+
+    Args:
+      local: bool scalar; if True, only at the last `window` of them.
+      window: 0, or not smaller than T, where it makes no difference.
+      scale, softcap: as for `attend`.
+      use_flash: where the platform has it.
+    """
+    length = query_BTNH.shape[1]
+    windowed = 0 < window < length
+    if use_flash and not softcap and flash.serves(query_BTNH, key_BTKH):
+
+        def run(width, *operands):
+            return flash.attend(*operands, scale=scale, causal=True, window=width)
+
+        operands = query_BTNH, key_BTKH, value_BTKH
+        if not windowed:
+            return run(0, *operands)
+        return jax.lax.cond(
+            local, lambda *x: run(window, *x), lambda *x: run(0, *x), *operands
+        )
+    reach = jnp.where(local, window, 0) if windowed else 0
+    position = jnp.arange(length)[None]
+    mask = causal_mask(position, position, reach)
+    return attend(query_BTNH, key_BTKH, value_BTKH, mask, scale=scale, softcap=softcap)
 
 
 def attend(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.models import stack
-from hive_jax.models.attention import attend, causal_mask, rotate
+from hive_jax.models.attention import attend_causally, rotate
 from hive_jax.models.layers import RMSNorm, gelu, matmul
 
 
@@ -51,6 +51,7 @@ class GemmaConfig:
     rope_factor: float = 1.0
     scan: bool = False
     remat: str = "none"
+    flash: bool = True
 
     def is_local(self) -> np.ndarray:
         """bool[depth]: which layers have a sliding window."""
@@ -139,10 +140,11 @@ class SelfAttention(nn.Module):
     config: GemmaConfig
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, position: jax.Array, mask: jax.Array, base: jax.Array
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, local: jax.Array) -> jax.Array:
         c = self.config
+        base = jnp.where(local, c.local_rope_base, c.rope_base)
+        position = jnp.arange(x.shape[1])[None]
+        position = position / jnp.where(local, 1.0, c.rope_factor)
         q_w = Einsum((c.num_heads, c.width, c.head_dim), (1,), (0,), name="q_einsum")()
         kv_w = Einsum(
             (2, c.num_kv_heads, c.width, c.head_dim), (2,), (0, 1), name="kv_einsum"
@@ -155,13 +157,15 @@ class SelfAttention(nn.Module):
         if c.qk_norm:
             query = RMSNorm(name="query_norm")(query)
             key = RMSNorm(name="key_norm")(key)
-        out = attend(
+        out = attend_causally(
             rotate(query, position, base),
             rotate(key, position, base),
             value,
-            mask,
+            local=local,
+            window=c.window if c.local_layers else 0,
             scale=c.query_scale or c.head_dim**-0.5,
             softcap=c.attention_softcap,
+            use_flash=c.flash,
         )
         return merge_heads(out, out_w)
 
@@ -188,27 +192,17 @@ class GatedMlp(nn.Module):
 class DecoderBlock(nn.Module):
     """One decoder layer, x[B, T, E] -> [B, T, E].
 
-    `local` (bool scalar) picks between the masks and rotary bases of local and
+    `local` (bool scalar) picks between the windows and rotary bases of local and
     global layers, so that one compiled block serves both in a scan.
     """
 
     config: GemmaConfig
 
     @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        local: jax.Array,
-        position: jax.Array,
-        global_mask: jax.Array,
-        local_mask: jax.Array,
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, local: jax.Array) -> jax.Array:
         c = self.config
-        mask = jnp.where(local, local_mask, global_mask)
-        base = jnp.where(local, c.local_rope_base, c.rope_base)
-        turned = position / jnp.where(local, 1.0, c.rope_factor)
         y = RMSNorm(name="pre_attention_norm")(x)
-        y = SelfAttention(c, name="attn")(y, turned, mask, base)
+        y = SelfAttention(c, name="attn")(y, local)
         x = x + (RMSNorm(name="post_attention_norm")(y) if c.post_norms else y)
         y = RMSNorm(name="pre_ffw_norm")(x)
         y = GatedMlp(c.mlp_dim, name="mlp")(y)
@@ -243,50 +237,30 @@ class Gemma(nn.Module):
         c = self.config
         self.embedder = Embedder(c)
         example = (jnp.zeros((1, 1, c.width)), jnp.zeros((), bool))
-        position, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
-        self.layers = self.param(
-            "layers",
-            stack.stacked_init(
-                DecoderBlock(c, parent=None), c.depth, *example, position, mask, mask
-            ),
-        )
+        block = DecoderBlock(c, parent=None)
+        self.layers = self.param("layers", stack.stacked_init(block, c.depth, *example))
         self.final_norm = RMSNorm()
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        position = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x = self.embed(tokens)
-        for segment in self.segments(position, (self.config.depth,)):
-            x = segment(x)
-        return self.logits(self.final_norm(x))
+        (layers,) = self.segments((self.config.depth,))
+        return self.logits(self.final_norm(layers(self.embed(tokens))))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32[B, T] -> [B, T, E], scaled by sqrt(E)."""
         x = jnp.take(self.embedder.input_embedding, tokens, axis=0).astype(self.dtype)
         return x * jnp.asarray(self.config.width**0.5, self.dtype)
 
-    def segments(
-        self,
-        position: jax.Array,
-        ends: Sequence[int],
-        visible: jax.Array | bool = True,
-    ) -> list[Callable[[jax.Array], jax.Array]]:
+    def segments(self, ends: Sequence[int]) -> list[Callable[[jax.Array], jax.Array]]:
         """The layers cut after each layer in `ends`, as functions [B, T, E] -> same.
 
-        Args:
-          position: int32[B, T], rotary positions; attention is causal in them.
-          ends: layer numbers counted from 1, increasing, the last one the depth.
-          visible: bool[B, T, T], a further limit on who sees whom.
+        `ends` are layer numbers counted from 1, increasing, the last one the depth.
         """
         c = self.config
-        global_mask = causal_mask(position, position) & visible
-        local_mask = causal_mask(position, position, c.window) & visible
         block = DecoderBlock(c, parent=None)
 
         def apply(layer, x):
             params, local = layer
-            return block.apply(
-                {"params": params}, x, local, position, global_mask, local_mask
-            )
+            return block.apply({"params": params}, x, local)
 
         def segment(piece):
             return lambda x: stack.run(apply, piece, x, scan=c.scan, remat=c.remat)

@@ -78,7 +78,7 @@ class Hive(nn.Module):
         elif self.config.fusion == "self_attention":
             hidden = self._concatenated(images, tokens, sees_image)
         else:
-            hidden = self._decode(self.llm.embed(tokens), _counting(tokens))
+            hidden = self._decode(self.llm.embed(tokens))
         return self.llm.final_norm(hidden)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ class Hive(nn.Module):
         hidden = self.llm.embed(tokens)
         starts = sorted({1, *before})
         ends = [start - 1 for start in starts[1:]] + [self.config.decoder.depth]
-        segments = self.llm.segments(_counting(tokens), ends)
+        segments = self.llm.segments(ends)
         for start, layers in zip(starts, segments, strict=True):
             if start in before:
                 hidden = before[start](hidden)
@@ -101,44 +101,38 @@ class Hive(nn.Module):
 
     def _concatenated(self, images, tokens, sees_image):
         features = self.img(images, (self.connections[0][0],)).features
-        image_tokens = self.fusion.project(features)[0]
-        position, visible = interleave(sees_image, image_tokens.shape[1])
+        image = self.fusion.project(features)[0]
         text = self.llm.embed(tokens)
-        x = jnp.concatenate([image_tokens.astype(text.dtype), text], axis=1)
-        return self._decode(x, position, visible)[:, image_tokens.shape[1] :]
+        image_place, text_place = interleave(sees_image, image.shape[1])
+        x = jnp.concatenate([image.astype(text.dtype), text], axis=1)
+        order = jnp.argsort(jnp.concatenate([image_place, text_place], axis=1), axis=1)
+        x = self._decode(jnp.take_along_axis(x, order[..., None], axis=1))
+        return jnp.take_along_axis(x, text_place[..., None], axis=1)
 
-    def _decode(self, x, position, visible=True):
-        (layers,) = self.llm.segments(position, (self.config.decoder.depth,), visible)
+    def _decode(self, x):
+        (layers,) = self.llm.segments((self.config.decoder.depth,))
         return layers(x)
 
 
-def _counting(tokens: jax.Array) -> jax.Array:
-    """Positions 0, 1, 2, ... of int32[B, T]."""
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-
-
 def interleave(sees_image: jax.Array, num_patches: int) -> tuple[jax.Array, jax.Array]:
-    """Where P image tokens stored before T text tokens stand in the sequence.
+    """The places of P image tokens and T text tokens in one sequence.
 
-    The image comes after the leading text that does not see it. Two patches `i`,
-    text `a b` before and `c d` after the image are stored as `i i a b c d` and have
-    the positions 2 3 0 1 4 5; causal attention in these is `a b i i c d`.
+    The image comes after the leading text that does not see it: with two patches `i`,
+    text `a b` before and `c d` after the image, the sequence is `a b i i c d`, so the
+    image is at 2 3 and the text at 0 1 4 5. A row without an image has its image
+    tokens at the end, where causal attention hides them.
 
     Args:
       sees_image: bool[B, T]; a row without True has no image.
       num_patches: P.
 
     Returns:
-      position int32[B, P + T], and visible bool[B, 1, P + T]: False for the image
-      tokens of a row without an image.
+      int32[B, P] and int32[B, T].
     """
+    length = sees_image.shape[1]
     has_image = sees_image.any(axis=1, keepdims=True)
-    before = jnp.where(has_image, jnp.argmax(sees_image, axis=1, keepdims=True), 0)
+    first = jnp.argmax(sees_image, axis=1, keepdims=True)
+    before = jnp.where(has_image, first, length)
     image = before + jnp.arange(num_patches)[None]
-    text = jnp.arange(sees_image.shape[1])[None]
-    text = text + jnp.where(has_image & (text >= before), num_patches, 0)
-    position = jnp.concatenate([image, text], axis=1)
-    visible = jnp.concatenate(
-        [jnp.broadcast_to(has_image, image.shape), jnp.ones_like(sees_image)], axis=1
-    )
-    return position, visible[:, None, :]
+    text = jnp.arange(length)[None]
+    return image, text + jnp.where(text >= before, num_patches, 0)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hive_jax.models import stack
-from hive_jax.models.attention import attend
+from hive_jax.models.attention import attend_to_all
 from hive_jax.models.layers import (
     Dense,
     LayerNorm,
@@ -52,6 +52,7 @@ class SiglipConfig:
     map_head: bool = True
     scan: bool = False
     remat: str = "none"
+    flash: bool = True
 
     @property
     def num_patches(self) -> int:
@@ -72,6 +73,7 @@ class TextTowerConfig:
     out_dim: int = 64
     scan: bool = False
     remat: str = "none"
+    flash: bool = True
 
 
 def siglip_config(variant: str, patch_size: int, image_size: int) -> SiglipConfig:
@@ -99,6 +101,7 @@ class Attention(nn.Module):
     """Multi-head attention with biases: query x[B, T, D], keys y[B, S, D]."""
 
     num_heads: int
+    flash: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -107,7 +110,7 @@ class Attention(nn.Module):
         query = SplitHeads(heads, head_dim, name="query")(x)
         key = SplitHeads(heads, head_dim, name="key")(y)
         value = SplitHeads(heads, head_dim, name="value")(y)
-        out = attend(query, key, value, scale=head_dim**-0.5)
+        out = attend_to_all(query, key, value, use_flash=self.flash)
         return MergeHeads(width, name="out")(out)
 
 
@@ -116,11 +119,15 @@ class EncoderBlock(nn.Module):
 
     mlp_dim: int
     num_heads: int
+    flash: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = LayerNorm(name="LayerNorm_0")(x)
-        x = x + Attention(self.num_heads, name="MultiHeadDotProductAttention_0")(y, y)
+        attention = Attention(
+            self.num_heads, self.flash, name="MultiHeadDotProductAttention_0"
+        )
+        x = x + attention(y, y)
         y = LayerNorm(name="LayerNorm_1")(x)
         return x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y)
 
@@ -133,12 +140,13 @@ class Transformer(nn.Module):
     num_heads: int
     scan: bool
     remat: str
+    flash: bool
 
     @nn.compact
     def __call__(
         self, x: jax.Array, depths: tuple[int, ...] = ()
     ) -> tuple[jax.Array, list[jax.Array]]:
-        block = EncoderBlock(self.mlp_dim, self.num_heads, parent=None)
+        block = EncoderBlock(self.mlp_dim, self.num_heads, self.flash, parent=None)
         init = stack.stacked_init(block, self.depth, x[:1])
         layers = self.param("encoderblock", init)
         ends = sorted({*depths, self.depth})
@@ -207,6 +215,7 @@ class SiglipEncoder(nn.Module):
             config.num_heads,
             config.scan,
             config.remat,
+            config.flash,
             name="Transformer",
         )(x + position.astype(x.dtype), depths)
         if config.map_head:
@@ -270,6 +279,7 @@ class TextTower(nn.Module):
             config.num_heads,
             config.scan,
             config.remat,
+            config.flash,
             name="Encoder_0",
         )((x + position).astype(self.dtype))
         return Dense(config.out_dim, name="head")(x[:, -1])

@@ -11,6 +11,9 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_policies
 
+# Fields of a tower's configuration that say how it is run, and not what it is.
+PROGRAM = ("scan", "remat", "flash")
+
 # What a rematerialised block keeps for the backward pass.
 REMAT_POLICIES = {
     "none": None,  # keep everything: no rematerialisation

@@ -12,13 +12,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hive_jax.config import RunConfig, differences, from_dict
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.models.hive import HiveConfig
+from hive_jax.models.stack import PROGRAM
 from hive_jax.training import sharding
 from hive_jax.training.origin import (
     checkpoints_of,
     open_decoder_for,
     stored_config,
 )
-from hive_jax.weights.names import PROGRAM, fields
+from hive_jax.weights.names import fields
 from hive_jax.weights.parts import Part, open_encoder
 from hive_jax.weights.positions import resize_positions
 

@@ -11,6 +11,7 @@ from hive_jax.config import (
     from_dict,
 )
 from hive_jax.errors import ConfigError, MissingInputError
+from hive_jax.models.stack import PROGRAM
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.weights.parts import Part, open_decoder, open_encoder
 
@@ -136,7 +137,7 @@ def _filled(config: RunConfig, source: RunConfig) -> RunConfig:
 
 def _as_run(tower, program):
     """A tower that is run as another one is."""
-    return dataclasses.replace(tower, scan=program.scan, remat=program.remat)
+    return dataclasses.replace(tower, **{n: getattr(program, n) for n in PROGRAM})
 
 
 def _require_known(config: RunConfig) -> None:

@@ -12,9 +12,7 @@ from hive_jax.errors import CheckpointError
 from hive_jax.models.gemma import Gemma, GemmaConfig
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
-
-# How a tower is run, and not what it is.
-PROGRAM = ("scan", "remat")
+from hive_jax.models.stack import PROGRAM
 
 
 def fields(tower) -> dict:
