@@ -8,7 +8,7 @@ from absl import flags
 
 from hive_jax import command
 from hive_jax.config import RunConfig
-from hive_jax.training import origin, sharding, trainer
+from hive_jax.training import distributed, origin, trainer
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; default: workdir/NAME of the config."
@@ -28,7 +28,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
 
 def main(config: RunConfig) -> int:
     """Joins the job, if there is one, and trains; returns the exit code."""
-    sharding.initialize_distributed(
+    distributed.join_job(
         _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
     workdir = _WORKDIR.value or origin.default_workdir(config.name, config.model.fusion)

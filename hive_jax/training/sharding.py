@@ -5,11 +5,8 @@ fsdp     batches are split, parameters too (gathered where they are used)
 tensor   heads, MLP columns and the vocabulary are split
 """
 
-import glob
-import importlib.util
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -115,64 +112,3 @@ def sharded_params(mesh: Mesh, shapes: dict) -> dict:
         for name, leaf in flatten_dict(shapes, sep="/").items()
     }
     return unflatten_dict(leaves, sep="/")
-
-
-def initialize_distributed(
-    mode: str,
-    coordinator: str | None,
-    num_processes: int | None,
-    process_id: int | None,
-) -> None:
-    """Joins the processes of a job. Call before anything touches a device.
-
-    Args:
-      mode: "auto" joins on TPU hosts, under Slurm with several tasks, and when a
-        coordinator is given; "on" always; "off" never.
-      coordinator: "host:port" of process 0, or None to find it out.
-      num_processes, process_id: with `coordinator`.
-    """
-    explicit = (coordinator, num_processes, process_id)
-    if any(value is not None for value in explicit) and None in explicit:
-        raise ConfigError(
-            "--coordinator_address, --num_processes and --process_id go together; "
-            f"got {coordinator}, {num_processes}, {process_id}"
-        )
-    if mode == "off" or (
-        mode == "auto" and not coordinator and not _in_a_job(os.environ)
-    ):
-        return
-    arguments = {}
-    if coordinator:
-        arguments = {
-            "coordinator_address": coordinator,
-            "num_processes": num_processes,
-            "process_id": process_id,
-        }
-    elif "SLURM_JOB_ID" in os.environ and "CUDA_VISIBLE_DEVICES" in os.environ:
-        # JAX takes one GPU a Slurm task unless told that a task drives several.
-        visible = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-        arguments = {"local_device_ids": list(range(len(visible)))}
-    try:
-        jax.distributed.initialize(**arguments)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"the processes of the job did not find each other: {error}. Give each "
-            f"--coordinator_address, --num_processes and --process_id, or use "
-            f"--distributed=off for a single process"
-        ) from error
-
-
-def _in_a_job(environment: Mapping[str, str]) -> bool:
-    """Whether this is a TPU host, or one Slurm task of several. A TPU host on its own
-    is a job of one process."""
-    workers = environment.get("TPU_WORKER_HOSTNAMES", "")
-    tasks = environment.get("SLURM_NTASKS", "1")
-    in_slurm_task = "SLURM_PROCID" in environment and int(tasks) > 1
-    return "," in workers or in_slurm_task or _has_tpu()
-
-
-def _has_tpu() -> bool:
-    """A libtpu to drive them, and the device files of TPU chips."""
-    if importlib.util.find_spec("libtpu") is None:
-        return False
-    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))

@@ -1,0 +1,245 @@
+"""Joining a job: which processes do, with which GPUs, and two that really train."""
+
+import shutil
+import sys
+
+import jax
+import kill_loop
+import pytest
+from distributed_grid import (
+    TOLERANCE,
+    difference,
+    finish,
+    free_port,
+    run_alone,
+    run_joined,
+    start,
+)
+from flax.traverse_util import unflatten_dict
+
+from hive_jax.errors import ConfigError
+from hive_jax.training import distributed, trees
+from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.fingerprints import fingerprint
+
+NOTHING = (None, None, None)
+GIVEN = ("host:1", 2, 0)
+ADDRESS = {
+    "coordinator_address": "host:1",
+    "num_processes": 2,
+    "process_id": 0,
+    "cluster_detection_method": "deactivate",
+}
+# What Slurm sets in a batch script of an allocation for eight tasks on two nodes ...
+BATCH_SCRIPT = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_GPUS_ON_NODE": "4",
+    "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+}
+# ... in the shell that salloc opens there, which is a step of its own, ...
+SHELL = {
+    **BATCH_SCRIPT,
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+}
+# ... and in the seventh task of an srun.
+TASK = {
+    **BATCH_SCRIPT,
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_PROCID": "6",
+    "SLURM_LOCALID": "2",
+    "SLURM_NODEID": "1",
+}
+WITHOUT_GPUS = {key: TASK[key] for key in TASK if "DEVICES" not in key}
+ONE_PER_NODE = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_devices(monkeypatch):
+    """Whatever this machine has, unless a test says otherwise."""
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+
+
+def join(mode, environment, given=NOTHING):
+    return distributed.how_to_join(mode, *given, environment)
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "environment", "wanted"),
+    [
+        ("auto", NOTHING, {}, None),
+        ("auto", NOTHING, {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ("auto", NOTHING, {"TPU_WORKER_HOSTNAMES": ""}, None),
+        ("auto", NOTHING, {"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, {}),
+        ("on", NOTHING, {}, {}),
+        ("off", NOTHING, TASK, None),
+        ("off", GIVEN, {}, None),
+        ("auto", GIVEN, {}, ADDRESS),
+        ("auto", NOTHING, {"SLURM_JOB_ID": "7"}, None),
+        ("auto", NOTHING, BATCH_SCRIPT, None),
+        ("auto", NOTHING, SHELL, None),
+        ("auto", NOTHING, WITHOUT_GPUS, {"num_processes": 8}),
+    ],
+)
+def test_who_joins(mode, given, environment, wanted):
+    assert join(mode, environment, given) == wanted
+
+
+def test_tpu_hosts_join_unless_they_use_another_platform(monkeypatch):
+    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    assert join("auto", {}) == {}
+    assert join("auto", {"JAX_PLATFORMS": "tpu,cpu"}) == {}
+    assert join("auto", {"JAX_PLATFORMS": "cpu"}) is None
+    pod = {"JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "a,b"}
+    assert join("auto", pod) is None
+
+
+@pytest.mark.parametrize("environment", [BATCH_SCRIPT, SHELL])
+def test_a_forgotten_srun_is_named(caplog, environment):
+    assert join("auto", environment) is None
+    assert "8 tasks, but this process was started without srun" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        # One task a node drives all of the node's GPUs.
+        (ONE_PER_NODE, [0, 1, 2, 3]),
+        # Four tasks see the four GPUs of their node: one each.
+        ({}, [2]),
+        # Two tasks on the second node see them: two each.
+        ({"SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_LOCALID": "1"}, [2, 3]),
+        # --gpus-per-task=1 shows each its own, numbered from 0 or by UUID ...
+        ({"CUDA_VISIBLE_DEVICES": "0"}, [0]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8a4b-4d0f"}, [0]),
+        # ... and --gpus-per-task=2 two of eight.
+        ({"CUDA_VISIBLE_DEVICES": "4,5", "SLURM_GPUS_ON_NODE": "8"}, [0, 1]),
+        (
+            {
+                "CUDA_VISIBLE_DEVICES": "0,1",
+                "SLURM_GPUS_ON_NODE": "2",
+                "SLURM_GPUS_PER_TASK": "a100:2",
+            },
+            [0, 1],
+        ),
+    ],
+)
+def test_which_gpus_are_a_tasks_own(changes, wanted):
+    environment = {**TASK, **changes}
+    assert join("auto", environment)["local_device_ids"] == wanted
+    # Also with an address: JAX would look at Slurm's variables again.
+    assert join("auto", environment, GIVEN) == {**ADDRESS, "local_device_ids": wanted}
+
+
+def test_one_process_drives_all_gpus_of_its_node(monkeypatch):
+    """JAX would take the first alone where Slurm does not hand out GPUs."""
+    files = [f"/dev/nvidia{i}" for i in range(8)]
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: files)
+    environment = {**WITHOUT_GPUS, **ONE_PER_NODE}
+    assert join("auto", environment)["local_device_ids"] == list(range(8))
+
+
+def test_gpus_that_cannot_be_split_over_the_tasks():
+    environment = {**TASK, "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}
+    with pytest.raises(ConfigError, match="3 tasks on this node share 4 GPUs"):
+        join("auto", environment)
+
+
+@pytest.mark.parametrize("mode", ["auto", "on", "off"])
+@pytest.mark.parametrize(
+    "given",
+    [("host:1", None, None), ("host:1", 2, None), (None, None, 0), (None, 2, 0)],
+)
+def test_coordinator_flags_go_together(mode, given):
+    with pytest.raises(ConfigError, match="go together; got"):
+        distributed.join_job(mode, *given)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, ConnectionError])
+def test_processes_that_do_not_meet(monkeypatch, error):
+    def initialize(**unused):
+        raise error("nobody there")
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ConfigError, match="nobody there. Give each"):
+        distributed.join_job("auto", *GIVEN)
+
+
+MEETING = """
+from hive_jax.training import distributed
+
+distributed.join_job("auto", None, None, None)
+
+import jax
+
+print(jax.process_index(), jax.process_count(), jax.device_count())
+"""
+
+
+def test_two_slurm_tasks_meet_by_their_environment(tmp_path):
+    """As srun on one node a task would set it; --preserve-env keeps the job's
+    SLURM_NTASKS."""
+    code = [sys.executable, "-c", MEETING]
+    port = str(free_port())
+    tasks = [
+        start(
+            code,
+            tmp_path,
+            devices=2,
+            SLURM_JOB_ID="7",
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_NTASKS="8",
+            SLURM_STEP_NUM_TASKS="2",
+            SLURM_STEP_TASKS_PER_NODE="1(x2)",
+            SLURM_PROCID=str(task),
+            SLURM_NODEID=str(task),
+            SLURM_LOCALID="0",
+            JAX_COORDINATOR_PORT=port,
+        )
+        for task in (0, 1)
+    ]
+    outputs = finish(tasks, timeout=60)
+    assert [out.split()[-3:] for out in outputs] == [["0", "2", "4"], ["1", "2", "4"]]
+
+
+def test_two_processes_train_as_one_and_hand_over_to_it(tmp_path):
+    """The same losses; and one process goes on from what the two have saved."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    cache = tmp_path / "cache"
+    options = (
+        # Stage 3's rules from random parameters, for stage 1 alone starts from these.
+        "--config.rules=(('llm/embedder/.*',None),('.*',1.0))",
+        "--config.total_steps=6",
+        "--config.checkpoint_every=4",
+        "--config.log_every=1",
+    )
+    run_alone(kill_loop.command("stage1.py", alone, *options), cache)
+    command = kill_loop.command("stage1.py", together, *options)
+    outputs = run_joined(command, cache)
+    assert "nats per token" in outputs[0]
+    assert "nats per token" not in outputs[1]  # process 0 alone reports
+    assert difference(alone, together) <= TOLERANCE
+
+    shutil.rmtree(together / "checkpoints/6")
+    assert_restored_bit_by_bit(together)
+    output = run_alone([*command, "--allow_config_change"], cache)
+    assert "continuing from step 4" in output
+    assert difference(alone, together) <= TOLERANCE
+
+
+def assert_restored_bit_by_bit(workdir):
+    """All leaves on one device have the fingerprints they had when saved."""
+    with Checkpoints(str(workdir), read_only=True) as checkpoints:
+        meta = checkpoints.read_meta()
+        leaves = {name: trees.described(text) for name, text in meta["leaves"].items()}
+        restored, _ = checkpoints.restore(unflatten_dict(leaves, sep="/"))
+    assert fingerprint(restored) == meta["fingerprints"]
