@@ -29,6 +29,12 @@ class MissingInputError(HiveError):
     exit_code = 66
 
 
+class UnavailableError(HiveError):
+    """A device, or a package for one, that is not there."""
+
+    exit_code = 69
+
+
 class NumericsError(HiveError):
     """A loss or gradient that is not finite."""
 

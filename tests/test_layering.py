@@ -1,7 +1,7 @@
 """Imports point one way, and every module is there for something.
 
 train.py > training > weights, data > config > models > (nothing of ours)
-export > training; train.py > command.py > config
+export > training; analysis > benchmark > training; train.py > command.py > config
 errors serves all of them but models
 """
 
@@ -24,6 +24,7 @@ BELOW = {
     "weights": {"errors", "models"},
     "training": {"errors", "models", "config", "data", "weights"},
     "export": {"errors", "models", "config", "data", "weights", "training"},
+    "analysis": {"errors", "models", "config", "data", "training", "benchmark"},
     "command": {"errors", "config"},
     "train": {"errors", "models", "config", "data", "weights", "training", "command"},
 }
