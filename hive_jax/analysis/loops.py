@@ -33,7 +33,9 @@ def rounds(computation, given, loop, condition, body, computations):
     if limit is None:
         return None, kept
     index, direction, stop = limit
-    step = _step(body, end[index], index, kept) if index < len(end) else None
+    step = None
+    if index < len(end):
+        step = _step(body, end[index], index, kept, computations)
     if step is None or index not in start:
         return None, kept
     distance = stop - start[index]
@@ -83,26 +85,11 @@ def _index(computation, name) -> int | None:
 
 def _limit(condition, given, computations):
     """(index of the counter, direction, its limit) of "counter < limit", or None."""
-    root, inner = condition.root, None
-    if root.opcode in ("fusion", "call"):  # the comparison, in a computation of its own
-        passed = root.operands
-        inner = computations[root.calls.get("calls") or root.calls["to_apply"]]
-        root = inner.root
-    if root.opcode != "compare":
+    line, terms = _terms(condition, condition.root, given, computations)
+    if line.opcode != "compare":
         return None
-
-    def term(name):
-        """(index, value): one of them, or neither."""
-        if inner is None:
-            return _index(condition, name), _value(condition, name, given)
-        line = _behind(inner, name)
-        if line.opcode != "parameter":
-            return None, _value(inner, name, {})
-        name = passed[int(line.argument)]
-        return _index(condition, name), _value(condition, name, given)
-
-    direction = re.search(r"direction=(\w+)", root.attributes)[1]
-    (left, low), (right, high) = map(term, root.operands)
+    direction = re.search(r"direction=(\w+)", line.attributes)[1]
+    (left, low), (right, high) = terms
     if left is not None and high is not None:
         return left, direction, high
     if right is not None and low is not None:
@@ -111,18 +98,36 @@ def _limit(condition, given, computations):
     return None
 
 
-def _step(body, name, index, given) -> int | None:
+def _step(body, name, index, given, computations) -> int | None:
     """What the body adds to element `index`, whose next value is `name`."""
-    line = _behind(body, name)
-    if line.opcode not in ("add", "subtract"):
+    line, terms = _terms(body, _behind(body, name), given, computations)
+    if line.opcode not in ("add", "subtract") or len(terms) != 2:
         return None
-    first, second = line.operands
-    if _index(body, first) == index:
-        added = _value(body, second, given)
-    elif _index(body, second) == index and line.opcode == "add":
-        added = _value(body, first, given)
-    else:
-        return None
-    if added is None:
-        return None
-    return added if line.opcode == "add" else -added
+    (left, low), (right, high) = terms
+    if left == index and high is not None:
+        return high if line.opcode == "add" else -high
+    if right == index and line.opcode == "add":
+        return low
+    return None
+
+
+def _terms(computation, line, given, computations):
+    """(operation, (index, value) of each operand): it is element `index` of the
+    computation's parameter, or the constant `value`, or neither.
+
+    The operation is `line`, or the last one of the computation that `line` calls.
+    """
+    inner = None
+    if line.opcode in ("fusion", "call"):
+        inner = computations[line.calls.get("calls") or line.calls["to_apply"]]
+        passed, line = line.operands, _behind(inner, inner.root.name)
+
+    def term(name):
+        if inner is not None:
+            source = _behind(inner, name)
+            if source.opcode != "parameter":
+                return None, _value(inner, name, {})
+            name = passed[int(source.argument)]
+        return _index(computation, name), _value(computation, name, given)
+
+    return line, [term(name) for name in line.operands]
