@@ -3,14 +3,12 @@
 #
 #   export TPU=hive ZONE=us-east5-b TYPE=v6e-32 RUNTIME=v2-alpha-tpuv6e WORKDIR=/disk/run
 #   tools/launch_tpu.sh run --config configs/stage1.py:paper --config.mesh.fsdp=4
-#   tools/launch_tpu.sh logs | delete     what each host printed, into logs/ | the slice
+#   tools/launch_tpu.sh logs | delete     what each host printed, into ./*.log | the slice
 #
 # `run` creates the slice unless it is there, installs this checkout's last commit on
 # every host, and trains. After exit code 75 (saved on SIGTERM), or when the slice is
 # gone, it does so again and resumes from the last checkpoint; other codes end it.
-#
-#   TPU, ZONE  name of the slice, and where
-#   TYPE       accelerator type, e.g. v6e-32, v5p-16, v5litepod-16
+#   TPU, ZONE  name of the slice, and where; TYPE: accelerator type, e.g. v5litepod-16
 #   RUNTIME    software: v2-alpha-tpuv6e, v2-alpha-tpuv5 (v5p), v2-alpha-tpuv5-lite
 #              (v5e) or tpu-ubuntu2204-base (v4 and older)
 #   WORKDIR    of the run, on a disk that all hosts have and that outlives the slice
@@ -19,11 +17,12 @@
 #   QUEUED     1 (default): waits for capacity in the queue; 0: now or never
 #   POLL       seconds between looks at the slice; default: 30
 set -euo pipefail
-cd "$(dirname "$0")/.."
+here=$PWD; cd "$(dirname "$0")/.."
 
 tpu() { gcloud compute tpus "$1" "$2" "$TPU" --zone="$ZONE" "${@:3}"; }
 state_of() { tpu "$1" describe --format="value($2)" 2>/dev/null || echo MISSING; }
 ready() { [ "$(state_of tpu-vm state)" = READY ]; }
+wait_a_while() { sleep "${POLL:-30}"; }
 on_all_hosts() { tpu tpu-vm ssh --worker=all --command="$1" "${@:2}"; }
 
 create() {
@@ -31,7 +30,7 @@ create() {
   local options=(--accelerator-type="${TYPE:?e.g. v6e-32}")
   if [ "${SPOT:-1}" = 1 ]; then options+=(--spot); fi
   if [ "${QUEUED:-1}" = 0 ]; then
-    until [ "$(state_of tpu-vm state)" = MISSING ]; do delete || sleep "${POLL:-30}"; done
+    until [ "$(state_of tpu-vm state)" = MISSING ]; do delete || wait_a_while; done
     tpu tpu-vm create "${options[@]}" --version="${RUNTIME:?see $0}"
     return
   fi
@@ -40,19 +39,19 @@ create() {
       *:MISSING) tpu queued-resources create "${options[@]}" --node-id="$TPU" \
         --runtime-version="${RUNTIME:?see $0}" ;;
       *:FAILED) echo "launch_tpu: no slice, the request has failed" >&2; exit 69 ;;
-      PREEMPTED:* | TERMINATED:* | *:SUSPENDED) delete || sleep "${POLL:-30}" ;;
-      *) sleep "${POLL:-30}" ;;
+      PREEMPTED:* | TERMINATED:* | *:SUSPENDED) delete || wait_a_while ;;
+      *) wait_a_while ;;
     esac
   done
 }
 
 delete() {
-  if [ "${QUEUED:-1}" = 0 ]; then tpu tpu-vm delete --quiet; return; fi
-  tpu queued-resources delete --force --quiet
+  if [ "${QUEUED:-1}" = 0 ]; then tpu tpu-vm delete --quiet
+  else tpu queued-resources delete --force --quiet; fi
 }
 
 install() { # the images have Python 3.10; uv fetches a newer one
-  local archive; archive=$(mktemp -d)/hive_jax.tar.gz
+  archive=$(mktemp -d)/hive_jax.tar.gz
   git archive --prefix=hive_jax/ --output="$archive" HEAD &&
     gcloud compute tpus tpu-vm scp "$archive" "$TPU:" --zone="$ZONE" --worker=all &&
     on_all_hosts "set -e; ${PREPARE:-true}; tar xzf hive_jax.tar.gz
@@ -65,15 +64,14 @@ run() {
   while true; do
     create
     install && on_all_hosts "set -o pipefail; cd hive_jax
-      ../env/bin/python -m hive_jax.train$command 2>&1 | tee -p -a ../train.log" &&
-      return
+      ../env/bin/python -m hive_jax.train$command 2>&1 | tee -p -a ../train.log" && return
     code=$?
     if [ "$code" != 75 ] && ready; then exit "$code"; fi
     echo "launch_tpu: stopped with code $code; going on from the last checkpoint" >&2
   done
 }
 
-logs() { mkdir -p logs && on_all_hosts 'cat train.log' --output-directory=logs; }
+logs() { on_all_hosts 'cat train.log' --output-directory="$here"; }
 
 : "${TPU:?name of the slice}" "${ZONE:?e.g. us-east5-b}"
 case ${1:-} in create | install | run | logs | delete) "$@" ;; *)
