@@ -8,7 +8,7 @@ from absl import flags
 
 from hive_jax import command
 from hive_jax.config import RunConfig
-from hive_jax.training import distributed, origin, trainer
+from hive_jax.training import compilation, distributed, origin, trainer
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; default: workdir/NAME of the config."
@@ -31,6 +31,7 @@ def main(config: RunConfig) -> int:
     distributed.join_job(
         _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
+    compilation.keep_compiled_programs()
     workdir = _WORKDIR.value or origin.default_workdir(config.name, config.model.fusion)
     config = origin.complete(config, workdir)
     return trainer.train(

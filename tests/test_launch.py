@@ -163,6 +163,8 @@ def test_a_slice_is_created_installed_and_trains(machine):
     install = next(c for c in machine.calls("gcloud") if "pip" in " ".join(c))
     assert "--worker=all" in install
     assert "set -e; mount /disk; tar" in " ".join(install)
+    (train,) = (call[-1] for call in machine.calls("gcloud") if "train" in str(call))
+    assert "JAX_COMPILATION_CACHE_DIR=/disk/compilation" in train
     # What the hosts have run, after their shell has read the command.
     module = ["-m", "hive_jax.train", "--workdir", "/disk/my run"]
     assert machine.calls("python") == [[*module, *ARGUMENTS]]
@@ -230,7 +232,7 @@ def test_a_missing_variable_is_named(machine, missing):
 
 def test_a_command_it_does_not_know(machine):
     done = launch(machine, "start")
-    assert done.returncode == 64 and "expected create, install, run" in done.stderr
+    assert done.returncode == 64 and "launch_tpu.sh run --config" in done.stderr
 
 
 JOB = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(TOOLS.parent)}
@@ -261,7 +263,7 @@ def test_slurm_is_asked_for_a_signal_ahead_of_time():
     ("arguments", "variables", "code", "expected"),
     [
         (WORKDIR, {}, 64, "start it with sbatch"),
-        (WORKDIR, {**JOB, "HIVE_JAX": "/tmp"}, 66, "is not the repository"),
+        (WORKDIR, {**JOB, "HIVE_JAX": "/"}, 66, "is not the repository"),
         ((), JOB, 64, "--workdir is missing"),
         (("--workdirs=x",), JOB, 64, "--workdir is missing"),
     ],

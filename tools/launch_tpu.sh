@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Trains on all hosts of a Cloud TPU slice (v2 to v6e), through preemptions.
 #
-#   export TPU=hive ZONE=us-east5-b TYPE=v6e-32 RUNTIME=v2-alpha-tpuv6e WORKDIR=/disk/run
+#   export TPU=hive ZONE=us-east5-b TYPE=v6e-8 RUNTIME=v2-alpha-tpuv6e WORKDIR=/disk/run
 #   tools/launch_tpu.sh run --config configs/stage1.py:paper --config.mesh.fsdp=4
-#   tools/launch_tpu.sh logs | delete     what each host printed, into ./*.log | the slice
+#   tools/launch_tpu.sh logs | delete   what each host printed, into ./*.log | the slice
 #
 # `run` creates the slice unless it is there, installs this checkout's last commit on
 # every host, and trains. After exit code 75 (saved on SIGTERM), or when the slice is
@@ -60,11 +60,13 @@ install() { # the images have Python 3.10; uv fetches a newer one
 }
 
 run() {
-  local code command; command=$(printf ' %q' --workdir "${WORKDIR:?of the run}" "$@")
+  local code command workdir=${WORKDIR:?of the run}
+  command=$(printf '%q ' JAX_COMPILATION_CACHE_DIR="${workdir%/*}/compilation" \
+    ../env/bin/python -m hive_jax.train --workdir "$workdir" "$@")
   while true; do
     create
     install && on_all_hosts "set -o pipefail; cd hive_jax
-      ../env/bin/python -m hive_jax.train$command 2>&1 | tee -p -a ../train.log" && return
+      env $command 2>&1 | tee -p -a ../train.log" && return
     code=$?
     if [ "$code" != 75 ] && ready; then exit "$code"; fi
     echo "launch_tpu: stopped with code $code; going on from the last checkpoint" >&2
@@ -72,8 +74,6 @@ run() {
 }
 
 logs() { on_all_hosts 'cat train.log' --output-directory="$here"; }
-
 : "${TPU:?name of the slice}" "${ZONE:?e.g. us-east5-b}"
-case ${1:-} in create | install | run | logs | delete) "$@" ;; *)
-  echo "launch_tpu: expected create, install, run, logs or delete; see $0" >&2; exit 64 ;;
-esac
+case ${1:-} in create | install | run | logs | delete) "$@" ;;
+  *) sed -n 4,6p "$0" >&2; exit 64 ;; esac

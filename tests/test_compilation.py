@@ -1,0 +1,82 @@
+"""Compiled programs that outlive the process."""
+
+import json
+import sys
+
+import jax
+import kill_loop
+import pytest
+
+from hive_jax.training import compilation
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """What JAX is told to use; nothing has been said so far."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = {}
+    monkeypatch.setattr(jax.config, "update", said.__setitem__)
+    return said
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_keep_their_programs(monkeypatch, folder, tmp_path, platform):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    kept = compilation.keep_compiled_programs()
+    assert folder == {"jax_compilation_cache_dir": kept}
+    assert kept == str(tmp_path / "hive_jax/compilation")
+    # JAX runs what it finds there: nobody else may write.
+    assert (tmp_path / "hive_jax/compilation").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("set_to", ["", "/somewhere/else"])
+def test_the_variable_goes_first(monkeypatch, folder, set_to):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", set_to)
+    assert compilation.keep_compiled_programs() is None
+    assert folder == {}
+
+
+def test_cpus_do_not(folder):
+    assert compilation.keep_compiled_programs() is None
+    assert folder == {}
+
+
+def test_a_home_that_cannot_be_written_costs_a_warning(monkeypatch, folder, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert compilation.keep_compiled_programs() is None
+    assert folder == {}
+
+
+COUNTED = """
+import atexit, collections, json, runpy, sys
+import jax
+
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: counts.update([event]))
+atexit.register(lambda: print("counts", json.dumps(counts)))
+sys.argv = sys.argv[1:]
+runpy.run_module("hive_jax.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_second_start_compiles_nothing(tmp_path):
+    """Two runs of one config with one folder of programs."""
+    counts = []
+    for workdir in ("first", "second"):
+        command = kill_loop.command(
+            "stage1.py", tmp_path / workdir, "--config.total_steps=2"
+        )
+        arguments = command[command.index("hive_jax.train") :]
+        counted = [sys.executable, "-c", COUNTED, *arguments]
+        output = kill_loop.finish(kill_loop.start(counted, tmp_path / "programs"))
+        counts.append(json.loads(output.rpartition("counts ")[2]))
+    hits, misses = (
+        [count.get(f"/jax/compilation_cache/cache_{kind}", 0) for count in counts]
+        for kind in ("hits", "misses")
+    )
+    assert misses[0] > 10 and misses[1] == 0
+    assert hits[1] == hits[0] + misses[0]
