@@ -75,6 +75,10 @@ class Program:
         )
         return init(params)
 
+    def trainable(self, params: dict) -> dict:
+        """The leaves that train, a flat dict, as the optimizer takes them."""
+        return optimizers.split(flatten_dict(params, sep="/"), self.assigned)[0]
+
     def lower_train_step(self) -> jax.stages.Lowered:
         """The train step on the shapes of a whole batch; nothing is computed."""
         parts = (self.batch,) * self.config.accumulate

@@ -1,0 +1,148 @@
+"""The same grid, fusions x stages, counted, compiled and timed.
+
+The paper's claims, each HIVE against self-attention (arXiv 2604.00086, abstract):
+0.14x the training FLOPs, 3.43x faster, 59.3 % less memory.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+from hive_jax.benchmark.cases import FUSIONS, Size, case
+from hive_jax.benchmark.flops import example_flops
+from hive_jax.benchmark.steps import Step, matmul_rate
+from hive_jax.config import RunConfig
+from hive_jax.training import sharding
+from hive_jax.training.program import Program
+
+PAPER = {"flops": 0.14, "memory": 1 - 0.593, "step": 1 / 3.43}
+
+Rules = Mapping[int, tuple]  # stage -> rules
+
+
+def _cells(size: Size, rules: Rules, dtype: str, what: str) -> Iterator[tuple]:
+    """(stage, fusion, config) of the whole grid, with a progress bar."""
+    grid = [(stage, fusion) for stage in rules for fusion in FUSIONS]
+    for stage, fusion in tqdm(grid, desc=what):
+        yield stage, fusion, case(size, fusion, rules[stage], dtype)
+
+
+def _program(config: RunConfig) -> Program:
+    return Program(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
+
+
+def flops(size: Size, rules: Rules) -> list[dict]:
+    """FLOPs of one example by our count and by XLA's, which also has what is not a
+    matrix product. Nothing is compiled.
+
+    XLA counts the body of a loop once, so layers are unrolled and the batch is so
+    small that all logits are made at once; what an optimizer update costs whatever
+    the batch is taken off.
+    """
+    rows = []
+    for stage, fusion, config in _cells(size, rules, "bfloat16", "flops"):
+        config = dataclasses.replace(config, batch_size=6)
+        program = _program(config)
+        counted = example_flops(config, program.assigned)
+        lowered = program.lower_train_step().cost_analysis()["flops"]
+        update = _update_flops(program)
+        rows.append(
+            {
+                "stage": stage,
+                "fusion": fusion,
+                **dataclasses.asdict(counted),
+                "total": counted.total,
+                "without_encoder": counted.without_encoder,
+                "xla": (lowered - update) / config.batch_size,
+                "optimizer_update": update,
+            }
+        )
+    return rows
+
+
+def _update_flops(program: Program) -> float:
+    state = program.abstract_state
+
+    def update(grads, opt_state, params):
+        updates, opt_state = program.optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    trainable = program.trainable(state.params)
+    lowered = jax.jit(update).lower(trainable, state.opt_state, trainable)
+    return lowered.cost_analysis()["flops"]
+
+
+def memory(size: Size, rules: Rules, dtype: str, batch_size: int) -> list[dict]:
+    """Bytes of a compiled step on one device: state and batch, temporaries
+    (activations, gradients), and the peak of both. Layers are scanned and keep the
+    results of matrix products, as the paper's configs do."""
+    run_as = {"scan": True, "remat": "dots"}
+    size = dataclasses.replace(
+        size,
+        encoder=dataclasses.replace(size.encoder, **run_as),
+        decoder=dataclasses.replace(size.decoder, **run_as),
+        batch_size=batch_size,
+    )
+    rows = []
+    for stage, fusion, config in _cells(size, rules, dtype, "memory"):
+        found = _program(config).lower_train_step().compile().memory_analysis()
+        kept = found.argument_size_in_bytes
+        new = found.output_size_in_bytes - found.alias_size_in_bytes
+        temporary = found.temp_size_in_bytes + new
+        rows.append(
+            {
+                "stage": stage,
+                "fusion": fusion,
+                "state": kept,
+                "temporary": temporary,
+                "peak": kept + temporary,
+            }
+        )
+    return rows
+
+
+def step(
+    size: Size, rules: Rules, dtype: str, rounds: int, steps: int = 1
+) -> list[dict]:
+    """Seconds of a step, all programs taking turns so that whatever else the machine
+    does falls on all of them alike."""
+    timed = {
+        (stage, fusion): Step(config)
+        for stage, fusion, config in _cells(size, rules, dtype, "compiling")
+    }
+    seconds = {key: [] for key in timed}
+    rates = []
+    for _ in tqdm(range(rounds), desc="rounds"):
+        rates.append(matmul_rate(jnp.dtype(one_dtype(dtype)), seconds=0.3))
+        for key, one in timed.items():
+            seconds[key].append(one.seconds(steps) / steps)
+    rate = statistics.median(rates)
+    rows = []
+    for (stage, fusion), one in timed.items():
+        median = statistics.median(seconds[stage, fusion])
+        rows.append(
+            {
+                "stage": stage,
+                "fusion": fusion,
+                "seconds": median,
+                "fastest": min(seconds[stage, fusion]),
+                "compile_seconds": one.compile_seconds,
+                "images_per_second": size.batch_size / median,
+                "flop_per_second": one.flops / median,
+                "flops": one.flops,
+                "matmul_share": one.flops / median / rate,
+                "matmul_rate": rate,
+            }
+        )
+    return rows
+
+
+def one_dtype(dtype: str) -> str:
+    """What "auto" stands for on this machine."""
+    on_cpu = jax.default_backend() == "cpu"
+    return {"auto": "float32" if on_cpu else "bfloat16"}.get(dtype, dtype)

@@ -1,0 +1,98 @@
+"""Train steps on one device, compiled and fed, to be timed."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hive_jax.benchmark.flops import step_flops
+from hive_jax.config import RunConfig
+from hive_jax.data.batch import KINDS, Batch
+from hive_jax.training import sharding
+from hive_jax.training.program import Program
+
+
+class Step:
+    """The train step of a config on the first device, with a state and a batch.
+
+    Attributes:
+      flops: of matrix products in one step.
+      compile_seconds: of the first step.
+    """
+
+    def __init__(self, config: RunConfig):
+        device = jax.devices()[:1]
+        self.config = config
+        self.program = Program(config, sharding.make_mesh(config.mesh, device))
+        self.flops = step_flops(config, self.program.assigned)
+        self._state = self.program.start(_some_params(self.program.abstract_params))
+        self._parts = _some_batches(config)
+        self.compile_seconds = self.seconds()
+
+    def seconds(self, count: int = 1) -> float:
+        """Wall-clock time of `count` steps, one after the other."""
+        began = time.perf_counter()
+        for _ in range(count):
+            self._state, metrics = self.program.train_step(self._state, self._parts)
+        self.loss = float(metrics["loss"])
+        return time.perf_counter() - began
+
+
+def _some_params(abstract: dict) -> dict:
+    """Values of the usual size and of no meaning, made on the device in no time; none
+    is zero, so that every gate is open."""
+
+    def make(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        fan_in = shape.shape[-2] if len(shape.shape) > 1 else 1
+        scale = min(0.1, fan_in**-0.5)
+        wave = jnp.sin(jnp.arange(shape.size, dtype=jnp.float32) * 12.9898 + 1.0)
+        return (wave * scale).reshape(shape.shape).astype(shape.dtype)
+
+    flat = flatten_dict(abstract, sep="/")
+    made = {
+        name: jax.jit(make, static_argnums=0, out_shardings=leaf.sharding)(
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        )
+        for name, leaf in flat.items()
+    }
+    return unflatten_dict(made, sep="/")
+
+
+def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
+    """Random images and captions without padding: every target is supervised."""
+    rng = np.random.default_rng(0)
+    spec = Batch.spec(
+        config.batch_size // config.accumulate,
+        config.data.num_tokens,
+        config.model.encoder.image_size,
+    )
+    vocab_size = config.model.decoder.vocab_size
+    target = np.ones(spec.target.shape, bool)
+    target[:, 0] = False
+
+    def one() -> Batch:
+        return Batch(
+            image=rng.integers(0, 256, spec.image.shape, np.uint8),
+            tokens=rng.integers(0, vocab_size, spec.tokens.shape, np.int32),
+            target=target,
+            sees_image=np.ones(spec.sees_image.shape, bool),
+            kind=rng.integers(0, len(KINDS), spec.kind.shape, np.int32),
+        )
+
+    return tuple(jax.device_put(one()) for _ in range(config.accumulate))
+
+
+def matmul_rate(dtype: str, seconds: float = 1.0) -> float:
+    """FLOP/s of a large square matrix product: what this machine can do at best."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x, y: (x @ y) * 1e-4)
+    y = product(x, x).block_until_ready()
+    best, ends = np.inf, time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        began = time.perf_counter()
+        y = product(x, y).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
