@@ -423,7 +423,7 @@ def test_command(tmp_path):
 def test_a_plan_on_tpus(run):
     machine = topology.find("v5e:2x4")
     assert len(machine.devices) == 8
-    made = make_plan(run, machine)
+    made = make_plan(dataclasses.replace(run, dtype="auto"), machine)
     assert made.fits and made.config.dtype == "bfloat16"
     assert made.compiled.collectives and made.roofline > 0
     memory = made.compiled.memory

@@ -139,7 +139,7 @@ def _stage(plan: Plan) -> str:
         hours = plan.hours(seconds)
         rate = plan.config.batch_size / seconds / plan.chips
         numbers = (seconds * 1e3, rate, hours, hours * plan.chips)
-        rows.append((label, *(f"{number:,.1f}" for number in numbers)))
+        rows.append((label, *(f"{number:,.2f}" for number in numbers)))
     steps = f"{plan.config.total_steps:,} steps"
     header = (steps, "ms a step", "images/s a chip", "hours", "chip-hours")
     return table(header, rows)

@@ -84,6 +84,8 @@ def _used(module: Module, line: Instruction, position: int, whole: float) -> flo
 def _used_by_all(module, computation, name: str, whole: float) -> float:
     total = 0.0
     for user in computation.users[name]:
+        if user.opcode in _VIEWS and user.is_root:
+            return whole
         if user.opcode in _VIEWS:
             total += _used_by_all(module, computation, user.name, whole)
         else:
