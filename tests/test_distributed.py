@@ -1,16 +1,20 @@
 """Joining a job: which processes do, with which GPUs, and two that really train."""
 
 import shutil
+import signal
 import sys
+import time
 
 import jax
 import kill_loop
 import pytest
 from distributed_grid import (
+    MESH,
     TOLERANCE,
     difference,
     finish,
     free_port,
+    joined,
     run_alone,
     run_joined,
     start,
@@ -211,10 +215,14 @@ def test_two_slurm_tasks_meet_by_their_environment(tmp_path):
     assert [out.split()[-3:] for out in outputs] == [["0", "2", "4"], ["1", "2", "4"]]
 
 
-def test_two_processes_train_as_one_and_hand_over_to_it(tmp_path):
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compilation_cache")
+
+
+def test_two_processes_train_as_one_and_hand_over_to_it(tmp_path, cache):
     """The same losses; and one process goes on from what the two have saved."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    cache = tmp_path / "cache"
     options = (
         # Stage 3's rules from random parameters, for stage 1 alone starts from these.
         "--config.rules=(('llm/embedder/.*',None),('.*',1.0))",
@@ -243,3 +251,26 @@ def assert_restored_bit_by_bit(workdir):
         leaves = {name: trees.described(text) for name, text in meta["leaves"].items()}
         restored, _ = checkpoints.restore(unflatten_dict(leaves, sep="/"))
     assert fingerprint(restored) == meta["fingerprints"]
+
+
+def test_sigterm_for_one_process_saves_and_ends_both(tmp_path, cache):
+    """At one step, with exit code 75, as launchers expect it."""
+    options = ("--config.total_steps=3000", "--config.log_every=1", *MESH)
+    command = kill_loop.command("stage1.py", tmp_path, *options)
+    port, log = free_port(), tmp_path / "metrics.jsonl"
+    processes = [start(joined(command, i, port), cache, devices=2) for i in (0, 1)]
+    try:
+        deadline = time.monotonic() + 200
+        while not (log.exists() and len(log.read_text().splitlines()) > 2):
+            assert time.monotonic() < deadline
+            assert [process.poll() for process in processes] == [None, None]
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    step = max(kill_loop.losses(tmp_path))
+    assert f"stopped at step {step}, saved" in outputs[0]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(step)]
