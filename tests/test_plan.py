@@ -335,7 +335,7 @@ def test_advice_where_it_does_not_fit(plan):
     lines = list(advice.advise(large, lambda fsdp: 8 * GIB / fsdp))
     assert large.fits is False and large.available == 15.75 * GIB
     assert "Too large by 14.25 GiB" in lines[0] and "take 2.50 GiB" in lines[0]
-    assert "--config.mesh.fsdp=8" in lines[1] and "2.00 -> 1.00 GiB" in lines[1]
+    assert "--config.mesh.fsdp=8" in lines[1] and "2.50 -> 1.00 GiB" in lines[1]
     assert "--config.model.encoder.remat=full" in lines[2]
     assert "--config.model.decoder.remat=full" in lines[2]
     # 2.5 + 27.5 x 2 / parts < 0.9 x 15.75, and parts divide the batch.

@@ -26,7 +26,7 @@ def advise(plan, state_bytes: Callable[[int], float]) -> Iterator[str]:
 
     Args:
       plan: a Plan.
-      state_bytes: fsdp -> bytes of parameters and moments on each chip.
+      state_bytes: fsdp -> bytes of parameters, moments and gradients on each chip.
     """
     if plan.fits is None:
         return
@@ -42,7 +42,8 @@ def advise(plan, state_bytes: Callable[[int], float]) -> Iterator[str]:
         )
     elif plan.needed < _ROOMY * plan.available:
         yield from _larger(plan, budget)
-    yield from _slow_links(plan, state_bytes)
+    if plan.fits:
+        yield from _slow_links(plan, budget, state_bytes)
 
 
 def accumulate_that_fits(plan) -> int | None:
@@ -60,17 +61,15 @@ def _smaller(plan, budget: _Budget, state_bytes) -> Iterator[str]:
         f"gathered weights {_gib(budget.rest)} GiB."
     )
     for fsdp in _divisors(plan.chips // plan.mesh["tensor"]):
-        state = plan.state.parameters + plan.state.moments
-        if fsdp > plan.mesh["fsdp"] and budget.static > 0.1 * budget.available:
-            smaller = state_bytes(fsdp)
-            if smaller < 0.8 * state and (
-                smaller < 0.3 * budget.available or fsdp * 2 > plan.chips
-            ):
-                yield (
-                    f"--config.mesh.fsdp={fsdp} splits parameters and moments further: "
-                    f"{_gib(state)} -> {_gib(smaller)} GiB of a chip."
-                )
-                break
+        if fsdp <= plan.mesh["fsdp"] or budget.static < 0.1 * budget.available:
+            continue
+        smaller, last = state_bytes(fsdp), fsdp * 2 > plan.chips
+        if smaller < 0.8 * budget.static and (smaller < 0.3 * budget.available or last):
+            yield (
+                f"--config.mesh.fsdp={fsdp} splits parameters, moments and gradients "
+                f"further: {_gib(budget.static)} -> {_gib(smaller)} GiB of a chip."
+            )
+            break
     towers = _towers(plan, without="full")
     if towers:
         flags = " ".join(f"--config.model.{tower}.remat=full" for tower in towers)
@@ -122,7 +121,7 @@ def _larger(plan, budget: _Budget) -> Iterator[str]:
             yield f"{flags}: less is computed twice; plan it again to see its memory."
 
 
-def _slow_links(plan, state_bytes) -> Iterator[str]:
+def _slow_links(plan, budget: _Budget, state_bytes) -> Iterator[str]:
     """Where the links decide how long a step takes."""
     limits = plan.limits
     if "interconnect" not in limits or "compute" not in limits:
@@ -130,8 +129,6 @@ def _slow_links(plan, state_bytes) -> Iterator[str]:
     link, compute = limits["interconnect"][2], limits["compute"][2]
     if link <= compute:
         return
-    state = plan.state.parameters + plan.state.moments
-    spare = plan.available - plan.needed if plan.fits else 0.0
     line = (
         f"The links take longer ({link * 1e3:,.0f} ms a step) than the matrix products "
         f"({compute * 1e3:,.0f} ms)"
@@ -139,7 +136,8 @@ def _slow_links(plan, state_bytes) -> Iterator[str]:
     fewer = [
         fsdp
         for fsdp in _divisors(plan.mesh["fsdp"])
-        if fsdp < plan.mesh["fsdp"] and state_bytes(fsdp) - state < spare
+        if fsdp < plan.mesh["fsdp"]
+        and state_bytes(fsdp) + budget.rest < _CLOSE * budget.available
     ]
     if fewer:
         line += (

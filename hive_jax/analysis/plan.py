@@ -175,7 +175,7 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
 
 
 def _splitter(config: RunConfig, topology: Topology, program: Program):
-    """fsdp -> bytes of parameters and moments on each chip; nothing is compiled."""
+    """fsdp -> bytes of parameters, moments and gradients on each chip."""
 
     def state_bytes(fsdp: int) -> float:
         sizes = MeshConfig(data=-1, fsdp=fsdp, tensor=config.mesh.tensor)
@@ -184,7 +184,7 @@ def _splitter(config: RunConfig, topology: Topology, program: Program):
         for name, leaf in flatten_dict(program.abstract_params, sep="/").items():
             rule = program.assigned[name]
             shard = sharding.param_sharding(mesh, name, leaf.shape).shard_shape
-            copies = 1 if rule.multiplier is None else 3
+            copies = 1 if rule.multiplier is None else 4
             total += copies * math.prod(shard(leaf.shape)) * leaf.dtype.itemsize
         return total
 
