@@ -27,6 +27,7 @@ setup(
         "flax",
         "huggingface_hub",
         "jax",
+        "matplotlib",
         "ml_collections",
         "numpy",
         "optax",

@@ -4,12 +4,13 @@
     python tools/benchmark.py memory                      compiled, full size
     python tools/benchmark.py step                        timed on this machine
     python tools/benchmark.py peers                       timed against PyTorch
-    python tools/benchmark.py gpu --part ceilings|grid|ablations|torch
+    python tools/benchmark.py gpu --part ceilings|grid|ablations
 
 Each prints a table, and writes NAME.json and NAME.png to --out.
 """
 
 import argparse
+import dataclasses
 import importlib
 import os
 import sys
@@ -58,6 +59,50 @@ def step(arguments) -> None:
     _report(arguments, "step", rows, reports.step_table, "seconds", 1e-3)
 
 
+def peers(arguments) -> None:
+    from hive_jax.benchmark.peers import compare
+
+    found = compare(
+        SIZES[arguments.size], rules(arguments.stages), rounds=arguments.rounds
+    )
+    print(reports.peers_table(found))
+    values = {
+        f"stage {stage}, {name}": entry["images_per_second"]
+        for stage, entries in found["stages"].items()
+        for name, entry in entries.items()
+        if "images_per_second" in entry
+    }
+    _save(arguments, "peers", [found], values, "images/s")
+
+
+def gpu(arguments) -> None:
+    from hive_jax.benchmark import gpu as parts
+
+    size = SIZES[arguments.size]
+    if arguments.batch_size:
+        size = dataclasses.replace(size, batch_size=arguments.batch_size)
+    # Rows of 8 tokens fill the tiles of the hardware.
+    size = dataclasses.replace(size, num_tokens=-(-size.num_tokens // 8) * 8)
+    inputs = (size, rules(arguments.stages), arguments.dtype, arguments.minutes)
+    if arguments.part == "ceilings":
+        rows = parts.ceilings(size, arguments.dtype)
+    else:
+        rows = getattr(parts, arguments.part)(*inputs)
+    name = f"gpu_{arguments.part}"
+    found = []
+    for row in rows:
+        found.append(row)
+        print(reports.gpu_table([row]).splitlines()[-1], flush=True)
+        reports.write(arguments.out, name, _settings(arguments), found)
+    print(reports.gpu_table(found))
+    key, unit = "images_per_second", 1.0
+    if arguments.part == "ceilings":
+        key, unit = "flop_per_second", 1e12
+    values = {row["what"]: row[key] / unit for row in found if key in row}
+    label = "images/s" if unit == 1.0 else "TFLOP/s"
+    _save(arguments, name, found, values, label)
+
+
 _LABELS = {
     "flops": "GFLOP an example",
     "memory": "peak, GB",
@@ -67,10 +112,19 @@ _LABELS = {
 
 def _report(arguments, name, rows, table, key, unit) -> None:
     print(table(rows))
-    settings = {k: v for k, v in vars(arguments).items() if k not in ("run", "out")}
-    reports.write(arguments.out, name, settings, rows)
+    reports.write(arguments.out, name, _settings(arguments), rows)
     reports.chart(arguments.out / f"{name}.png", rows, key, unit, _LABELS[name])
     print(f"written to {arguments.out}/{name}.json and {name}.png")
+
+
+def _save(arguments, name: str, rows: list, values: dict, label: str) -> None:
+    reports.write(arguments.out, name, _settings(arguments), rows)
+    reports.bars(arguments.out / f"{name}.png", values, label)
+    print(f"written to {arguments.out}/{name}.json and {name}.png")
+
+
+def _settings(arguments) -> dict:
+    return {k: v for k, v in vars(arguments).items() if k not in ("run", "out")}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     command(flops, _FULL)
     command(memory, _FULL).add_argument("--batch_size", type=_positive, default=32)
     command(step, "tiny").add_argument("--rounds", type=_positive, default=9)
+    command(peers, "tiny").add_argument("--rounds", type=_positive, default=7)
+    one = command(gpu, _FULL)
+    one.add_argument("--part", choices=("ceilings", "grid", "ablations"), required=True)
+    one.add_argument("--minutes", type=float, default=8.0, help="start nothing later")
+    one.add_argument("--batch_size", type=_positive, default=0)
     return parser
 
 

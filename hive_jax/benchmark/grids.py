@@ -9,13 +9,12 @@ import statistics
 from collections.abc import Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
 import optax
 from tqdm import tqdm
 
 from hive_jax.benchmark.cases import FUSIONS, Size, case
 from hive_jax.benchmark.flops import example_flops
-from hive_jax.benchmark.steps import Step, matmul_rate
+from hive_jax.benchmark.steps import Step, compute_dtype, matmul_rate, peak_bytes
 from hive_jax.config import RunConfig
 from hive_jax.training import sharding
 from hive_jax.training.program import Program
@@ -91,16 +90,14 @@ def memory(size: Size, rules: Rules, dtype: str, batch_size: int) -> list[dict]:
     rows = []
     for stage, fusion, config in _cells(size, rules, dtype, "memory"):
         found = _program(config).lower_train_step().compile().memory_analysis()
-        kept = found.argument_size_in_bytes
-        new = found.output_size_in_bytes - found.alias_size_in_bytes
-        temporary = found.temp_size_in_bytes + new
+        kept, peak = found.argument_size_in_bytes, peak_bytes(found)
         rows.append(
             {
                 "stage": stage,
                 "fusion": fusion,
                 "state": kept,
-                "temporary": temporary,
-                "peak": kept + temporary,
+                "temporary": peak - kept,
+                "peak": peak,
             }
         )
     return rows
@@ -118,7 +115,7 @@ def step(
     seconds = {key: [] for key in timed}
     rates = []
     for _ in tqdm(range(rounds), desc="rounds"):
-        rates.append(matmul_rate(jnp.dtype(one_dtype(dtype)), seconds=0.3))
+        rates.append(matmul_rate(compute_dtype(dtype), seconds=0.3))
         for key, one in timed.items():
             seconds[key].append(one.seconds(steps) / steps)
     rate = statistics.median(rates)
@@ -132,6 +129,7 @@ def step(
                 "seconds": median,
                 "fastest": min(seconds[stage, fusion]),
                 "compile_seconds": one.compile_seconds,
+                "peak_bytes": one.peak_bytes,
                 "images_per_second": size.batch_size / median,
                 "flop_per_second": one.flops / median,
                 "flops": one.flops,
@@ -140,9 +138,3 @@ def step(
             }
         )
     return rows
-
-
-def one_dtype(dtype: str) -> str:
-    """What "auto" stands for on this machine."""
-    on_cpu = jax.default_backend() == "cpu"
-    return {"auto": "float32" if on_cpu else "bfloat16"}.get(dtype, dtype)

@@ -71,6 +71,54 @@ def step_table(rows: list[dict]) -> str:
     return _table(header, rows, cells)
 
 
+def gpu_table(rows: list[dict]) -> str:
+    """Of one row, too: the header comes with the first."""
+
+    def figure(row: dict, key: str, unit: float, digits: int) -> str:
+        return f"{row[key] / unit:.{digits}f}" if row.get(key) else ""
+
+    columns = {
+        "images/s": ("images_per_second", 1, 1),
+        "TFLOP/s": ("flop_per_second", 1e12, 2),
+        "of matmul": ("matmul_share", 1, 3),
+        "peak, GB": ("peak_bytes", 1e9, 2),
+        "compilation, s": ("compile_seconds", 1, 0),
+        "GB/s": ("bytes_per_second", 1e9, 1),
+    }
+    lines = [["what", *columns], ["---"] * (1 + len(columns))]
+    for row in rows:
+        cells = [figure(row, *column) for column in columns.values()]
+        lines.append(
+            [
+                row["what"],
+                *(cells if "left_out" not in row else [row["left_out"], *cells[1:]]),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def peers_table(found: dict) -> str:
+    """Of `peers.compare`."""
+    header = ["stage", "variant", "ms", "images/s", "time / hive_jax HIVE", "loss"]
+    lines = [header, ["---"] * len(header)]
+    for stage, entries in found["stages"].items():
+        for name, entry in entries.items():
+            if "out_of_memory" in entry:
+                lines.append([str(stage), name, "out of memory", "", "", ""])
+                continue
+            lines.append(
+                [
+                    str(stage),
+                    name,
+                    f"{entry['median'] * 1e3:.0f}",
+                    f"{entry['images_per_second']:.1f}",
+                    f"{entry['times']['hive_jax HIVE']:.2f}",
+                    f"{entry['losses'][-1]:.6f}",
+                ]
+            )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _table(header: list[str], rows: list[dict], cells: Callable) -> str:
     lines = [["stage", "fusion", *header], ["---"] * (len(header) + 2)]
     lines += [[str(row["stage"]), row["fusion"], *cells(row)] for row in rows]
@@ -85,6 +133,24 @@ def write(folder: Path, name: str, about: dict, rows: list[dict]) -> None:
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise OutputError(f"cannot write {folder}/{name}.json: {error}") from error
+
+
+def bars(path: Path, values: dict[str, float], label: str) -> None:
+    """A bar for each name, from the top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.0 + 0.28 * len(values)), layout="constrained")
+    axes = figure.subplots()
+    ours = [not name.split(", ", 1)[-1].startswith("torch") for name in values]
+    colours = [_COLOURS["hive" if mine else "self_attention"] for mine in ours]
+    drawn = axes.barh(list(values), list(values.values()), color=colours)
+    axes.bar_label(drawn, fmt="{:,.1f}", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=8)
+    axes.set_xlabel(label)
+    axes.set_title(described(machine()), fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
 
 
 def chart(path: Path, rows: list[dict], key: str, unit: float, label: str) -> None:

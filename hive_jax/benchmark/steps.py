@@ -19,7 +19,8 @@ class Step:
 
     Attributes:
       flops: of matrix products in one step.
-      compile_seconds: of the first step.
+      compile_seconds: what tracing and compiling took.
+      peak_bytes: of the compiled step: state, batch, activations, gradients.
     """
 
     def __init__(self, config: RunConfig):
@@ -29,15 +30,25 @@ class Step:
         self.flops = step_flops(config, self.program.assigned)
         self._state = self.program.start(_some_params(self.program.abstract_params))
         self._parts = _some_batches(config)
-        self.compile_seconds = self.seconds()
+        began = time.perf_counter()
+        self._step = self.program.train_step.lower(self._state, self._parts).compile()
+        self.compile_seconds = time.perf_counter() - began
+        self.peak_bytes = peak_bytes(self._step.memory_analysis())
+        self.seconds()
 
     def seconds(self, count: int = 1) -> float:
         """Wall-clock time of `count` steps, one after the other."""
         began = time.perf_counter()
         for _ in range(count):
-            self._state, metrics = self.program.train_step(self._state, self._parts)
+            self._state, metrics = self._step(self._state, self._parts)
         self.loss = float(metrics["loss"])
         return time.perf_counter() - began
+
+
+def peak_bytes(memory) -> int:
+    """Of a program's `memory_analysis()`; donated arguments are counted once."""
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + new
 
 
 def _some_params(abstract: dict) -> dict:
@@ -96,3 +107,9 @@ def matmul_rate(dtype: str, seconds: float = 1.0) -> float:
         y = product(x, y).block_until_ready()
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
+
+
+def compute_dtype(dtype: str) -> str:
+    """What "auto" stands for on this machine."""
+    on_cpu = jax.default_backend() == "cpu"
+    return {"auto": "float32" if on_cpu else "bfloat16"}.get(dtype, dtype)

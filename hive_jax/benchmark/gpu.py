@@ -1,0 +1,172 @@
+"""What one accelerator does: its ceilings, the grid at real batch sizes, ablations.
+
+Each part ends within its time limit: what there was no time for is left out, and said.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from hive_jax.benchmark.cases import FUSIONS, Size, case
+from hive_jax.benchmark.grids import Rules
+from hive_jax.benchmark.steps import Step, compute_dtype, matmul_rate
+from hive_jax.config import RunConfig
+from hive_jax.models.attention import attend_to_all
+
+_WARM_UP, _TIMED = 3, 15
+
+
+def ceilings(size: Size, dtype: str) -> Iterator[dict]:
+    """Copy bandwidth, and matrix products and attention at the shapes of this size:
+    what any implementation is limited by."""
+    dtype = jnp.dtype(compute_dtype(dtype))
+    e, d, batch = size.encoder, size.decoder, size.batch_size
+    patches, tokens = batch * e.num_patches, batch * size.num_tokens
+    x = jnp.ones((2**26 if jax.default_backend() != "cpu" else 2**22,), jnp.float32)
+    seconds = _time(lambda x: x + 1.0, x)
+    yield {"what": "copy", "bytes_per_second": 2 * x.nbytes / seconds}
+    yield {"what": "square matmul", "flop_per_second": matmul_rate(str(dtype))}
+    products = {
+        "encoder attention": (patches, e.width, e.width),
+        "encoder MLP": (patches, e.width, e.mlp_dim),
+        "projector": (patches, e.width, d.width),
+        "decoder MLP": (tokens, d.width, d.mlp_dim),
+        "logits": (min(tokens, 512), d.width, d.vocab_size),
+    }
+    for name, (rows, inner, columns) in products.items():
+        a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+        seconds = _time(lambda a, b: a @ b, a, b)
+        yield {
+            "what": f"{name} {rows} x {inner} x {columns}",
+            "flop_per_second": 2 * rows * inner * columns / seconds,
+        }
+    heads = jnp.ones((batch, e.num_patches, e.num_heads, e.width // e.num_heads), dtype)
+    for use_flash in (True, False):
+
+        def loss(q, use_flash=use_flash):
+            out = attend_to_all(q, q, q, use_flash=use_flash)
+            return out.astype(jnp.float32).sum()
+
+        name = "as dispatched" if use_flash else "plain XLA"
+        flops = 4 * batch * e.num_patches**2 * e.width
+        seconds = _time(loss, heads)
+        yield {
+            "what": f"encoder attention, forward, {name}",
+            "flop_per_second": flops / seconds,
+        }
+        seconds = _time(jax.grad(loss), heads)
+        yield {
+            "what": f"encoder attention, with gradient, {name}",
+            "flop_per_second": 3 * flops / seconds,
+        }
+
+
+def _time(function: Callable, *arguments) -> float:
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(*arguments))
+    seconds = []
+    for _ in range(_TIMED):
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
+    """Every fusion and stage at half the size's batch, which all of them can hold,
+    and HIVE at the whole of it."""
+    half = max(1, size.batch_size // 2)
+    cases = [
+        (f"stage {stage}, {fusion}", case(size, fusion, rules[stage], dtype), batch)
+        for batch in (half, size.batch_size)
+        for stage in rules
+        for fusion in (FUSIONS if batch == half else ("hive",))
+    ]
+    named = (
+        (f"{name}, batch {batch}", dataclasses.replace(config, batch_size=batch))
+        for name, config, batch in cases
+    )
+    return _measured(named, dtype, minutes)
+
+
+def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
+    """HIVE with one thing changed at a time, in each of the given stages."""
+
+    def towers(**program) -> Callable[[RunConfig], RunConfig]:
+        def change(config: RunConfig) -> RunConfig:
+            model = config.model
+            model = dataclasses.replace(
+                model,
+                encoder=dataclasses.replace(model.encoder, **program),
+                decoder=dataclasses.replace(model.decoder, **program),
+            )
+            return dataclasses.replace(config, model=model)
+
+        return change
+
+    def run(**fields) -> Callable[[RunConfig], RunConfig]:
+        return lambda config: dataclasses.replace(config, **fields)
+
+    def tokens(number: int) -> Callable[[RunConfig], RunConfig]:
+        def change(config: RunConfig) -> RunConfig:
+            data = dataclasses.replace(config.data, num_tokens=number)
+            return dataclasses.replace(config, data=data)
+
+        return change
+
+    batch = size.batch_size
+    changes = {
+        "as it is": lambda config: config,
+        "no flash attention": towers(flash=False),
+        "scanned, products kept": towers(scan=True, remat="dots"),
+        "scanned, nothing kept": towers(scan=True, remat="full"),
+        "products kept": towers(remat="dots"),
+        "two parts": run(accumulate=2),
+        "half the batch": run(batch_size=max(1, batch // 2)),
+        "an eighth of the batch": run(batch_size=max(1, batch // 8)),
+        "half the tokens": tokens(size.num_tokens // 2),
+        "float32": run(dtype="float32"),
+    }
+    named = (
+        (f"stage {stage}, {name}", change(case(size, "hive", rules[stage], dtype)))
+        for stage in rules
+        for name, change in changes.items()
+    )
+    return _measured(named, dtype, minutes)
+
+
+def _measured(
+    named: Iterable[tuple[str, RunConfig]], dtype: str, minutes: float
+) -> Iterator[dict]:
+    ends = time.monotonic() + 60 * minutes
+    rate, slowest = matmul_rate(compute_dtype(dtype)), 0.0
+    for name, config in named:
+        began = time.monotonic()
+        if slowest and began + slowest > ends:
+            yield {"what": name, "left_out": f"{minutes} minutes are over"}
+            continue
+        try:
+            yield {"what": name, **_steps(config, rate)}
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            yield {"what": name, "left_out": "does not fit into the device's memory"}
+        slowest = max(slowest, time.monotonic() - began)
+
+
+def _steps(config: RunConfig, rate: float) -> dict:
+    one = Step(config)
+    one.seconds(_WARM_UP)
+    seconds = statistics.median(one.seconds() for _ in range(_TIMED))
+    return {
+        "images_per_second": config.batch_size / seconds,
+        "seconds": seconds,
+        "flop_per_second": one.flops / seconds,
+        "matmul_share": one.flops / seconds / rate,
+        "compile_seconds": one.compile_seconds,
+        "peak_bytes": one.peak_bytes,
+    }

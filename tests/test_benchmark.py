@@ -1,0 +1,128 @@
+"""What the benchmarks count, compile and time; no time is judged here."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from hive_jax.benchmark import gpu, grids, reports
+from hive_jax.benchmark.cases import FUSIONS, SIZES, STAGES, case
+from hive_jax.benchmark.flops import example_flops, step_flops
+from hive_jax.benchmark.steps import Step
+from hive_jax.training import sharding
+from hive_jax.training.program import Program
+
+ROOT = Path(__file__).resolve().parent.parent
+RULES = {n: importlib.import_module(f"configs.stage{n}").RULES for n in STAGES}
+FULL = SIZES["siglip_l16_384+gemma3_1b"]
+
+
+def counted(size, fusion, stage):
+    config = case(size, fusion, RULES[stage], "bfloat16")
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    return example_flops(config, Program(config, mesh).assigned)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_ratios_of_the_full_size(stage):
+    """The shares that follow from the shapes, whole and without the encoder."""
+    hive, cascaded, plain = (counted(FULL, fusion, stage) for fusion in FUSIONS)
+    assert hive == cascaded
+    whole = {1: 0.304, 2: 0.257, 3: 0.395}[stage]
+    language = {1: 0.177, 2: 0.164, 3: 0.167}[stage]
+    np.testing.assert_allclose(hive.total / plain.total, whole, rtol=0.03)
+    ratio = hive.without_encoder / plain.without_encoder
+    np.testing.assert_allclose(ratio, language, rtol=0.03)
+
+
+@pytest.mark.parametrize(("stage", "fusion"), [(1, "hive"), (3, "self_attention")])
+def test_our_count_is_that_of_xla(stage, fusion):
+    """At full width, on four layers of each tower, for the time that tracing takes."""
+    size = dataclasses.replace(
+        FULL,
+        encoder=dataclasses.replace(FULL.encoder, depth=4),
+        decoder=dataclasses.replace(FULL.decoder, depth=4, vocab_size=4096),
+    )
+    rows = grids.flops(size, {stage: RULES[stage]})
+    (row,) = (row for row in rows if row["fusion"] == fusion)
+    np.testing.assert_allclose(row["xla"], row["total"], rtol=0.02)
+
+
+def test_a_layer_below_the_first_connection_has_no_gradient():
+    """Stage 1 trains fusion alone: each layer before its first one costs less."""
+    size = SIZES["tiny"]
+
+    def text(connections):
+        config = case(size, "hive", RULES[1], "float32")
+        model = dataclasses.replace(config.model, connections=connections)
+        config = dataclasses.replace(config, model=model)
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+        return example_flops(config, Program(config, mesh).assigned).text
+
+    costs = [text(((3, layer), (6, 6))) for layer in (1, 2, 5)]
+    saved = costs[0] - costs[1]
+    assert 0.4 * costs[0] / 6 < saved < 0.6 * costs[0] / 6
+    np.testing.assert_allclose(costs[0] - costs[2], 4 * saved)
+
+
+@pytest.fixture(scope="module")
+def one_step():
+    return Step(case(SIZES["micro"], "hive", RULES[3], "float32"))
+
+
+def test_a_step_learns_from_its_batch(one_step):
+    first = one_step.loss
+    assert one_step.seconds(20) > 0
+    assert one_step.loss < first
+
+
+def test_a_step_knows_its_cost(one_step):
+    config, assigned = one_step.config, one_step.program.assigned
+    assert one_step.flops == step_flops(config, assigned)
+    assert one_step.flops == 4 * example_flops(config, assigned).total
+    parameters = sum(p.size for p in jax.tree.leaves(one_step.program.abstract_params))
+    assert one_step.peak_bytes > 3 * 4 * 0.8 * parameters  # with both moments
+
+
+def test_the_parts_for_one_gpu_run_through_anywhere():
+    size, rules = SIZES["micro"], {2: RULES[2]}
+    rows = list(gpu.ceilings(size, "float32"))
+    assert len(rows) == 11
+    rows = list(gpu.grid(size, rules, "float32", minutes=0.001))
+    assert [row["what"].split(", ")[1] for row in rows] == [*FUSIONS, "hive"]
+    assert rows[0]["images_per_second"] > 0  # the first one always runs
+    assert all("minutes are over" in row["left_out"] for row in rows[1:])
+    table = reports.gpu_table(rows).splitlines()
+    assert len(table) == 2 + len(rows)
+    assert len({line.count("|") for line in table}) == 1
+
+
+def test_the_command_prints_a_table_and_writes_json_and_a_chart(tmp_path):
+    command = [sys.executable, "tools/benchmark.py", "flops", "--size", "micro"]
+    command += ["--stages", "1", "--out", str(tmp_path)]
+    done = subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:5]] == list(FUSIONS)
+    written = json.loads((tmp_path / "flops.json").read_text())
+    assert written["machine"]["jax"] == jax.__version__
+    assert [row["fusion"] for row in written["rows"]] == list(FUSIONS)
+    assert (tmp_path / "flops.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_is_compiled_and_not_used(tmp_path):
+    rows = grids.memory(SIZES["micro"], {2: RULES[2]}, "float32", batch_size=8)
+    assert [row["fusion"] for row in rows] == list(FUSIONS)
+    for row in rows:
+        assert row["peak"] == row["state"] + row["temporary"]
+        assert row["temporary"] > 0
+    reports.chart(tmp_path / "memory.png", rows, "peak", 1e9, "GB")
+    assert reports.memory_table(rows).count("\n") == 4
