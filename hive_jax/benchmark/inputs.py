@@ -1,0 +1,100 @@
+"""What all peers start from: the same random weights and the same batch, in files."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from hive_jax.benchmark.cases import Size
+from hive_jax.config import RunConfig
+from hive_jax.data.batch import Batch
+from hive_jax.errors import ConfigError
+from hive_jax.models.hive import HiveConfig
+from hive_jax.training.objectives import names_under_all_fusions
+from hive_jax.training.optimizer import assign_rules, trains
+from hive_jax.weights import huggingface, table, writing
+from hive_jax.weights.names import param_shapes
+
+_CODE = Path(__file__).parent.parent / "export/torch"
+
+
+def layout(model: HiveConfig) -> huggingface.Layout:
+    """The model as a class of transformers has it; the last token of the vocabulary
+    stands for the image."""
+    if model.fusion == "self_attention":
+        return huggingface.vlm(model, model.decoder.vocab_size - 1)
+    return huggingface.hive(model)
+
+
+def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
+    """Writes random float32 weights of a model as a Hugging Face folder.
+
+    Raises:
+      CheckpointError: no class of transformers computes this model.
+      OutputError: the folder is there already, or cannot be written.
+    """
+    theirs = layout(model)
+    arrays = random_params(param_shapes(model), seed)
+    with writing.new_folder(folder) as temporary:
+        huggingface.write(temporary, theirs, arrays, np.dtype(np.float32))
+        if model.fusion != "self_attention":
+            for name in ("configuration_hive.py", "modeling_hive.py"):
+                shutil.copyfile(_CODE / name, temporary / name)
+
+
+def random_params(shapes: dict[str, tuple[int, ...]], seed: int) -> dict:
+    """Float32 parameters by name, none of them zero: gates are open, biases and the
+    scales of norms count, and activations stay of the order of one."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in shapes.items():
+        params[name] = rng.standard_normal(shape, np.float32)
+        params[name] *= np.float32(shape[-1] ** -0.5)
+        if name.endswith("/scale") and name.startswith(("img/", "fusion/projector/")):
+            params[name] += 1  # a LayerNorm; Gemma's norms add the one themselves
+    return params
+
+
+def random_batch(size: Size, seed: int = 0) -> Batch:
+    """Images of noise, each before a caption of random tokens without padding: all but
+    its first token are supervised."""
+    rng = np.random.default_rng(seed)
+    spec = Batch.spec(size.batch_size, size.num_tokens, size.encoder.image_size)
+    text = spec.tokens.shape
+    target = np.ones(text, bool)
+    target[:, 0] = False
+    return Batch(
+        image=rng.integers(0, 256, spec.image.shape, np.uint8),
+        tokens=rng.integers(0, size.decoder.vocab_size - 1, text, np.int32),
+        target=target,
+        sees_image=np.ones(text, bool),
+        kind=np.zeros(text, np.int32),
+    )
+
+
+def write_batch(path: Path, batch: Batch) -> None:
+    """The fields of a batch as an .npz."""
+    np.savez(path, **vars(batch))
+
+
+def multipliers(run: RunConfig) -> dict[str, float | None]:
+    """Name of each tensor in the files of `write_weights` -> the factor on its learning
+    rate, None for a frozen one.
+
+    Raises:
+      ConfigError: the rules do not fit the model, name some layers of a stack, or train
+        the token embeddings.
+    """
+    shapes = param_shapes(run.model)
+    spec = Batch.spec(1, run.data.num_tokens, run.model.encoder.image_size)
+    rules = assign_rules(shapes, run.rules, lambda: names_under_all_fusions(run, spec))
+    partial = [rule.pattern for rule in rules.values() if rule.layers]
+    if partial:
+        raise ConfigError(
+            f"rule {partial[0]!r} trains some layers of a stack; the peers take rules "
+            "without `layers`"
+        )
+    if trains(rules["llm/embedder/input_embedding"]):
+        raise ConfigError("the peers do not train the token embeddings; freeze them")
+    pieces = table.pieces(layout(run.model).rows, shapes)
+    return {piece.theirs: rules[piece.ours].multiplier for piece in pieces}

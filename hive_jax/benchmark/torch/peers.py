@@ -1,0 +1,130 @@
+"""The peers: each a model of transformers, and its loss as fast as it goes.
+
+B batch    T text tokens    P image patches    S side of an image
+E decoder width
+"""
+
+import sys
+from collections.abc import Callable
+
+import losses
+import torch
+import transformers
+from torch import nn
+
+Batch = dict[str, torch.Tensor]
+
+
+def _load(folder: str) -> nn.Module:
+    return transformers.AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=True
+    )
+
+
+def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
+    """HIVE, of hive_jax/export/torch: logits of supervised tokens, and no more of the
+    encoder than is read."""
+    image_class = sys.modules[type(model).__module__].Image
+    depths = [depth for depth, _ in model.config.connections]
+    connected = list(zip(depths, model.projectors, model.cross_attentions, strict=True))
+    decoder = model.language_model
+    masks = _masks(decoder.config, batch["tokens"].shape[1], batch["tokens"].device)
+    sees = torch.ones_like(batch["target"])
+    dtype = getattr(torch, job["dtype"])
+
+    def hidden_states():
+        pixels = _pixels(batch["image"])
+        features = _features(model.vision_model, pixels, max(depths), dtype)
+        keys_values = [
+            attention.keys_values(projector(features[depth - 1]))
+            for depth, projector, attention in connected
+        ]
+        return decoder(
+            inputs_embeds=decoder.embed_tokens(batch["tokens"]).to(dtype),
+            attention_mask=masks,
+            image=image_class(keys_values, sees),
+            use_cache=False,
+        ).last_hidden_state
+
+    return losses.supervised(hidden_states, decoder.embed_tokens, batch, job["compile"])
+
+
+def llava_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
+    """LLaVA, tuned: logits of supervised tokens, and no more of the encoder than is
+    read."""
+    config = model.config
+    llava = getattr(model, "model", model)
+    tower = getattr(llava.vision_tower, "vision_model", llava.vision_tower)
+    depth = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
+    decoder, num_patches = llava.language_model, config.image_seq_length
+    length = num_patches + batch["tokens"].shape[1]
+    masks = _masks(decoder.config, length, batch["tokens"].device)
+    dtype = getattr(torch, job["dtype"])
+
+    def hidden_states():
+        features = _features(tower, _pixels(batch["image"]), depth, dtype)[-1]
+        image = llava.multi_modal_projector(features)
+        text = decoder.embed_tokens(batch["tokens"]).to(dtype)
+        hidden = decoder(
+            inputs_embeds=torch.cat([image, text], dim=1),
+            attention_mask=masks,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, num_patches:]
+
+    return losses.supervised(hidden_states, decoder.embed_tokens, batch, job["compile"])
+
+
+def llava_as_shipped(model: nn.Module, batch: Batch, job: dict) -> Callable:
+    """LLaVA as its own documentation calls it: image tokens in the text, labels through
+    the model, everything else by default."""
+    del job
+    count = len(batch["tokens"]), model.config.image_seq_length
+    tokens = batch["tokens"]
+    image = tokens.new_full(count, model.config.image_token_index)
+    tokens = torch.cat([image, tokens], dim=1)
+    labels = batch["tokens"].masked_fill(~batch["target"], -100)
+    labels = torch.cat([torch.full_like(image, -100), labels], dim=1)
+
+    def loss():
+        pixels = _pixels(batch["image"])
+        return model(input_ids=tokens, pixel_values=pixels, labels=labels).loss
+
+    return loss
+
+
+# Name -> how the weights are loaded, how the loss is made, whether it is tuned.
+PEERS = {
+    "hive": (_load, hive_loss, True),
+    "llava": (_load, llava_loss, True),
+    "llava_as_shipped": (_load, llava_as_shipped, False),
+}
+
+
+def _pixels(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [B, S, S, 3] -> float32 [B, 3, S, S] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def _features(tower: nn.Module, pixels: torch.Tensor, depth: int, dtype: torch.dtype):
+    """The outputs of blocks 1 to `depth`; without a graph where none of them trains."""
+    blocks = tower.encoder.layers[:depth]
+    trains = any(weight.requires_grad for weight in tower.parameters())
+    features = []
+    with torch.set_grad_enabled(trains):
+        hidden = tower.embeddings(pixels).to(dtype)
+        for block in blocks:
+            hidden = block(hidden, attention_mask=None)
+            features.append(hidden)
+    return features
+
+
+def _masks(config, length: int, device: torch.device) -> dict | None:
+    """What each kind of decoder layer sees, made once; None where it is all before."""
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    window = (distance >= 0) & (distance < config.sliding_window)
+    sliding = window[None, None] if length > config.sliding_window else None
+    return {"full_attention": None, "sliding_attention": sliding}

@@ -1,0 +1,103 @@
+"""One train step: mixed precision, clipping by the global norm, AdamW."""
+
+import contextlib
+import json
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Tried in this order; the first one that takes the shapes and the mask is used.
+_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def prepared(job: dict, load: Callable, make_loss: Callable, tuned: bool) -> Callable:
+    """The step () -> loss, a scalar on the device; what it waits for is up to the caller.
+
+    Args:
+      job: see `worker.py`.
+      load: folder -> model with float32 weights.
+      make_loss: (model, batch, job) -> the function () -> loss.
+      tuned: whether to choose what is fastest, or leave it to torch and transformers.
+    """
+    device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
+    model = load(job["weights"]).to(device).train()
+    groups = _trainable(model, job["multipliers"])
+    trainable = [weight for weights in groups.values() for weight in weights]
+    mixed = dtype != torch.float32
+    if tuned and mixed:
+        _shorten_frozen(model, dtype)
+    options = job["optimizer"]
+    peak_lr, clip_norm = options["peak_lr"], options["clip_norm"]
+    optimizer = torch.optim.AdamW(
+        [{"params": groups[m], "lr": m * peak_lr} for m in groups],
+        betas=(options["beta1"], options["beta2"]),
+        eps=1e-8,
+        weight_decay=0.0,
+        fused=True,
+    )
+    loss_of = make_loss(model, _batch(job["batch"], device), job)
+    best = tuned and device.type == "cuda"
+
+    def step() -> torch.Tensor:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(device.type, dtype, enabled=mixed))
+            if best:
+                stack.enter_context(sdpa_kernel(_BACKENDS, set_priority=True))
+            loss = loss_of()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable, clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step
+
+
+def _batch(path: str, device: torch.device) -> dict[str, torch.Tensor]:
+    with np.load(path) as arrays:
+        names = ("image", "tokens", "target")
+        batch = {name: torch.from_numpy(arrays[name]).to(device) for name in names}
+    return batch | {"tokens": batch["tokens"].long()}
+
+
+def _trainable(model: nn.Module, multipliers: dict) -> dict[float, list]:
+    """Multiplier -> the weights trained with it; all others no longer want gradients.
+
+    Raises:
+      ValueError: the files and the model do not have the same tensors.
+    """
+    wanted = {_short(name): factor for name, factor in multipliers.items()}
+    found = {_short(name): weight for name, weight in model.named_parameters()}
+    if set(wanted) != set(found):
+        raise ValueError(
+            f"the files and {type(model).__name__} do not have the same tensors: "
+            f"{json.dumps(sorted(set(wanted) ^ set(found)))}"
+        )
+    groups = {}
+    for name, weight in found.items():
+        weight.requires_grad_(wanted[name] is not None)
+        if wanted[name] is not None:
+            groups.setdefault(wanted[name], []).append(weight)
+    return groups
+
+
+def _short(name: str) -> str:
+    """A name without what versions of transformers wrap models in."""
+    parts = name.split(".")
+    return ".".join(part for part in parts if part not in ("model", "vision_model"))
+
+
+def _shorten_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Holds frozen matrices as the computation takes them, instead of converting them
+    in each step. Norms and biases stay float32."""
+    for weight in model.parameters():
+        if not weight.requires_grad and weight.ndim > 1:
+            weight.data = weight.data.to(dtype)

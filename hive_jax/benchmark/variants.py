@@ -1,0 +1,130 @@
+"""The programs that are compared, and the jobs that make processes of them."""
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hive_jax.benchmark import inputs, worker
+from hive_jax.benchmark.cases import Size, case
+from hive_jax.config import to_dict
+from hive_jax.models.hive import HiveConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A program: hive_jax with a fusion, or `peer`, one of torch/peers.py."""
+
+    fusion: str
+    peer: str = ""
+
+    @property
+    def reference(self) -> str:
+        """The variant of hive_jax that computes the same."""
+        return {"hive": "hive_jax HIVE", "self_attention": "hive_jax SA"}[self.fusion]
+
+    @property
+    def command(self) -> list[str]:
+        """What makes a worker of a job; see `workers.py`."""
+        if self.peer:
+            script = Path(__file__).parent / "torch/worker.py"
+            return [sys.executable, str(script)]
+        return [sys.executable, "-m", worker.__name__]
+
+
+VARIANTS = {
+    "hive_jax HIVE": Variant("hive"),
+    "torch HIVE": Variant("hive", "hive"),
+    "hive_jax SA": Variant("self_attention"),
+    "torch SA, tuned": Variant("self_attention", "llava"),
+    "torch SA, as shipped": Variant("self_attention", "llava_as_shipped"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How all variants run.
+
+    Attributes:
+      device: "cpu" or "gpu".
+      dtype: "float32" or "bfloat16", of the computation; weights are float32.
+      threads: of the CPU, for each variant.
+      compile: a mode of torch.compile for the tuned peers, or empty for eager.
+      rounds, steps: times that each variant is timed, and its steps each time.
+    """
+
+    device: str
+    dtype: str
+    threads: int
+    compile: str
+    rounds: int
+    steps: int
+
+    def environment(self) -> dict[str, str]:
+        """Variables for the workers."""
+        variables = {
+            "HF_HUB_OFFLINE": "1",
+            "JAX_PLATFORMS": "cpu" if self.device == "cpu" else "cuda",
+            "MKL_NUM_THREADS": str(self.threads),
+            "OMP_NUM_THREADS": str(self.threads),
+            "PYTHONPATH": str(Path(__file__).parent.parent.parent),
+            "TOKENIZERS_PARALLELISM": "false",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        }
+        if self.dtype == "float32":  # and not TF32
+            variables["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+        return variables
+
+
+def write_inputs(folder: Path, size: Size, names: Iterable[str]) -> None:
+    """Writes what the variants of these names need of weights, and the batch."""
+    folder.mkdir()
+    for fusion in {VARIANTS[name].fusion for name in names}:
+        model = HiveConfig(size.encoder, size.decoder, fusion)
+        inputs.write_weights(folder / fusion, model)
+    inputs.write_batch(folder / "batch.npz", inputs.random_batch(size))
+
+
+def make_jobs(
+    folder: Path, size: Size, rules: tuple, names: Iterable[str], setting: Setting
+) -> dict[str, dict]:
+    """Name of a variant -> its job, on the files of `write_inputs`.
+
+    The learning rate is the same in all steps.
+
+    Args:
+      rules: of a stage, as in its config file.
+
+    Raises:
+      ConfigError: rules that do not fit, or that the peers do not know.
+    """
+    jobs = {}
+    for name in names:
+        variant = VARIANTS[name]
+        run = case(size, variant.fusion, rules, setting.dtype)
+        constant = dataclasses.replace(run.optimizer, min_lr=run.optimizer.peak_lr)
+        run = dataclasses.replace(run, optimizer=constant)
+        job = {
+            "weights": str(folder / variant.fusion),
+            "batch": str(folder / "batch.npz"),
+        }
+        job |= _for_torch(run, variant, setting) if variant.peer else _for_jax(run)
+        jobs[name] = job
+    return jobs
+
+
+def _for_jax(run) -> Mapping:
+    return {"config": to_dict(run)}
+
+
+def _for_torch(run, variant: Variant, setting: Setting) -> Mapping:
+    options = ("peak_lr", "beta1", "beta2", "clip_norm")
+    return {
+        "peer": variant.peer,
+        "multipliers": inputs.multipliers(run),
+        "optimizer": {name: getattr(run.optimizer, name) for name in options},
+        "device": "cuda" if setting.device == "gpu" else "cpu",
+        "dtype": setting.dtype,
+        "threads": setting.threads,
+        "compile": setting.compile,
+    }

@@ -1,0 +1,141 @@
+"""Processes that train on request, and their steps timed in turns.
+
+A worker is given a job, a JSON file, as its last argument. It then answers requests, a
+line of JSON each, on its standard output:
+
+    it starts     {"ready": {"device": ..., "versions": {...}}}
+    {"steps": n}  {"seconds": s, "losses": [n numbers], "peak_bytes": b or null}
+
+`seconds` is the time of one of the n steps, made in a row and waited for at the end. A
+worker that runs out of memory answers {"out_of_memory": "..."} and ends, as all do
+when their standard input is closed.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from hive_jax.errors import HiveError
+
+
+class WorkerError(HiveError):
+    """A worker that ended, or answered otherwise than agreed."""
+
+    exit_code = 70
+
+
+class OutOfMemory(WorkerError):
+    """A worker whose device is too small for its job."""
+
+
+class Worker:
+    """A running worker; what it writes to its standard error is kept in a log.
+
+    Attributes:
+      name: for messages.
+      about: `device` and `versions`, once the worker is ready.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        job: Mapping,
+        folder: Path,
+        environment: Mapping[str, str],
+    ):
+        """Starts `command`, with the path of the job as its last argument; `folder` is
+        made, for the job and the log."""
+        folder.mkdir(parents=True)
+        self.name, self.about = name, {}
+        self._log = folder / "log.txt"
+        path = folder / "job.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                [*command, str(path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **environment},
+                text=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        """Waits until the worker has loaded its weights."""
+        self.about = self._answer()["ready"]
+
+    def run(self, steps: int) -> dict:
+        """The answer to {"steps": steps}.
+
+        Raises:
+          OutOfMemory, WorkerError: the worker has ended.
+        """
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"steps": steps}) + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """Lets the worker end, and waits for it."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            said = self._log.read_text(encoding="utf-8", errors="replace").strip()
+            raise WorkerError(
+                f"{self.name}: the worker ended with exit code {code}:\n{said[-2000:]}"
+            )
+        answer = json.loads(line)
+        if "out_of_memory" in answer:
+            raise OutOfMemory(f"{self.name}: {answer['out_of_memory']}")
+        return answer
+
+
+@contextlib.contextmanager
+def on_cpus(count: int) -> Iterator[None]:
+    """Processes started in this block run on the first `count` of this one's CPUs, so
+    that libraries which make a thread for each CPU make equally many."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def in_turns(
+    workers: Sequence[Worker], rounds: int, steps: int
+) -> dict[str, list[dict]]:
+    """The answers of each worker by its name, one for each round: in a round every
+    worker makes `steps` steps while the others wait. Before the first of `rounds` there
+    is one that is not counted."""
+    answers = {worker.name: [] for worker in workers}
+    for number in range(rounds + 1 if rounds else 0):
+        for worker in workers:
+            answer = worker.run(steps)
+            if number:
+                answers[worker.name].append(answer)
+    return answers
