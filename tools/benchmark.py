@@ -20,7 +20,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.benchmark import grids, reports
-from hive_jax.benchmark.cases import SIZES, STAGES
+from hive_jax.benchmark.cases import SIZES, STAGES, Size
 from hive_jax.errors import HiveError
 
 _FULL = "siglip_l16_384+gemma3_1b"
@@ -51,7 +51,7 @@ def memory(arguments) -> None:
 
 def step(arguments) -> None:
     rows = grids.step(
-        SIZES[arguments.size],
+        _size(arguments),
         rules(arguments.stages),
         arguments.dtype,
         arguments.rounds,
@@ -75,12 +75,16 @@ def peers(arguments) -> None:
     _save(arguments, "peers", [found], values, "images/s")
 
 
+def _size(arguments) -> Size:
+    size = SIZES[arguments.size]
+    batch_size = arguments.batch_size or size.batch_size
+    return dataclasses.replace(size, batch_size=batch_size)
+
+
 def gpu(arguments) -> None:
     from hive_jax.benchmark import gpu as parts
 
-    size = SIZES[arguments.size]
-    if arguments.batch_size:
-        size = dataclasses.replace(size, batch_size=arguments.batch_size)
+    size = _size(arguments)
     # Rows of 8 tokens fill the tiles of the hardware.
     size = dataclasses.replace(size, num_tokens=-(-size.num_tokens // 8) * 8)
     inputs = (size, rules(arguments.stages), arguments.dtype, arguments.minutes)
@@ -144,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command(flops, _FULL)
     command(memory, _FULL).add_argument("--batch_size", type=_positive, default=32)
-    command(step, "tiny").add_argument("--rounds", type=_positive, default=9)
+    one = command(step, "tiny")
+    one.add_argument("--rounds", type=_positive, default=9)
+    one.add_argument("--batch_size", type=_positive, default=0)
     command(peers, "tiny").add_argument("--rounds", type=_positive, default=7)
     one = command(gpu, _FULL)
     one.add_argument("--part", choices=("ceilings", "grid", "ablations"), required=True)

@@ -75,12 +75,16 @@ def attend(
     and its input are float32 whatever the dtype of the arguments.
     """
     batch, num_queries, heads, head_dim = query_BTNH.shape
-    kv_heads = key_BSKH.shape[2]
+    num_keys, kv_heads = key_BSKH.shape[1:3]
+    # Heads first, and the queries of a kv head as rows of one product, which is what
+    # XLA's CPU backend runs well; GPUs and TPUs choose their own layouts.
     query = query_BTNH.reshape(batch, num_queries, kv_heads, -1, head_dim)
+    query = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
+    key, value = key_BSKH.transpose(0, 2, 1, 3), value_BSKH.transpose(0, 2, 1, 3)
     logits = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", query, key_BSKH, preferred_element_type=jnp.float32
+        "BKRH,BKSH->BKRS", query, key, preferred_element_type=jnp.float32
     )
-    logits = logits * scale
+    logits = logits.reshape(batch, kv_heads, -1, num_queries, num_keys) * scale
     if softcap:
         logits = jnp.tanh(logits / softcap) * softcap
     if mask_BTS is not None:
@@ -89,8 +93,10 @@ def attend(
     weights = jax.nn.softmax(logits, axis=-1)
     if mask_BTS is not None:
         weights = jnp.where(mask, weights, 0.0)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(value_BSKH.dtype), value_BSKH)
-    return out.reshape(batch, num_queries, heads, head_dim)
+    weights = weights.astype(value.dtype).reshape(batch, kv_heads, -1, num_keys)
+    out = jnp.einsum("BKRS,BKSH->BKRH", weights, value)
+    out = out.reshape(batch, kv_heads, -1, num_queries, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
 
 
 def causal_mask(
