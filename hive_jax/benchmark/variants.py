@@ -64,7 +64,7 @@ class Setting:
         """Variables for the workers."""
         variables = {
             "HF_HUB_OFFLINE": "1",
-            "JAX_PLATFORMS": "cpu" if self.device == "cpu" else "cuda",
+            "JAX_PLATFORMS": "cpu" if self.device == "cpu" else "cuda,cpu",
             "MKL_NUM_THREADS": str(self.threads),
             "OMP_NUM_THREADS": str(self.threads),
             "PYTHONPATH": str(Path(__file__).parent.parent.parent),
