@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import siglip_config
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.fingerprints import fingerprint
+from hive_jax.training.program import Program
 from hive_jax.training.sharding import batch_sharding, make_mesh, param_sharding
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "mixed": (2, 2, 2)}
@@ -262,3 +264,15 @@ def test_every_large_parameter_of_the_full_model_is_split(
         # Gemma 3 1B has one kv head, which tensor cannot split.
         wanted = 4 if "kv_einsum" in name else 4 * tensor
         assert parts == wanted, (name, shape, shard)
+
+
+@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
+def test_no_device_computes_on_the_whole_batch(tiny_run, stage_rules, fusion):
+    """Weights that fsdp splits are gathered; activations keep their rows apart."""
+    run = tiny_run(fusion, rules=stage_rules(3, fusion), batch_size=24)
+    program = Program(run, make_mesh(MeshConfig(1, 8, 1)))
+    text = program.lower_train_step().compile().as_text()
+    activations = re.findall(r"f32\[(\d+),4,(?:16|32)\]", text)  # [B, P, D or F]
+    assert "3" in activations
+    assert "24" not in activations
+    assert not re.findall(r"f32\[24,\d+,\d", text)

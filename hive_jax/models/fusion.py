@@ -11,6 +11,7 @@ from hive_jax.models import stack
 from hive_jax.models.attention import attend
 from hive_jax.models.gemma import Einsum, GemmaConfig, merge_heads, split_heads
 from hive_jax.models.layers import Dense, LayerNorm, RMSNorm, gelu, last_axis
+from hive_jax.models.placement import ONE_DEVICE, Placement
 
 FUSIONS = ("hive", "cascaded", "self_attention", "none")
 
@@ -140,6 +141,7 @@ class Fusion(nn.Module):
     count: int
     encoder_width: int
     config: GemmaConfig
+    placement: Placement = ONE_DEVICE
 
     def setup(self):
         projected = jnp.zeros((1, 1, self.config.width))
@@ -161,9 +163,9 @@ class Fusion(nn.Module):
 
     def project(self, features: jax.Array) -> list[jax.Array]:
         """features[M, B, P, D] -> M times [B, P, E]."""
-        module = self._projector()
+        module, place = self._projector(), self.placement
         return [
-            module.apply({"params": params}, feature)
+            place.rows(module.apply({"params": place.weights(params)}, feature))
             for params, feature in zip(
                 stack.unstack(self.projector), features, strict=True
             )
@@ -174,7 +176,7 @@ class Fusion(nn.Module):
         block = CrossAttention(self.config, parent=None)
 
         def reader(params, projected):
-            variables = {"params": params}
+            variables = {"params": self.placement.weights(params)}
             cached = block.apply(variables, projected, method="keys_values")
             return lambda x: x + block.apply(variables, x, cached, sees, method="read")
 

@@ -16,6 +16,7 @@ import numpy as np
 from hive_jax.models import stack
 from hive_jax.models.attention import attend_causally, rotate
 from hive_jax.models.layers import RMSNorm, gelu, matmul
+from hive_jax.models.placement import ONE_DEVICE, Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +233,7 @@ class Gemma(nn.Module):
 
     config: GemmaConfig
     dtype: jnp.dtype = jnp.float32
+    placement: Placement = ONE_DEVICE
 
     def setup(self):
         c = self.config
@@ -247,7 +249,9 @@ class Gemma(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32[B, T] -> [B, T, E], scaled by sqrt(E)."""
-        x = jnp.take(self.embedder.input_embedding, tokens, axis=0).astype(self.dtype)
+        table = {"input_embedding": self.embedder.input_embedding}
+        table = self.placement.weights(table)["input_embedding"]
+        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         return x * jnp.asarray(self.config.width**0.5, self.dtype)
 
     def segments(self, ends: Sequence[int]) -> list[Callable[[jax.Array], jax.Array]]:
@@ -255,15 +259,19 @@ class Gemma(nn.Module):
 
         `ends` are layer numbers counted from 1, increasing, the last one the depth.
         """
-        c = self.config
+        c, place = self.config, self.placement
         block = DecoderBlock(c, parent=None)
 
         def apply(layer, x):
             params, local = layer
-            return block.apply({"params": params}, x, local)
+            return place.rows(block.apply({"params": place.weights(params)}, x, local))
 
         def segment(piece):
-            return lambda x: stack.run(apply, piece, x, scan=c.scan, remat=c.remat)
+            def run(x):
+                x = place.rows(x)
+                return stack.run(apply, piece, x, scan=c.scan, remat=c.remat)
+
+            return run
 
         pieces = stack.cut((self.layers, jnp.asarray(c.is_local())), ends)
         return [segment(piece) for piece in pieces]

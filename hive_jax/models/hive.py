@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from hive_jax.models.fusion import Connections, Fusion, resolve_connections
 from hive_jax.models.gemma import Gemma, GemmaConfig
+from hive_jax.models.placement import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
 
 
@@ -59,16 +60,16 @@ class Hive(nn.Module):
 
     config: HiveConfig
     dtype: jnp.dtype = jnp.float32
+    placement: Placement = ONE_DEVICE
 
     def setup(self):
         c = self.config
         self.connections = c.resolved_connections()
-        self.llm = Gemma(c.decoder, self.dtype)
+        self.llm = Gemma(c.decoder, self.dtype, self.placement)
         if self.connections:
-            self.img = SiglipEncoder(c.encoder, self.dtype)
-            self.fusion = Fusion(
-                c.fusion, len(self.connections), c.encoder.width, c.decoder
-            )
+            self.img = SiglipEncoder(c.encoder, self.dtype, self.placement)
+            count, width = len(self.connections), c.encoder.width
+            self.fusion = Fusion(c.fusion, count, width, c.decoder, self.placement)
 
     def __call__(
         self, images: jax.Array, tokens: jax.Array, sees_image: jax.Array

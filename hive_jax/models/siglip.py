@@ -22,6 +22,7 @@ from hive_jax.models.layers import (
     last_axis,
     matmul,
 )
+from hive_jax.models.placement import ONE_DEVICE, Placement
 
 # big_vision's table of ViT sizes: width, depth, MLP width, heads.
 VARIANTS = {
@@ -141,6 +142,7 @@ class Transformer(nn.Module):
     scan: bool
     remat: str
     flash: bool
+    placement: Placement
 
     @nn.compact
     def __call__(
@@ -149,16 +151,16 @@ class Transformer(nn.Module):
         block = EncoderBlock(self.mlp_dim, self.num_heads, self.flash, parent=None)
         init = stack.stacked_init(block, self.depth, x[:1])
         layers = self.param("encoderblock", init)
+        place = self.placement
+
+        def apply(layer, x):
+            return place.rows(block.apply({"params": place.weights(layer)}, x))
+
+        x = place.rows(x)
         ends = sorted({*depths, self.depth})
         at_depth = {}
         for end, piece in zip(ends, stack.cut(layers, ends), strict=True):
-            x = stack.run(
-                lambda layer, x: block.apply({"params": layer}, x),
-                piece,
-                x,
-                scan=self.scan,
-                remat=self.remat,
-            )
+            x = stack.run(apply, piece, x, scan=self.scan, remat=self.remat)
             at_depth[end] = x
         features = [at_depth[depth] for depth in depths]
         return LayerNorm(name="encoder_norm")(x), features
@@ -186,6 +188,7 @@ class SiglipEncoder(nn.Module):
 
     config: SiglipConfig
     dtype: jnp.dtype = jnp.float32
+    placement: Placement = ONE_DEVICE
 
     @nn.compact
     def __call__(
@@ -216,6 +219,7 @@ class SiglipEncoder(nn.Module):
             config.scan,
             config.remat,
             config.flash,
+            self.placement,
             name="Transformer",
         )(x + position.astype(x.dtype), depths)
         if config.map_head:
@@ -259,6 +263,7 @@ class TextTower(nn.Module):
 
     config: TextTowerConfig
     dtype: jnp.dtype = jnp.float32
+    placement: Placement = ONE_DEVICE
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -280,6 +285,7 @@ class TextTower(nn.Module):
             config.scan,
             config.remat,
             config.flash,
+            self.placement,
             name="Encoder_0",
         )((x + position).astype(self.dtype))
         return Dense(config.out_dim, name="head")(x[:, -1])
@@ -295,13 +301,15 @@ class TwoTowers(nn.Module):
     image: SiglipConfig
     text: TextTowerConfig
     dtype: jnp.dtype = jnp.float32
+    placement: Placement = ONE_DEVICE
 
     @nn.compact
     def __call__(
         self, images: jax.Array, tokens: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        zimg = SiglipEncoder(self.image, self.dtype, name="img")(images).pooled
-        ztxt = TextTower(self.text, self.dtype, name="txt")(tokens)
+        common = (self.dtype, self.placement)
+        zimg = SiglipEncoder(self.image, *common, name="img")(images).pooled
+        ztxt = TextTower(self.text, *common, name="txt")(tokens)
         # SigLIP section 3.1: t' = log 10 and b = -10 at the start.
         log_t = self.param("t", nn.initializers.constant(jnp.log(10.0)), (1,))
         bias = self.param("b", nn.initializers.constant(-10.0), (1,))

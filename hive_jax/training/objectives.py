@@ -13,18 +13,21 @@ from hive_jax.config import RunConfig
 from hive_jax.data.batch import Batch
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import Hive
+from hive_jax.models.placement import ONE_DEVICE
 from hive_jax.models.siglip import TwoTowers
 from hive_jax.training import sharding
 from hive_jax.training.losses import next_token_nll, sigmoid_contrastive_loss
 from hive_jax.training.supervised import supervised_nll
 
 
-def build_model(config: RunConfig) -> nn.Module:
-    """The model that config.objective trains, computing in config.dtype."""
+def build_model(config: RunConfig, mesh: Mesh | None = None) -> nn.Module:
+    """The model that config.objective trains, computing in config.dtype on `mesh`, by
+    default on one device."""
     dtype = jnp.dtype(config.dtype if config.dtype != "auto" else _platform_dtype())
+    place = sharding.placement(mesh, dtype) if mesh is not None else ONE_DEVICE
     if config.objective == "contrastive":
-        return TwoTowers(config.model.encoder, config.text_tower, dtype)
-    return Hive(config.model, dtype)
+        return TwoTowers(config.model.encoder, config.text_tower, dtype, place)
+    return Hive(config.model, dtype, place)
 
 
 def _platform_dtype() -> str:

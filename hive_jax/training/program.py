@@ -37,7 +37,7 @@ class Program:
             ),
             sharding.batch_sharding(mesh, part_size),
         )
-        self.model = objectives.build_model(config)
+        self.model = objectives.build_model(config, mesh)
         self.abstract_params = objectives.abstract_params(self.model, self.batch, mesh)
         self._shapes = flatten_dict(self.abstract_params, sep="/")
         self.assigned = optimizers.assign_rules(

@@ -9,12 +9,14 @@ import re
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError
+from hive_jax.models.placement import ONE_DEVICE, Placement
 
 # Name -> mesh axis of each of its last dimensions; leading axes (layers,
 # connections) are never split. The first match wins, and what matches nothing
@@ -94,13 +96,41 @@ def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedShardi
 
     A dimension that its mesh axis does not divide (one kv head, say) is repeated.
     """
+    return NamedSharding(mesh, PartitionSpec(*_axes(mesh, name, shape)))
+
+
+def _axes(mesh: Mesh, name: str, shape: tuple[int, ...]) -> list[str | None]:
+    """The mesh axis of each dimension of the parameter `name`."""
     axes = next((a for pattern, a in _RULES if re.fullmatch(pattern, name)), ())
     axes = (None,) * (len(shape) - len(axes)) + axes
-    spec = [
+    return [
         axis if axis and size % mesh.shape[axis] == 0 else None
         for axis, size in zip(axes, shape, strict=True)
     ]
-    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def placement(mesh: Mesh, dtype: jnp.dtype) -> Placement:
+    """How a model that computes in `dtype` runs on a mesh: rows of a batch stay split,
+    and kernels that fsdp splits are gathered when their layer comes, in `dtype`."""
+    if mesh.size == 1:
+        return ONE_DEVICE
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+    def used(name: str, leaf: jax.Array) -> jax.Array:
+        axes = _axes(mesh, f"/{name}", leaf.shape)
+        if not any(axes):
+            return leaf
+        spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes))
+        where = NamedSharding(mesh, spec)
+        return jax.lax.with_sharding_constraint(leaf.astype(dtype), where)
+
+    def weights(params: dict) -> dict:
+        flat = flatten_dict(params, sep="/")
+        return unflatten_dict({n: used(n, leaf) for n, leaf in flat.items()}, sep="/")
+
+    return Placement(
+        rows=lambda x: jax.lax.with_sharding_constraint(x, rows), weights=weights
+    )
 
 
 def sharded_params(mesh: Mesh, shapes: dict) -> dict:
