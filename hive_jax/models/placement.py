@@ -7,7 +7,6 @@ Models therefore say what is rows of a batch, and which weights are about to be 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
@@ -27,7 +26,7 @@ class Placement:
     """
 
     rows: Callable[[jax.Array], jax.Array] = _as_it_is
-    weights: Callable[[Any], Any] = _as_it_is
+    weights: Callable[[dict], dict] = _as_it_is
 
 
 ONE_DEVICE = Placement()
