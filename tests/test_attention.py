@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hive_jax.models.attention import attend, causal_mask, rotate
+from hive_jax.models import flash
+from hive_jax.models.attention import attend, attend_causally, causal_mask, rotate
 
 
 def rows(mask):
@@ -183,3 +184,49 @@ def test_rotate_keeps_the_dtype_and_takes_a_traced_base():
     turned = jax.jit(rotate)(x, counting(1, 2), jnp.asarray(1e4))
     assert turned.dtype == jnp.bfloat16
     np.testing.assert_array_equal(turned[:, 0], x[:, 0])
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("window", [0, 3, 8])
+@pytest.mark.parametrize("local", [False, True])
+def test_flash_attention_is_asked_for_the_same(monkeypatch, kv_heads, window, local):
+    """Scale, grouped heads and window as cuDNN takes them, by XLA's implementation of
+    the same function, for cuDNN needs a GPU."""
+    reference = jax.nn.dot_product_attention
+    asked = []
+
+    def by_xla(*operands, implementation, **options):
+        asked.append(implementation)
+        return reference(*operands, implementation="xla", **options)
+
+    rng = np.random.default_rng(0)
+    query = rng.normal(size=(2, 8, 4, 16)).astype(np.float32)
+    key, value = rng.normal(size=(2, 2, 8, kv_heads, 16)).astype(np.float32)
+
+    def attention(use_flash):
+        def loss(*operands):
+            out = attend_causally(
+                *operands,
+                local=jnp.asarray(local),
+                window=window,
+                scale=0.3,
+                softcap=0.0,
+                use_flash=use_flash,
+            )
+            return (out * jnp.arange(16.0)[None, None, None]).sum(), out
+
+        run = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
+        return jax.jit(run)(query, key, value)
+
+    wanted = attention(use_flash=True)  # there is no GPU: XLA's plain one
+    monkeypatch.setattr(flash, "serves", lambda query, key: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    assert not asked
+    got = attention(use_flash=True)
+    assert set(asked) == {"cudnn"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
+    if window == 3:
+        other = attention(use_flash=False)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, wanted
+        )

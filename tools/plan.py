@@ -73,9 +73,9 @@ def main(config: RunConfig) -> int:
     machine = topology.find(_TOPOLOGY.value)
     if not _TABLE.value:
         made = make_plan(_complete(config), machine)
+        print(text.describe(made))
         if _OUT.value:
             comparison.write(made.to_dict(), _OUT.value)
-        print(text.describe(made))
         return 0
     configs = [_complete(stage) for stage in stages()]
     made = comparison.plan_all(configs, machine, _OUT.value)

@@ -53,8 +53,7 @@ def write(content, path: str) -> None:
 
 
 def markdown(plans: list[Plan]) -> str:
-    """A table with a row for each plan; where both fusions were planned for a stage,
-    the second's time is given as a multiple of the first's."""
+    """A table with a row for each plan."""
     header = (
         "run",
         "fusion",

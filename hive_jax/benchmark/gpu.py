@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import jax.numpy as jnp
 
-from hive_jax.benchmark.cases import FUSIONS, Size, case
+from hive_jax.benchmark.cases import Size, case
 from hive_jax.benchmark.grids import Rules
-from hive_jax.benchmark.steps import Step, compute_dtype, matmul_rate
+from hive_jax.benchmark.steps import Step, compute_dtype, matmul_rate, noise
 from hive_jax.config import RunConfig
 from hive_jax.models.attention import attend_to_all
 
-_WARM_UP, _TIMED = 3, 15
+_WARM_UP, _TIMED, _IN_A_ROW = 3, 15, 10
 
 
 def ceilings(size: Size, dtype: str) -> Iterator[dict]:
@@ -26,7 +26,7 @@ def ceilings(size: Size, dtype: str) -> Iterator[dict]:
     dtype = jnp.dtype(compute_dtype(dtype))
     e, d, batch = size.encoder, size.decoder, size.batch_size
     patches, tokens = batch * e.num_patches, batch * size.num_tokens
-    x = jnp.ones((2**26 if jax.default_backend() != "cpu" else 2**22,), jnp.float32)
+    x = noise((2**22 if jax.default_backend() == "cpu" else 2**28,), jnp.float32)
     seconds = _time(lambda x: x + 1.0, x)
     yield {"what": "copy", "bytes_per_second": 2 * x.nbytes / seconds}
     yield {"what": "square matmul", "flop_per_second": matmul_rate(str(dtype))}
@@ -38,13 +38,15 @@ def ceilings(size: Size, dtype: str) -> Iterator[dict]:
         "logits": (min(tokens, 512), d.width, d.vocab_size),
     }
     for name, (rows, inner, columns) in products.items():
-        a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+        a = noise((rows, inner), dtype)
+        b = noise((inner, columns), dtype, scale=inner**-0.5)
         seconds = _time(lambda a, b: a @ b, a, b)
         yield {
             "what": f"{name} {rows} x {inner} x {columns}",
             "flop_per_second": 2 * rows * inner * columns / seconds,
         }
-    heads = jnp.ones((batch, e.num_patches, e.num_heads, e.width // e.num_heads), dtype)
+    shape = (batch, e.num_patches, e.num_heads, e.width // e.num_heads)
+    heads = noise(shape, dtype)
     for use_flash in (True, False):
 
         def loss(q, use_flash=use_flash):
@@ -71,20 +73,29 @@ def _time(function: Callable, *arguments) -> float:
     seconds = []
     for _ in range(_TIMED):
         began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - began)
+        for _ in range(_IN_A_ROW):  # so that waiting for the last costs next to nothing
+            result = compiled(*arguments)
+        jax.block_until_ready(result)
+        seconds.append((time.perf_counter() - began) / _IN_A_ROW)
     return statistics.median(seconds)
 
 
 def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
-    """Every fusion and stage at half the size's batch, which all of them can hold,
-    and HIVE at the whole of it."""
+    """HIVE in each stage at the size's batch; then HIVE, self-attention and the cascade
+    at half of it. Layers are scanned, for the time that compiling them takes."""
     half = max(1, size.batch_size // 2)
+    size = dataclasses.replace(
+        size,
+        encoder=dataclasses.replace(size.encoder, scan=True),
+        decoder=dataclasses.replace(size.decoder, scan=True),
+    )
+    both = ("hive", "self_attention")
+    order = ((size.batch_size, ("hive",)), (half, both), (half, ("cascaded",)))
     cases = [
         (f"stage {stage}, {fusion}", case(size, fusion, rules[stage], dtype), batch)
-        for batch in (half, size.batch_size)
+        for batch, fusions in order
         for stage in rules
-        for fusion in (FUSIONS if batch == half else ("hive",))
+        for fusion in fusions
     ]
     named = (
         (f"{name}, batch {batch}", dataclasses.replace(config, batch_size=batch))

@@ -39,10 +39,15 @@ def flops(size: Size, rules: Rules) -> list[dict]:
     """FLOPs of one example by our count and by XLA's, which also has what is not a
     matrix product. Nothing is compiled.
 
-    XLA counts the body of a loop once, so layers are unrolled and the batch is so
-    small that all logits are made at once; what an optimizer update costs whatever
-    the batch is taken off.
+    XLA counts the body of a loop once and a call of cuDNN not at all, so layers are
+    unrolled, attention is plain, and the batch is so small that all logits are made
+    at once; what an optimizer update costs whatever the batch is taken off.
     """
+    size = dataclasses.replace(
+        size,
+        encoder=dataclasses.replace(size.encoder, flash=False),
+        decoder=dataclasses.replace(size.decoder, flash=False),
+    )
     rows = []
     for stage, fusion, config in _cells(size, rules, "bfloat16", "flops"):
         config = dataclasses.replace(config, batch_size=6)

@@ -1,11 +1,12 @@
 """Where figures were measured: they say nothing without it."""
 
 import importlib.metadata
-import os
 import platform
 from pathlib import Path
 
 import jax
+
+from hive_jax.benchmark.workers import available_cpus
 
 
 def machine() -> dict[str, str | int]:
@@ -15,7 +16,7 @@ def machine() -> dict[str, str | int]:
     return {
         "platform": device.platform,
         "device": _processor() if device.platform == "cpu" else device.device_kind,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cpus(),
         "python": platform.python_version(),
         **{name: version for name in names if (version := _version(name))},
     }

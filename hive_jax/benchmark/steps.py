@@ -1,5 +1,6 @@
 """Train steps on one device, compiled and fed, to be timed."""
 
+import statistics
 import time
 
 import jax
@@ -96,17 +97,34 @@ def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
 
 
 def matmul_rate(dtype: str, seconds: float = 1.0) -> float:
-    """FLOP/s of a large square matrix product: what this machine can do at best."""
+    """FLOP/s of large square matrix products in a row: what this machine can do.
+
+    The numbers are random and stay of the same size, for chips that save power on
+    zeros are faster on them.
+    """
     size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda x, y: (x @ y) * 1e-4)
-    y = product(x, x).block_until_ready()
-    best, ends = np.inf, time.perf_counter() + seconds
-    while time.perf_counter() < ends:
+    count = 1 if jax.default_backend() == "cpu" else 20
+    x = noise((size, size), dtype, scale=size**-0.5)
+    product = jax.jit(lambda x, y: x @ y)
+    y = product(x, noise((size, size), dtype)).block_until_ready()
+    measured, ends = [], time.perf_counter() + seconds
+    while not measured or time.perf_counter() < ends:
         began = time.perf_counter()
-        y = product(x, y).block_until_ready()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+        for _ in range(count):
+            y = product(x, y)
+        y.block_until_ready()
+        measured.append((time.perf_counter() - began) / count)
+    return 2 * size**3 / statistics.median(measured)
+
+
+def noise(shape: tuple[int, ...], dtype, scale: float = 1.0) -> jax.Array:
+    """Normally distributed numbers, always the same ones."""
+
+    @jax.jit
+    def make():
+        return (jax.random.normal(jax.random.key(0), shape) * scale).astype(dtype)
+
+    return make()
 
 
 def compute_dtype(dtype: str) -> str:

@@ -1,6 +1,7 @@
 """The programs that are compared, and the jobs that make processes of them."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -67,13 +68,19 @@ class Setting:
             "JAX_PLATFORMS": "cpu" if self.device == "cpu" else "cuda,cpu",
             "MKL_NUM_THREADS": str(self.threads),
             "OMP_NUM_THREADS": str(self.threads),
-            "PYTHONPATH": str(Path(__file__).parent.parent.parent),
+            "PYTHONPATH": os.pathsep.join(
+                [str(Path(__file__).parent.parent.parent), *_python_path()]
+            ),
             "TOKENIZERS_PARALLELISM": "false",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
         if self.dtype == "float32":  # and not TF32
             variables["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
         return variables
+
+
+def _python_path() -> list[str]:
+    return [path for path in [os.environ.get("PYTHONPATH")] if path]
 
 
 def write_inputs(folder: Path, size: Size, names: Iterable[str]) -> None:
