@@ -8,6 +8,7 @@ two updates, and so gradients and optimizer too; only then is anything timed.
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import statistics
 import subprocess
 import sys
@@ -67,9 +68,11 @@ def compare(
 
     Returns:
       A JSON-able dict: the fields of `Setting`, `batch_size`, `device_kind`,
-      `versions`, and `stages`, stage -> variant -> its entry. An entry has `losses`
-      (at the start, after one update, after two), `seconds` (of a step, for each
-      round), their `median` and `minimum`, `images_per_second` (by the median),
+      `versions`, `load` (processes that wanted a CPU in the minute before; with more
+      than a few tenths the times are worth little, PyTorch's above all, whose threads
+      wait for each other), and `stages`, stage -> variant -> its entry. An entry has
+      `losses` (at the start, after one update, after two), `seconds` (of a step, for
+      each round), their `median` and `minimum`, `images_per_second` (by the median),
       `peak_bytes` (on a GPU, else None), and `times`, variant of hive_jax -> how many
       times its seconds this one takes (the median over the rounds). It is
       {"out_of_memory": message} for a peer that the device is too small for.
@@ -88,7 +91,8 @@ def compare(
     setting = Setting(device, dtype, cpus, compile, rounds, steps)
     _require_possible(size, setting, variants)
     result = dataclasses.asdict(setting) | {"batch_size": size.batch_size}
-    result |= {"device_kind": "", "versions": {}, "stages": {}}
+    result |= {"device_kind": "", "versions": {}, "load": os.getloadavg()[0]}
+    result["stages"] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if device == "gpu":
