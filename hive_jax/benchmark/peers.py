@@ -230,7 +230,7 @@ def _require_possible(size: Size, setting: Setting, names: Sequence[str]) -> Non
 
 
 def _platform() -> str:
-    """What JAX computes on, asked in another process, for a GPU's memory stays taken."""
+    """What JAX computes on; asked in another process, for JAX keeps a GPU it found."""
     code = "import jax; print(jax.default_backend())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy of supervised tokens, where the embedding table is frozen."""
+"""Next-token cross-entropy of supervised tokens, the embedding table being frozen."""
 
 from collections.abc import Callable
 

@@ -19,7 +19,7 @@ _BACKENDS = [
 
 
 def prepared(job: dict, load: Callable, make_loss: Callable, tuned: bool) -> Callable:
-    """The step () -> loss, a scalar on the device; what it waits for is up to the caller.
+    """The step () -> loss, a scalar on the device, which need not have finished it.
 
     Args:
       job: see `worker.py`.
