@@ -35,7 +35,7 @@ def attend_causally(
 
     Args:
       local: bool scalar; if True, only at the last `window` of them.
-      window: 0, or not smaller than T, where it makes no difference.
+      window: of local layers; 0 where there are none.
       scale, softcap: as for `attend`.
       use_flash: where the platform has it.
     """
