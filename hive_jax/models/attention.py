@@ -84,17 +84,29 @@ def attend(
     logits = jnp.einsum(
         "BKRH,BKSH->BKRS", query, key, preferred_element_type=jnp.float32
     )
-    logits = logits.reshape(batch, kv_heads, -1, num_queries, num_keys) * scale
     if softcap:
-        logits = jnp.tanh(logits / softcap) * softcap
+        logits, scale = jnp.tanh(logits * (scale / softcap)), softcap
     if mask_BTS is not None:
-        mask = mask_BTS[:, None, None]
+        shape = (batch, num_queries, num_keys)
+        mask = jnp.broadcast_to(mask_BTS, shape)[:, None, None]
+        mask = jnp.broadcast_to(mask, (batch, 1, heads // kv_heads, *shape[1:]))
+        mask = mask.reshape(batch, 1, -1, num_keys)
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1)
+    # The sum divides the output and not the weights, for there are fewer of these:
+    # each pass over [T, S] costs more than the exponentials on a CPU.
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp((logits - largest) * scale)
     if mask_BTS is not None:
         weights = jnp.where(mask, weights, 0.0)
-    weights = weights.astype(value.dtype).reshape(batch, kv_heads, -1, num_keys)
-    out = jnp.einsum("BKRS,BKSH->BKRH", weights, value)
+    total = weights.sum(axis=-1, keepdims=True)
+    total = jnp.where(total == 0.0, 1.0, total)  # of queries that look nowhere
+    out = jnp.einsum(
+        "BKRS,BKSH->BKRH",
+        weights.astype(value.dtype),
+        value,
+        preferred_element_type=jnp.float32,
+    )
+    out = (out / total).astype(value.dtype)
     out = out.reshape(batch, kv_heads, -1, num_queries, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
 
