@@ -136,11 +136,12 @@ class Training:
         mesh = mesh or sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         self.program = Program(run, mesh)
         self.model, self.optimizer = self.program.model, self.program.optimizer
-        self.assigned, self.step = self.program.assigned, self.program.train_step
+        self.assigned = self.program.assigned
         self.shapes = flatten_dict(self.program.abstract_params, sep="/")
 
     def start(self) -> state.TrainState:
-        """Step 0 with no parameter at zero: the gates are open, all norms count."""
+        """Step 0, as it is kept, with no parameter at zero: the gates are open, all
+        norms count."""
         rng = np.random.default_rng(1)
         values = {
             name: (rng.normal(size=p.shape) / p.shape[-1] ** 0.5).astype(np.float32)
@@ -148,7 +149,13 @@ class Training:
         }
         params = unflatten_dict(values, sep="/")
         shardings = jax.tree.map(lambda p: p.sharding, self.program.abstract_params)
-        return self.program.start(jax.device_put(params, shardings))
+        running = self.program.start(jax.device_put(params, shardings))
+        return self.program.kept(running)
+
+    def step(self, kept: state.TrainState, parts: tuple[Batch, ...]):
+        """One train step of a state as it is kept, which is donated."""
+        running, metrics = self.program.train_step(self.program.running(kept), parts)
+        return self.program.kept(running), metrics
 
     def steps(self, count: int, batch: Batch | None = None):
         """The state after `count` steps on one batch, and the metrics of each."""

@@ -233,14 +233,20 @@ def test_training_and_evaluation_of_two_towers(tiny_run, training):
     assert loss < first
 
 
+def traced(one, parts) -> str:
+    """The train step before it is compiled."""
+    state = one.program.running(one.start())
+    return str(one.program.train_step.trace(state, parts).jaxpr)
+
+
 def test_frozen_towers_are_not_differentiated(tiny_run, training, stage_rules):
     """The frozen decoder's weights have no product with a cotangent: the backward
     pass of stage 1 is smaller than that of stage 3."""
 
     def products(stage):
         one = training(tiny_run("hive", rules=stage_rules(stage, "hive")))
-        jaxpr = one.step.trace(one.start(), (one.batch,)).jaxpr
-        return str(jaxpr).count("dot_general")
+        jaxpr = traced(one, (one.batch,))
+        return jaxpr.count("dot_general")
 
     assert products(1) < products(2) < products(3)
 
@@ -248,6 +254,5 @@ def test_frozen_towers_are_not_differentiated(tiny_run, training, stage_rules):
 def test_accumulated_parts_are_one_program(hive2):
     """Four parts are a scan over one part's code, not four copies of it."""
     parts = (jax.tree.map(lambda leaf: leaf[:2], hive2.batch),)
-    start = hive2.start()
-    text = {n: str(hive2.step.trace(start, parts * n).jaxpr) for n in (2, 4)}
+    text = {n: traced(hive2, parts * n) for n in (2, 4)}
     assert text[4].count("dot_general") == text[2].count("dot_general")

@@ -146,16 +146,13 @@ class Fusion(nn.Module):
     def setup(self):
         projected = jnp.zeros((1, 1, self.config.width))
         features = jnp.zeros((1, 1, self.encoder_width))
-        self.projector = self.param(
-            "projector", stack.stacked_init(self._projector(), self.count, features)
-        )
+        init = stack.stacked_init(self._projector(), self.count, features)
+        self.projector = stack.parameters(self, "projector", init)
         if self.fusion != "self_attention":
             sees = jnp.ones((1, 1), bool)
             block = CrossAttention(self.config, parent=None)
-            self.cross_attention = self.param(
-                "cross_attention",
-                stack.stacked_init(block, self.count, projected, projected, sees),
-            )
+            init = stack.stacked_init(block, self.count, projected, projected, sees)
+            self.cross_attention = stack.parameters(self, "cross_attention", init)
 
     def _projector(self) -> Projector:
         norm = self.fusion != "self_attention"

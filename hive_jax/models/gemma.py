@@ -240,7 +240,8 @@ class Gemma(nn.Module):
         self.embedder = Embedder(c)
         example = (jnp.zeros((1, 1, c.width)), jnp.zeros((), bool))
         block = DecoderBlock(c, parent=None)
-        self.layers = self.param("layers", stack.stacked_init(block, c.depth, *example))
+        init = stack.stacked_init(block, c.depth, *example)
+        self.layers = stack.parameters(self, "layers", init)
         self.final_norm = RMSNorm()
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

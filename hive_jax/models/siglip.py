@@ -150,7 +150,7 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, list[jax.Array]]:
         block = EncoderBlock(self.mlp_dim, self.num_heads, self.flash, parent=None)
         init = stack.stacked_init(block, self.depth, x[:1])
-        layers = self.param("encoderblock", init)
+        layers = stack.parameters(self, "encoderblock", init)
         place = self.placement
 
         def apply(layer, x):

@@ -3,12 +3,17 @@
 One parameter tree serves two programs: a scan over layers (compiles fast, one
 block's code) and an unrolled loop. Stacks are cut at given layers, so that the
 caller can read or change the residual stream there.
+
+An unrolled program may be given its layers apart, an array for each. To it a stack is a
+detour: it would copy every layer's weights out of one, and gradients into another.
 """
 
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import flax.struct
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_policies
 
 # Fields of a tower's configuration that say how it is run, and not what it is.
@@ -20,6 +25,42 @@ REMAT_POLICIES = {
     "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": checkpoint_policies.nothing_saveable,
 }
+
+
+@flax.struct.dataclass
+class Apart:
+    """A leaf of a stacked tree whose layers are arrays of their own."""
+
+    layers: tuple[jax.Array, ...]
+
+
+def is_apart(leaf) -> bool:
+    return isinstance(leaf, Apart)
+
+
+def take_apart(leaf: jax.Array) -> Apart:
+    """[L, ...] -> L arrays [...]."""
+    pieces = jax.lax.split(leaf, (1,) * leaf.shape[0], axis=0)
+    return Apart(tuple(piece[0] for piece in pieces))
+
+
+def put_together(tree):
+    """A tree with every `Apart` stacked again."""
+
+    def stacked(leaf):
+        return jnp.stack(leaf.layers) if is_apart(leaf) else leaf
+
+    return jax.tree.map(stacked, tree, is_leaf=is_apart)
+
+
+def parameters(module: nn.Module, name: str, init: Callable):
+    """The stacked parameters of a module, as `module.param` has them; those that are
+    given with their layers apart are left so."""
+    if module.has_variable("params", name):
+        given = module.get_variable("params", name)
+        if any(map(is_apart, jax.tree.leaves(given, is_leaf=is_apart))):
+            return given
+    return module.param(name, init)
 
 
 def stacked_init(block: nn.Module, depth: int, *example) -> Callable:
@@ -43,16 +84,24 @@ def cut(stacked, ends: Sequence[int]) -> list:
     """
     starts = (0, *ends[:-1])
     sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    leaves, treedef = jax.tree.flatten(stacked)
-    pieces = [jax.lax.split(leaf, sizes, axis=0) for leaf in leaves]
-    return [treedef.unflatten(piece) for piece in zip(*pieces, strict=True)]
+
+    def pieces_of(leaf):
+        if is_apart(leaf):
+            bounds = zip(starts, ends, strict=True)
+            return [Apart(leaf.layers[start:end]) for start, end in bounds]
+        return jax.lax.split(leaf, sizes, axis=0)
+
+    leaves, treedef = jax.tree.flatten(stacked, is_leaf=is_apart)
+    pieces = zip(*map(pieces_of, leaves), strict=True)
+    return [treedef.unflatten(piece) for piece in pieces]
 
 
 def unstack(stacked) -> list:
     """One tree for each layer of a stacked tree."""
-    depth = jax.tree.leaves(stacked)[0].shape[0]
-    pieces = cut(stacked, range(1, depth + 1))
-    return [jax.tree.map(lambda leaf: leaf[0], piece) for piece in pieces]
+    leaves, treedef = jax.tree.flatten(stacked, is_leaf=is_apart)
+    apart = [leaf if is_apart(leaf) else take_apart(leaf) for leaf in leaves]
+    layers = zip(*(leaf.layers for leaf in apart), strict=True)
+    return [treedef.unflatten(layer) for layer in layers]
 
 
 def run(
@@ -62,7 +111,7 @@ def run(
 
     Args:
       apply: (one layer's slice of `stacked`, x) -> x.
-      stacked: any tree whose leaves have the layers on axis 0.
+      stacked: any tree whose leaves have the layers on axis 0, or apart.
       scan: one compiled block and `lax.scan`, or unrolled code.
       remat: a key of REMAT_POLICIES.
     """
@@ -71,6 +120,7 @@ def run(
     if REMAT_POLICIES[remat] is not None:
         apply = jax.checkpoint(apply, policy=REMAT_POLICIES[remat])
     if scan:
+        stacked = put_together(stacked)
         x, _ = jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, stacked)
         return x
     for layer in unstack(stacked):

@@ -14,10 +14,11 @@ import optax
 
 from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.errors import ConfigError
+from hive_jax.models.stack import Apart, is_apart
 from hive_jax.training.report import parts
 
 # Parameters with the layers, or connections, of a stack on their first axis.
-_STACKED = re.compile(r"(llm/layers|fusion|.*/encoderblock)/.*")
+STACKED = re.compile(r"(llm/layers|fusion|.*/encoderblock)/.*")
 
 
 def assign_rules(
@@ -71,7 +72,7 @@ def trains(rule: Rule) -> bool:
 
 def _matches(rule: Rule, name: str) -> bool:
     """A rule with `layers` speaks of stacked parameters alone."""
-    if rule.layers and not _STACKED.fullmatch(name):
+    if rule.layers and not STACKED.fullmatch(name):
         return False
     return re.fullmatch(rule.pattern, name) is not None
 
@@ -124,17 +125,21 @@ def _scale_leaves(
 ) -> optax.GradientTransformation:
     """Multiplies each leaf by its rule's factor, and by 0 the layers it leaves out."""
 
-    def scale(name: str, leaf: jax.Array) -> jax.Array:
+    def scale(name: str, leaf: jax.Array | Apart) -> jax.Array | Apart:
         rule = assigned[name]
         if not rule.layers:
-            return leaf * factor(rule)
-        chosen = np.zeros((leaf.shape[0],) + (1,) * (leaf.ndim - 1), np.float32)
-        if max(rule.layers) > leaf.shape[0] or min(rule.layers) < 1:
+            return jax.tree.map(lambda x: x * factor(rule), leaf)
+        depth = len(leaf.layers) if is_apart(leaf) else leaf.shape[0]
+        if max(rule.layers) > depth or min(rule.layers) < 1:
             raise ConfigError(
                 f"config.rules: {rule.pattern!r} names layers {rule.layers}; {name} "
-                f"has layers 1 to {leaf.shape[0]}"
+                f"has layers 1 to {depth}"
             )
+        chosen = np.zeros(depth, np.float32)
         chosen[np.asarray(rule.layers) - 1] = factor(rule)
+        if is_apart(leaf):
+            return Apart(tuple(map(jnp.multiply, leaf.layers, chosen)))
+        chosen = chosen.reshape((depth,) + (1,) * (leaf.ndim - 1))
         return leaf * jnp.broadcast_to(chosen, leaf.shape)
 
     return optax.stateless(

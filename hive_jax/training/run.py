@@ -133,4 +133,4 @@ class Run:
         say(f"continuing from step {meta['step']} in {checkpoints.directory}")
         if changed:
             say("config changed: " + ", ".join(changed))
-        return restored
+        return self.program.running(restored)

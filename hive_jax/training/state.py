@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from hive_jax.config import Rule
 from hive_jax.data.batch import Batch
+from hive_jax.models.stack import Apart, is_apart
 from hive_jax.training import optimizer as optimizers
 from hive_jax.training import sharding
 from hive_jax.training.objectives import make_loss
@@ -19,7 +20,8 @@ from hive_jax.training.objectives import make_loss
 @flax.struct.dataclass
 class TrainState:
     """step: int32[], updates done; params: nested dict, trainable and frozen;
-    opt_state: of the trainable leaves alone."""
+    opt_state: of the trainable leaves alone. While it trains, stacks that an unrolled
+    program reads have their layers apart (models/stack.py)."""
 
     step: jax.Array
     params: dict
@@ -35,7 +37,13 @@ def init_state(params: dict, optimizer, assigned: Mapping[str, Rule]) -> TrainSt
 def state_shardings(mesh, state: TrainState, optimizer) -> TrainState:
     """A NamedSharding for each leaf of an abstract state."""
     flat = flatten_dict(state.params, sep="/")
-    params = {n: sharding.param_sharding(mesh, n, p.shape) for n, p in flat.items()}
+
+    def place(name, leaf):
+        if is_apart(leaf):
+            return Apart(tuple(place(name, layer) for layer in leaf.layers))
+        return sharding.param_sharding(mesh, name, leaf.shape)
+
+    params = {name: place(name, leaf) for name, leaf in flat.items()}
     everywhere = sharding.replicated(mesh)
     opt_state = optax.tree.map_params(
         optimizer,

@@ -117,7 +117,7 @@ def _loop(
                 throughput.restart(step)
             checkpoints.check()
             if saving:
-                checkpoints.save(step, state, run.meta(step))
+                checkpoints.save(step, run.program.kept(state), run.meta(step))
             if stopping:
                 break
     batches.close()
@@ -145,7 +145,8 @@ def _finish(
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
     try:
-        moved = report.distances(run.initial_params(), params)
+        kept = run.program.kept_params(params)
+        moved = report.distances(run.initial_params(), kept)
     except HiveError as error:  # the stage before is gone since
         say(f"distances moved are not known: {error}")
     else:
