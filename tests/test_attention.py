@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -230,3 +232,15 @@ def test_flash_attention_is_asked_for_the_same(monkeypatch, kv_heads, window, lo
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, wanted
         )
+
+
+@pytest.mark.parametrize(
+    ("capability", "largest"), [("9.0", 256), ("8.6", 128), ("7.5", 0), ("gfx90a", 0)]
+)
+def test_flash_attention_depends_on_the_gpu(monkeypatch, capability, largest):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for head_dim in (64, 128, 256):
+        query = jnp.zeros((1, 512, 1, head_dim), jnp.bfloat16)
+        assert flash.serves(query, query) == (head_dim <= largest)

@@ -96,12 +96,31 @@ def test_the_parts_for_one_gpu_run_through_anywhere():
     assert len(rows) == 11
     rows = list(gpu.grid(size, rules, "float32", minutes=0.001))
     fusions = [row["what"].split(", ")[1] for row in rows]
-    assert fusions == ["hive", "hive", "self_attention", "cascaded"]
+    assert fusions == ["hive", "self_attention", "hive", "cascaded"]
     assert rows[0]["images_per_second"] > 0  # the first one always runs
     assert all("minutes are over" in row["left_out"] for row in rows[1:])
     table = reports.gpu_table(rows).splitlines()
     assert len(table) == 2 + len(rows)
     assert len({line.count("|") for line in table}) == 1
+
+
+def test_a_grid_compares_equal_batches():
+    speeds = {
+        "stage 2, hive, batch 8": 9.0,
+        "stage 2, self_attention, batch 4": 2.0,
+        "stage 2, hive, batch 4": 7.0,
+    }
+    rows = [{"what": n, "images_per_second": s} for n, s in speeds.items()]
+    rows.append({"what": "stage 2, cascaded, batch 4", "left_out": "no time"})
+    found = [row.get("speed_up") for row in gpu._against_self_attention(rows)]
+    assert found == [None, None, 3.5, None]
+
+
+def test_ablations_are_other_programs_for_the_same_work():
+    rows = list(gpu.ablations(SIZES["micro"], {1: RULES[1]}, "float32", minutes=9))
+    assert len({row["what"] for row in rows}) == len(rows) == 10
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert len({row["peak_bytes"] for row in rows}) > 5
 
 
 def test_the_command_prints_a_table_and_writes_json_and_a_chart(tmp_path):

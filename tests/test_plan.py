@@ -375,6 +375,15 @@ def test_times_of_a_plan(plan):
     assert stage["assumed_mfu_40%"]["hours"] == 2.5
 
 
+def test_a_file_that_cannot_be_written_is_known_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "plan.json", tmp_path):
+        with pytest.raises(OutputError, match="--out .* cannot be written"):
+            comparison.require_writable(str(path))
+    comparison.require_writable(str(tmp_path / "new" / "plan.json"))
+    assert not any((tmp_path / "new").iterdir())
+
+
 def test_tables_keep_what_is_done(plan, run, tmp_path, monkeypatch):
     """Runs that do not fit are planned again in more parts."""
 

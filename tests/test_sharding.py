@@ -19,6 +19,7 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import siglip_config
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.fingerprints import fingerprint
+from hive_jax.training.objectives import build_model
 from hive_jax.training.program import Program
 from hive_jax.training.sharding import batch_sharding, make_mesh, param_sharding
 
@@ -276,3 +277,19 @@ def test_no_device_computes_on_the_whole_batch(tiny_run, stage_rules, fusion):
     assert "3" in activations
     assert "24" not in activations
     assert not re.findall(r"f32\[24,\d+,\d", text)
+
+
+@pytest.mark.parametrize(("kv_heads", "tensor", "flash"), [(1, 2, 0), (2, 2, 1)])
+def test_flash_attention_only_where_the_mesh_splits_the_kv_heads(
+    tiny_run, kv_heads, tensor, flash
+):
+    run = tiny_run("self_attention")
+    decoder = dataclasses.replace(run.model.decoder, num_kv_heads=kv_heads)
+    run = dataclasses.replace(
+        run, model=dataclasses.replace(run.model, decoder=decoder)
+    )
+    devices = jax.devices()[:tensor]
+    model = build_model(run, make_mesh(MeshConfig(1, 1, tensor), devices))
+    assert model.config.decoder.flash == flash
+    assert model.config.encoder.flash
+    assert build_model(run).config.decoder.flash

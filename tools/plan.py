@@ -70,6 +70,8 @@ def main(config: RunConfig) -> int:
             raise ConfigError("--table and --out need --topology, such as v5e:4x4")
         print(plan(config))
         return 0
+    if _OUT.value:
+        comparison.require_writable(_OUT.value)
     machine = topology.find(_TOPOLOGY.value)
     if not _TABLE.value:
         made = make_plan(_complete(config), machine)

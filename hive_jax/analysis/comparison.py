@@ -1,5 +1,6 @@
 """Plans of several runs on one machine, side by side."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
@@ -42,12 +43,27 @@ def write(content, path: str) -> None:
     Raises:
       OutputError: it cannot be written.
     """
+    with _partial(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+        partial.replace(path)
+
+
+def require_writable(path: str) -> None:
+    """Raises OutputError, before any work, if `write` could not write there."""
+    with _partial(path) as partial:
+        partial.write_text("", "utf-8")
+        partial.unlink()
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{path} is a folder; expected a file")
+
+
+@contextlib.contextmanager
+def _partial(path: str) -> Iterator[Path]:
+    """What becomes the file at `path`, in its folder."""
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        partial.replace(target)
+        yield target.with_name(target.name + ".partial")
     except OSError as error:
         raise OutputError(f"--out {path} cannot be written: {error}") from None
 

@@ -81,7 +81,7 @@ def _time(function: Callable, *arguments) -> float:
 
 
 def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
-    """HIVE in each stage at the size's batch; then HIVE, self-attention and the cascade
+    """HIVE in each stage at the size's batch; then self-attention, HIVE and the cascade
     at half of it. Layers are scanned, for the time that compiling them takes."""
     half = max(1, size.batch_size // 2)
     size = dataclasses.replace(
@@ -89,7 +89,7 @@ def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]
         encoder=dataclasses.replace(size.encoder, scan=True),
         decoder=dataclasses.replace(size.decoder, scan=True),
     )
-    both = ("hive", "self_attention")
+    both = ("self_attention", "hive")
     order = ((size.batch_size, ("hive",)), (half, both), (half, ("cascaded",)))
     cases = [
         (f"stage {stage}, {fusion}", case(size, fusion, rules[stage], dtype), batch)
@@ -101,7 +101,21 @@ def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]
         (f"{name}, batch {batch}", dataclasses.replace(config, batch_size=batch))
         for name, config, batch in cases
     )
-    return _measured(named, dtype, minutes)
+    return _against_self_attention(_measured(named, dtype, minutes))
+
+
+def _against_self_attention(rows: Iterable[dict]) -> Iterator[dict]:
+    """The rows of a grid, with `speed_up`: images/s over those of self-attention in
+    the same stage at the same batch, which comes before."""
+    speeds = {}
+    for row in rows:
+        stage, fusion, batch = row["what"].split(", ")
+        speed = row.get("images_per_second")
+        if fusion == "self_attention":
+            speeds[stage, batch] = speed
+        elif speed and speeds.get((stage, batch)):
+            row["speed_up"] = speed / speeds[stage, batch]
+        yield row
 
 
 def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:

@@ -79,6 +79,7 @@ def gpu_table(rows: list[dict]) -> str:
 
     columns = {
         "images/s": ("images_per_second", 1, 1),
+        "times SA": ("speed_up", 1, 2),
         "TFLOP/s": ("flop_per_second", 1e12, 2),
         "of matmul": ("matmul_share", 1, 3),
         "peak, GB": ("peak_bytes", 1e9, 2),

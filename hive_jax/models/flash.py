@@ -21,8 +21,11 @@ def serves(query: jax.Array, key: jax.Array) -> bool:
 
 
 def _largest_head_dim() -> int:
-    capability = getattr(jax.devices()[0], "compute_capability", "0.0")
-    major = int(str(capability).split(".")[0])
+    capability = getattr(jax.devices()[0], "compute_capability", "")
+    major = str(capability).partition(".")[0]
+    if not major.isdecimal():  # "gfx90a", say: not a GPU of NVIDIA's
+        return 0
+    major = int(major)
     return 256 if major >= 9 else 128 if major >= 8 else 0
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from hive_jax.config import RunConfig
 from hive_jax.data.batch import Batch
 from hive_jax.models.fusion import FUSIONS
-from hive_jax.models.hive import Hive
+from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.placement import ONE_DEVICE
 from hive_jax.models.siglip import TwoTowers
 from hive_jax.training import sharding
@@ -27,7 +27,16 @@ def build_model(config: RunConfig, mesh: Mesh | None = None) -> nn.Module:
     place = sharding.placement(mesh, dtype) if mesh is not None else ONE_DEVICE
     if config.objective == "contrastive":
         return TwoTowers(config.model.encoder, config.text_tower, dtype, place)
-    return Hive(config.model, dtype, place)
+    return Hive(_dispatched(config.model, mesh), dtype, place)
+
+
+def _dispatched(model: HiveConfig, mesh: Mesh | None) -> HiveConfig:
+    """Without flash attention in a decoder whose kv heads a mesh cannot split: cuDNN
+    takes queries and keys split alike, and nothing else."""
+    decoder = model.decoder
+    if mesh is None or decoder.num_kv_heads % mesh.shape["tensor"] == 0:
+        return model
+    return dataclasses.replace(model, decoder=dataclasses.replace(decoder, flash=False))
 
 
 def _platform_dtype() -> str:
