@@ -23,6 +23,10 @@ from .configuration_hive import HiveConfig
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
+# What transformers calls the cache, in calls and outputs: renamed in 5.24.
+_FIELDS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+_CACHE = "cache" if "cache" in _FIELDS else "past_key_values"
+
 
 @dataclasses.dataclass
 class Image:
@@ -191,6 +195,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds=None,
         position_ids=None,
         logits_to_keep=0,
+        cache=None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] of the tokens of this call, and the loss of `labels`.
@@ -203,6 +208,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
           sees_image: bool [B, T], False for a token that does not see the image of its
             sample. By default all do; with the image of a cache, as the last token did.
           past_key_values: a Cache, which keeps images too (see `Image`).
+          cache: the same; its name from transformers 5.24 on.
           labels: int [B, T], shifted here; -100 where there is no loss.
           logits_to_keep: how many of the last positions get logits (0: all), or which.
           kwargs: what else the decoder takes, output_hidden_states for example.
@@ -211,18 +217,20 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
           ValueError: pixel_values or sees_image of another shape than expected, or
             sees_image without an image.
         """
+        if cache is None:
+            cache = past_key_values
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        image = self._image(pixel_values, sees_image, past_key_values, tokens.shape[:2])
+        image = self._image(pixel_values, sees_image, cache, tokens.shape[:2])
         outputs = self.language_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            **{_CACHE: cache},
             **(kwargs if image is None else {**kwargs, "image": image}),
         )
-        cache = outputs.past_key_values
+        cache = getattr(outputs, _CACHE)
         if image is not None and cache is not None:
             cache.image = Image(image.keys_values, image.sees[:, -1:])
         if isinstance(logits_to_keep, int):
@@ -234,7 +242,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=cache,
+            **{_CACHE: cache},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -286,7 +294,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             new = max(0, input_ids.shape[1] - sees_image.shape[1])
             last = sees_image[:, -1:].expand(-1, new)
             sees_image = torch.cat([sees_image, last], dim=1)
-            cache = inputs.get("past_key_values")
+            cache = inputs.get(_CACHE)
             if cache is not None and cache.get_seq_length():
                 ids, embeds = inputs["input_ids"], inputs.get("inputs_embeds")
                 tokens = ids if embeds is None else embeds
@@ -300,7 +308,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model_kwargs = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, **kwargs
         )
-        if outputs.get("past_key_values") is not None:
+        if outputs.get(_CACHE) is not None:
             model_kwargs.pop("pixel_values", None)  # from here on the cache keeps them
         return model_kwargs
 
