@@ -7,8 +7,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from hive_jax.data.batch import KINDS, Batch
+from hive_jax.models import stack
 from hive_jax.training import objectives, state, validation
-from hive_jax.training.optimizer import trains
+from hive_jax.training.optimizer import STACKED, trains
 
 STAGES = (1, 2, 3)
 FUSIONS = ("hive", "cascaded", "self_attention")
@@ -138,6 +139,19 @@ def test_the_loss_goes_down_on_a_fixed_batch(hive2):
     _, metrics = hive2.steps(30)
     losses = [values["loss"] for values in metrics]
     assert losses[-1] < 0.3 * losses[0]
+
+
+def test_layers_train_apart_and_are_kept_stacked(hive2):
+    kept, _ = hive2.steps(1)
+    before = jax.device_get(kept)
+    running = hive2.program.running(kept)
+    trainable = hive2.program.trainable(running.params)
+    axes = {n: stack.axes_apart(p) for n, p in trainable.items()}
+    for name, apart in axes.items():
+        pairs = name.endswith("gating_einsum")
+        assert apart == (2 if pairs else 1 if STACKED.fullmatch(name) else 0), name
+    after = jax.device_get(hive2.program.kept(running))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
 
 
 def test_initial_parameters_are_a_function_of_the_seed(tiny_run, random_batch):

@@ -182,7 +182,8 @@ class GatedMlp(nn.Module):
         init = nn.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0,)
         )
-        gating = self.param("gating_einsum", init, (2, width, self.mlp_dim))
+        shape = (2, width, self.mlp_dim)
+        gating = stack.parameters(self, "gating_einsum", lambda rng: init(rng, shape))
         down = self.param(
             "linear", nn.initializers.lecun_normal(), (self.mlp_dim, width)
         )

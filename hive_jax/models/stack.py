@@ -29,26 +29,36 @@ REMAT_POLICIES = {
 
 @flax.struct.dataclass
 class Apart:
-    """A leaf of a stacked tree whose layers are arrays of their own."""
+    """A leaf of a stacked tree whose layers are arrays of their own, or apart again."""
 
-    layers: tuple[jax.Array, ...]
+    layers: tuple["jax.Array | Apart", ...]
+
+    def __getitem__(self, number: int) -> "jax.Array | Apart":
+        return self.layers[number]
 
 
 def is_apart(leaf) -> bool:
     return isinstance(leaf, Apart)
 
 
-def take_apart(leaf: jax.Array) -> Apart:
-    """[L, ...] -> L arrays [...]."""
+def take_apart(leaf: jax.Array, axes: int = 1) -> jax.Array | Apart:
+    """[L, ...] -> L arrays [...]; with 2 axes [L, M, ...] -> L times M arrays."""
+    if not axes:
+        return leaf
     pieces = jax.lax.split(leaf, (1,) * leaf.shape[0], axis=0)
-    return Apart(tuple(piece[0] for piece in pieces))
+    return Apart(tuple(take_apart(piece[0], axes - 1) for piece in pieces))
+
+
+def axes_apart(leaf) -> int:
+    """How many leading axes of a leaf have been taken apart."""
+    return 1 + axes_apart(leaf[0]) if is_apart(leaf) else 0
 
 
 def put_together(tree):
     """A tree with every `Apart` stacked again."""
 
     def stacked(leaf):
-        return jnp.stack(leaf.layers) if is_apart(leaf) else leaf
+        return jnp.stack([*map(stacked, leaf.layers)]) if is_apart(leaf) else leaf
 
     return jax.tree.map(stacked, tree, is_leaf=is_apart)
 

@@ -125,10 +125,13 @@ def _scale_leaves(
 ) -> optax.GradientTransformation:
     """Multiplies each leaf by its rule's factor, and by 0 the layers it leaves out."""
 
+    def times(factor: float, leaf: jax.Array | Apart) -> jax.Array | Apart:
+        return jax.tree.map(lambda x: x * factor, leaf)
+
     def scale(name: str, leaf: jax.Array | Apart) -> jax.Array | Apart:
         rule = assigned[name]
         if not rule.layers:
-            return jax.tree.map(lambda x: x * factor(rule), leaf)
+            return times(factor(rule), leaf)
         depth = len(leaf.layers) if is_apart(leaf) else leaf.shape[0]
         if max(rule.layers) > depth or min(rule.layers) < 1:
             raise ConfigError(
@@ -138,7 +141,7 @@ def _scale_leaves(
         chosen = np.zeros(depth, np.float32)
         chosen[np.asarray(rule.layers) - 1] = factor(rule)
         if is_apart(leaf):
-            return Apart(tuple(map(jnp.multiply, leaf.layers, chosen)))
+            return Apart(tuple(map(times, chosen, leaf.layers)))
         chosen = chosen.reshape((depth,) + (1,) * (leaf.ndim - 1))
         return leaf * jnp.broadcast_to(chosen, leaf.shape)
 

@@ -86,7 +86,7 @@ class Program:
 
         def take(kept):
             return jax.tree.map(
-                lambda to, leaf: stack.take_apart(leaf) if stack.is_apart(to) else leaf,
+                lambda to, leaf: stack.take_apart(leaf, stack.axes_apart(to)),
                 self._running,
                 kept,
                 is_leaf=stack.is_apart,
@@ -134,7 +134,7 @@ class Program:
                 name
             ):
                 return leaf
-            return stack.take_apart(leaf)
+            return stack.take_apart(leaf, 2 if name.endswith("gating_einsum") else 1)
 
         flat = flatten_dict(params, sep="/")
         return unflatten_dict({n: apart(n, leaf) for n, leaf in flat.items()}, sep="/")

@@ -7,6 +7,7 @@ tensor   heads, MLP columns and the vocabulary are split
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedShardi
 def _axes(mesh: Mesh, name: str, shape: tuple[int, ...]) -> list[str | None]:
     """The mesh axis of each dimension of the parameter `name`."""
     axes = next((a for pattern, a in _RULES if re.fullmatch(pattern, name)), ())
-    axes = (None,) * (len(shape) - len(axes)) + axes
+    axes = ((None,) * len(shape) + axes)[-len(shape) :] if shape else ()
     return [
         axis if axis and size % mesh.shape[axis] == 0 else None
         for axis, size in zip(axes, shape, strict=True)
@@ -126,7 +127,8 @@ def placement(mesh: Mesh, dtype: jnp.dtype) -> Placement:
 
     def weights(params: dict) -> dict:
         flat = flatten_dict(params, sep="/")
-        return unflatten_dict({n: used(n, leaf) for n, leaf in flat.items()}, sep="/")
+        flat = {n: jax.tree.map(partial(used, n), leaf) for n, leaf in flat.items()}
+        return unflatten_dict(flat, sep="/")
 
     return Placement(
         rows=lambda x: jax.lax.with_sharding_constraint(x, rows), weights=weights

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from hive_jax.config import Rule
 from hive_jax.data.batch import Batch
-from hive_jax.models.stack import Apart, is_apart
 from hive_jax.training import optimizer as optimizers
 from hive_jax.training import sharding
 from hive_jax.training.objectives import make_loss
@@ -39,9 +38,9 @@ def state_shardings(mesh, state: TrainState, optimizer) -> TrainState:
     flat = flatten_dict(state.params, sep="/")
 
     def place(name, leaf):
-        if is_apart(leaf):
-            return Apart(tuple(place(name, layer) for layer in leaf.layers))
-        return sharding.param_sharding(mesh, name, leaf.shape)
+        return jax.tree.map(
+            lambda x: sharding.param_sharding(mesh, name, x.shape), leaf
+        )
 
     params = {name: place(name, leaf) for name, leaf in flat.items()}
     everywhere = sharding.replicated(mesh)
