@@ -109,10 +109,10 @@ def memory(size: Size, rules: Rules, dtype: str, batch_size: int) -> list[dict]:
 
 
 def step(
-    size: Size, rules: Rules, dtype: str, rounds: int, steps: int = 1
+    size: Size, rules: Rules, dtype: str, rounds: int, steps: int = 3
 ) -> list[dict]:
     """Seconds of a step, all programs taking turns so that whatever else the machine
-    does falls on all of them alike."""
+    does falls on all of them alike; `steps` in a row, as training makes them."""
     timed = {
         (stage, fusion): Step(config)
         for stage, fusion, config in _cells(size, rules, dtype, "compiling")
