@@ -48,8 +48,10 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "parquet": ["pyarrow"],
         "sentencepiece": ["sentencepiece>=0.2.3"],
         "test": [
+            "pyarrow",
             "pytest",
             "ruff",
             "sentencepiece>=0.2.3",

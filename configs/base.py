@@ -79,8 +79,8 @@ def tiny(fusion: str) -> RunConfig:
 def paper(fusion: str) -> RunConfig:
     """SigLIP L/16-384 and Gemma 3 1B on LLaVA CC3M 595K (paper, section 4).
 
-    Before it runs: data.path, data.image_folder, init_encoder and init_decoder of
-    stage 1 name files that nobody may ship with this package.
+    Before it runs: data.source, init_encoder and init_decoder of stage 1 name files
+    that nobody may ship with this package.
     """
     encoder = siglip_config("L", patch_size=16, image_size=384)
     decoder = gemma_config("gemma3_1b")
@@ -96,9 +96,10 @@ def paper(fusion: str) -> RunConfig:
             fusion=fusion,
         ),
         data=DataConfig(
-            source="llava",
-            path="data/LLaVA-CC3M-Pretrain-595K/chat.json",
-            image_folder="data/LLaVA-CC3M-Pretrain-595K/images",
+            source=(
+                "llava:data/LLaVA-CC3M-Pretrain-595K/chat.json,"
+                "images=data/LLaVA-CC3M-Pretrain-595K/images.zip"
+            ),
             num_tokens=77,
             threads=16,
         ),

@@ -34,11 +34,11 @@ def get_config(arguments=None):
     config.optimizer.warmup_steps = 50
     if chosen["siglip"]:
         config.name, config.objective = "stage0_siglip", "contrastive"
-        config.data.text, config.data.num_tokens = "vague", 32
+        config.data.source, config.data.num_tokens = "tabletop:vague", 32
         config.whiten_patches = True
         config.total_steps, config.eval_every, config.checkpoint_every = 4000, 500, 500
     else:
         config.name = "stage0_llm"
-        config.data.text = "text"
+        config.data.source = "tabletop:text"
         config.total_steps, config.eval_every, config.checkpoint_every = 1000, 250, 250
     return config

@@ -448,10 +448,3 @@ def test_arguments():
     assert parse(None) == parse("") == {"paper": False, "fusion": "hive"}
     for fusion in FUSIONS:
         assert parse(f"fusion={fusion}")["fusion"] == fusion
-
-
-def test_files_for_the_built_in_world_are_refused():
-    tree = to_dict(RunConfig())
-    tree["data"]["path"] = "captions.json"
-    with pytest.raises(ConfigError, match="data.path.*data.source is tabletop"):
-        from_dict(tree)

@@ -1,142 +1,239 @@
-"""LLaVA's caption files and image files, made here in the real formats."""
+"""LLaVA's sets, made here in the real formats."""
 
+import importlib.util
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
+from llava_sets import encoded, photograph, record, write_parquet, write_set
 
 from hive_jax.config import DataConfig
-from hive_jax.data.images import read_image
-from hive_jax.data.llava import LlavaCaptions
+from hive_jax.data.bad import BadSample
+from hive_jax.data.batch import Segment
 from hive_jax.data.sources import make_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
+COUNT = 10
+FORMS = ["folder", "lines", "zip", "parquet"]
+HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 
-def record(number: int, **changes) -> dict:
+
+@pytest.fixture(scope="module")
+def files():
+    return {record(i)["image"]: encoded(photograph(i)) for i in range(COUNT)}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, files):
+    folder = tmp_path_factory.mktemp("llava")
+    records = [record(i) for i in range(COUNT)]
+    records[7]["image"] = None
+    written = write_set(folder, files, records)
+    if HAS_PYARROW:
+        written["parquet"] = write_parquet(folder, files, records)
+    return written
+
+
+def opened(source, split="train", **changes):
+    data = DataConfig(source=source, validation_size=2)
+    data = DataConfig(**{**vars(data), **changes})
+    return make_source(data, split, image_size=16, with_image=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_each_sample_once_and_the_same(sources, files, form):
+    if form == "parquet" and not HAS_PYARROW:
+        pytest.skip("needs pyarrow")
+    train, held_out = opened(sources[form]), opened(sources[form], "validation")
+    assert (len(train), len(held_out)) == (8, 2)
+    samples = [s[i] for s in (held_out, train) for i in range(len(s))]
+    for number, sample in enumerate(samples):
+        assert sample.segments == (Segment(f"caption number {number}\n"),)
+        wanted = None if number == 7 else files[record(number)["image"]]
+        assert sample.image == wanted
+    assert train.fingerprint != held_out.fingerprint
+    assert "record 4" in train.where(2) and ("image" in train.where(2))
+
+
+def test_the_fingerprint_is_of_what_is_read(sources):
+    one = opened(sources["folder"]).fingerprint
+    assert opened(sources["zip"]).fingerprint == one
+    assert opened(sources["lines"]).fingerprint == one
+    assert opened(sources["zip"] + ",form=chat").fingerprint != one
+    assert opened(sources["zip"], validation_size=3).fingerprint != one
+
+
+def chat(tmp_path, turns, image="0/0.jpg", form="chat"):
+    """The one train sample that says these turns."""
+    said = [{"from": who, "value": text} for who, text in turns]
+    records = [record(0), record(0), record(0, image=image, conversations=said)]
+    sources = write_set(tmp_path, {"0/0.jpg": encoded(photograph(0))}, records)
+    return opened(f"{sources['zip']},form={form}")[0]
+
+
+def test_conversations_are_learnt_where_the_assistant_speaks(tmp_path):
     turns = [
-        {"from": "human", "value": "Give a brief description.\n<image>"},
-        {"from": "gpt", "value": f"caption number {number} "},
+        ("human", "<image>\nwhat is it?"),
+        ("gpt", "a star"),
+        ("human", "its colour?"),
+        ("gpt", "red"),
     ]
-    return {
-        "id": str(number),
-        "image": f"{number}.png",
-        "conversations": turns,
-    } | changes
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(6):
-        pixels = rng.integers(0, 256, (20 + number, 30, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"images/{number}.png")
-    (tmp_path / "chat.json").write_text(json.dumps([record(i) for i in range(6)]))
-    return tmp_path
-
-
-def source(folder, split="train", preprocessing="hf_bicubic"):
-    config = DataConfig(
-        source="llava",
-        preprocessing=preprocessing,
-        path=str(folder / "chat.json"),
-        image_folder=str(folder / "images"),
-        validation_size=2,
+    sample = chat(tmp_path, turns)
+    assert sample.image_before == 0
+    assert sample.segments == (
+        Segment("what is it?\n", False),
+        Segment("a star\n", True),
+        Segment("its colour?\n", False),
+        Segment("red\n", True),
     )
-    return make_source(config, split, image_size=16, with_image=True)
 
 
-def test_splits_hold_each_record_once(folder):
-    train, validation = source(folder), source(folder, "validation")
-    assert (len(train), len(validation)) == (4, 2)
-    texts = [s[i].segments[0].text for s in (validation, train) for i in range(len(s))]
-    assert texts == [f"caption number {i}\n" for i in range(6)]
-    assert train.fingerprint != validation.fingerprint
+def test_an_image_stands_before_its_turn(tmp_path):
+    turns = [
+        ("system", "be brief"),
+        ("user", "hello"),
+        ("assistant", "hi"),
+        ("user", "and this? <image>"),
+        ("assistant", "a cube"),
+    ]
+    sample = chat(tmp_path, turns)
+    assert sample.image_before == 3
+    assert sample.segments[3] == Segment("and this?\n", False)
 
 
-@pytest.mark.parametrize("name", ["bicubic", "bilinear"])
-def test_image_is_pils_square(folder, name):
-    one = source(folder, preprocessing=f"hf_{name}")
-    sample = one[0]
-    with Image.open(folder / "images/2.png") as image:
-        resample = Image.Resampling[name.upper()]
-        wanted = np.asarray(image.resize((16, 16), resample))
-    assert (one.fingerprint == source(folder).fingerprint) == (name == "bicubic")
-    np.testing.assert_array_equal(sample.image, wanted)
-    assert sample.segments[0].target
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    suffix = "jpg" if mode == "CMYK" else "png"
-    path = tmp_path / f"image.{suffix}"
-    base = Image.new("L", (8, 8), 200)
-    (Image.new(mode, (8, 8)) if mode == "I;16" else base.convert(mode)).save(path)
-    image = read_image(path, 4, "hf_bicubic")
-    assert image.shape == (4, 4, 3) and image.dtype == np.uint8
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff"])
-def test_damaged_images_are_named(tmp_path, content):
-    path = tmp_path / "broken.jpg"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"broken\.jpg"):
-        read_image(path, 4, "hf_bicubic")
-
-
-def test_truncated_jpeg_is_an_error(tmp_path):
-    path = tmp_path / "cut.jpg"
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:-500])
-    with pytest.raises(DataError, match=r"cut\.jpg"):
-        read_image(path, 16, "hf_bicubic")
+def test_text_without_an_image_is_kept(tmp_path):
+    sample = chat(tmp_path, [("human", "2 and 2?"), ("gpt", "4")], image=None)
+    assert sample.image is None and len(sample.segments) == 2
 
 
 @pytest.mark.parametrize(
-    ("broken", "named"),
+    ("changes", "form", "said"),
     [
-        (record(1, image=None), "record 1"),
-        (record(1, conversations=[]), "record 1"),
-        ({"id": "1"}, "record 1"),
-        (record(1, image=3), "must be strings"),
+        ({"image": 3}, "plain", "image is a int"),
+        ({"image": True}, "plain", "image is a bool"),
+        ({"image": ["a.jpg", "b.jpg"]}, "plain", "has 2 images"),
+        ({"conversations": []}, "plain", "expected a list of turns"),
+        ({"conversations": None}, "plain", "conversations is missing"),
+        ({"conversations": [{"from": "gpt", "value": " "}]}, "plain", "no text from"),
+        ({"conversations": [{"from": "gpt", "value": 3}]}, "plain", "value is a int"),
+        ({"conversations": [{"from": "bard", "value": ""}]}, "plain", "'bard'"),
+        ({"conversations": ["hello"]}, "plain", "turn 0 is from None"),
+        ({"image": None}, "chat", "no image, and <image> 1 times"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a"}]},
+            "chat",
+            "an image, and <image> 0 times",
+        ),
+        ({"conversations": [{"from": "human", "value": "<image>"}]}, "chat", "no text"),
     ],
 )
-def test_damaged_records_are_named(folder, broken, named):
-    records = [record(0), broken, record(2), record(3)]
-    (folder / "chat.json").write_text(json.dumps(records))
-    with pytest.raises(DataError, match=named):
-        source(folder)
+def test_records_that_say_nothing_are_bad_samples(tmp_path, files, changes, form, said):
+    records = [record(i) for i in range(3)] + [record(3, **changes)]
+    source = write_set(tmp_path, files, records)["folder"]
+    train = opened(f"{source},form={form}")
+    with pytest.raises(BadSample, match=rf"chat\.json, record 3.*{said}") as caught:
+        train[1]
+    assert caught.value.reason == "record"
+    assert train[0].image
 
 
-@pytest.mark.parametrize("name", ["../chat.json", "/etc/hostname", "a/../../x.png"])
-def test_images_outside_of_the_folder_are_refused(folder, name):
-    records = [record(i) for i in range(3)] + [record(3, image=name)]
-    (folder / "chat.json").write_text(json.dumps(records))
-    data = source(folder)
-    with pytest.raises(DataError, match="outside"):
-        data[1]
+def test_a_list_with_one_image_is_that_image(tmp_path, files):
+    records = [record(i, image=[record(i)["image"]]) for i in range(3)]
+    assert opened(write_set(tmp_path, files, records)["zip"])[0].image
 
 
-def test_missing_inputs_are_named(folder):
-    with pytest.raises(MissingInputError, match=r"data\.path"):
-        LlavaCaptions(
-            "no.json",
-            "",
-            "train",
-            image_size=8,
-            validation_size=1,
-            preprocessing="hf_bicubic",
-        )
-    (folder / "images/2.png").unlink()
-    with pytest.raises(MissingInputError, match=r"2\.png"):
-        source(folder)
-    (folder / "chat.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON"):
-        source(folder)
+def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
+    source = write_set(tmp_path, files, [record(i) for i in range(5)])["lines"]
+    path = tmp_path / "chat.jsonl"
+    lines = path.read_text().splitlines()
+    lines[3], lines[4] = lines[3][:-9], "[" * 100_000
+    path.write_text("\ufeff" + "\n\n".join(lines), "utf-8")
+    train = opened(source)
+    for index, line in ((1, 7), (2, 9)):
+        with pytest.raises(BadSample, match=f"line {line} is not JSON"):
+            train[index]
+    assert train[0].segments[0].text == "caption number 2\n"
 
 
-def test_unknown_source_suggests_the_nearest():
-    with pytest.raises(ConfigError, match="llava"):
-        make_source(DataConfig(source="lava"), "train", image_size=8, with_image=True)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"hello", "neither a JSON list nor JSON lines"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[{]", "not JSON"),
+        (b"[" + b"9" * 5000 + b"]", "not JSON"),
+        (b"\xff\xfe[]", "not UTF-8"),
+        (b"[]", "has 0 records"),
+        (json.dumps([record(0)]).encode(), "has 1 records"),
+    ],
+)
+def test_files_that_are_no_set(tmp_path, content, said):
+    (tmp_path / "chat.json").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        opened(f"llava:{tmp_path}/chat.json,images={tmp_path}")
+
+
+def test_missing_inputs_are_named(tmp_path, files, sources):
+    with pytest.raises(MissingInputError, match=r"no\.json: no such file"):
+        opened("llava:no.json,images=.")
+    with pytest.raises(MissingInputError, match="images=nowhere: no such"):
+        opened(sources["folder"].replace("images=", "images=nowhere#").split("#")[0])
+    with pytest.raises(MissingInputError, match=r"say where they are.*FOLDER_OR_ZIP"):
+        opened(sources["folder"].split(",")[0])
+    empty = tmp_path / "images"
+    empty.mkdir()
+    with pytest.raises(MissingInputError, match=r"7 of 7 images are not in .*2/2\.jpg"):
+        opened(f"{sources['folder'].split(',')[0]},images={empty}")
+    with pytest.raises(MissingInputError, match="holds no .parquet"):
+        opened(f"llava:{empty}")
+    not_a_zip = tmp_path / "images.tar"
+    not_a_zip.write_bytes(b"no")
+    with pytest.raises(DataError, match="expected a folder of images, or a zip"):
+        opened(f"{sources['folder'].split(',')[0]},images={not_a_zip}")
+
+
+@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
+def test_parquet_of_other_columns(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "set.parquet"
+    path.write_bytes(b"no")
+    with pytest.raises(DataError, match="not Parquet"):
+        opened(f"llava:{path}")
+    for rows, said in (
+        ([{"text": "a"}], "has the columns text; expected"),
+        ([{"conversations": [], "image": "a.jpg"}], "the column image is text"),
+    ):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        with pytest.raises(DataError, match=said):
+            opened(f"llava:{path}")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("lava:chat.json", "did you mean 'llava'"),
+        ("llava:chat.json,image=a.zip", "did you mean 'images'"),
+        ("llava:chat.json,images", "'images'; expected images=... or form=..."),
+        ("tabletop:caption", "did you mean 'captions'"),
+        ("tabletop,form=chat", "expected no options for tabletop"),
+        ("", "expected one of"),
+    ],
+)
+def test_sources_that_are_none(source, said):
+    with pytest.raises(ConfigError, match=said):
+        opened(source)
+
+
+def test_an_unknown_form(sources):
+    with pytest.raises(ConfigError, match=r"form is 'chats'.*did you mean 'chat'"):
+        opened(f"{sources['zip']},form=chats")
+
+
+def test_images_that_are_not_needed_are_not_looked_for(sources):
+    chat = sources["folder"].split(",")[0]
+    data = DataConfig(source=chat, validation_size=2)
+    source = make_source(data, "train", image_size=16, with_image=False)
+    assert source[0].image is None and len(source) == 8
+    assert source[0].segments == (Segment("caption number 2\n"),)

@@ -1,5 +1,6 @@
 """Batches as a function of (seed, step)."""
 
+import json
 import threading
 import time
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from hive_jax.config import MeshConfig
+from hive_jax.data.bad import BadSample, BadSamples
 from hive_jax.data.batch import Batch, Sample, Segment
 from hive_jax.data.loader import Loader
 from hive_jax.data.tokenizer import load_tokenizer
@@ -37,6 +39,9 @@ class Numbers:
         image = np.full((16, 16, 3), index % 256, np.uint8)
         return Sample(image, (Segment(f" {index}", target=self.target),))
 
+    def where(self, index):
+        return f"number {index}"
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
@@ -52,6 +57,8 @@ def make_loader(tokenizer):
             "batch_size": BATCH,
             "num_tokens": 6,
             "image_size": 16,
+            "preprocessing": "hf_bicubic",
+            "bad": BadSamples("train", len(source), 0.5),
             "sharding": sharding,
             "shuffle_seed": 0,
             "threads": 2,
@@ -235,3 +242,86 @@ def test_closing_early_ends_the_threads_and_reads_no_further(make_loader):
     assert time.monotonic() - began < 4  # what is queued would take 6 more
     assert threading.active_count() == before
     assert len(source.reads) < 3 * BATCH
+
+
+class Damaged(Numbers):
+    """Every fifth number cannot be read; 1 is no image, 2 says nothing."""
+
+    def __getitem__(self, index):
+        if index % 5 == 0:
+            raise BadSample("missing", self.where(index), "no such number")
+        sample = super().__getitem__(index)
+        if index == 1:
+            return Sample(b"<html>", sample.segments)
+        return Sample(sample.image, (Segment("", True),)) if index == 2 else sample
+
+
+BAD = {*range(0, SIZE, 5), 1, 2}
+
+
+def test_a_bad_sample_keeps_its_place_without_weight(make_loader, tokenizer):
+    whole = indices(make_loader(Numbers()).batches(0, 5))
+    loader = make_loader(Damaged())
+    for batch, wanted in zip(loader.batches(0, 5), whole, strict=True):
+        for row, index in enumerate(wanted):
+            image, tokens = np.asarray(batch.image[row]), np.asarray(batch.tokens[row])
+            if index in BAD:
+                assert not image.any() and (tokens == tokenizer.pad_id).all()
+                assert not np.asarray(batch.target[row]).any()
+                assert not np.asarray(batch.sees_image[row]).any()
+            else:
+                assert (image == index).all() and np.asarray(batch.target[row]).any()
+
+
+def test_bad_samples_are_counted_once_and_named(make_loader, tmp_path):
+    bad = BadSamples("train", SIZE, 0.5)
+    bad.keep_in(tmp_path / "bad.jsonl", 0)
+    list(make_loader(Damaged(), bad=bad).batches(0, 3 * SIZE // BATCH))
+    counts = {"missing": 8, "not an image": 1, "no target": 1}
+    assert bad.counts == counts and len(bad) == len(BAD)
+    lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]
+    assert sorted(line["index"] for line in lines) == sorted(BAD)
+    order = order_of(make_loader(Numbers()).batches(0, 3 * SIZE // BATCH))
+    for line in lines:
+        assert line["where"] == f"number {line['index']}"
+        assert order.index(line["index"]) == line["position"]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_counts_go_on_where_a_killed_run_had_saved(make_loader, tmp_path, stop):
+    def read(path, start, stop):
+        bad = BadSamples("train", SIZE, 0.5)
+        bad.keep_in(path, start * BATCH)
+        list(make_loader(Damaged(), bad=bad).batches(start, stop))
+        return bad.counts
+
+    wanted = read(tmp_path / "whole.jsonl", 0, 5)
+    read(tmp_path / "killed.jsonl", 0, 4)
+    with (tmp_path / "killed.jsonl").open("a") as file:
+        file.write('{"split": "tra')
+    assert read(tmp_path / "killed.jsonl", stop, 5) == wanted
+    whole, killed = ((tmp_path / f"{n}.jsonl").read_text() for n in ("whole", "killed"))
+    assert whole == killed
+
+
+def test_both_splits_are_kept_in_one_file(make_loader, tmp_path):
+    for _ in range(2):
+        for split in ("train", "validation"):
+            bad = BadSamples(split, SIZE, 0.5)
+            bad.keep_in(tmp_path / "bad.jsonl", 0)
+            list(make_loader(Damaged(), bad=bad).batches(0, 5))
+    lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]
+    splits = [line["split"] for line in lines]
+    assert splits == ["train"] * len(BAD) + ["validation"] * len(BAD)
+
+
+def test_too_many_bad_samples_end_the_run(make_loader, tmp_path):
+    bad = BadSamples("train", SIZE, 0.2)
+    bad.keep_in(tmp_path / "bad.jsonl", 0)
+    loader = make_loader(Damaged(), bad=bad)
+    message = "9 of 37 train samples cannot be used: .*missing.*number .*bad.jsonl"
+    with pytest.raises(DataError, match=message):
+        list(loader.batches(0, 5))
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) >= 8
+    with pytest.raises(DataError, match="max_bad_fraction allows 0.00%"):
+        list(make_loader(Damaged(), bad=BadSamples("train", SIZE, 0.0)).batches(0, 2))

@@ -59,7 +59,10 @@ def test_sigmoid_loss_is_the_sum_over_all_pairs(shape):
     zimg, ztxt = rng.normal(size=(2, 4, 6)).astype(np.float32)
     t, b = 1.7, -0.9
     got = sigmoid_contrastive_loss(
-        jnp.asarray(zimg), jnp.asarray(ztxt), jnp.full(shape, t), jnp.full(shape, b)
+        *map(jnp.asarray, (zimg, ztxt)),
+        jnp.full(shape, t),
+        jnp.full(shape, b),
+        jnp.ones(4, bool),
     )
     wanted = 0.0
     for i in range(4):
@@ -69,6 +72,24 @@ def test_sigmoid_loss_is_the_sum_over_all_pairs(shape):
             wanted += np.log1p(np.exp(-sign * logit)) / 4
     assert got.shape == ()
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_sigmoid_loss_leaves_out_what_is_not_there():
+    """Loss and gradient are those of the others alone."""
+    rng = np.random.default_rng(1)
+    z = jnp.asarray(rng.normal(size=(2, 5, 6)).astype(np.float32))
+    t, b = jnp.full(1, 1.7), jnp.full(1, -0.9)
+    there = jnp.asarray([True, False, True, True, False])
+
+    def loss(z, there):
+        return sigmoid_contrastive_loss(*z, t, b, there)
+
+    value, gradient = jax.value_and_grad(loss)(z, there)
+    wanted, others = jax.value_and_grad(loss)(z[:, there], jnp.ones(3, bool))
+    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    np.testing.assert_allclose(gradient[:, there], others, rtol=1e-5, atol=1e-7)
+    assert not gradient[:, ~there].any()
+    assert loss(z, jnp.zeros(5, bool)) == 0
 
 
 @pytest.mark.parametrize("fusion", ["hive", "self_attention"])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import kill_loop
 import pytest
+from llava_sets import encoded, write_set
 from PIL import Image
 
 from hive_jax.config import MeshConfig, from_dict
@@ -268,29 +270,42 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(cache, tmp_pa
 
 
 def test_own_captions_in_llava_form(cache, tmp_path):
-    """Scenes written to files as users have them: JSON, and images in a folder."""
+    """Scenes written to files as users have them; two are damaged."""
     scenes = Tabletop("train", image_size=40)
-    (tmp_path / "images").mkdir()
-    records = []
-    for i in range(20):
-        name, text = f"images/{i}.jpg", scenes[i].segments[0].text
-        Image.fromarray(scenes[i].image).save(tmp_path / name)
+    files, records = {}, []
+    for i in range(32):
+        name, text = f"{i}.jpg", scenes[i].segments[0].text
+        files[name] = encoded(Image.fromarray(scenes[i].image))
         turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": text}]
-        records.append({"id": str(i), "image": f"{i}.jpg", "conversations": turns})
-    (tmp_path / "chat.json").write_text(json.dumps(records))
-    arguments = kill_loop.command(
-        "stage1.py",
-        tmp_path / "run",
-        "--config.total_steps=4",
-        "--config.data.source=llava",
-        f"--config.data.path={tmp_path / 'chat.json'}",
-        f"--config.data.image_folder={tmp_path / 'images'}",
-    )
-    output = kill_loop.finish(kill_loop.start(arguments, cache))
-    assert "nats per token" in output
-    (tmp_path / "images/9.jpg").write_bytes(b"not an image")
-    code, output = run([*arguments, f"--workdir={tmp_path / 'again'}"], cache)
-    assert code == 65 and "9.jpg" in output and "Traceback" not in output
+        records.append({"id": str(i), "image": name, "conversations": turns})
+    files["9.jpg"], files["20.jpg"] = b"not an image", files["20.jpg"][:400]
+    sources = write_set(tmp_path, files, records)
+
+    def arguments(workdir, source, *more):
+        return kill_loop.command(
+            "stage1.py",
+            tmp_path / workdir,
+            "--config.total_steps=4",
+            f"--config.data.source={sources[source]}",
+            *more,
+        )
+
+    losses = []
+    for source in ("folder", "zip"):
+        allowed = arguments(source, source, "--config.data.max_bad_fraction=0.1")
+        output = kill_loop.finish(kill_loop.start(allowed, cache))
+        found = re.search("bad samples: 1 (.*), 1 (.*); each is named", output)
+        assert sorted(found.groups()) == ["damaged", "not an image"]
+        losses.append(kill_loop.outcome(tmp_path / source))
+        bad = (tmp_path / source / "bad_samples.jsonl").read_text().splitlines()
+        images = {json.loads(line)["where"].split(" ")[-1] for line in bad}
+        assert images == {"9.jpg", "20.jpg"}
+        result = json.loads((tmp_path / source / "result.json").read_text())
+        assert result["bad_samples"] == {"not an image": 1, "damaged": 1}
+    assert losses[0] == losses[1]
+    code, output = run(arguments("again", "zip"), cache)
+    assert code == 65 and "max_bad_fraction allows 1.00%" in output
+    assert "Traceback" not in output
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(cache, tmp_path):

@@ -66,9 +66,8 @@ def _check_run(config: RunConfig, expect: _Expect) -> None:
     expect.at_least(0, "seed", "data.seed")
     expect.one_of(("", *PREPROCESSING), "data.preprocessing")
     expect.multiple("batch_size", "accumulate")
-    if config.data.source == "tabletop":
-        for key in ("data.path", "data.image_folder"):
-            expect(not expect.value(key), key, "nothing: data.source is tabletop")
+    share = config.data.max_bad_fraction
+    expect(0 <= share <= 1, "data.max_bad_fraction", "0 to 1")
     expect(
         config.accumulate == 1 or config.objective != "contrastive",
         "accumulate",

@@ -50,26 +50,27 @@ class DataConfig:
     """What is read. Text is cut at `num_tokens`, its first token included.
 
     Attributes:
-      source: "tabletop", or "llava": LLaVA's JSON with images in a folder.
-      path, image_folder: of the source's files; empty for the built-in world.
-      text: what tabletop says of a scene: "captions", "vague", "questions", "text".
+      source: "tabletop", the built-in world, or tabletop:TEXT with what is said of a
+        scene ("captions", "vague", "questions", "text"); or a set in LLaVA's format,
+        llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat (see hive_jax/data/llava.py).
+      seed: of the built-in world.
       preprocessing: of image files, "hf_bicubic" or "hf_bilinear"; empty: the one
         that the encoder's weights were trained with.
       tokenizer: "builtin:tabletop", or a tokenizer.json, a SentencePiece .model, or
         a folder with either; empty: the one that came with the decoder's weights.
       validation_size: samples held out, and read at each evaluation.
+      max_bad_fraction: of the samples that cannot be read, of all that were, or of a
+        thousand; more end the run. The others have no weight in the loss.
       threads: that read and decode.
     """
 
     source: str = "tabletop"
-    path: str = ""
-    image_folder: str = ""
-    text: str = "captions"
     seed: int = 0
     preprocessing: str = ""
     tokenizer: str = ""
     num_tokens: int = 77
     validation_size: int = 512
+    max_bad_fraction: float = 0.01
     threads: int = 2
 
 

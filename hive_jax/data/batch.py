@@ -34,13 +34,14 @@ class Sample:
     """One image with text, e.g. a caption, or a question (no target) and its answer.
 
     Attributes:
-      image: uint8[height, width, 3], or None for text alone.
+      image: uint8[height, width, 3], or the content of an image file, or None for
+        text alone.
       segments: the text, in order.
       image_before: the segment that the image stands before; text of earlier
         segments does not see it.
     """
 
-    image: np.ndarray | None
+    image: np.ndarray | bytes | None
     segments: tuple[Segment, ...]
     image_before: int = 0
 

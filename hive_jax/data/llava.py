@@ -1,96 +1,183 @@
-"""LLaVA's caption sets: a JSON list, and the images in a folder.
+"""LLaVA's sets: records of conversations, and images in a folder, a zip or with them.
 
-    [{"id": "1", "image": "GCC_train_1.jpg",
-      "conversations": [{"from": "human", "value": "Describe it.\n<image>"},
-                        {"from": "gpt", "value": "a dog on a beach"}]}, ...]
+    {"id": "1", "image": "GCC_train_1.jpg",
+     "conversations": [{"from": "human", "value": "Describe it.\n<image>"},
+                       {"from": "gpt", "value": "a dog on a beach"}]}
 
-Read in the "plain" form, as LLaVA's and HIVE's pre-training do: the instruction is
-dropped, the text is the caption and a newline, all of it supervised.
+A JSON list of these, JSON lines, or Parquet with a column `image` of {bytes, path}.
+Samples take one of two forms:
+
+plain   LLaVA's and HIVE's pre-training: the instructions are dropped, the text is the
+        first answer and a newline, all of it supervised
+chat    every turn and a newline after it; the answers are supervised
 """
 
+import dataclasses
 import hashlib
-import json
-from pathlib import Path
 
+from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.images import read_image
+from hive_jax.data.records import Broken, read_records
+from hive_jax.data.stores import open_store
 from hive_jax.errors import DataError, MissingInputError
 
+FORMS = ("plain", "chat")
+IMAGE = "<image>"
+_ASKS = ("human", "user", "system")
+_ANSWERS = ("gpt", "assistant")
+_LOOKED_FOR = 1000  # images, before anything else is done
 
-class LlavaCaptions:
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Conversation:
+    """What a record says: an image or None, (text, supervised) for each turn, and the
+    turn that the image stands before."""
+
+    image: str | None
+    turns: tuple[tuple[str, bool], ...]
+    image_before: int = 0
+
+
+class Llava:
     """Random access to one split. The first `validation_size` records are
     "validation", the others "train".
 
+    A record without an image is a sample of text alone; one that cannot be understood
+    is a bad sample, as is one whose image cannot be had.
+
+    Args:
+      path: a .json, .jsonl or .parquet file, or a folder of .parquet files.
+      images: a folder or a zip; empty for Parquet with the images in it.
+      form: "plain" or "chat".
+      with_image: False for text alone; no image is read then.
+
     Raises:
-      MissingInputError: the JSON file, the folder or the first image is not there.
-      DataError: the file is not such a list; names the record.
+      MissingInputError: a file is not there, or of the first 1,000 images more than
+        `max_bad_fraction`.
+      DataError: the file is not of such records.
     """
 
     def __init__(
         self,
         path: str,
-        image_folder: str,
         split: str,
         *,
-        image_size: int,
+        images: str,
+        form: str,
         validation_size: int,
-        preprocessing: str,
+        max_bad_fraction: float,
+        with_image: bool = True,
     ):
-        self._folder = Path(image_folder).resolve()
-        self._size, self._preprocessing = image_size, preprocessing
-        content = _read(Path(path), "data.path")
-        if not self._folder.is_dir():
-            raise MissingInputError(f"data.image_folder={image_folder}: no such folder")
-        try:
-            records = json.loads(content)
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}") from None
-        if not isinstance(records, list) or len(records) <= validation_size:
+        self.path, self._with_image = path, with_image
+        records, self._store = read_records(path)
+        if images:
+            self._store = open_store(images, "images")
+        if len(records) <= validation_size:
             raise DataError(
-                f"{path}: expected a list of more than data.validation_size = "
-                f"{validation_size} records"
+                f"{path} has {len(records)} records; expected more than the "
+                f"data.validation_size = {validation_size} that are held out"
             )
-        pairs = [_image_and_caption(path, i, r) for i, r in enumerate(records)]
-        held_out = slice(validation_size) if split == "validation" else None
-        self._pairs = pairs[held_out or slice(validation_size, None)]
-        self._image_path(self._pairs[0][0])  # a wrong folder shows before training
-        digest = hashlib.sha256(content)
-        digest.update(f"{split} {validation_size} {preprocessing}".encode())
+        self._first = 0 if split == "validation" else validation_size
+        last = validation_size if split == "validation" else len(records)
+        digest = hashlib.sha256(f"llava {form} {split} {validation_size}".encode())
+        self._conversations = []
+        for record in records[self._first : last]:
+            understood = _understood(record, form)
+            digest.update(repr(understood).encode("utf-8", "surrogatepass"))
+            self._conversations.append(understood)
         self.fingerprint = digest.hexdigest()[:16]
+        if with_image:
+            self._look_for_images(max_bad_fraction)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._conversations)
 
     def __getitem__(self, index: int) -> Sample:
-        name, caption = self._pairs[index]
-        path = self._image_path(name)
-        image = read_image(path, self._size, self._preprocessing)
-        return Sample(image, (Segment(caption.strip() + "\n"),))
+        """Sample `index`; its image is the content of a file. Raises BadSample."""
+        conversation = self._conversations[index]
+        if isinstance(conversation, str):
+            raise BadSample("record", self.where(index), conversation)
+        image = None
+        if conversation.image is not None and self._with_image:
+            image = self._store.read(conversation.image)
+        segments = tuple(Segment(*turn) for turn in conversation.turns)
+        return Sample(image, segments, conversation.image_before)
 
-    def _image_path(self, name: str) -> Path:
-        path = (self._folder / name).resolve()
-        if not path.is_relative_to(self._folder):
-            raise DataError(f"image {name!r} is outside of {self._folder}")
-        if not path.is_file():
-            raise MissingInputError(f"{path}: no such image; check data.image_folder")
-        return path
+    def where(self, index: int) -> str:
+        """The record of a sample, and its image, for messages."""
+        conversation = self._conversations[index]
+        where = f"{self.path}, record {self._first + index}"
+        image = getattr(conversation, "image", None)
+        return where if image is None else f"{where}, image {image}"
+
+    def _look_for_images(self, max_bad_fraction: float) -> None:
+        names = [c.image for c in self._conversations if not isinstance(c, str)]
+        names = [name for name in names if name is not None]
+        if names and self._store is None:
+            raise MissingInputError(
+                f"{self.path} names {len(names)} images; say where they are: "
+                f"llava:{self.path},images=FOLDER_OR_ZIP"
+            )
+        chosen = names[:: max(1, len(names) // _LOOKED_FOR)]
+        missing = [name for name in chosen if not self._store.has(name)]
+        if len(missing) > max_bad_fraction * len(chosen):
+            raise MissingInputError(
+                f"{len(missing)} of {len(chosen)} images are not in "
+                f"{self._store.path}; the first: {missing[0]}. Check images= of "
+                f"data.source"
+            )
 
 
-def _read(path: Path, key: str) -> bytes:
-    if not path.is_file():
-        raise MissingInputError(f"{key}={path}: no such file")
-    return path.read_bytes()
+def _understood(record, form: str) -> _Conversation | str:
+    """The record in the given form, or what is wrong with it."""
+    if isinstance(record, Broken):
+        return str(record)
+    if not isinstance(record, dict):
+        return f"is {_kind(record)}; expected an object"
+    image = record.get("image")
+    if isinstance(image, list):
+        if len(image) > 1:
+            return f"has {len(image)} images; expected one at most"
+        image = image[0] if image else None
+    if image is not None and not isinstance(image, str):
+        return f"image is {_kind(image)}; expected the name of a file"
+    turns = record.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        return f"conversations is {_kind(turns)}; expected a list of turns"
+    said = []
+    for number, turn in enumerate(turns):
+        speaker = turn.get("from") if isinstance(turn, dict) else None
+        if speaker not in (*_ASKS, *_ANSWERS):
+            return f"turn {number} is from {speaker!r}; expected human or gpt"
+        if not isinstance(turn.get("value"), str):
+            return f"turn {number}: value is {_kind(turn.get('value'))}; expected text"
+        said.append((turn["value"], speaker in _ANSWERS))
+    return _as_plain(image, said) if form == "plain" else _as_chat(image, said)
 
 
-def _image_and_caption(path: str, number: int, record) -> tuple[str, str]:
-    try:
-        turns = record["conversations"]
-        caption = next(turn["value"] for turn in turns if turn["from"] == "gpt")
-        image = record["image"]
-    except (KeyError, TypeError, StopIteration):
-        raise DataError(
-            f"{path}: record {number} has no image, or no turn from gpt"
-        ) from None
-    if not isinstance(image, str) or not isinstance(caption, str):
-        raise DataError(f"{path}: record {number}: image and value must be strings")
-    return image, caption
+def _as_plain(image, said: list[tuple[str, bool]]) -> _Conversation | str:
+    caption = next((text.strip() for text, answers in said if answers), "")
+    if not caption:
+        return "has no text from gpt"
+    return _Conversation(image, ((caption + "\n", True),))
+
+
+def _as_chat(image, said: list[tuple[str, bool]]) -> _Conversation | str:
+    marks = [turn for turn, (text, _) in enumerate(said) for _ in range(_marks(text))]
+    if len(marks) != (image is not None):
+        images = "an image" if image is not None else "no image"
+        return f"has {images}, and {IMAGE} {len(marks)} times"
+    turns = tuple(
+        (text.replace(IMAGE, "").strip() + "\n", answers) for text, answers in said
+    )
+    if not any(answers and text.strip() for text, answers in turns):
+        return "has no text from gpt"
+    return _Conversation(image, turns, marks[0] if marks else 0)
+
+
+def _marks(text: str) -> int:
+    return text.count(IMAGE)
+
+
+def _kind(value) -> str:
+    return "missing" if value is None else f"a {type(value).__name__}"

@@ -2,7 +2,8 @@
 
 Sample number p of the whole run is row p of an endless sequence of shuffled epochs.
 Step s reads positions s * batch_size and on, whatever the number of hosts or threads,
-so the step number is the whole state of the loader.
+so the step number is the whole state of the loader. A bad sample keeps its position:
+its row says nothing, and no part of the loss is taken on it.
 """
 
 import collections
@@ -13,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
+from hive_jax.data.bad import BadSample, BadSamples
 from hive_jax.data.batch import Batch, Sample
+from hive_jax.data.images import decode
 from hive_jax.data.tokenizer import Tokenizer, encode_sample
 from hive_jax.errors import DataError
 
@@ -22,8 +25,10 @@ class Loader:
     """Reads, tokenises and stacks samples in threads, ahead of the training.
 
     Args:
-      source: random-access samples: `len(source)`, `source[index] -> Sample`.
+      source: random-access samples; see hive_jax/data/sources.py.
       tokenizer: for their text.
+      preprocessing: of image files; see hive_jax/data/images.py.
+      bad: counts what cannot be used, and ends the run if it is too much.
       sharding: of a batch's rows over the devices; each process reads only the
         rows of its own devices.
       shuffle_seed: None reads in order.
@@ -37,17 +42,20 @@ class Loader:
         batch_size: int,
         num_tokens: int,
         image_size: int,
+        preprocessing: str,
+        bad: BadSamples,
         sharding: jax.sharding.NamedSharding,
         shuffle_seed: int | None,
         threads: int,
     ):
         self.source = source
         self.tokenizer = tokenizer
+        self.bad = bad
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.sharding = sharding
         self.spec = Batch.spec(batch_size, num_tokens, image_size)
-        self._threads = threads
+        self._preprocessing, self._threads = preprocessing, threads
         rows = sharding.addressable_devices_indices_map((batch_size,)).values()
         bounds = [index[0].indices(batch_size)[:2] for index in rows]
         self._rows = range(min(b[0] for b in bounds), max(b[1] for b in bounds))
@@ -58,11 +66,11 @@ class Loader:
         ahead = collections.deque()
         try:
             for step in range(start, stop):
-                ahead.append(self._submit(pool, step))
+                ahead.append((step, self._submit(pool, step)))
                 if len(ahead) > 2:
-                    yield self._collect(ahead.popleft())
+                    yield self._collect(*ahead.popleft())
             while ahead:
-                yield self._collect(ahead.popleft())
+                yield self._collect(*ahead.popleft())
         finally:  # an error, or the caller has enough: what is queued is not read
             pool.shutdown(cancel_futures=True)
 
@@ -76,28 +84,64 @@ class Loader:
             return row
         return int(_permutation(self.shuffle_seed, epoch, len(self.source))[row])
 
-    def _read(self, index: int) -> dict[str, np.ndarray]:
-        sample: Sample = self.source[index]
-        row = encode_sample(sample, self.tokenizer, self.spec.tokens.shape[1])
+    def image(self, index: int) -> np.ndarray:
+        """The image of a sample, uint8[image_size, image_size, 3]. Raises BadSample."""
+        return self._pixels(index, self.source[index])
+
+    def _read(self, index: int) -> dict[str, np.ndarray] | BadSample:
+        try:
+            sample = self.source[index]
+            row = encode_sample(sample, self.tokenizer, self.spec.tokens.shape[1])
+            if not row["target"].any():
+                detail = "has no supervised token within data.num_tokens"
+                raise BadSample("no target", self.source.where(index), detail)
+            return {"image": self._pixels(index, sample), **row}
+        except BadSample as bad:
+            return bad
+
+    def _pixels(self, index: int, sample: Sample) -> np.ndarray:
         wanted = self.spec.image.shape[1:]
         image = np.zeros(wanted, np.uint8) if sample.image is None else sample.image
+        if isinstance(image, bytes):
+            where = self.source.where(index)
+            image = decode(image, wanted[0], self._preprocessing, where)
         if image.shape != wanted or image.dtype != np.uint8:
             raise DataError(
                 f"sample {index}: image is {image.dtype}{list(image.shape)}; expected "
                 f"uint8{list(wanted)}"
             )
-        return {"image": image, **row}
+        return image
 
-    def _collect(self, futures: list) -> Batch:
+    def _collect(self, step: int, futures: list) -> Batch:
         rows = [future.result() for future in futures]
+        self._account(step, rows)
+        rows = [self._nothing() if isinstance(row, BadSample) else row for row in rows]
         local = Batch(**{key: np.stack([r[key] for r in rows]) for key in rows[0]})
-        # Some hosts of many may have no target in a step; the trainer checks the sum.
-        if len(rows) == self.batch_size and not local.target.any():
+        return jax.tree.map(self._place, local, self.spec)
+
+    def _account(self, step: int, rows: list[dict | BadSample]) -> None:
+        """Counts the bad ones, and raises DataError if there are too many."""
+        found = [row for row in rows if isinstance(row, BadSample)]
+        if len(found) == self.batch_size and all(
+            x.reason == "no target" for x in found
+        ):
             raise DataError(
                 f"a batch of {len(rows)} samples has no supervised token: check "
-                f"data.text and data.num_tokens = {self.spec.tokens.shape[1]}"
+                f"data.source and data.num_tokens = {self.spec.tokens.shape[1]}"
             )
-        return jax.tree.map(self._place, local, self.spec)
+        for number, row in zip(self._rows, rows, strict=True):
+            if isinstance(row, BadSample):
+                position = step * self.batch_size + number
+                self.bad.add(position, self._index(position), row)
+        if found:
+            self.bad.check((step + 1) * len(rows), found[-1])
+
+    def _nothing(self) -> dict[str, np.ndarray]:
+        """The row of a bad sample: padding, without image or target."""
+        spec = vars(self.spec).items()
+        row = {key: np.zeros(leaf.shape[1:], leaf.dtype) for key, leaf in spec}
+        row["tokens"] += np.int32(self.tokenizer.pad_id)
+        return row
 
     def _place(self, local: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
         def rows(index):

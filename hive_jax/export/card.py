@@ -104,7 +104,7 @@ def _origin(part: str, config: RunConfig, step: int, result: dict | None) -> str
     rows = {
         "step": f"{step:,} of {config.total_steps:,}",
         "images an optimizer step": f"{config.batch_size:,}",
-        "data": config.data.path or config.data.source,
+        "data": config.data.source,
         "started from": config.init
         or config.previous
         or ", ".join(filter(None, (config.init_encoder, config.init_decoder))),

@@ -63,14 +63,15 @@ def chosen(logits: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def sigmoid_contrastive_loss(
-    zimg: jax.Array, ztxt: jax.Array, t: jax.Array, b: jax.Array
+    zimg: jax.Array, ztxt: jax.Array, t: jax.Array, b: jax.Array, there: jax.Array
 ) -> jax.Array:
     """SigLIP's loss (arXiv 2303.15343, algorithm 1), a scalar.
 
     Every pair is a binary decision: zimg[i] and ztxt[j] belong together iff i == j.
     Summed over the texts of an image, averaged over images. `t` and `b` hold one
-    number each.
+    number each. Pairs count where both are `there`, bool[B].
     """
     logits = zimg @ ztxt.T * t.reshape(1, 1) + b.reshape(1, 1)
     sign = 2.0 * jnp.eye(zimg.shape[0]) - 1.0
-    return -jax.nn.log_sigmoid(sign * logits).sum(axis=-1).mean()
+    pairs = jnp.where(jnp.outer(there, there), jax.nn.log_sigmoid(sign * logits), 0.0)
+    return -pairs.sum() / jnp.maximum(there.sum(), 1)

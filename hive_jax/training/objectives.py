@@ -86,7 +86,8 @@ def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
     def contrastive(params, batch: Batch):
         images = normalise_images(batch.image)
         towers = model.apply({"params": params}, images, batch.tokens)
-        return sigmoid_contrastive_loss(*towers), jnp.float32(1.0)
+        there = batch.target.any(axis=1)  # a bad sample is in no pair
+        return sigmoid_contrastive_loss(*towers, there), jnp.float32(1.0)
 
     return caption if isinstance(model, Hive) else contrastive
 

@@ -1,11 +1,15 @@
 """All that a config decides, built and checked before anything is trained."""
 
+import contextlib
+import itertools
 import json
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from hive_jax.config import RunConfig, differences, to_dict
+from hive_jax.data.bad import BadSample, BadSamples
 from hive_jax.data.loader import Loader
 from hive_jax.data.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
@@ -68,6 +72,8 @@ class Run:
             batch_size=batch_size,
             num_tokens=config.data.num_tokens,
             image_size=config.model.encoder.image_size,
+            preprocessing=config.data.preprocessing,
+            bad=BadSamples(split, len(source), config.data.max_bad_fraction),
             sharding=sharding.batch_sharding(self.mesh, batch_size),
             shuffle_seed=shuffle_seed,
             threads=config.data.threads,
@@ -90,8 +96,7 @@ class Run:
         """The parameters of step 0; the same each time."""
 
         def sample_images():
-            source = self.loader.source
-            return np.stack([source[i].image for i in range(min(1000, len(source)))])
+            return np.stack([*itertools.islice(self._images(), 1000)])
 
         return initial_params(
             self.config,
@@ -101,6 +106,12 @@ class Run:
             self.tokenizer.fingerprint,
             sample_images,
         )
+
+    def _images(self) -> Iterator[np.ndarray]:
+        """The images of the train split that can be read, in its order."""
+        for index in range(len(self.loader.source)):
+            with contextlib.suppress(BadSample):
+                yield self.loader.image(index)
 
     def start(self) -> state.TrainState:
         """The state of step 0."""

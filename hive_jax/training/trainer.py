@@ -34,8 +34,8 @@ from hive_jax.training.validation import summary_line, validate
 def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False) -> int:
     """Trains to config.total_steps, continuing what is in `workdir`.
 
-    Leaves in `workdir`: checkpoints/, tokenizer/, metrics.jsonl, tensorboard/,
-    config.json and, at the end, result.json.
+    Leaves in `workdir`: checkpoints/, tokenizer/, metrics.jsonl, bad_samples.jsonl,
+    tensorboard/, config.json and, at the end, result.json.
 
     Returns:
       The exit code: 0, or PREEMPTED after a save on SIGTERM.
@@ -57,6 +57,7 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
             state = run.start()
         start = int(state.step)
         _prepare(folder, config, start)
+        _keep_bad_samples(run, folder, start)
         with MetricsWriter(folder, start) as writer:
             state = _loop(run, state, checkpoints, writer, stop)
             step, params = int(state.step), state.params
@@ -80,6 +81,14 @@ def _prepare(folder: Path, config: RunConfig, start: int) -> None:
         keep_tokenizer(config.data.tokenizer, folder / TOKENIZER_FOLDER)
     if start < config.total_steps and jax.process_index() == 0:
         (folder / "result.json").unlink(missing_ok=True)
+
+
+def _keep_bad_samples(run: Run, folder: Path, start: int) -> None:
+    """Names the bad samples of both splits in a file; other processes in theirs."""
+    process = jax.process_index()
+    path = folder / (f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl")
+    run.loader.bad.keep_in(path, start * run.config.batch_size)
+    run.validation.bad.keep_in(path, 0)
 
 
 def _loop(
@@ -107,10 +116,11 @@ def _loop(
             saving = stopping or last or step % config.checkpoint_every == 0
             if saving or step % config.log_every == 0 or step == start + 1:
                 values = {name: float(value) for name, value in metrics.items()}
-                _require_sound(values, step)
+                _require_sound(values, step, len(run.loader.bad) > 0)
                 bar.set_postfix(loss=f"{values['loss']:.3f}")
                 values["learning_rate"] = float(run.program.schedule(step - 1))
                 values |= throughput.since_last(step)
+                values["bad_samples"] = len(run.loader.bad)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
             if step % config.eval_every == 0 and not last:
                 _validate(run, state.params, writer, step)
@@ -144,6 +154,9 @@ def _finish(
         say(f"finished already; its figures are in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
+    result["bad_samples"] = run.loader.bad.counts
+    if run.loader.bad:
+        say(f"bad samples: {run.loader.bad}; each is named in bad_samples.jsonl")
     try:
         kept = run.program.kept_params(params)
         moved = report.distances(run.initial_params(), kept)
@@ -167,11 +180,12 @@ def _write_json(path: Path, value) -> None:
             raise OutputError(f"cannot write {path}: {error}") from error
 
 
-def _require_sound(values: dict[str, float], step: int) -> None:
-    """Raises before a state could be saved that is broken, or has learnt nothing."""
-    if values["loss_weight"] == 0:
+def _require_sound(values: dict[str, float], step: int, bad_samples: bool) -> None:
+    """Raises before a state could be saved that is broken, or has learnt nothing; a
+    batch of nothing but bad samples is neither."""
+    if values["loss_weight"] == 0 and not bad_samples:
         raise DataError(
-            f"step {step}: its batch has no supervised token: check data.text, the "
+            f"step {step}: its batch has no supervised token: check data.source, the "
             f"tokenizer and data.num_tokens"
         )
     broken = [name for name, value in values.items() if not np.isfinite(value)]

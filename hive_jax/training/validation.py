@@ -42,9 +42,11 @@ def make_eval_step(model: nn.Module) -> Callable:
     def towers(params, batch: Batch):
         images = normalise_images(batch.image)
         zimg, ztxt, t, b = model.apply({"params": params}, images, batch.tokens)
-        found = (zimg @ ztxt.T).argmax(-1) == jnp.arange(zimg.shape[0])
-        loss = sigmoid_contrastive_loss(zimg, ztxt, t, b)
-        return {"loss": (loss, 1.0), "accuracy": (found.sum(), found.shape[0])}
+        there = batch.target.any(axis=1)  # a bad sample is in no pair
+        likeness = jnp.where(there[None, :], zimg @ ztxt.T, -jnp.inf)
+        found = there & (likeness.argmax(-1) == jnp.arange(zimg.shape[0]))
+        loss = sigmoid_contrastive_loss(zimg, ztxt, t, b, there)
+        return {"loss": (loss, 1.0), "accuracy": (found.sum(), there.sum())}
 
     return captions if isinstance(model, Hive) else towers
 

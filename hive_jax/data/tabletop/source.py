@@ -67,6 +67,10 @@ class Tabletop:
         image = draw(one, self.image_size) if self.with_image else None
         return Sample(image, segments(one, self.text))
 
+    def where(self, index: int) -> str:
+        """The name of a scene, for messages."""
+        return f"scene {index} of {self!r}"
+
     def __repr__(self) -> str:
         return (
             f"Tabletop({self.split!r}, seed={self.seed}, image_size={self.image_size}, "

@@ -1,0 +1,74 @@
+"""Small sets in LLaVA's format: a folder, a zip and Parquet of the same images."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def record(number: int, **changes) -> dict:
+    turns = [
+        {"from": "human", "value": "Give a brief description.\n<image>"},
+        {"from": "gpt", "value": f" caption number {number} "},
+    ]
+    return {
+        "id": str(number),
+        "image": f"{number % 3}/{number}.jpg",
+        "conversations": turns,
+    } | changes
+
+
+def photograph(number: int, size=(40, 30), mode="RGB") -> Image.Image:
+    """Soft shapes, as JPEG likes them; another for each number."""
+    rng = np.random.default_rng(number)
+    small = rng.integers(0, 256, (4, 5, 3), np.uint8)
+    big = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+    return big.convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def write_set(folder: Path, files: dict[str, bytes], records: list[dict]) -> dict:
+    """Writes it in every form; name of the form -> data.source."""
+    (folder / "chat.json").write_text(json.dumps(records))
+    lines = "".join(json.dumps(one) + "\n" for one in records)
+    (folder / "chat.jsonl").write_text(lines)
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for name, content in files.items():
+            path = folder / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            archive.writestr(name, content)
+    chat, images = folder / "chat", folder / "images"
+    return {
+        "folder": f"llava:{chat}.json,images={images}",
+        "lines": f"llava:{chat}.jsonl,images={images}",
+        "zip": f"llava:{chat}.json,images={images}.zip",
+    }
+
+
+def write_parquet(folder: Path, files: dict[str, bytes], records: list[dict]) -> str:
+    """The same as two Parquet files with three rows to a group; its data.source."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = []
+    for one in records:
+        name = one["image"]
+        image = None if name is None else {"bytes": files[name], "path": name}
+        rows.append(one | {"image": image})
+    target = folder / "parquet"
+    target.mkdir()
+    half = len(rows) // 2
+    for number, part in enumerate((rows[:half], rows[half:])):
+        table = pyarrow.Table.from_pylist(part)
+        path = target / f"train-{number}.parquet"
+        pyarrow.parquet.write_table(table, path, row_group_size=3)
+    return f"llava:{target}"
