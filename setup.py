@@ -31,6 +31,7 @@ setup(
         "jax",
         "matplotlib",
         "ml_collections",
+        "msgpack",
         "numpy",
         "optax",
         # 0.12.3 writes commit markers; the training loop relies on what 0.12 does
@@ -48,9 +49,11 @@ setup(
     extras_require={
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
+        "arrayrecord": ["array_record"],
         "parquet": ["pyarrow"],
         "sentencepiece": ["sentencepiece>=0.2.3"],
         "test": [
+            "array_record",
             "pyarrow",
             "pytest",
             "ruff",

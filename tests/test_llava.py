@@ -164,7 +164,7 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
         (b"[" + b"9" * 5000 + b"]", "not JSON"),
         (b"\xff\xfe[]", "not UTF-8"),
         (b"[]", "has 0 records"),
-        (json.dumps([record(0)]).encode(), "has 1 records"),
+        (json.dumps([record(0, image=None)]).encode(), "1 records; expected more than"),
     ],
 )
 def test_files_that_are_no_set(tmp_path, content, said):
@@ -182,7 +182,7 @@ def test_missing_inputs_are_named(tmp_path, files, sources):
         opened(sources["folder"].split(",")[0])
     empty = tmp_path / "images"
     empty.mkdir()
-    with pytest.raises(MissingInputError, match=r"7 of 7 images are not in .*2/2\.jpg"):
+    with pytest.raises(MissingInputError, match=r"9 of 9 images are not in .*0/0\.jpg"):
         opened(f"{sources['folder'].split(',')[0]},images={empty}")
     with pytest.raises(MissingInputError, match="holds no .parquet"):
         opened(f"llava:{empty}")
@@ -217,7 +217,7 @@ def test_parquet_of_other_columns(tmp_path):
         ("llava:chat.json,image=a.zip", "did you mean 'images'"),
         ("llava:chat.json,images", "'images'; expected images=... or form=..."),
         ("tabletop:caption", "did you mean 'captions'"),
-        ("tabletop,form=chat", "expected no options for tabletop"),
+        ("tabletop,form=chat", "expected take=... for tabletop"),
         ("", "expected one of"),
     ],
 )
@@ -237,3 +237,61 @@ def test_images_that_are_not_needed_are_not_looked_for(sources):
     source = make_source(data, "train", image_size=16, with_image=False)
     assert source[0].image is None and len(source) == 8
     assert source[0].segments == (Segment("caption number 2\n"),)
+
+
+def numbers(source):
+    """The records that a source's samples are of."""
+    samples = (source[i] for i in range(len(source)))
+    return [int(s.segments[0].text.split()[-1]) for s in samples]
+
+
+def test_parts_of_a_set(sources):
+    one = sources["zip"]
+    assert numbers(opened(f"{one},take=first:6")) == [2, 3, 4, 5]
+    assert numbers(opened(f"{one},take=first:50%", "validation")) == [0, 1]
+    chosen = numbers(opened(f"{one},take=random:8"))
+    assert len(chosen) == 6 and chosen == sorted(set(chosen))
+    assert numbers(opened(f"{one},take=random:8")) == chosen
+    assert numbers(opened(f"{one},take=random:8", seed=3)) != chosen
+    fingerprints = {
+        opened(source).fingerprint
+        for source in (one, f"{one},take=first:9", f"{one},take=random:9")
+    }
+    assert len(fingerprints) == 3
+    with pytest.raises(DataError, match="there are 10 samples"):
+        opened(f"{one},take=first:11")
+    for wrong in ("last:3", "first", "first:0", "first:x", "random:-1", "first:nan%"):
+        with pytest.raises(ConfigError, match="expected first:N or random:N"):
+            opened(f"{one},take={wrong}")
+
+
+def test_a_mixture_has_every_sample_of_its_parts(sources):
+    first, second = f"{sources['zip']},take=first:4", f"{sources['lines']}"
+    mixed = opened(f"{first} + {second}")
+    assert numbers(mixed) == [*range(1, 4), *range(1, 10)]
+    assert "chat.jsonl, record 5" in mixed.where(7)
+    held_out = opened(f"{first} + {second}", "validation")
+    assert numbers(held_out) == [0, 0]
+    with pytest.raises(IndexError):
+        mixed[12]
+
+
+def test_weights_are_shares_of_the_samples(sources):
+    first, second = f"{sources['zip']},take=first:4", f"{sources['lines']}"
+    mixed = opened(f"3*{first} + 1*{second}")  # 2 and 9 records are not held out
+    assert numbers(mixed) == [2, 3] * 13 + [2] + [*range(1, 10)]
+    assert opened(f"1*{first} + 3*{second}").fingerprint != mixed.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("2*llava:a.json + llava:b.json", "a weight for each source"),
+        ("-1*llava:a.json", "expected more than 0"),
+        ("tabletop + llava:b.json", "tabletop cannot be mixed"),
+        ("2*lava:a.json", "did you mean 'llava'"),
+    ],
+)
+def test_mixtures_that_are_none(source, said):
+    with pytest.raises(ConfigError, match=said):
+        opened(source)

@@ -161,6 +161,35 @@ def test_a_process_reads_the_rows_of_its_devices(make_loader, monkeypatch):
     assert [first + second for first, second in zip(*halves, strict=True)] == every
 
 
+def test_a_thousand_resumes_on_any_number_of_hosts(make_loader, monkeypatch):
+    """Random steps, hosts and threads: always the samples of one host, and each of
+    them once an epoch."""
+    monkeypatch.setattr(
+        jax, "make_array_from_callback", lambda shape, sharding, rows: rows(WHOLE)
+    )
+    steps = 2 * SIZE  # 16 epochs
+    every = indices(make_loader(Numbers(), threads=1).batches(0, steps))
+    order = [index for batch in every for index in batch]
+    for epoch in range(len(order) // SIZE):
+        assert sorted(order[epoch * SIZE :][:SIZE]) == [*range(SIZE)]
+    rng = np.random.default_rng(0)
+    different = 0
+    for _ in range(1000):
+        step, hosts = int(rng.integers(steps)), int(rng.choice([1, 2, 4, 8]))
+        threads, rows = int(rng.choice([1, 2, 5])), BATCH // hosts
+        got = []
+        for host in range(hosts):
+            WHOLE[0] = slice(host * rows, (host + 1) * rows)
+            sharding = RowsOfOneProcess((host * rows, (host + 1) * rows))
+            loader = make_loader(Numbers(), sharding, threads=threads)
+            got += order_of(loader.batches(step, step + 1))
+        different += got != every[step]
+    assert different == 0
+
+
+WHOLE = [slice(0, BATCH)]  # the rows of the host that reads
+
+
 def test_rows_repeated_on_several_devices_are_read_once(make_loader):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     source = Numbers()

@@ -52,8 +52,9 @@ class DataConfig:
     Attributes:
       source: "tabletop", the built-in world, or tabletop:TEXT with what is said of a
         scene ("captions", "vague", "questions", "text"); or a set in LLaVA's format,
-        llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat (see hive_jax/data/llava.py).
-      seed: of the built-in world.
+        llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat,take=first:1000 (see
+        hive_jax/data/llava.py). Several are mixed, "2*llava:... + 1*llava:...".
+      seed: of the built-in world, and of take=random:1000.
       preprocessing: of image files, "hf_bicubic" or "hf_bilinear"; empty: the one
         that the encoder's weights were trained with.
       tokenizer: "builtin:tabletop", or a tokenizer.json, a SentencePiece .model, or

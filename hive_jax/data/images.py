@@ -68,6 +68,19 @@ def decode(content: bytes, size: int, preprocessing: str, where: str) -> np.ndar
         raise BadSample("damaged", where, f"cannot be read: {error}") from None
 
 
+def mode_of(content: bytes) -> str:
+    """PIL's name for how an image file has its pixels: RGB, L, CMYK, ..."""
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        return image.mode
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    """uint8[height, width, 3] as a file that keeps every bit."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # which `convert` would cut at 255
         upper = np.asarray(image).astype(np.int64) >> 8

@@ -39,8 +39,7 @@ class _Conversation:
 
 
 class Llava:
-    """Random access to one split. The first `validation_size` records are
-    "validation", the others "train".
+    """Random access to the records of a set.
 
     A record without an image is a sample of text alone; one that cannot be understood
     is a bad sample, as is one whose image cannot be had.
@@ -60,11 +59,9 @@ class Llava:
     def __init__(
         self,
         path: str,
-        split: str,
         *,
         images: str,
         form: str,
-        validation_size: int,
         max_bad_fraction: float,
         with_image: bool = True,
     ):
@@ -72,16 +69,11 @@ class Llava:
         records, self._store = read_records(path)
         if images:
             self._store = open_store(images, "images")
-        if len(records) <= validation_size:
-            raise DataError(
-                f"{path} has {len(records)} records; expected more than the "
-                f"data.validation_size = {validation_size} that are held out"
-            )
-        self._first = 0 if split == "validation" else validation_size
-        last = validation_size if split == "validation" else len(records)
-        digest = hashlib.sha256(f"llava {form} {split} {validation_size}".encode())
+        if not records:
+            raise DataError(f"{path} has 0 records")
+        digest = hashlib.sha256(f"llava {form}".encode())
         self._conversations = []
-        for record in records[self._first : last]:
+        for record in records:
             understood = _understood(record, form)
             digest.update(repr(understood).encode("utf-8", "surrogatepass"))
             self._conversations.append(understood)
@@ -106,7 +98,7 @@ class Llava:
     def where(self, index: int) -> str:
         """The record of a sample, and its image, for messages."""
         conversation = self._conversations[index]
-        where = f"{self.path}, record {self._first + index}"
+        where = f"{self.path}, record {index}"
         image = getattr(conversation, "image", None)
         return where if image is None else f"{where}, image {image}"
 

@@ -8,26 +8,57 @@ import dataclasses
 
 from hive_jax.config import DataConfig, nearest
 from hive_jax.data.llava import FORMS, Llava
+from hive_jax.data.prepared import Prepared
+from hive_jax.data.sets import Mixture, held_out, take
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tabletop.language import MODES
 from hive_jax.errors import ConfigError
 
 # The kinds of sources, and the options of each.
-_KINDS = {"tabletop": (), "llava": ("images", "form")}
+_KINDS = {
+    "tabletop": ("take",),
+    "llava": ("images", "form", "take"),
+    "prepared": ("take",),
+}
+_AND = " + "
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A source in words: "llava:chat.json,images=images.zip,form=chat"."""
+    """A source in words: "2*llava:chat.json,images=images.zip,form=chat"."""
 
     kind: str
     path: str
     options: dict[str, str]
+    weight: float | None
 
 
-def parse(text: str) -> Spec:
-    """KIND:PATH,option=value,... as a Spec. Raises ConfigError."""
+def parse(text: str) -> tuple[Spec, ...]:
+    """[WEIGHT*]KIND:PATH,option=value,... and more of them after " + ".
+
+    Raises ConfigError.
+    """
+    specs = tuple(_parse_one(part.strip()) for part in text.split(_AND))
+    if len({spec.weight is None for spec in specs}) > 1:
+        raise ConfigError(
+            f"config.data.source is {text!r}; expected a weight for each source, as in "
+            f"2*llava:a.json + 1*llava:b.json, or for none"
+        )
+    if len(specs) > 1 and any(spec.kind == "tabletop" for spec in specs):
+        raise ConfigError(f"config.data.source is {text!r}; tabletop cannot be mixed")
+    return specs
+
+
+def _parse_one(text: str) -> Spec:
     head, *options = text.split(",")
+    weight, star, rest = head.partition("*")
+    try:
+        weight = float(weight) if star else None
+        head = rest if star else head
+    except ValueError:  # a star that belongs to a path
+        weight = None
+    if weight is not None and not 0 < weight < float("inf"):
+        raise ConfigError(f"config.data.source: weight {weight}; expected more than 0")
     kind, _, path = head.partition(":")
     if kind not in _KINDS:
         raise ConfigError(
@@ -46,35 +77,85 @@ def parse(text: str) -> Spec:
                 + f" for {kind}{nearest(name, known)}"
             )
         values[name] = value
-    return Spec(kind, path, values)
+    return Spec(kind, path, values, weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opening:
+    """What sources are opened for.
+
+    Attributes:
+      image_size, preprocessing: of the images that are wanted.
+      seed: of the built-in world, and of take=random:N.
+      max_bad_fraction: of images that may be missing.
+      with_image: False leaves images out, where the source can.
+    """
+
+    image_size: int
+    preprocessing: str
+    seed: int = 0
+    max_bad_fraction: float = 1.0
+    with_image: bool = True
 
 
 def make_source(config: DataConfig, split: str, *, image_size: int, with_image: bool):
-    """The random-access source that `config` names.
-
-    Args:
-      split: "train" or "validation".
-      image_size: of images that are drawn and not read, in pixels.
-      with_image: False leaves them out, where the source can.
-    """
-    spec = parse(config.source)
-    if spec.kind == "tabletop":
-        return Tabletop(
-            split,
-            seed=config.seed,
-            image_size=image_size,
-            text=_one_of(MODES, "tabletop", spec.path or "captions"),
-            with_image=with_image,
-        )
-    return Llava(
-        spec.path,
-        split,
-        images=spec.options.get("images", ""),
-        form=_one_of(FORMS, "form", spec.options.get("form", "plain")),
-        validation_size=config.validation_size,
-        max_bad_fraction=config.max_bad_fraction,
-        with_image=with_image,
+    """The random-access source of a split, "train" or "validation"."""
+    specs = parse(config.source)
+    how = Opening(
+        image_size,
+        config.preprocessing,
+        config.seed,
+        config.max_bad_fraction,
+        with_image,
     )
+    if specs[0].kind == "tabletop":  # has splits of its own
+        return _opened(specs[0], how, split)
+    weights = [spec.weight or 1.0 for spec in specs]
+    shares = [weight / sum(weights) for weight in weights]
+    parts = [
+        held_out(
+            _opened(spec, how), split, max(1, round(share * config.validation_size))
+        )
+        for spec, share in zip(specs, shares, strict=True)
+    ]
+    weighted = split == "train" and specs[0].weight is not None
+    return parts[0] if len(parts) == 1 else Mixture(parts, shares if weighted else ())
+
+
+def whole_source(text: str, how: Opening):
+    """All samples that a `data.source` names, in order; of tabletop those to train on."""
+    specs = parse(text)
+    parts = [_opened(spec, how) for spec in specs]
+    if specs[0].weight is not None:
+        raise ConfigError(f"{text}: weights are for training; leave them out here")
+    return parts[0] if len(parts) == 1 else Mixture(parts)
+
+
+def _opened(spec: Spec, how: Opening, split: str = "train"):
+    """All samples of one source, or those that its `take` names."""
+    if spec.kind == "tabletop":
+        source = Tabletop(
+            split,
+            seed=how.seed,
+            image_size=how.image_size,
+            text=_one_of(MODES, "tabletop", spec.path or "captions"),
+            with_image=how.with_image,
+        )
+    elif spec.kind == "prepared":
+        source = Prepared(
+            spec.path, image_size=how.image_size, preprocessing=how.preprocessing
+        )
+    else:
+        source = Llava(
+            spec.path,
+            images=spec.options.get("images", ""),
+            form=_one_of(FORMS, "form", spec.options.get("form", "plain")),
+            max_bad_fraction=how.max_bad_fraction,
+            with_image=how.with_image,
+        )
+    if "take" in spec.options:
+        source = take(source, spec.options["take"], how.seed)
+    return source
 
 
 def _one_of(known: tuple[str, ...], name: str, value: str) -> str:

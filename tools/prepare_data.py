@@ -1,0 +1,109 @@
+"""Converts a set to ArrayRecord, or looks at every sample of it.
+
+python tools/prepare_data.py --from llava:chat.json,images=images.zip --out prepared
+python -m hive_jax.train --config configs/stage1.py --config.data.source=prepared:prepared
+
+python tools/prepare_data.py check --from llava:chat.json,images=images.zip --out report
+"""
+
+import argparse
+import functools
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hive_jax.data.images import PREPROCESSING, as_png, decode
+from hive_jax.data.inspection import inspect
+from hive_jax.data.prepared import Plan, prepare
+from hive_jax.data.sources import Opening, whole_source
+from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
+from hive_jax.errors import ConfigError, HiveError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    try:
+        how = Opening(args.size or 64, args.preprocessing)
+        source = whole_source(args.source, how)
+        return check(source, args) if args.command == "check" else convert(source, args)
+    except HiveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "command", nargs="?", choices=("convert", "check"), default="convert"
+    )
+    parser.add_argument(
+        "--from", dest="source", required=True, help="as in config.data.source"
+    )
+    parser.add_argument("--out", required=True, help="a new folder")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--size", type=int, default=0, help="resize images to this square (PNG)"
+    )
+    parser.add_argument(
+        "--preprocessing", choices=list(PREPROCESSING), default="hf_bicubic"
+    )
+    parser.add_argument("--shard-size", type=int, default=8192, help="samples")
+    parser.add_argument("--tokenizer", default=BUILTIN, help="check: counts tokens")
+    parser.add_argument("--num-tokens", type=int, default=77, help="check: of a sample")
+    args = parser.parse_args(arguments)
+    for name in ("threads", "shard_size", "num_tokens"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be 1 or more")
+    return args
+
+
+def convert(source, args: argparse.Namespace) -> int:
+    """Writes --out, or goes on with it."""
+    images = [args.size, args.preprocessing] if args.size else None
+    plan = Plan(args.source, source.fingerprint, len(source), images, args.shard_size)
+    resized = functools.partial(_resized, args.size, args.preprocessing)
+    with tqdm(total=len(source), unit="sample") as bar:
+        manifest = prepare(
+            source,
+            plan,
+            Path(args.out),
+            args.threads,
+            resized if args.size else None,
+            bar.update,
+        )
+    print(f"{args.out}: {len(source)} samples, {_bad(manifest['bad'])}")
+    return 0
+
+
+def check(source, args: argparse.Namespace) -> int:
+    """Reads all of --from and reports it in --out; 65 if any sample is bad."""
+    tokenizer = load_tokenizer(args.tokenizer)
+    with tqdm(total=len(source), unit="sample") as bar:
+        found = inspect(source, tokenizer, args.num_tokens, args.threads, bar.update)
+    out = Path(args.out)
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    found.write(out)
+    print(found.text())
+    print(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
+    return 65 if found.bad else 0
+
+
+def _resized(size: int, preprocessing: str, content: bytes, where: str) -> bytes:
+    return as_png(decode(content, size, preprocessing, where))
+
+
+def _bad(counts: dict[str, int]) -> str:
+    listed = ", ".join(f"{n} {reason}" for reason, n in counts.items())
+    return f"{sum(counts.values())} of them bad" + (f": {listed}" if listed else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
