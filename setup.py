@@ -52,12 +52,14 @@ setup(
         "arrayrecord": ["array_record"],
         "parquet": ["pyarrow"],
         "sentencepiece": ["sentencepiece>=0.2.3"],
+        "tfds": ["array_record", "tensorflow-datasets"],
         "test": [
             "array_record",
             "pyarrow",
             "pytest",
             "ruff",
             "sentencepiece>=0.2.3",
+            "tensorflow-datasets",
             # The registry's other builds bring several GB of CUDA along.
             "torch==2.13.0; python_version < '3.12'",
         ],

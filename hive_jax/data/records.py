@@ -1,6 +1,7 @@
 """Records of a set from JSON, JSON lines or Parquet."""
 
 import bisect
+import contextlib
 import functools
 import json
 import threading
@@ -27,10 +28,7 @@ def read_records(path: str) -> tuple[list, "ParquetStore | None"]:
     """
     source = Path(path)
     if source.is_dir() or source.suffix == ".parquet":
-        files = sorted(source.glob("**/*.parquet")) if source.is_dir() else [source]
-        if not files:
-            raise MissingInputError(f"data.source: {path} holds no .parquet")
-        return _from_parquet(files)
+        return _from_parquet(parquet_files(path))
     if not source.is_file():
         raise MissingInputError(f"data.source: {path}: no such file")
     try:
@@ -65,54 +63,69 @@ def _line(line: str, number: int):
         return Broken(f"line {number} is not JSON: {error}")
 
 
+def parquet_files(path: str) -> list[Path]:
+    """A .parquet file, or those in a folder. Raises MissingInputError for none."""
+    source = Path(path)
+    files = sorted(source.glob("**/*.parquet")) if source.is_dir() else [source]
+    if not files or not files[0].is_file():
+        raise MissingInputError(f"data.source: {path} holds no .parquet")
+    return files
+
+
 def _from_parquet(files: list[Path]):
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingInputError(
-            f"{files[0]} needs the package pyarrow: pip install pyarrow"
-        ) from None
-    records = []
-    try:
-        store = ParquetStore(files)
-        for name, file in zip(files, store.files, strict=True):
-            columns = file.schema_arrow.names
-            if "conversations" not in columns or "image" not in columns:
-                raise DataError(
-                    f"{name} has the columns {', '.join(columns)}; expected "
-                    f"conversations and image"
-                )
-            if pyarrow.types.is_string(file.schema_arrow.field("image").type):
-                raise DataError(
-                    f"{name}: the column image is text; expected the bytes of images"
-                )
-            records += file.read(columns=["conversations"]).to_pylist()
-        images = store.present()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{files[0].parent}: not Parquet: {error}") from None
-    for number, (record, present) in enumerate(zip(records, images, strict=True)):
-        record["image"] = str(number) if present else None
+    store = ParquetStore(files, "image")
+    if "conversations" not in store.columns or "image" not in store.columns:
+        raise DataError(
+            f"{store.path} has the columns {', '.join(store.columns)}; expected "
+            f"conversations and image"
+        )
+    rows = zip(store.values("conversations"), store.present(), strict=True)
+    records = [
+        {"conversations": turns, "image": str(number) if present else None}
+        for number, (turns, present) in enumerate(rows)
+    ]
     return records, store
 
 
 class ParquetStore:
-    """Images in the column `image` ({bytes, path}, or bytes) of Parquet files, by the
-    number of the row.
+    """Images in a column ({bytes, path}, or bytes) of Parquet files, by the number of
+    the row.
 
     Parquet is read a row group at a time; a shuffled run reads a group for nearly
-    every image. Fine for small sets.
+    every image. Fine for small sets; tools/prepare_data.py converts large ones.
+
+    Attributes:
+      columns, metadata: of the schema of the first file.
+
+    Raises:
+      MissingInputError: the package pyarrow is not there.
+      DataError: a file is no Parquet, or the column has no bytes.
     """
 
-    def __init__(self, files: list[Path]):
-        import pyarrow.parquet
-
+    def __init__(self, files: list[Path], column: str):
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise MissingInputError(
+                f"{files[0]} needs the package pyarrow: pip install pyarrow"
+            ) from None
         self.path = str(files[0] if len(files) == 1 else files[0].parent)
-        self.files = [pyarrow.parquet.ParquetFile(file) for file in files]
-        self._names = [str(file) for file in files]
+        self._errors = (pyarrow.ArrowException, OSError)
+        self._column, self._names = column, [str(file) for file in files]
+        with self._readable():
+            self._files = [pyarrow.parquet.ParquetFile(file) for file in files]
+        schema = self._files[0].schema_arrow
+        self.columns, self.metadata = schema.names, schema.metadata or {}
+        if column in self.columns and pyarrow.types.is_string(
+            schema.field(column).type
+        ):
+            raise DataError(
+                f"{self.path}: the column {column} is text; expected the bytes of images"
+            )
         self._groups, self._starts = [], []
         start = 0
-        for number, file in enumerate(self.files):
+        for number, file in enumerate(self._files):
             for group in range(file.num_row_groups):
                 self._groups.append((number, group))
                 self._starts.append(start)
@@ -120,18 +133,25 @@ class ParquetStore:
         self._group = functools.lru_cache(maxsize=4)(self._read_group)
         self._lock = threading.Lock()
 
+    def values(self, column: str) -> list:
+        """All of a column, as Python values."""
+        with self._readable():
+            return [
+                x for f in self._files for x in f.read([column])[column].to_pylist()
+            ]
+
     def present(self) -> list[bool]:
         """For each row, whether it has an image."""
         out = []
         for number, group in self._groups:
-            kind = self.files[number].schema_arrow.field("image").type
+            kind = self._files[number].schema_arrow.field(self._column).type
             # Of {bytes, path} the paths say it without the bytes being read.
-            paths = (
-                [f.name for f in kind if f.name != "bytes"] if kind.num_fields else []
-            )
-            column = f"image.{paths[0]}" if paths else "image"
-            table = self.files[number].read_row_group(group, columns=[column])
-            out += table.column("image").is_valid().to_pylist()
+            inner = [kind.field(i).name for i in range(kind.num_fields)]
+            inner = [name for name in inner if name != "bytes"]
+            column = f"{self._column}.{inner[0]}" if inner else self._column
+            with self._readable():
+                table = self._files[number].read_row_group(group, columns=[column])
+            out += table.column(self._column).is_valid().to_pylist()
         return out
 
     def has(self, name: str) -> bool:
@@ -139,15 +159,13 @@ class ParquetStore:
 
     def read(self, name: str) -> bytes:
         """The bytes of the image in row number `name`. Raises BadSample."""
-        import pyarrow
-
         row = int(name)
         group = bisect.bisect_right(self._starts, row) - 1
         where = f"{self._names[self._groups[group][0]]}, row {row}"
         try:
             with self._lock:
                 column = self._group(group)
-        except (pyarrow.ArrowException, OSError) as error:
+        except self._errors as error:
             raise BadSample("damaged", where, str(error)) from None
         value = column[row - self._starts[group]].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
@@ -160,5 +178,12 @@ class ParquetStore:
 
     def _read_group(self, group: int):
         number, inside = self._groups[group]
-        table = self.files[number].read_row_group(inside, columns=["image"])
-        return table.column("image").combine_chunks()
+        table = self._files[number].read_row_group(inside, columns=[self._column])
+        return table.column(self._column).combine_chunks()
+
+    @contextlib.contextmanager
+    def _readable(self):
+        try:
+            yield
+        except self._errors as error:
+            raise DataError(f"{self.path}: not Parquet: {error}") from None

@@ -8,10 +8,12 @@ import dataclasses
 
 from hive_jax.config import DataConfig, nearest
 from hive_jax.data.llava import FORMS, Llava
+from hive_jax.data.pairs import open_class_folder, open_table
 from hive_jax.data.prepared import Prepared
 from hive_jax.data.sets import Mixture, held_out, take
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tabletop.language import MODES
+from hive_jax.data.tfds import Tfds
 from hive_jax.errors import ConfigError
 
 # The kinds of sources, and the options of each.
@@ -19,6 +21,9 @@ _KINDS = {
     "tabletop": ("take",),
     "llava": ("images", "form", "take"),
     "prepared": ("take",),
+    "tfds": ("dir", "split", "image", "text", "take"),
+    "folder": ("take",),
+    "table": ("images", "image", "text", "label", "take"),
 }
 _AND = " + "
 
@@ -133,6 +138,7 @@ def whole_source(text: str, how: Opening):
 
 def _opened(spec: Spec, how: Opening, split: str = "train"):
     """All samples of one source, or those that its `take` names."""
+    option = spec.options.get
     if spec.kind == "tabletop":
         source = Tabletop(
             split,
@@ -145,11 +151,29 @@ def _opened(spec: Spec, how: Opening, split: str = "train"):
         source = Prepared(
             spec.path, image_size=how.image_size, preprocessing=how.preprocessing
         )
+    elif spec.kind == "tfds":
+        source = Tfds(
+            spec.path,
+            folder=option("dir", ""),
+            split=option("split", "train"),
+            image=option("image", ""),
+            text=option("text", ""),
+        )
+    elif spec.kind == "folder":
+        source = open_class_folder(spec.path)
+    elif spec.kind == "table":
+        source = open_table(
+            spec.path,
+            images=option("images", ""),
+            image=option("image", "image"),
+            text=option("text", "text"),
+            label=option("label", "label"),
+        )
     else:
         source = Llava(
             spec.path,
-            images=spec.options.get("images", ""),
-            form=_one_of(FORMS, "form", spec.options.get("form", "plain")),
+            images=option("images", ""),
+            form=_one_of(FORMS, "form", option("form", "plain")),
             max_bad_fraction=how.max_bad_fraction,
             with_image=how.with_image,
         )
