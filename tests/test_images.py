@@ -105,3 +105,25 @@ def test_every_truncation_is_noticed():
     for cut in rng.integers(0, len(JPEG) - 200, 100):
         with pytest.raises(BadSample):
             decoded(JPEG[:cut])
+
+
+def test_photographs_are_what_transformers_sees():
+    """Bit by bit, on 20 JPEGs of many shapes."""
+    transformers = pytest.importorskip("transformers")
+    pil = getattr(transformers, "SiglipImageProcessorPil", None)
+    if pil is None:
+        pytest.skip("this transformers has no processor for PIL alone")
+    for name, resample in (("hf_bicubic", 3), ("hf_bilinear", 2)):
+        processor = pil(
+            size={"height": 96, "width": 96},
+            resample=resample,
+            do_rescale=False,
+            do_normalize=False,
+        )
+        for number in range(20):
+            size = (300 + 31 * number, 700 - 23 * number)
+            content = encoded(photograph(number, size), quality=75 + number)
+            with Image.open(io.BytesIO(content)) as image:
+                wanted = processor(image, return_tensors="np")["pixel_values"][0]
+            got = decoded(content, 96, name).transpose(2, 0, 1)
+            np.testing.assert_array_equal(got, wanted)
