@@ -14,6 +14,7 @@ import pytest
 from hive_jax.benchmark import gpu, grids, reports
 from hive_jax.benchmark.cases import FUSIONS, SIZES, STAGES, case
 from hive_jax.benchmark.flops import example_flops, step_flops
+from hive_jax.benchmark.reading import reading
 from hive_jax.benchmark.steps import Step
 from hive_jax.training import sharding
 from hive_jax.training.program import Program
@@ -136,6 +137,14 @@ def test_the_command_prints_a_table_and_writes_json_and_a_chart(tmp_path):
     assert written["machine"]["jax"] == jax.__version__
     assert [row["fusion"] for row in written["rows"]] == list(FUSIONS)
     assert (tmp_path / "flops.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_reading_is_timed_in_its_parts_and_from_every_form():
+    rows = list(reading(image_size=16, count=32, threads=2))
+    names = ["decode", "decode and resize", "batches, folder", "batches, zip"]
+    assert [row["what"] for row in rows][:4] == names
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert reports.reading_table(rows).count("\n") == len(rows) + 1
 
 
 def test_memory_is_compiled_and_not_used(tmp_path):

@@ -4,6 +4,7 @@
     python tools/benchmark.py memory                      compiled, full size
     python tools/benchmark.py step                        timed on this machine
     python tools/benchmark.py peers                       timed against PyTorch
+    python tools/benchmark.py input                       images read a second
     python tools/benchmark.py gpu --part ceilings|grid|ablations
 
 Each prints a table, and writes NAME.json and NAME.png to --out.
@@ -15,6 +16,8 @@ import importlib
 import os
 import sys
 from pathlib import Path
+
+from tqdm import tqdm
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -107,6 +110,16 @@ def gpu(arguments) -> None:
     _save(arguments, name, found, values, label)
 
 
+def reading(arguments) -> None:
+    from hive_jax.benchmark.reading import reading as parts
+
+    found = parts(arguments.image_size, arguments.count, arguments.threads)
+    rows = list(tqdm(found, desc="parts", total=6))
+    print(reports.reading_table(rows))
+    values = {row["what"]: row["images_per_second"] for row in rows}
+    _save(arguments, "input", rows, values, "images/s")
+
+
 _LABELS = {
     "flops": "GFLOP an example",
     "memory": "peak, GB",
@@ -152,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--rounds", type=_positive, default=9)
     one.add_argument("--batch_size", type=_positive, default=0)
     command(peers, "tiny").add_argument("--rounds", type=_positive, default=7)
+    one = commands.add_parser("input")
+    one.set_defaults(run=reading)
+    one.add_argument("--image_size", type=_positive, default=384)
+    one.add_argument("--count", type=_positive, default=256, help="images of the set")
+    one.add_argument("--threads", type=_positive, default=os.cpu_count())
+    one.add_argument("--out", type=Path, default=Path("workdir/benchmark"))
     one = command(gpu, _FULL)
     one.add_argument("--part", choices=("ceilings", "grid", "ablations"), required=True)
     one.add_argument("--minutes", type=float, default=8.0, help="start nothing later")

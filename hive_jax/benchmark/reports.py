@@ -120,6 +120,15 @@ def peers_table(found: dict) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def reading_table(rows: list[dict]) -> str:
+    lines = [["what", "threads", "images/s"], ["---"] * 3]
+    lines += [
+        [row["what"], str(row["threads"]), f"{row['images_per_second']:.0f}"]
+        for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _table(header: list[str], rows: list[dict], cells: Callable) -> str:
     lines = [["stage", "fusion", *header], ["---"] * (len(header) + 2)]
     lines += [[str(row["stage"]), row["fusion"], *cells(row)] for row in rows]

@@ -86,10 +86,14 @@ def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
     def contrastive(params, batch: Batch):
         images = normalise_images(batch.image)
         towers = model.apply({"params": params}, images, batch.tokens)
-        there = batch.target.any(axis=1)  # a bad sample is in no pair
-        return sigmoid_contrastive_loss(*towers, there), jnp.float32(1.0)
+        return sigmoid_contrastive_loss(*towers, is_pair(batch)), jnp.float32(1.0)
 
     return caption if isinstance(model, Hive) else contrastive
+
+
+def is_pair(batch: Batch) -> jax.Array:
+    """bool[B]: samples with an image and a text; bad ones have neither."""
+    return batch.target.any(axis=1) & batch.sees_image.any(axis=1)
 
 
 def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:

@@ -11,7 +11,7 @@ from hive_jax.data.batch import KINDS, Batch
 from hive_jax.data.loader import Loader
 from hive_jax.models.hive import Hive
 from hive_jax.training.losses import sigmoid_contrastive_loss
-from hive_jax.training.objectives import normalise_images, token_losses
+from hive_jax.training.objectives import is_pair, normalise_images, token_losses
 
 
 def make_eval_step(model: nn.Module) -> Callable:
@@ -42,7 +42,7 @@ def make_eval_step(model: nn.Module) -> Callable:
     def towers(params, batch: Batch):
         images = normalise_images(batch.image)
         zimg, ztxt, t, b = model.apply({"params": params}, images, batch.tokens)
-        there = batch.target.any(axis=1)  # a bad sample is in no pair
+        there = is_pair(batch)
         likeness = jnp.where(there[None, :], zimg @ ztxt.T, -jnp.inf)
         found = there & (likeness.argmax(-1) == jnp.arange(zimg.shape[0]))
         loss = sigmoid_contrastive_loss(zimg, ztxt, t, b, there)

@@ -1,0 +1,132 @@
+"""How fast samples are read: files of 480 x 640 pixels to batches on the device."""
+
+import functools
+import json
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from hive_jax.config import MeshConfig
+from hive_jax.data.bad import BadSamples
+from hive_jax.data.images import as_png, decode
+from hive_jax.data.loader import Loader
+from hive_jax.data.prepared import Plan, prepare
+from hive_jax.data.sources import Opening, whole_source
+from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
+from hive_jax.errors import MissingInputError
+from hive_jax.training.sharding import batch_sharding, make_mesh
+
+_HEIGHT, _WIDTH = 480, 640
+_BATCH = 32
+
+
+def reading(image_size: int, count: int, threads: int) -> Iterator[dict]:
+    """Images per second of the parts and of the whole, row by row.
+
+    Args:
+      image_size: that images are resized to.
+      count: images of the set.
+      threads: of the loader; the parts are timed on one.
+    """
+    files = [_photograph(number) for number in range(count)]
+    yield _timed("decode", count, lambda: [_decoded(f) for f in files])
+    yield _timed(
+        "decode and resize",
+        count,
+        lambda: [decode(f, image_size, "hf_bicubic", "") for f in files],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for what, source in _sets(Path(folder), files, image_size, threads):
+            steps = count // _BATCH
+            loader = _loader(source, image_size, threads)
+            drain = functools.partial(_drained, loader, steps)
+            row = _timed(f"batches, {what}", steps * _BATCH, drain)
+            yield row | {"threads": threads}
+
+
+def _photograph(number: int) -> bytes:
+    """A JPEG with what makes photographs slow: noise on soft shapes."""
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+    soft = np.asarray(small.resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC))
+    noisy = soft + rng.normal(0, 8, soft.shape)
+    out = BytesIO()
+    image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+    image.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def _decoded(content: bytes) -> None:
+    with Image.open(BytesIO(content)) as image:
+        image.load()
+
+
+def _sets(folder: Path, files: list[bytes], image_size: int, threads: int):
+    """The same set in every form; (what it is, source)."""
+    how = Opening(image_size, "hf_bicubic")
+    records = []
+    (folder / "images").mkdir()
+    with zipfile.ZipFile(folder / "images.zip", "w") as archive:
+        for number, content in enumerate(files):
+            name = f"{number}.jpg"
+            (folder / "images" / name).write_bytes(content)
+            archive.writestr(name, content)
+            turns = [{"from": "gpt", "value": f"a star, a cube and {number} cones"}]
+            records.append({"image": name, "conversations": turns})
+    (folder / "chat.json").write_text(json.dumps(records))
+    chat = f"llava:{folder}/chat.json,images={folder}/images"
+    yield "folder", whole_source(chat, how)
+    yield "zip", whole_source(f"{chat}.zip", how)
+
+    def resized(content: bytes, where: str) -> bytes:
+        return as_png(decode(content, image_size, "hf_bicubic", where))
+
+    for name, images, change in (
+        ("ArrayRecord", None, None),
+        ("ArrayRecord, resized", [image_size, "hf_bicubic"], resized),
+    ):
+        source = whole_source(chat, how)
+        out = folder / ("resized" if images else "as_they_are")
+        plan = Plan(chat, source.fingerprint, len(source), images, 8192)
+        try:
+            prepare(source, plan, out, threads, change, lambda count: None)
+        except MissingInputError as error:
+            tqdm.write(f"{name} is left out: {error}")
+            continue
+        yield name, whole_source(f"prepared:{out}", how)
+
+
+def _loader(source, image_size: int, threads: int) -> Loader:
+    mesh = make_mesh(MeshConfig())
+    return Loader(
+        source,
+        load_tokenizer(BUILTIN),
+        batch_size=_BATCH,
+        num_tokens=32,
+        image_size=image_size,
+        preprocessing="hf_bicubic",
+        bad=BadSamples("train", len(source), 0.0),
+        sharding=batch_sharding(mesh, _BATCH),
+        shuffle_seed=0,
+        threads=threads,
+    )
+
+
+def _drained(loader: Loader, steps: int) -> None:
+    for batch in loader.batches(0, steps):
+        batch.image.block_until_ready()
+
+
+def _timed(what: str, count: int, work: Callable[[], object]) -> dict:
+    work()
+    began = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - began
+    return {"what": what, "images_per_second": count / seconds, "threads": 1}
