@@ -74,7 +74,7 @@ def test_a_layer_below_the_first_connection_has_no_gradient():
 
 @pytest.fixture(scope="module")
 def one_step():
-    return Step(case(SIZES["micro"], "hive", RULES[3], "float32"))
+    return Step(case(SIZES["micro"], "hive", RULES[3], "float32")).start()
 
 
 def test_a_step_learns_from_its_batch(one_step):
@@ -91,7 +91,8 @@ def test_a_step_knows_its_cost(one_step):
     assert one_step.peak_bytes > 3 * 4 * 0.8 * parameters  # with both moments
 
 
-def test_the_parts_for_one_gpu_run_through_anywhere():
+def test_the_parts_for_one_gpu_run_through_anywhere(monkeypatch):
+    monkeypatch.setattr(gpu, "_TOGETHER", 1)
     size, rules = SIZES["micro"], {2: RULES[2]}
     rows = list(gpu.ceilings(size, "float32"))
     assert len(rows) == 11

@@ -7,6 +7,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from hive_jax.config import RunConfig
 from hive_jax.models.attention import attend_to_all
 
 _WARM_UP, _TIMED, _IN_A_ROW = 3, 15, 10
+_TOGETHER = 6  # programs that are compiled at once
 
 
 def ceilings(size: Size, dtype: str) -> Iterator[dict]:
@@ -82,13 +84,8 @@ def _time(function: Callable, *arguments) -> float:
 
 def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
     """HIVE in each stage at the size's batch; then self-attention, HIVE and the cascade
-    at half of it. Layers are scanned, for the time that compiling them takes."""
+    at half of it."""
     half = max(1, size.batch_size // 2)
-    size = dataclasses.replace(
-        size,
-        encoder=dataclasses.replace(size.encoder, scan=True),
-        decoder=dataclasses.replace(size.decoder, scan=True),
-    )
     both = ("self_attention", "hive")
     order = ((size.batch_size, ("hive",)), (half, both), (half, ("cascaded",)))
     cases = [
@@ -167,25 +164,49 @@ def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[
 def _measured(
     named: Iterable[tuple[str, RunConfig]], dtype: str, minutes: float
 ) -> Iterator[dict]:
+    """A row for each config: some are compiled at once, then timed one by one."""
     ends = time.monotonic() + 60 * minutes
-    rate, slowest = matmul_rate(compute_dtype(dtype)), 0.0
-    for name, config in named:
-        began = time.monotonic()
-        if slowest and began + slowest > ends:
-            yield {"what": name, "left_out": f"{minutes} minutes are over"}
-            continue
-        try:
-            yield {"what": name, **_steps(config, rate)}
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            yield {"what": name, "left_out": "does not fit into the device's memory"}
-        slowest = max(slowest, time.monotonic() - began)
+    rate, longest = matmul_rate(compute_dtype(dtype)), 0.0
+    named = list(named)
+    with ThreadPoolExecutor(_TOGETHER) as pool:
+        for first in range(0, len(named), _TOGETHER):
+            began = time.monotonic()
+            names, configs = zip(*named[first : first + _TOGETHER], strict=True)
+            if longest and began + longest > ends:
+                left = {"left_out": f"{minutes} minutes are over"}
+                yield from ({"what": name, **left} for name in names)
+                continue
+            compiled = list(pool.map(_compiled, configs))
+            for name in names:  # of what is timed, nothing is held any longer
+                yield {"what": name, **_timed(compiled.pop(0), rate)}
+            longest = max(longest, time.monotonic() - began)
 
 
-def _steps(config: RunConfig, rate: float) -> dict:
-    one = Step(config)
-    one.seconds(_WARM_UP)
+def _compiled(config: RunConfig) -> Step | None:
+    """None if the device's memory is too small for trying the kernels."""
+    try:
+        return Step(config)
+    except jax.errors.JaxRuntimeError as error:
+        return _require_exhausted(error)
+
+
+def _timed(one: Step | None, rate: float) -> dict:
+    try:
+        if one is not None:
+            return _steps(one, rate)
+    except jax.errors.JaxRuntimeError as error:
+        _require_exhausted(error)
+    return {"left_out": "does not fit into the device's memory"}
+
+
+def _require_exhausted(error: Exception) -> None:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+
+
+def _steps(one: Step, rate: float) -> dict:
+    config = one.config
+    one.start().seconds(_WARM_UP)
     seconds = statistics.median(one.seconds() for _ in range(_TIMED))
     return {
         "images_per_second": config.batch_size / seconds,

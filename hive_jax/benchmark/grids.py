@@ -114,7 +114,7 @@ def step(
     """Seconds of a step, all programs taking turns so that whatever else the machine
     does falls on all of them alike; `steps` in a row, as training makes them."""
     timed = {
-        (stage, fusion): Step(config)
+        (stage, fusion): Step(config).start()
         for stage, fusion, config in _cells(size, rules, dtype, "compiling")
     }
     seconds = {key: [] for key in timed}

@@ -16,7 +16,7 @@ from hive_jax.training.program import Program
 
 
 class Step:
-    """The train step of a config on the first device, with a state and a batch.
+    """The train step of a config on the first device, compiled; `start` it once.
 
     Attributes:
       flops: of matrix products in one step.
@@ -29,13 +29,18 @@ class Step:
         self.config = config
         self.program = Program(config, sharding.make_mesh(config.mesh, device))
         self.flops = step_flops(config, self.program.assigned)
-        self._state = self.program.start(_some_params(self.program.abstract_params))
-        self._parts = _some_batches(config)
         began = time.perf_counter()
-        self._step = self.program.train_step.lower(self._state, self._parts).compile()
+        self._step = self.program.lower_train_step().compile()
         self.compile_seconds = time.perf_counter() - began
         self.peak_bytes = peak_bytes(self._step.memory_analysis())
+        self._state = self._parts = None
+
+    def start(self) -> "Step":
+        """Makes the state and the batch, which take room, and one step; returns self."""
+        self._state = self.program.start(_some_params(self.program.abstract_params))
+        self._parts = _some_batches(self.config)
         self.seconds()
+        return self
 
     def seconds(self, count: int = 1) -> float:
         """Wall-clock time of `count` steps, one after the other."""

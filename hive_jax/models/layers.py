@@ -55,6 +55,30 @@ def _gelu_backward(x, cotangent):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+@jax.custom_vjp
+def add_to_all(x: jax.Array, row: jax.Array) -> jax.Array:
+    """x[B, ...] + row[1, ...], in the dtype of x.
+
+    The sum over B that is the gradient of `row` stands behind a barrier: XLA's GPU
+    backend lays what it sums over B out with B last, and would take the whole residual
+    stream of a transformer along, with a transposition at every norm and product.
+    """
+    return x + row.astype(x.dtype)
+
+
+def _add_to_all_forward(x, row):
+    return add_to_all(x, row), row
+
+
+def _add_to_all_backward(row, cotangent):
+    flat = cotangent.reshape(cotangent.shape[0], -1)
+    total = jax.lax.optimization_barrier(flat).astype(jnp.float32).sum(0)
+    return cotangent, total.reshape(row.shape).astype(row.dtype)
+
+
+add_to_all.defvjp(_add_to_all_forward, _add_to_all_backward)
+
+
 class Dense(nn.Module):
     """x[..., I] -> [..., O] with bias; parameters `kernel` [I, O] and `bias` [O]."""
 

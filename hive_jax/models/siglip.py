@@ -19,6 +19,7 @@ from hive_jax.models.layers import (
     MergeHeads,
     MlpBlock,
     SplitHeads,
+    add_to_all,
     last_axis,
     matmul,
 )
@@ -221,7 +222,7 @@ class SiglipEncoder(nn.Module):
             config.flash,
             self.placement,
             name="Transformer",
-        )(x + position.astype(x.dtype), depths)
+        )(add_to_all(x, position), depths)
         if config.map_head:
             head = MAPHead(config.mlp_dim, config.num_heads, name="MAPHead_0")
             pooled = head(tokens)
@@ -287,7 +288,7 @@ class TextTower(nn.Module):
             config.flash,
             self.placement,
             name="Encoder_0",
-        )((x + position).astype(self.dtype))
+        )(add_to_all(x, position).astype(self.dtype))
         return Dense(config.out_dim, name="head")(x[:, -1])
 
 
