@@ -1,6 +1,7 @@
 """Names that somebody else has written, looked up in a folder and in a zip."""
 
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from hive_jax.data import stores
 from hive_jax.data.bad import BadSample
 from hive_jax.data.stores import open_store
+from hive_jax.errors import DataError
 
 SECRET = b"secret"
 LINKS = ("link/secret.txt", "link.txt", "folder-link/../../secret.txt")
@@ -74,11 +76,12 @@ MISSING = (
     "`id`",
     "*",
     "\udcff.jpg",
+    "\ud800.jpg",
 )
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
     root = tmp_path / "images"
     (root / "folder").mkdir(parents=True)
     (tmp_path / "secret.txt").write_bytes(SECRET)
@@ -89,8 +92,12 @@ def folder(tmp_path):
     (root / "link.txt").symlink_to("../secret.txt")
     (root / "folder-link").symlink_to("folder")
     (root / "zero").symlink_to("/dev/zero")
+    (root / "zero-link").symlink_to("/dev")
     (root / "loop").symlink_to("loop")
     os.mkfifo(root / "pipe")
+    monkeypatch.chdir(root)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket")
     return root
 
 
@@ -144,6 +151,23 @@ def test_a_file_that_is_too_large(folder, archive, monkeypatch):
         assert caught.value.reason == "too large"
 
 
+def test_a_zip_of_the_future(archive):
+    """One that only a later program can read, and a member that one can."""
+    content = archive.read_bytes()
+    central = content.index(b"PK\1\2")
+    newer = bytearray(content)
+    newer[central + 6] = 99
+    archive.write_bytes(newer)
+    with pytest.raises(DataError, match="expected a folder of images, or a zip"):
+        open_store(str(archive), "images")
+    newer = bytearray(content)
+    newer[central + 10] = 98  # the method
+    archive.write_bytes(newer)
+    with pytest.raises(BadSample, match="packed by method 98") as caught:
+        open_store(str(archive), "images").read("a.jpg")
+    assert caught.value.reason == "unreadable"
+
+
 def test_damage_in_a_zip_is_one_sample(archive):
     content = bytearray(archive.read_bytes())
     content[content.index(b"a.jpg") + 5] ^= 0xFF  # the first byte of its data
@@ -174,12 +198,15 @@ print(peak.split()[1])
 
 
 def test_bombs_are_refused_before_they_are_large(tmp_path):
-    """400 megabytes of zeros, a zip that lies of them, a picture of 10^10 pixels."""
+    """400 megabytes of zeros, a zip that lies of them, in the ways to pack that know
+    no bound as well, and a picture of 10^10 pixels."""
     path = tmp_path / "bombs.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
         with out.open("zeros", "w", force_zip64=True) as member:
             for _ in range(40):
                 member.write(bytes(10_000_000))
+        for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+            out.writestr(f"method {method}", bytes(50_000_000), method)
         out.writestr("liar", bytes(50_000_000))
         header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
         png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
@@ -188,7 +215,7 @@ def test_bombs_are_refused_before_they_are_large(tmp_path):
     content = path.read_bytes()
     size = struct.pack("<I", 50_000_000)
     path.write_bytes(content.replace(size, struct.pack("<I", 1000)))
-    names = ("zeros", "liar", "picture.png")
+    names = ("zeros", "liar", "method 12", "method 14", "picture.png")
     root = str(stores.__file__).rsplit("/hive_jax/", 1)[0]
     done = subprocess.run(
         [sys.executable, "-c", BOMB, root, str(path), *names],
@@ -198,5 +225,11 @@ def test_bombs_are_refused_before_they_are_large(tmp_path):
         timeout=60,
     )
     *found, memory = done.stdout.splitlines()
-    assert found == ["zeros too large", "liar damaged", "picture.png too large"]
+    assert found == [
+        "zeros too large",
+        "liar damaged",
+        "method 12 unreadable",
+        "method 14 unreadable",
+        "picture.png too large",
+    ]
     assert int(memory) < 1_000_000  # kB

@@ -26,6 +26,7 @@ class BadSample(DataError):
     """
 
     def __init__(self, reason: str, where: str, detail: str):
+        where, detail = _printable(where), _printable(detail)
         super().__init__(f"{where}: {detail}")
         self.reason, self.where, self.detail = reason, where, detail
 
@@ -106,6 +107,11 @@ class BadSamples:
 
     def __str__(self) -> str:
         return ", ".join(f"{n} {reason}" for reason, n in self.counts.items()) or "none"
+
+
+def _printable(text: str) -> str:
+    """The text with halves of characters as "\\ud800", which no file can have."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _lines(path: Path) -> list[dict]:

@@ -14,6 +14,9 @@ from hive_jax.data.bad import BadSample
 from hive_jax.data.images import MAX_BYTES
 from hive_jax.errors import DataError, MissingInputError
 
+# Of the zip's methods, those that unpack no more than they are asked for.
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_NO_ZIP = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError)
 _DRIVE_OR_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -69,7 +72,7 @@ class ZipStore:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except _NO_ZIP as error:
             raise DataError(
                 f"{path}: {error}; expected a folder of images, or a zip of them"
             ) from None
@@ -82,13 +85,13 @@ class ZipStore:
         if member is None:
             raise BadSample("missing", where, "no such member")
         _require_size(member.file_size, where)
+        if member.compress_type not in _BOUNDED:
+            detail = f"packed by method {member.compress_type}; expected deflate"
+            raise BadSample("unreadable", where, detail)
         try:
             with self._zip.open(member) as file:
                 content = file.read(member.file_size + 1)
-        except (
-            *(zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError),
-            *(EOFError, OSError),
-        ) as error:
+        except (*_NO_ZIP, zlib.error, RuntimeError, EOFError) as error:
             raise BadSample("damaged", where, str(error)) from None
         if len(content) != member.file_size:
             raise BadSample("damaged", where, "is not as long as the zip says")
@@ -122,11 +125,21 @@ def _safe(name: str, where: str) -> str:
         or name.startswith(("/", "~"))
         or ".." in parts
         or _DRIVE_OR_SCHEME.match(name)
+        or not is_utf8(name)
     ):
         raise BadSample(
             "unsafe path", where, "expected a path below the folder of images"
         )
     return name
+
+
+def is_utf8(text: str) -> bool:
+    """Whether it has no half of a character, as "\\ud800" of JSON is one."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_size(size: int, where: str) -> None:
