@@ -151,6 +151,28 @@ def test_stock_classes_compute_the_same(runs, tmp_path, kind, part, dtype, stock
     assert made["run"]["step"] == 7 and made["dtype"] == dtype
 
 
+@pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
+@pytest.mark.parametrize(
+    ("name", "kind", "part"),
+    [
+        ("bv_bilinear", "hive", "encoder"),
+        ("hf_bicubic_pad", "self_attention", "vlm"),
+    ],
+)
+def test_what_transformers_cannot_prepare_is_said(tmp_path, name, kind, part):
+    workdir, out = str(tmp_path / "run"), str(tmp_path / "out")
+    config = run_config(kind)
+    data = dataclasses.replace(config.data, preprocessing=name)
+    save_random(dataclasses.replace(config, data=data), workdir)
+    made = export(workdir, part, out)
+    assert made["check"]["run"] and made["preprocessing"] == name
+    card = (tmp_path / "out/README.md").read_text()
+    exact = name == "hf_bicubic_pad"
+    assert made["image_processor"] == (name if exact else "hf_bilinear")
+    assert ("No image processor of transformers" in card) != exact
+    assert parts.OPEN[part](out).preprocessing == name
+
+
 @pytest.mark.parametrize("part", ["encoder", "decoder", "vlm", "hive"])
 def test_round_trip_is_bit_equal(runs, tmp_path, part):
     workdir = runs("self_attention" if part == "vlm" else "hive")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from hive_jax.data.preprocessing import resized
 from hive_jax.models.gemma import Gemma
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
@@ -35,6 +36,7 @@ from huggingface_models import (
     torch_images,
     vision_tower,
 )
+from PIL import Image
 from tiny_weights import (
     GEMMA1,
     GEMMA2,
@@ -97,18 +99,19 @@ def test_save_encoder(tmp_path, map_head, dtype):
         assert_close(out.pooled, wanted.pooler_output)
 
 
-@pytest.mark.parametrize(
-    ("preprocessing", "resample"), [("hf_bilinear", 2), ("hf_bicubic", 3)]
-)
-def test_image_processor(tmp_path, preprocessing, resample):
+IMAGE_FILE = np.random.default_rng(0).integers(0, 256, (31, 50, 3), np.uint8)
+
+
+@pytest.mark.parametrize("preprocessing", huggingface.PROCESSORS)
+def test_image_processor(tmp_path, preprocessing):
     folder = tmp_path / "encoder"
     params = variables(IMAGE)["params"]
     save_encoder(folder, IMAGE, params, preprocessing=preprocessing)
     processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
-    image = np.full((5, 9, 3), 255, np.uint8)
-    pixels = processor(image, return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(pixels, np.ones((1, 3, 8, 8)), atol=1e-6)
-    assert processor.resample == resample
+    image = Image.fromarray(IMAGE_FILE)
+    pixels = processor(image, return_tensors="np")["pixel_values"][0]
+    wanted = resized(image, 8, preprocessing).transpose(2, 0, 1) / 127.5 - 1.0
+    np.testing.assert_allclose(pixels, wanted, atol=1e-6)
     assert parts.open_encoder(str(folder)).preprocessing == preprocessing
 
 

@@ -35,6 +35,7 @@ from hive_jax.training.sharding import make_mesh
 from hive_jax.weights import huggingface
 from hive_jax.weights.big_vision import save_npz
 from hive_jax.weights.names import fields, param_shapes
+from hive_jax.weights.parts import open_encoder
 from hive_jax.weights.positions import resize_positions
 from hive_jax.weights.writing import DTYPES, new_folder, write_json
 
@@ -133,6 +134,28 @@ def test_another_preprocessing_than_the_weights_is_refused(hub):
     config = own_towers(init_encoder=hub[0], init_decoder=hub[1], data=data)
     with pytest.raises(ConfigError, match="trained with 'hf_bilinear'"):
         complete(config, workdir="")
+
+
+def test_bars_may_be_added_and_left_out(hub):
+    """As LLaVA does with encoders that were trained without."""
+    for name in ("hf_bilinear_pad", "hf_bilinear"):
+        data = DataConfig(preprocessing=name)
+        config = own_towers(init_encoder=hub[0], init_decoder=hub[1], data=data)
+        assert complete(config, workdir="").data.preprocessing == name
+
+
+def test_big_visions_own_npz_is_prepared_as_there(hub, tmp_path):
+    path = str(tmp_path / "img.npz")
+    np.savez(path, **{f"params/img/{k}": v for k, v in hub[2].items()})
+    config = own_towers(init_encoder=path, init_decoder=hub[1])
+    assert complete(config, workdir="").data.preprocessing == "bv_bilinear"
+    out = str(tmp_path / "out")
+    import_weights(path, "", out)
+    assert stored_config(out).data.preprocessing == "bv_bilinear"
+    # PaliGemma's, with a decoder in the same file, is another.
+    both = {f"img/{k}": v for k, v in hub[2].items()}
+    np.savez(path, **both, **{f"llm/{k}": v for k, v in hub[3].items()})
+    assert open_encoder(path).preprocessing == ""
 
 
 def test_only_the_towers_in_use_are_compared_and_read(hub, imported):

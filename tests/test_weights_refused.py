@@ -95,6 +95,9 @@ SIGLIP_IMAGES = {
 }
 
 
+LLAVA = "LlavaImageProcessor"
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -107,6 +110,10 @@ SIGLIP_IMAGES = {
         ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
         ({"do_normalize": False}, "do_normalize is False"),
         ({"do_center_crop": True}, "do_center_crop is True"),
+        ({"do_pad": None}, "hf_bicubic"),
+        ({"do_pad": True}, "do_pad is True; expected False"),
+        ({"do_pad": True, "image_processor_type": LLAVA}, "hf_bicubic_pad"),
+        ({"image_processor_type": f"{LLAVA}Fast"}, "hf_bicubic"),
     ],
 )
 @pytest.mark.parametrize("version", [4, 5])

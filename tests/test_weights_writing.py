@@ -163,6 +163,8 @@ def test_what_cannot_be_saved(tmp_path, format):
     ):
         with pytest.raises(ConfigError, match=message):
             save_encoder(path, IMAGE, good, format, **options)
+    with pytest.raises(ConfigError, match="'bv_bilinear'; expected .*'huggingface'"):
+        save_encoder(path, IMAGE, good, preprocessing="bv_bilinear")
     with pytest.raises(ConfigError, match="format is 'onnx'"):
         save_encoder(path, IMAGE, good, "onnx")
     assert not list(tmp_path.iterdir())

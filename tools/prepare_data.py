@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.data.images import PREPROCESSING, as_png, decode
+from hive_jax.data.images import as_png, decode
 from hive_jax.data.inspection import inspect
 from hive_jax.data.prepared import Plan, prepare
+from hive_jax.data.preprocessing import PREPROCESSING
 from hive_jax.data.sources import Opening, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
 from hive_jax.errors import ConfigError, HiveError
@@ -50,9 +51,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, default=0, help="resize images to this square (PNG)"
     )
-    parser.add_argument(
-        "--preprocessing", choices=list(PREPROCESSING), default="hf_bicubic"
-    )
+    parser.add_argument("--preprocessing", choices=PREPROCESSING, default="hf_bicubic")
     parser.add_argument("--shard-size", type=int, default=8192, help="samples")
     parser.add_argument("--tokenizer", default=BUILTIN, help="check: counts tokens")
     parser.add_argument("--num-tokens", type=int, default=77, help="check: of a sample")

@@ -25,8 +25,11 @@ def check(config: RunConfig) -> None:
         _check_connections(config)
 
 
-# Of image files; see hive_jax/data/images.py.
-PREPROCESSING = ("hf_bicubic", "hf_bilinear")
+# Of image files; see hive_jax/data/preprocessing.py.
+PREPROCESSING = (
+    *("hf_bicubic", "hf_bilinear", "hf_bicubic_pad", "hf_bilinear_pad"),
+    "bv_bilinear",
+)
 
 
 class _Expect:

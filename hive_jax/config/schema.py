@@ -55,8 +55,10 @@ class DataConfig:
         llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat,take=first:1000 (see
         hive_jax/data/llava.py). Several are mixed, "2*llava:... + 1*llava:...".
       seed: of the built-in world, and of take=random:1000.
-      preprocessing: of image files, "hf_bicubic" or "hf_bilinear"; empty: the one
-        that the encoder's weights were trained with.
+      preprocessing: of image files, "hf_bicubic", "hf_bilinear" or "bv_bilinear", and
+        the first two with bars to a square, "hf_bicubic_pad" (see
+        hive_jax/data/preprocessing.py); empty: the one that the encoder's weights were
+        trained with.
       tokenizer: "builtin:tabletop", or a tokenizer.json, a SentencePiece .model, or
         a folder with either; empty: the one that came with the decoder's weights.
       validation_size: samples held out, and read at each evaluation.

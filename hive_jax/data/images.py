@@ -1,24 +1,23 @@
-"""Image files as the encoder was trained to see them."""
+"""Image files, decoded within bounds of size and memory."""
 
+import contextlib
 import io
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from hive_jax.data.bad import BadSample
+from hive_jax.data.preprocessing import pads, resized
 
-# PIL's filters by the name of the preprocessing. The name is kept in checkpoints:
-# weights trained under one are off under another.
-PREPROCESSING = {
-    "hf_bicubic": Image.Resampling.BICUBIC,  # SigLIP
-    "hf_bilinear": Image.Resampling.BILINEAR,  # SigLIP 2
-}
 # By content, whatever the file is called. No format whose reader starts a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _ANIMATED = ("PNG", "WEBP", "GIF")  # a JPEG of several frames is one of a phone
-MAX_PIXELS = 64_000_000
+MAX_SIDE = 30_000
+MAX_PIXELS = 40_000_000  # of up to 20 bytes while they are decoded (lossless WebP)
 MAX_BYTES = 64_000_000
 # What Pillow raises for damaged files, depending on where the damage is.
 _DECODING_ERRORS = (
@@ -29,43 +28,61 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
+# The C library keeps freed blocks of up to 32 MiB, for each thread anew; larger ones go
+# back to the system.
+Image.core.set_block_size(2**29)
 
 
 def decode(content: bytes, size: int, preprocessing: str, where: str) -> np.ndarray:
-    """An image file as uint8[size, size, 3]: RGB, resized to the square by PIL's
-    filter, as transformers' SiglipImageProcessor does.
+    """An image file as uint8[size, size, 3].
+
+    Args:
+      preprocessing: see hive_jax/data/preprocessing.py.
+      where: the file and the record, for errors.
+
+    Raises:
+      BadSample: as `opened`.
+    """
+    with opened(content, where, as_square=pads(preprocessing)) as image:
+        return resized(image, size, preprocessing)
+
+
+@contextlib.contextmanager
+def opened(
+    content: bytes, where: str, as_square: bool = False
+) -> Iterator[Image.Image]:
+    """The image of a file in RGB, while there is memory for it.
 
     Palettes, grey and CMYK become RGB and transparency is dropped, as PIL's
     `convert` does; of 16 bits the upper 8 are kept. EXIF rotation is not applied, as
-    in LLaVA's and SigLIP's training.
+    in LLaVA's and SigLIP's training. All threads together have at most MAX_PIXELS
+    open, and wait for each other.
 
     Args:
-      preprocessing: a key of PREPROCESSING.
       where: the file and the record, for errors.
+      as_square: the image will be padded to a square, whose pixels count.
 
     Raises:
       BadSample: the content is no still image, is damaged, or has too many pixels,
         which the header alone decides.
     """
-    try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                detail = f"{pixels:,} pixels; expected at most {MAX_PIXELS:,}"
-                raise BadSample("too large", where, detail)
+    with _errors_named(content, where):
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    width, height = image.size
+    pixels = max(width, height) ** 2 if as_square else width * height
+    if pixels > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise BadSample(
+            "too large",
+            where,
+            f"{width:,} x {height:,} pixels{' to be padded' if as_square else ''}; "
+            f"expected at most {MAX_PIXELS:,}, and {MAX_SIDE:,} a side",
+        )
+    with _open_pixels.taken(pixels):
+        with _errors_named(content, where):
             if image.format in _ANIMATED and getattr(image, "is_animated", False):
                 raise BadSample("animated", where, "expected a single image")
-            square = _rgb(image).resize((size, size), PREPROCESSING[preprocessing])
-            return np.asarray(square)
-    except BadSample:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BadSample("too large", where, str(error)) from None
-    except UnidentifiedImageError:
-        detail = f"{_beginning(content)}; expected one of {', '.join(_FORMATS)}"
-        raise BadSample("not an image", where, detail) from None
-    except _DECODING_ERRORS as error:
-        raise BadSample("damaged", where, f"cannot be read: {error}") from None
+            image = _rgb(image)
+        yield image
 
 
 def mode_of(content: bytes) -> str:
@@ -82,11 +99,51 @@ def as_png(pixels: np.ndarray) -> bytes:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
     if image.mode.startswith("I"):  # which `convert` would cut at 255
-        upper = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(upper.clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+        image = image.point(lambda value: value / 256).convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _errors_named(content: bytes, where: str) -> Iterator[None]:
+    """What Pillow raises, as BadSample."""
+    try:
+        yield
+    except BadSample:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadSample("too large", where, str(error)) from None
+    except UnidentifiedImageError:
+        detail = f"{_beginning(content)}; expected one of {', '.join(_FORMATS)}"
+        raise BadSample("not an image", where, detail) from None
+    except _DECODING_ERRORS as error:
+        raise BadSample("damaged", where, f"cannot be read: {error}") from None
 
 
 def _beginning(content: bytes) -> str:
     return f"begins with {content[:16]!r}" if content else "the file is empty"
+
+
+class _Budget:
+    """What all threads together may have at one time."""
+
+    def __init__(self, total: int):
+        self._left = total
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Waits until there is as much, and gives it back at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= amount)
+            self._left -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += amount
+                self._changed.notify_all()
+
+
+_open_pixels = _Budget(MAX_PIXELS)

@@ -128,6 +128,14 @@ def _notes(part: str, config: RunConfig, certificate: dict) -> list[str]:
             f"Images are {size} x {size} pixels, prepared as "
             f"`{config.data.preprocessing}` does: `preprocessor_config.json` says how."
         )
+        if certificate["image_processor"] != config.data.preprocessing:
+            notes[-1] = (
+                f"Images are {size} x {size} pixels. In training `tf.image.resize` made "
+                "them, bilinear without antialiasing and cut to whole numbers, as "
+                "big_vision does. No image processor of transformers does that: "
+                "`preprocessor_config.json` names its nearest, bilinear with "
+                "antialiasing, which is softer where an image shrinks."
+            )
     trains_tokens = part != "decoder" and config.objective == "caption"
     if trains_tokens and config.model.encoder.map_head:
         notes.append(

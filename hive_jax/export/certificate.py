@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hive_jax.data.images import PREPROCESSING
+from hive_jax.data.preprocessing import resized
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.export import reference
+from hive_jax.weights import huggingface
 
 # Of the largest value: activations of large models are in the hundreds.
 TOLERANCE = 1e-4
@@ -48,7 +49,7 @@ def check(
     Args:
       part: "encoder", "two_towers", "decoder", "vlm" or "hive".
       config, arrays: our model, as `reference.reference` takes it.
-      preprocessing: of images.
+      preprocessing: of images; the folder has the nearest of transformers.
       tokenizer: ours, or None if the folder has none.
       python: another interpreter to run the check with.
 
@@ -83,8 +84,8 @@ def _files(part, config, inputs, preprocessing, tokenizer) -> dict[str, np.ndarr
     if part != "decoder":
         size = inputs["pixel_values"].shape[-1]
         image = Image.fromarray(inputs["image_file"])
-        image = image.resize((size, size), PREPROCESSING[preprocessing])
-        pixels = np.asarray(image, np.float32) / 127.5 - 1.0
+        image = resized(image, size, huggingface.nearest_preprocessing(preprocessing))
+        pixels = image.astype(np.float32) / 127.5 - 1.0
         wanted["image processor"] = pixels.transpose(2, 0, 1)[None]
     if tokenizer and part in ("two_towers", "decoder", "hive"):
         wanted["tokenizer"] = reference.text_ids(tokenizer, inputs)

@@ -142,6 +142,7 @@ def _write_folder(
         "target": target,
         "run": {"name": run.name, "step": chosen.step},
         "preprocessing": run.data.preprocessing,
+        "image_processor": huggingface.nearest_preprocessing(run.data.preprocessing),
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,
@@ -223,7 +224,9 @@ def _write_model(
         writing.write_json(
             folder / "preprocessor_config.json",
             huggingface.image_processor(
-                run.model.encoder.image_size, run.data.preprocessing, processor
+                run.model.encoder.image_size,
+                huggingface.nearest_preprocessing(run.data.preprocessing),
+                processor,
             ),
         )
     if part == "vlm":

@@ -116,10 +116,13 @@ def _filled(config: RunConfig, source: RunConfig) -> RunConfig:
     if decoder.width == 0 and source.model.decoder.width:
         decoder = _as_run(source.model.decoder, decoder)
     theirs = source.data.preprocessing
-    if data.preprocessing and theirs and data.preprocessing != theirs:
+    # Padding changes what is in the image, not how its pixels look.
+    filters = {name.removesuffix("_pad") for name in (data.preprocessing, theirs)}
+    if len(filters - {""}) > 1:
         raise ConfigError(
             f"config.data.preprocessing is {data.preprocessing!r}; the encoder's weights "
-            f"were trained with {theirs!r}: leave it empty"
+            f"were trained with {theirs!r}: leave it empty, or add or leave out _pad "
+            "alone"
         )
     filled = dataclasses.replace(
         config,

@@ -32,7 +32,7 @@ def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig
 
     Returns:
       The configuration, and float32 NumPy arrays. A warning is logged where images are
-      prepared otherwise than `save_encoder` says by default (SigLIP 2).
+      prepared otherwise than `save_encoder` says by default (SigLIP 2, big_vision).
 
     Raises:
       ConfigError: images smaller than a patch.
@@ -100,7 +100,8 @@ def save_encoder(
       params: as from `load_encoder`, or of any `SiglipEncoder(config)`.
       format: "huggingface" or "big_vision".
       dtype: "float32", "bfloat16" or "float16", of the tensors in the files.
-      preprocessing: how images are prepared, "hf_bicubic" or "hf_bilinear".
+      preprocessing: how images are prepared; see hive_jax/data/preprocessing.py.
+        transformers has no "bv_bilinear".
 
     Raises:
       ConfigError: another format, dtype or preprocessing.
@@ -112,10 +113,13 @@ def save_encoder(
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
     as_type = writing.dtype_named(dtype)
-    known = huggingface.RESAMPLE
+    known = list(huggingface.PROCESSORS)
+    if format == "big_vision":
+        known.append("bv_bilinear")
     if preprocessing not in known:
         raise ConfigError(
-            f"preprocessing is {preprocessing!r}; expected one of {', '.join(known)}"
+            f"preprocessing is {preprocessing!r}; expected one of {', '.join(known)} "
+            f"for the format {format!r}"
         )
     arrays = require_params(config, params)
     if format == "big_vision":

@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.weights.tensors import PICKLED, read_json, refused
+from hive_jax.weights.huggingface import PROCESSORS
+from hive_jax.weights.tensors import CERTIFICATE, PICKLED, read_json, refused
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
@@ -146,11 +147,15 @@ def _complete(
 
 
 def preprocessing(folder: Path) -> str:
-    """The name of a folder's image preprocessing; see `hive_jax.data.images`.
+    """The name of a folder's image preprocessing; see `hive_jax.data.preprocessing`.
+
+    An export of ours says it itself, for transformers does not have them all.
 
     Raises:
       CheckpointError: it is another one than ours.
     """
+    if (folder / CERTIFICATE).is_file():
+        return read_json(folder / CERTIFICATE).get("preprocessing", "")
     for name, key in (
         ("preprocessor_config.json", ""),
         ("processor_config.json", "image_processor"),
@@ -164,6 +169,7 @@ def preprocessing(folder: Path) -> str:
 
 
 def _known_preprocessing(found: dict, path: Path) -> str:
+    resample, pads = found.get("resample", 3), bool(found.get("do_pad"))
     wanted = {
         "do_resize": True,
         "do_rescale": True,
@@ -173,15 +179,20 @@ def _known_preprocessing(found: dict, path: Path) -> str:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
+    if not found.get("image_processor_type", "").startswith("LlavaImageProcessor"):
+        wanted["do_pad"] = False  # others pad otherwise
     wrong = [
         f"{key} is {found[key]}; expected {value}"
         for key, value in wanted.items()
         if found.get(key, value) not in (None, value)
     ]
-    names = {2: "hf_bilinear", 3: "hf_bicubic"}
-    if found.get("resample", 3) not in names:
-        wrong.append(f"resample is {found['resample']}; expected one of {list(names)}")
+    if resample not in (2, 3):
+        wrong.append(f"resample is {resample}; expected one of [2, 3]")
     if wrong:
         listed = "\n  ".join(wrong)
         raise CheckpointError(f"{path}: images prepared otherwise:\n  {listed}")
-    return names[found.get("resample", 3)]
+    return next(
+        name
+        for name, said in PROCESSORS.items()
+        if (said["resample"], said.get("do_pad", False)) == (resample, pads)
+    )

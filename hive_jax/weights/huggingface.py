@@ -16,7 +16,20 @@ from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import fusion, gemma, siglip, table, writing
 from hive_jax.weights.names import param_shapes
 
-RESAMPLE = {"hf_bilinear": 2, "hf_bicubic": 3}
+# What a preprocessor_config.json says of each preprocessing that transformers has.
+_PAD = {
+    "image_processor_type": "LlavaImageProcessor",
+    "do_pad": True,
+    "do_center_crop": False,
+}
+PROCESSORS = {
+    "hf_bicubic": {"resample": 3},
+    "hf_bilinear": {"resample": 2},
+    "hf_bicubic_pad": {"resample": 3, **_PAD},
+    "hf_bilinear_pad": {"resample": 2, **_PAD},
+}
+# Its nearest to the one that it has not: its own filters all antialias.
+_NEAREST = {"bv_bilinear": "hf_bilinear"}
 _CLASSES = {
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
@@ -162,11 +175,16 @@ def tensors(layout: Layout, arrays: Mapping[str, np.ndarray], dtype: np.dtype):
     return table.to_theirs(pieces, arrays, dtype), table.their_shapes(pieces)
 
 
+def nearest_preprocessing(preprocessing: str) -> str:
+    """The same one, or the most similar that transformers has."""
+    return _NEAREST.get(preprocessing, preprocessing)
+
+
 def image_processor(image_size: int, preprocessing: str, processor: str = "") -> dict:
     """The content of preprocessor_config.json.
 
     Args:
-      preprocessing: "hf_bicubic" or "hf_bilinear".
+      preprocessing: a key of PROCESSORS.
       processor: class of the whole processor, where there is one.
     """
     return {
@@ -175,12 +193,12 @@ def image_processor(image_size: int, preprocessing: str, processor: str = "") ->
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": image_size, "width": image_size},
-        "resample": RESAMPLE[preprocessing],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
+        **PROCESSORS[preprocessing],
     }
 
 

@@ -207,9 +207,16 @@ def _from_npz(path: str, where: Path, *branches: tuple, config=None) -> Part:
     return dataclasses.replace(
         part,
         source=path,
-        preprocessing=about.get("preprocessing", ""),
+        preprocessing=about.get("preprocessing", _unsaid(first, tensors, about)),
         tokenizer=about.get("tokenizer", ""),
     )
+
+
+def _unsaid(first: str, tensors: Mapping[str, Tensor], about: Mapping) -> str:
+    """The preprocessing of big_vision's own files, which say nothing: that of SigLIP's
+    towers. PaliGemma's, beside a decoder, had another, which is unknown here."""
+    with_decoder = any(name.startswith("llm/") for name in tensors)
+    return "bv_bilinear" if first == "img/" and not (about or with_decoder) else ""
 
 
 def _from_about(kind: type, fields: dict, path: str):
