@@ -11,6 +11,7 @@ from test_images import DAMAGED
 from hive_jax.config import DataConfig, MeshConfig
 from hive_jax.data.bad import BadSamples
 from hive_jax.data.loader import Loader
+from hive_jax.data.order import Order
 from hive_jax.data.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import DataError
@@ -63,7 +64,7 @@ def test_counts_are_those_of_the_damage(tmp_path, percent):
         preprocessing="hf_bicubic",
         bad=bad,
         sharding=batch_sharding(make_mesh(MeshConfig(data=-1)), BATCH),
-        shuffle_seed=0,
+        order=Order(len(source), seed=0),
         threads=2,
     )
     used = []

@@ -11,8 +11,11 @@ import pytest
 from hive_jax.config import MeshConfig
 from hive_jax.data.bad import BadSample, BadSamples
 from hive_jax.data.batch import Batch, Sample, Segment
+from hive_jax.data.images import as_png
+from hive_jax.data.lengths import all_token_counts
 from hive_jax.data.loader import Loader
-from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.data.order import ByLength, Order
+from hive_jax.data.tokenizer import encode_sample, load_tokenizer
 from hive_jax.errors import DataError
 from hive_jax.training.sharding import batch_sharding, make_mesh
 
@@ -52,15 +55,15 @@ def tokenizer():
 def make_loader(tokenizer):
     rows = batch_sharding(make_mesh(MeshConfig(data=-1)), BATCH)
 
-    def make(source, sharding=rows, **changes):
+    def make(source, sharding=rows, shuffle_seed=0, **changes):
         arguments = {
+            "order": Order(len(source), shuffle_seed),
             "batch_size": BATCH,
             "num_tokens": 6,
             "image_size": 16,
             "preprocessing": "hf_bicubic",
             "bad": BadSamples("train", len(source), 0.5),
             "sharding": sharding,
-            "shuffle_seed": 0,
             "threads": 2,
         }
         return Loader(source, tokenizer, **arguments | changes)
@@ -161,14 +164,24 @@ def test_a_process_reads_the_rows_of_its_devices(make_loader, monkeypatch):
     assert [first + second for first, second in zip(*halves, strict=True)] == every
 
 
-def test_a_thousand_resumes_on_any_number_of_hosts(make_loader, monkeypatch):
+def by_length(tokenizer, buckets=(3,), batch_size=BATCH):
+    tokens = all_token_counts(Numbers(), tokenizer, 1, lambda count: None)
+    return ByLength(tokens, 0, batch_size=batch_size, buckets=buckets)
+
+
+@pytest.mark.parametrize("ordered", [lambda _: Order(SIZE, 0), by_length])
+def test_a_thousand_resumes_on_any_number_of_hosts(
+    make_loader, tokenizer, monkeypatch, ordered
+):
     """Random steps, hosts and threads: always the samples of one host, and each of
     them once an epoch."""
     monkeypatch.setattr(
         jax, "make_array_from_callback", lambda shape, sharding, rows: rows(WHOLE)
     )
+    monkeypatch.setitem(WHOLE, 0, slice(0, BATCH))
+    ordered = ordered(tokenizer)
     steps = 2 * SIZE  # 16 epochs
-    every = indices(make_loader(Numbers(), threads=1).batches(0, steps))
+    every = indices(make_loader(Numbers(), order=ordered, threads=1).batches(0, steps))
     order = [index for batch in every for index in batch]
     for epoch in range(len(order) // SIZE):
         assert sorted(order[epoch * SIZE :][:SIZE]) == [*range(SIZE)]
@@ -181,13 +194,79 @@ def test_a_thousand_resumes_on_any_number_of_hosts(make_loader, monkeypatch):
         for host in range(hosts):
             WHOLE[0] = slice(host * rows, (host + 1) * rows)
             sharding = RowsOfOneProcess((host * rows, (host + 1) * rows))
-            loader = make_loader(Numbers(), sharding, threads=threads)
+            loader = make_loader(Numbers(), sharding, order=ordered, threads=threads)
             got += order_of(loader.batches(step, step + 1))
         different += got != every[step]
     assert different == 0
 
 
-WHOLE = [slice(0, BATCH)]  # the rows of the host that reads
+WHOLE = {0: slice(0, BATCH)}  # the rows of the host that reads
+
+
+def test_buckets_cut_padding_and_nothing_else(make_loader, tokenizer):
+    source, order = Numbers(), by_length(tokenizer)
+    lengths = set()
+    for batch in make_loader(source, order=order).batches(0, 2 * SIZE):
+        length = batch.tokens.shape[1]
+        assert jax.eval_shape(lambda b=batch: b) == Batch.spec(BATCH, length, 16)
+        lengths.add(length)
+        for row, index in enumerate(indices([batch])[0]):
+            wanted = encode_sample(source[index], tokenizer, 6)
+            assert (wanted["tokens"][length:] == tokenizer.pad_id).all()
+            assert not wanted["target"][length:].any()
+            for key, values in wanted.items():
+                got = np.asarray(getattr(batch, key)[row])
+                np.testing.assert_array_equal(got, values[:length])
+    assert lengths == {3, 6}
+
+
+def test_a_bad_sample_among_short_ones_is_as_short(make_loader, tokenizer):
+    order = by_length(tokenizer)
+    for batch in make_loader(Damaged(), order=order).batches(0, SIZE):
+        assert batch.tokens.shape == batch.target.shape
+
+
+def test_parts_of_a_batch_have_one_length(make_loader, tokenizer):
+    order = by_length(tokenizer, batch_size=2 * BATCH)
+    batches = [*make_loader(Numbers(), order=order).batches(0, 2 * SIZE)]
+    lengths = [batch.tokens.shape[1] for batch in batches]
+    assert lengths[::2] == lengths[1::2] and len({*lengths}) == 2
+
+
+class Photographs(Numbers):
+    """Sample i shows the file i."""
+
+    def __getitem__(self, index):
+        image = np.random.default_rng(index).integers(0, 256, (16, 16, 3), np.uint8)
+        sample = super().__getitem__(index)
+        return Sample(as_png(image) if index % 2 else image, sample.segments)
+
+
+def test_augmented_images_are_a_function_of_the_position(make_loader):
+    def images(start=0, **options):
+        batches = make_loader(Photographs(), **options).batches(start, 2 * SIZE)
+        return [np.asarray(batch.image) for batch in batches]
+
+    every = images(augment_seed=0)
+    again = images(start=40, augment_seed=0, threads=5)
+    np.testing.assert_array_equal(every[40:], again)
+    plain = images()
+    assert not any(
+        (a == b).all((1, 2, 3)).any() for a, b in zip(every, plain, strict=True)
+    )
+    flat = np.concatenate(every).reshape(-1, 16 * 16 * 3)
+    assert len(np.unique(flat, axis=0)) == len(flat)  # no epoch repeats another's
+    other = images(augment_seed=1)
+    assert not any(
+        (a == b).all((1, 2, 3)).any() for a, b in zip(every, other, strict=True)
+    )
+
+
+def test_the_image_of_a_sample_is_never_augmented(make_loader):
+    loaders = [make_loader(Photographs(), augment_seed=seed) for seed in (None, 0)]
+    for index in range(4):
+        one, other = (loader.image(index) for loader in loaders)
+        np.testing.assert_array_equal(one, other)
 
 
 def test_rows_repeated_on_several_devices_are_read_once(make_loader):

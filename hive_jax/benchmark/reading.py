@@ -17,6 +17,7 @@ from hive_jax.config import MeshConfig
 from hive_jax.data.bad import BadSamples
 from hive_jax.data.images import as_png, decode
 from hive_jax.data.loader import Loader
+from hive_jax.data.order import Order
 from hive_jax.data.prepared import Plan, prepare
 from hive_jax.data.sources import Opening, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
@@ -108,13 +109,13 @@ def _loader(source, image_size: int, threads: int) -> Loader:
     return Loader(
         source,
         load_tokenizer(BUILTIN),
+        order=Order(len(source), seed=0),
         batch_size=_BATCH,
         num_tokens=32,
         image_size=image_size,
         preprocessing="hf_bicubic",
         bad=BadSamples("train", len(source), 0.0),
         sharding=batch_sharding(mesh, _BATCH),
-        shuffle_seed=0,
         threads=threads,
     )
 

@@ -1,6 +1,7 @@
 """Values that are of the right type and still cannot be."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 from hive_jax.config.schema import (
@@ -69,6 +70,17 @@ def _check_run(config: RunConfig, expect: _Expect) -> None:
     expect.at_least(0, "seed", "data.seed")
     expect.one_of(("", *PREPROCESSING), "data.preprocessing")
     expect.multiple("batch_size", "accumulate")
+    lengths = (1, *config.data.buckets, config.data.num_tokens)
+    expect(
+        all(a < b for a, b in itertools.pairwise(lengths)),
+        "data.buckets",
+        f"increasing numbers from 2 to below data.num_tokens = {lengths[-1]}",
+    )
+    expect(
+        not config.data.buckets or config.objective != "contrastive",
+        "data.buckets",
+        "none: a text tower reads texts of one length",
+    )
     share = config.data.max_bad_fraction
     expect(0 <= share <= 1, "data.max_bad_fraction", "0 to 1")
     expect(

@@ -61,6 +61,12 @@ class DataConfig:
         trained with.
       tokenizer: "builtin:tabletop", or a tokenizer.json, a SentencePiece .model, or
         a folder with either; empty: the one that came with the decoder's weights.
+      augment: random crops, flips and colours of the images to train on (the paper's
+        table 4); see hive_jax/data/augment.py.
+      buckets: increasing numbers of tokens below `num_tokens`: samples of about the same
+        length come together, and are padded to the smallest of these that holds them.
+        All texts are read once before the first step. Empty: in any order, padded to
+        `num_tokens`.
       validation_size: samples held out, and read at each evaluation.
       max_bad_fraction: of the samples that cannot be read, of all that were, or of a
         thousand; more end the run. The others have no weight in the loss.
@@ -72,6 +78,8 @@ class DataConfig:
     preprocessing: str = ""
     tokenizer: str = ""
     num_tokens: int = 77
+    augment: bool = False
+    buckets: tuple[int, ...] = ()
     validation_size: int = 512
     max_bad_fraction: float = 0.01
     threads: int = 2

@@ -13,7 +13,7 @@ import numpy as np
 from hive_jax.data.bad import BadSample
 from hive_jax.data.images import decode, mode_of
 from hive_jax.data.prepared import in_order
-from hive_jax.data.tokenizer import Tokenizer, encode_sample
+from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
 
 _SIZE = 32  # that images are decoded to
 
@@ -154,8 +154,7 @@ def inspect(
 def _look(source, index: int, tokenizer: Tokenizer):
     """(image mode, hash of the image, tokens) of a sample. Raises BadSample."""
     sample = source[index]
-    tokens = len(tokenizer.encode("".join(s.text for s in sample.segments))[0])
-    tokens += tokenizer.bos_id is not None
+    tokens = count_tokens(sample, tokenizer)
     if not encode_sample(sample, tokenizer, tokens + 1)["target"].any():
         raise BadSample("no target", source.where(index), "has no supervised token")
     if sample.image is None:

@@ -1,22 +1,23 @@
-"""Batches in an order that is a function of (seed, step) alone.
+"""Batches that are a function of (seed, step) alone.
 
-Sample number p of the whole run is row p of an endless sequence of shuffled epochs.
-Step s reads positions s * batch_size and on, whatever the number of hosts or threads,
-so the step number is the whole state of the loader. A bad sample keeps its position:
-its row says nothing, and no part of the loss is taken on it.
+Step s reads positions s * batch_size and on of the order, whatever the number of hosts
+or threads, so the step number is the whole state of the loader. A bad sample keeps its
+position: its row says nothing, and no part of the loss is taken on it.
 """
 
 import collections
-import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
+from PIL import Image
 
+from hive_jax.data.augment import augmented
 from hive_jax.data.bad import BadSample, BadSamples
 from hive_jax.data.batch import Batch, Sample
-from hive_jax.data.images import decode
+from hive_jax.data.images import decode, opened
+from hive_jax.data.order import Order
 from hive_jax.data.tokenizer import Tokenizer, encode_sample
 from hive_jax.errors import DataError
 
@@ -27,11 +28,14 @@ class Loader:
     Args:
       source: random-access samples; see hive_jax/data/sources.py.
       tokenizer: for their text.
-      preprocessing: of image files; see hive_jax/data/images.py.
+      order: of the samples.
+      num_tokens: that longer texts are cut at, and shorter ones padded to where the
+        order does not say otherwise.
+      preprocessing: of image files; see hive_jax/data/preprocessing.py.
       bad: counts what cannot be used, and ends the run if it is too much.
       sharding: of a batch's rows over the devices; each process reads only the
         rows of its own devices.
-      shuffle_seed: None reads in order.
+      augment_seed: of random crops, flips and colours; None for none.
     """
 
     def __init__(
@@ -39,22 +43,23 @@ class Loader:
         source,
         tokenizer: Tokenizer,
         *,
+        order: Order,
         batch_size: int,
         num_tokens: int,
         image_size: int,
         preprocessing: str,
         bad: BadSamples,
         sharding: jax.sharding.NamedSharding,
-        shuffle_seed: int | None,
         threads: int,
+        augment_seed: int | None = None,
     ):
         self.source = source
         self.tokenizer = tokenizer
         self.bad = bad
         self.batch_size = batch_size
-        self.shuffle_seed = shuffle_seed
         self.sharding = sharding
         self.spec = Batch.spec(batch_size, num_tokens, image_size)
+        self._order, self._augment_seed = order, augment_seed
         self._preprocessing, self._threads = preprocessing, threads
         rows = sharding.addressable_devices_indices_map((batch_size,)).values()
         bounds = [index[0].indices(batch_size)[:2] for index in rows]
@@ -75,49 +80,66 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, step: int) -> list:
+        spec = self._spec(step)
+        length = spec.tokens.shape[1]
         first = step * self.batch_size
-        return [pool.submit(self._read, self._index(first + r)) for r in self._rows]
+        return [
+            pool.submit(self._read, p, self._order.index(p), length)
+            for p in range(first + self._rows.start, first + self._rows.stop)
+        ]
 
-    def _index(self, position: int) -> int:
-        epoch, row = divmod(position, len(self.source))
-        if self.shuffle_seed is None:
-            return row
-        return int(_permutation(self.shuffle_seed, epoch, len(self.source))[row])
+    def _spec(self, step: int) -> Batch:
+        longest = self.spec.tokens.shape[1]
+        length = self._order.padded_to(step * self.batch_size, longest)
+        return Batch.spec(self.batch_size, length, self.spec.image.shape[1])
 
     def image(self, index: int) -> np.ndarray:
-        """The image of a sample, uint8[image_size, image_size, 3]. Raises BadSample."""
-        return self._pixels(index, self.source[index])
+        """The image of a sample as it is, uint8[image_size, image_size, 3]. Raises
+        BadSample."""
+        return self._pixels(index, self.source[index], None)
 
-    def _read(self, index: int) -> dict[str, np.ndarray] | BadSample:
+    def _read(
+        self, position: int, index: int, length: int
+    ) -> dict[str, np.ndarray] | BadSample:
         try:
             sample = self.source[index]
-            row = encode_sample(sample, self.tokenizer, self.spec.tokens.shape[1])
+            row = encode_sample(sample, self.tokenizer, length)
             if not row["target"].any():
                 detail = "has no supervised token within data.num_tokens"
                 raise BadSample("no target", self.source.where(index), detail)
-            return {"image": self._pixels(index, sample), **row}
+            return {"image": self._pixels(index, sample, position), **row}
         except BadSample as bad:
             return bad
 
-    def _pixels(self, index: int, sample: Sample) -> np.ndarray:
-        wanted = self.spec.image.shape[1:]
+    def _pixels(self, index: int, sample: Sample, position: int | None) -> np.ndarray:
+        """The image of a sample, augmented for a position of the run if it has one."""
+        wanted, seed = self.spec.image.shape[1:], self._augment_seed
+        augments = seed is not None and position is not None
         image = np.zeros(wanted, np.uint8) if sample.image is None else sample.image
         if isinstance(image, bytes):
             where = self.source.where(index)
-            image = decode(image, wanted[0], self._preprocessing, where)
+            if not augments:
+                return decode(image, wanted[0], self._preprocessing, where)
+            with opened(image, where) as whole:
+                return augmented(whole, wanted[0], seed, position)
         if image.shape != wanted or image.dtype != np.uint8:
             raise DataError(
                 f"sample {index}: image is {image.dtype}{list(image.shape)}; expected "
                 f"uint8{list(wanted)}"
             )
+        if augments:
+            return augmented(Image.fromarray(image), wanted[0], seed, position)
         return image
 
     def _collect(self, step: int, futures: list) -> Batch:
         rows = [future.result() for future in futures]
         self._account(step, rows)
-        rows = [self._nothing() if isinstance(row, BadSample) else row for row in rows]
+        spec = self._spec(step)
+        rows = [
+            self._nothing(spec) if isinstance(row, BadSample) else row for row in rows
+        ]
         local = Batch(**{key: np.stack([r[key] for r in rows]) for key in rows[0]})
-        return jax.tree.map(self._place, local, self.spec)
+        return jax.tree.map(self._place, local, spec)
 
     def _account(self, step: int, rows: list[dict | BadSample]) -> None:
         """Counts the bad ones, and raises DataError if there are too many."""
@@ -132,14 +154,14 @@ class Loader:
         for number, row in zip(self._rows, rows, strict=True):
             if isinstance(row, BadSample):
                 position = step * self.batch_size + number
-                self.bad.add(position, self._index(position), row)
+                self.bad.add(position, self._order.index(position), row)
         if found:
             self.bad.check((step + 1) * len(rows), found[-1])
 
-    def _nothing(self) -> dict[str, np.ndarray]:
+    def _nothing(self, spec: Batch) -> dict[str, np.ndarray]:
         """The row of a bad sample: padding, without image or target."""
-        spec = vars(self.spec).items()
-        row = {key: np.zeros(leaf.shape[1:], leaf.dtype) for key, leaf in spec}
+        leaves = vars(spec).items()
+        row = {key: np.zeros(leaf.shape[1:], leaf.dtype) for key, leaf in leaves}
         row["tokens"] += np.int32(self.tokenizer.pad_id)
         return row
 
@@ -149,8 +171,3 @@ class Loader:
             return local[start - self._rows.start : stop - self._rows.start]
 
         return jax.make_array_from_callback(spec.shape, self.sharding, rows)
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(size)

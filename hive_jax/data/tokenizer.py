@@ -228,6 +228,12 @@ def encode_sample(
     return out
 
 
+def count_tokens(sample: Sample, tokenizer: Tokenizer) -> int:
+    """Tokens of a sample that is not cut."""
+    text = "".join(segment.text for segment in sample.segments)
+    return len(tokenizer.encode(text)[0]) + (tokenizer.bos_id is not None)
+
+
 def _label_characters(sample: Sample):
     """For each character: is it a target, does it see the image, its kind."""
     target, seen, kind = [], [], []

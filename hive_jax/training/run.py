@@ -10,14 +10,16 @@ import numpy as np
 
 from hive_jax.config import RunConfig, differences, to_dict
 from hive_jax.data.bad import BadSample, BadSamples
+from hive_jax.data.lengths import all_token_counts
 from hive_jax.data.loader import Loader
+from hive_jax.data.order import ByLength, Order
 from hive_jax.data.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.training import sharding, state
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.initial import initial_params
-from hive_jax.training.metrics import say
+from hive_jax.training.metrics import progress_bar, say
 from hive_jax.training.program import Program
 
 
@@ -36,12 +38,12 @@ class Run:
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self._check_vocabulary()
         part_size = config.batch_size // config.accumulate
-        self.loader = self._loader("train", config.seed, part_size)
+        self.loader = self._loader("train", part_size)
         # Fewer than part_size only for the smallest sets; at least two, for each
         # sample is also shown its neighbour's image.
         wanted = max(2, min(part_size, config.data.validation_size))
         size = sharding.round_up(self.mesh, wanted)
-        self.validation = self._loader("validation", None, size)
+        self.validation = self._loader("validation", size)
         self.validation_batches = max(1, config.data.validation_size // size)
         self.program = Program(config, self.mesh)
 
@@ -56,27 +58,50 @@ class Run:
                 f"data.num_tokens = {config.data.num_tokens}"
             )
 
-    def _loader(self, split: str, shuffle_seed: int | None, batch_size: int) -> Loader:
-        config = self.config
-        source = make_source(
-            config.data,
-            split,
-            image_size=config.model.encoder.image_size,
-            with_image=(
-                config.objective == "contrastive" or config.model.fusion != "none"
-            ),
+    def _loader(self, split: str, batch_size: int) -> Loader:
+        config, trains = self.config, split == "train"
+        source = self._source(
+            split, config.objective == "contrastive" or config.model.fusion != "none"
         )
         return Loader(
             source,
             self.tokenizer,
+            order=self._order(len(source)) if trains else Order(len(source)),
             batch_size=batch_size,
             num_tokens=config.data.num_tokens,
             image_size=config.model.encoder.image_size,
             preprocessing=config.data.preprocessing,
             bad=BadSamples(split, len(source), config.data.max_bad_fraction),
             sharding=sharding.batch_sharding(self.mesh, batch_size),
-            shuffle_seed=shuffle_seed,
             threads=config.data.threads,
+            augment_seed=config.seed if trains and config.data.augment else None,
+        )
+
+    def _source(self, split: str, with_image: bool):
+        return make_source(
+            self.config.data,
+            split,
+            image_size=self.config.model.encoder.image_size,
+            with_image=with_image,
+        )
+
+    def _order(self, size: int) -> Order:
+        """The order that the train split is read in."""
+        config = self.config
+        if not config.data.buckets:
+            return Order(size, config.seed)
+        with progress_bar("lengths of texts", size, 0) as bar:
+            tokens = all_token_counts(
+                self._source("train", with_image=False),
+                self.tokenizer,
+                config.data.threads,
+                bar.update,
+            )
+        return ByLength(
+            tokens,
+            config.seed,
+            batch_size=config.batch_size,
+            buckets=config.data.buckets,
         )
 
     def meta(self, step: int) -> dict:
