@@ -137,6 +137,9 @@ def kill_loop(kills: int, folder: Path, total_steps: int, seed: int = 0) -> dict
         "--config.checkpoint_every=5",
         "--config.eval_every=20",
         "--config.log_every=1",
+        "--config.data.augment=True",
+        "--config.data.buckets=(16,)",
+        "--config.data.source=tabletop,take=first:400",
     )
     reference, disturbed = folder / "reference", folder / "disturbed"
     finish(start(command("stage1.py", reference, *overrides), cache))
