@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from hive_jax.benchmark import gpu, grids, reports
+from hive_jax.benchmark import feeding, gpu, grids, reports
 from hive_jax.benchmark.cases import FUSIONS, SIZES, STAGES, case
 from hive_jax.benchmark.flops import example_flops, step_flops
 from hive_jax.benchmark.reading import reading
@@ -142,10 +142,25 @@ def test_the_command_prints_a_table_and_writes_json_and_a_chart(tmp_path):
 
 def test_reading_is_timed_in_its_parts_and_from_every_form():
     rows = list(reading(image_size=16, count=32, threads=2))
-    names = ["decode", "decode and resize", "batches, folder", "batches, zip"]
-    assert [row["what"] for row in rows][:4] == names
+    parts = [f"decode{more}" for more in ("", " and resize", " and augment")]
+    names = [*parts, "batches, folder", "batches, zip"]
+    assert [row["what"] for row in rows][:5] == names
     assert all(row["images_per_second"] > 0 for row in rows)
     assert reports.reading_table(rows).count("\n") == len(rows) + 1
+
+
+def test_what_data_costs_a_step(monkeypatch):
+    monkeypatch.setattr(feeding, "_BUCKETS", (6,))
+    monkeypatch.setattr(feeding, "_LONGEST", 16)
+    monkeypatch.setattr(feeding, "_CAPTIONS", (4, 16))
+    inputs = SIZES["micro"], {1: RULES[1]}, "float32"
+    (row,) = feeding.waiting(*inputs, steps=2, threads=2)
+    assert row["images_per_second"] > 0 and 0 <= row["data_wait"] < 1
+    assert reports.waiting_table([row]).count("\n") == 2
+    (row,) = feeding.padding(*inputs, rounds=2)
+    assert 0.5 * row["flops"] < row["flops_by_length"] < row["flops"]
+    assert row["seconds_by_length"] > 0
+    assert reports.padding_table([row]).count("\n") == 2
 
 
 def test_memory_is_compiled_and_not_used(tmp_path):

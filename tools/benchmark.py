@@ -4,7 +4,7 @@
     python tools/benchmark.py memory                      compiled, full size
     python tools/benchmark.py step                        timed on this machine
     python tools/benchmark.py peers                       timed against PyTorch
-    python tools/benchmark.py input                       images read a second
+    python tools/benchmark.py input                       images read a second, waits
     python tools/benchmark.py gpu --part ceilings|grid|ablations
 
 Each prints a table, and writes NAME.json and NAME.png to --out.
@@ -111,12 +111,22 @@ def gpu(arguments) -> None:
 
 
 def reading(arguments) -> None:
+    from hive_jax.benchmark import feeding
     from hive_jax.benchmark.reading import reading as parts
 
-    found = parts(arguments.image_size, arguments.count, arguments.threads)
-    rows = list(tqdm(found, desc="parts", total=6))
+    threads, of_stages = arguments.threads, rules(arguments.stages)
+    found = parts(arguments.image_size, arguments.count, threads)
+    rows = list(tqdm(found, desc="parts", total=7))
     print(reports.reading_table(rows))
-    values = {row["what"]: row["images_per_second"] for row in rows}
+    inputs = (_size(arguments), of_stages, arguments.dtype, arguments.rounds)
+    for run, table in (
+        (feeding.waiting(*inputs, threads), reports.waiting_table),
+        (feeding.padding(*inputs), reports.padding_table),
+    ):
+        more = list(tqdm(run, desc="stages", total=len(of_stages)))
+        print(table(more))
+        rows += more
+    values = {row["what"]: row["images_per_second"] for row in rows if "what" in row}
     _save(arguments, "input", rows, values, "images/s")
 
 
@@ -148,8 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run, size: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(run.__name__)
+    def command(run, size: str, name: str = "") -> argparse.ArgumentParser:
+        one = commands.add_parser(name or run.__name__)
         one.set_defaults(run=run)
         one.add_argument("--size", choices=sorted(SIZES), default=size)
         one.add_argument("--stages", type=_stages, default=STAGES, help="e.g. 1,3")
@@ -165,12 +175,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--rounds", type=_positive, default=9)
     one.add_argument("--batch_size", type=_positive, default=0)
     command(peers, "tiny").add_argument("--rounds", type=_positive, default=7)
-    one = commands.add_parser("input")
-    one.set_defaults(run=reading)
+    one = command(reading, "tiny", "input")
+    one.add_argument("--rounds", type=_positive, default=9)
+    one.add_argument("--batch_size", type=_positive, default=0)
     one.add_argument("--image_size", type=_positive, default=384)
     one.add_argument("--count", type=_positive, default=256, help="images of the set")
     one.add_argument("--threads", type=_positive, default=os.cpu_count())
-    one.add_argument("--out", type=Path, default=Path("workdir/benchmark"))
     one = command(gpu, _FULL)
     one.add_argument("--part", choices=("ceilings", "grid", "ablations"), required=True)
     one.add_argument("--minutes", type=float, default=8.0, help="start nothing later")

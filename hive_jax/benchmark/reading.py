@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from hive_jax.config import MeshConfig
+from hive_jax.data.augment import augmented
 from hive_jax.data.bad import BadSamples
-from hive_jax.data.images import as_png, decode
+from hive_jax.data.images import as_png, decode, opened
 from hive_jax.data.loader import Loader
 from hive_jax.data.order import Order
 from hive_jax.data.prepared import Plan, prepare
@@ -36,23 +38,28 @@ def reading(image_size: int, count: int, threads: int) -> Iterator[dict]:
       count: images of the set.
       threads: of the loader; the parts are timed on one.
     """
-    files = [_photograph(number) for number in range(count)]
+    files = [photograph(number) for number in range(count)]
     yield _timed("decode", count, lambda: [_decoded(f) for f in files])
     yield _timed(
         "decode and resize",
         count,
         lambda: [decode(f, image_size, "hf_bicubic", "") for f in files],
     )
+    yield _timed(
+        "decode and augment",
+        count,
+        lambda: [_augmented(f, image_size, p) for p, f in enumerate(files)],
+    )
     with tempfile.TemporaryDirectory() as folder:
-        for what, source in _sets(Path(folder), files, image_size, threads):
+        for what, source in sets(Path(folder), files, image_size, threads):
             steps = count // _BATCH
-            loader = _loader(source, image_size, threads)
-            drain = functools.partial(_drained, loader, steps)
+            reader = loader(source, image_size, threads, _BATCH)
+            drain = functools.partial(_drained, reader, steps)
             row = _timed(f"batches, {what}", steps * _BATCH, drain)
             yield row | {"threads": threads}
 
 
-def _photograph(number: int) -> bytes:
+def photograph(number: int) -> bytes:
     """A JPEG with what makes photographs slow: noise on soft shapes."""
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
@@ -69,7 +76,12 @@ def _decoded(content: bytes) -> None:
         image.load()
 
 
-def _sets(folder: Path, files: list[bytes], image_size: int, threads: int):
+def _augmented(content: bytes, image_size: int, position: int) -> None:
+    with opened(content, "") as image:
+        augmented(image, image_size, 0, position)
+
+
+def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
     """The same set in every form; (what it is, source)."""
     how = Opening(image_size, "hf_bicubic")
     records = []
@@ -104,18 +116,21 @@ def _sets(folder: Path, files: list[bytes], image_size: int, threads: int):
         yield name, whole_source(f"prepared:{out}", how)
 
 
-def _loader(source, image_size: int, threads: int) -> Loader:
-    mesh = make_mesh(MeshConfig())
+def loader(
+    source, image_size: int, threads: int, batch_size: int, num_tokens: int = 32
+) -> Loader:
+    """Of the samples in a random order; none of them may be bad."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     return Loader(
         source,
         load_tokenizer(BUILTIN),
         order=Order(len(source), seed=0),
-        batch_size=_BATCH,
-        num_tokens=32,
+        batch_size=batch_size,
+        num_tokens=num_tokens,
         image_size=image_size,
         preprocessing="hf_bicubic",
         bad=BadSamples("train", len(source), 0.0),
-        sharding=batch_sharding(mesh, _BATCH),
+        sharding=batch_sharding(mesh, batch_size),
         threads=threads,
     )
 

@@ -129,6 +129,27 @@ def reading_table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def waiting_table(rows: list[dict]) -> str:
+    lines = [["stage", "threads", "images/s", "time spent waiting"], ["---"] * 4]
+    for row in rows:
+        cells = (row["stage"], row["threads"], f"{row['images_per_second']:.1f}")
+        lines.append([*map(str, cells), f"{row['data_wait']:.1%}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def padding_table(rows: list[dict]) -> str:
+    header = [f"padded to {rows[0]['padded_to']}, ms", "by length, ms"]
+    lines = [["stage", *header, "time", "FLOPs"], ["---"] * 5]
+    for row in rows:
+        saved = (
+            f"{row[f'{what}_by_length'] / row[what] - 1:+.1%}"
+            for what in ("seconds", "flops")
+        )
+        times = (f"{1e3 * row[f'seconds{key}']:.1f}" for key in ("", "_by_length"))
+        lines.append([str(row["stage"]), *times, *saved])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _table(header: list[str], rows: list[dict], cells: Callable) -> str:
     lines = [["stage", "fusion", *header], ["---"] * (len(header) + 2)]
     lines += [[str(row["stage"]), row["fusion"], *cells(row)] for row in rows]

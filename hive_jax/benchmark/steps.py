@@ -42,11 +42,16 @@ class Step:
         self.seconds()
         return self
 
+    def step(self, parts: tuple[Batch, ...]) -> dict[str, jax.Array]:
+        """Starts a step on a batch of its own; its metrics."""
+        self._state, metrics = self._step(self._state, parts)
+        return metrics
+
     def seconds(self, count: int = 1) -> float:
         """Wall-clock time of `count` steps, one after the other."""
         began = time.perf_counter()
         for _ in range(count):
-            self._state, metrics = self._step(self._state, self._parts)
+            metrics = self.step(self._parts)
         self.loss = float(metrics["loss"])
         return time.perf_counter() - began
 

@@ -1,0 +1,84 @@
+"""What data costs a train step: the wait for images, and the padding of texts."""
+
+import dataclasses
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from hive_jax.benchmark.cases import Size, case
+from hive_jax.benchmark.grids import Rules
+from hive_jax.benchmark.reading import loader, photograph, sets
+from hive_jax.benchmark.steps import Step
+from hive_jax.data.order import ByLength
+from hive_jax.training.metrics import Throughput
+
+_BUCKETS, _LONGEST = (32, 48, 64), 77
+_CAPTIONS = (10, _LONGEST)  # tokens of a caption, all numbers between alike
+_BATCHES = 200
+
+
+def waiting(
+    size: Size, rules: Rules, dtype: str, steps: int, threads: int
+) -> Iterator[dict]:
+    """For each stage the share of the time in which HIVE's step waits for its images,
+    which are read from files of 480 x 640 pixels."""
+    image_size = size.encoder.image_size
+    files = [photograph(number) for number in range(16 * size.batch_size)]
+    with tempfile.TemporaryDirectory() as folder:
+        _, source = next(sets(Path(folder), files, image_size, threads))
+        for stage in rules:
+            one = Step(case(size, "hive", rules[stage], dtype)).start()
+            reader = loader(
+                source, image_size, threads, size.batch_size, size.num_tokens
+            )
+            throughput, metrics = Throughput(size.batch_size), None
+            batches = reader.batches(0, steps + 1)
+            for step in range(steps + 1):
+                asked = time.perf_counter()
+                parts = tuple(itertools.islice(batches, 1))
+                throughput.waited(time.perf_counter() - asked, metrics)
+                metrics = one.step(parts)
+                if step == 0:
+                    throughput.since_last(step)
+            float(metrics["loss"])
+            yield {"stage": stage, "threads": threads, **throughput.since_last(steps)}
+
+
+def padding(size: Size, rules: Rules, dtype: str, rounds: int) -> Iterator[dict]:
+    """For each stage HIVE's step with all texts padded to the longest, and the mean of
+    an epoch's steps with texts of about the same length side by side."""
+    shares = _shares(size.batch_size)
+    for stage in rules:
+        steps = {}
+        for length in shares:
+            of_length = dataclasses.replace(size, num_tokens=length)
+            steps[length] = Step(case(of_length, "hive", rules[stage], dtype)).start()
+        times = {length: [] for length in steps}
+        for _ in range(rounds):
+            for length, one in steps.items():
+                times[length].append(one.seconds(3) / 3)
+        seconds = {n: statistics.median(measured) for n, measured in times.items()}
+        yield {
+            "stage": stage,
+            "padded_to": _LONGEST,
+            "seconds": seconds[_LONGEST],
+            "buckets": _BUCKETS,
+            "seconds_by_length": sum(shares[n] * seconds[n] for n in shares),
+            "flops": steps[_LONGEST].flops,
+            "flops_by_length": sum(shares[n] * steps[n].flops for n in shares),
+        }
+
+
+def _shares(batch_size: int) -> dict[int, float]:
+    """The share of an epoch's batches that is padded to each length."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(_CAPTIONS[0], _CAPTIONS[1] + 1, _BATCHES * batch_size)
+    order = ByLength(tokens, 0, batch_size=batch_size, buckets=_BUCKETS)
+    firsts = range(0, len(tokens), batch_size)
+    padded = [order.padded_to(first, _LONGEST) for first in firsts]
+    return {n: padded.count(n) / len(padded) for n in (*_BUCKETS, _LONGEST)}
