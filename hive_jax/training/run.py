@@ -73,7 +73,9 @@ class Run:
             num_tokens=config.data.num_tokens,
             image_size=config.model.encoder.image_size,
             preprocessing=config.data.preprocessing,
-            bad=BadSamples(split, len(source), config.data.max_bad_fraction),
+            bad=BadSamples(
+                split, len(source), config.data.max_bad_fraction, source.where
+            ),
             sharding=sharding.batch_sharding(self.mesh, batch_size),
             shuffle_seed=shuffle_seed,
             threads=config.data.threads,
