@@ -188,6 +188,21 @@ def test_check_reports_what_is_there(source, tmp_path, capsys):
     assert prepare_data.main(arguments) == 64  # not over another report
 
 
+def test_check_names_texts_that_are_not_read_to_their_end(tmp_path, capsys):
+    turns = [
+        {"from": "human", "value": "<image>"},
+        {"from": "gpt", "value": "a " * 2**17},
+    ]
+    records = [record(0, conversations=turns), record(1)]
+    files = {one["image"]: encoded(photograph(0)) for one in records}
+    source = write_set(tmp_path, files, records)["folder"]
+    out = tmp_path / "report"
+    assert prepare_data.main(["check", "--from", source, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["long_texts"] == report["cut"] == 1
+    assert "long texts       1, of which only the start" in capsys.readouterr().out
+
+
 def test_check_of_a_good_set(tmp_path):
     image = encoded(photograph(1, mode="L"))
     files = {record(i)["image"]: image for i in range(4)}
