@@ -5,14 +5,13 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.images import decode, mode_of
-from hive_jax.data.prepared import in_order
+from hive_jax.data.preparing import in_order
 from hive_jax.data.tokenizer import Tokenizer, encode_sample, shortened
 
 _SIZE = 32  # that images are decoded to
@@ -134,24 +133,23 @@ def inspect(
         except BadSample as bad:
             return bad
 
-    with ThreadPoolExecutor(threads) as pool:
-        for index, seen in enumerate(in_order(pool, look, range(len(source)))):
-            found.samples += 1
-            progress(1)
-            if isinstance(seen, BadSample):
-                one = {"index": index, "reason": seen.reason, "where": seen.where}
-                found.bad.append(one | {"detail": seen.detail})
-                continue
-            mode, digest, tokens, is_long = seen
-            found.tokens.append(tokens)
-            found.long += is_long
-            found.cut += is_long or tokens > num_tokens
-            if digest is None:
-                found.text_alone += 1
-                continue
-            found.modes[mode] += 1
-            found.repeated += digest in images
-            images.add(digest)
+    for index, seen in enumerate(in_order(look, range(len(source)), threads)):
+        found.samples += 1
+        progress(1)
+        if isinstance(seen, BadSample):
+            one = {"index": index, "reason": seen.reason, "where": seen.where}
+            found.bad.append(one | {"detail": seen.detail})
+            continue
+        mode, digest, tokens, is_long = seen
+        found.tokens.append(tokens)
+        found.long += is_long
+        found.cut += is_long or tokens > num_tokens
+        if digest is None:
+            found.text_alone += 1
+            continue
+        found.modes[mode] += 1
+        found.repeated += digest in images
+        images.add(digest)
     return found
 
 
