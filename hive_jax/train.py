@@ -31,12 +31,15 @@ def main(config: RunConfig) -> int:
     distributed.join_job(
         _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
-    compilation.keep_compiled_programs()
-    workdir = _WORKDIR.value or origin.default_workdir(config.name, config.model.fusion)
-    config = origin.complete(config, workdir)
-    return trainer.train(
-        config, workdir, allow_config_change=_ALLOW_CONFIG_CHANGE.value
-    )
+    with distributed.ending_alone():
+        compilation.keep_compiled_programs()
+        workdir = _WORKDIR.value
+        workdir = workdir or origin.default_workdir(config.name, config.model.fusion)
+        return trainer.train(
+            origin.complete(config, workdir),
+            workdir,
+            allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Joining a job: which processes do, with which GPUs, and two that really train."""
 
+import json
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ from distributed_grid import (
     start,
 )
 from flax.traverse_util import unflatten_dict
+from llava_sets import encoded, photograph, record, write_set
 
 from hive_jax.errors import ConfigError
 from hive_jax.training import distributed, trees
@@ -215,6 +217,49 @@ def test_two_slurm_tasks_meet_by_their_environment(tmp_path):
     assert [out.split()[-3:] for out in outputs] == [["0", "2", "4"], ["1", "2", "4"]]
 
 
+ENDING = """
+import sys
+
+from hive_jax import errors
+from hive_jax.training import distributed
+
+address, process, broken = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+distributed.PATIENCE_SECONDS = 1
+distributed.join_job("on", address, 2, process)
+
+from jax.experimental import multihost_utils
+
+multihost_utils.sync_global_devices("met")
+with distributed.ending_alone():
+    if process == broken:
+        raise errors.DataError("bad samples")
+    multihost_utils.sync_global_devices("never")
+"""
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_error_of_one_process_ends_both(tmp_path, broken):
+    """Soon, with its exit code, and not after minutes."""
+    address = f"localhost:{free_port()}"
+    code = [sys.executable, "-c", ENDING, address]
+    processes = [start([*code, str(i), str(broken)], tmp_path) for i in (0, 1)]
+    try:
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    codes = [process.returncode for process in processes]
+    assert codes[broken] == 65, outputs
+    assert codes[1 - broken] not in (0, None)
+
+
+# Stage 3's rules from random parameters, for stage 1 alone starts from these.
+STAGE = (
+    "--config.rules=(('llm/embedder/.*',None),('.*',1.0))",
+    "--config.total_steps=6",
+)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("compilation_cache")
@@ -223,13 +268,7 @@ def cache(tmp_path_factory):
 def test_two_processes_train_as_one_and_hand_over_to_it(tmp_path, cache):
     """The same losses; and one process goes on from what the two have saved."""
     alone, together = tmp_path / "alone", tmp_path / "together"
-    options = (
-        # Stage 3's rules from random parameters, for stage 1 alone starts from these.
-        "--config.rules=(('llm/embedder/.*',None),('.*',1.0))",
-        "--config.total_steps=6",
-        "--config.checkpoint_every=4",
-        "--config.log_every=1",
-    )
+    options = (*STAGE, "--config.checkpoint_every=4", "--config.log_every=1")
     run_alone(kill_loop.command("stage1.py", alone, *options), cache)
     command = kill_loop.command("stage1.py", together, *options)
     outputs = run_joined(command, cache)
@@ -242,6 +281,37 @@ def test_two_processes_train_as_one_and_hand_over_to_it(tmp_path, cache):
     output = run_alone([*command, "--allow_config_change"], cache)
     assert "continuing from step 4" in output
     assert difference(alone, together) <= TOLERANCE
+
+
+def test_bad_samples_of_both_processes_are_counted(tmp_path, cache):
+    """Each names its own in a file of its own; one that both have read is one."""
+    files = {record(i)["image"]: encoded(photograph(i)) for i in range(24)}
+    bad = [1, 6, 9, 12, 15, 20]  # the first eight are held out
+    for i in bad:
+        whole = files[record(i)["image"]]
+        files[record(i)["image"]] = b"<html>" if i in (6, 15) else whole[:300]
+    source = write_set(tmp_path, files, [record(i) for i in range(24)])["folder"]
+    workdir = tmp_path / "run"
+    command = kill_loop.command(
+        "stage1.py",
+        workdir,
+        *STAGE,
+        f"--config.data.source={source}",
+        "--config.data.max_bad_fraction=0.5",
+    )
+    output = run_joined(command, cache)[0]
+    assert "bad samples, train: 3 damaged, 1 not an image; each is named" in output
+    assert "bad samples, validation: 1 " in output
+    assert json.loads((workdir / "result.json").read_text())["bad_samples"] == {
+        "train": {"damaged": 3, "not an image": 1},
+        "validation": {"damaged": 1, "not an image": 1},
+    }
+    named = []
+    for name in ("bad_samples.jsonl", "bad_samples.1.jsonl"):
+        lines = [*map(json.loads, (workdir / name).read_text().splitlines())]
+        named.append([one["index"] for one in lines if one["split"] == "train"])
+    assert {*named[0], *named[1]} == {i - 8 for i in bad[2:]}
+    assert len(named[0]) + len(named[1]) > 4  # three epochs
 
 
 def assert_restored_bit_by_bit(workdir):

@@ -9,6 +9,7 @@ from llava_sets import encoded, photograph, record, write_parquet, write_set
 from hive_jax.config import DataConfig
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Segment
+from hive_jax.data.shares import apportioned, shares_of
 from hive_jax.data.sources import make_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
@@ -278,9 +279,40 @@ def test_a_mixture_has_every_sample_of_its_parts(sources):
 
 def test_weights_are_shares_of_the_samples(sources):
     first, second = f"{sources['zip']},take=first:4", f"{sources['lines']}"
-    mixed = opened(f"3*{first} + 1*{second}")  # 2 and 9 records are not held out
-    assert numbers(mixed) == [2, 3] * 13 + [2] + [*range(1, 10)]
+    mixed = opened(f"3*{first} + 1*{second}")  # 3 and 9 records are not held out
+    assert numbers(mixed) == [1, 2, 3] * 9 + [*range(1, 10)]
     assert opened(f"1*{first} + 3*{second}").fingerprint != mixed.fingerprint
+
+
+@pytest.mark.parametrize("weights", [("1e-9", "1"), ("1e-320", "1e308"), ("1", "1e9")])
+def test_a_mixture_of_nothing_but_repetition(sources, weights):
+    mixed = " + ".join(f"{weight}*{sources['zip']}" for weight in weights)
+    with pytest.raises(ConfigError, match="has 9 samples; for them .* there are 18"):
+        opened(mixed)
+    assert len(opened(mixed, "validation")) == 2
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "counts"),
+    [
+        (512, [1, 1, 1], [171, 171, 170]),
+        (64, [0.9, 0.1], [58, 6]),
+        (7, [1e6, 1, 1], [5, 1, 1]),
+        (10, [3, 3, 3, 1], [3, 3, 3, 1]),
+        (3, [1, 1, 1e9], [1, 1, 1]),
+        (100, [1e308, 1e308, 5e-324], [50, 49, 1]),
+        (9, [2.5], [9]),
+    ],
+)
+def test_what_is_held_out_is_shared_to_the_last(total, weights, counts):
+    shares = shares_of(weights)
+    assert sum(shares) == pytest.approx(1)
+    assert apportioned(total, shares) == counts
+
+
+def test_fewer_held_out_than_sources():
+    with pytest.raises(ConfigError, match="validation_size is 2; .* of the 3 sources"):
+        apportioned(2, shares_of([1, 2, 3]))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from hive_jax.data.images import as_png
 from hive_jax.data.lengths import all_token_counts
 from hive_jax.data.loader import Loader
 from hive_jax.data.order import ByLength, Order
+from hive_jax.data.sets import Mixture
 from hive_jax.data.tokenizer import encode_sample, load_tokenizer
-from hive_jax.errors import DataError
+from hive_jax.errors import DataError, OutputError
 from hive_jax.training.sharding import batch_sharding, make_mesh
 
 SIZE, BATCH = 37, 8
@@ -165,7 +166,7 @@ def test_a_process_reads_the_rows_of_its_devices(make_loader, monkeypatch):
 
 
 def by_length(tokenizer, buckets=(3,), batch_size=BATCH):
-    tokens = all_token_counts(Numbers(), tokenizer, 1, lambda count: None)
+    tokens = all_token_counts(Numbers(), tokenizer, 6, 1, lambda count: None)
     return ByLength(tokens, 0, batch_size=batch_size, buckets=buckets)
 
 
@@ -314,6 +315,25 @@ def test_a_batch_without_a_supervised_token(make_loader):
         next(loader.batches(0, 1))
 
 
+def test_a_part_of_two_without_a_supervised_token_is_an_accident(make_loader):
+    class Silent(Numbers):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            if index in (4, 5):
+                return Sample(sample.image, (Segment("", True),))
+            return sample
+
+    rows = batch_sharding(make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), 2)
+    options = {"batch_size": 2, "shuffle_seed": None}
+    loader = make_loader(Silent(), rows, **options)
+    batches = list(loader.batches(0, 4))
+    assert loader.bad.counts == {"no target": 2}
+    assert not np.asarray(batches[2].target).any()
+    loader = make_loader(Numbers(target=False), rows, **options)
+    with pytest.raises(DataError, match="20 of 37 train .*: 20 no target"):
+        list(loader.batches(0, 18))
+
+
 def test_errors_of_a_sample_reach_the_caller_at_its_step(make_loader):
     class Broken(Numbers):
         def __getitem__(self, index):
@@ -421,6 +441,50 @@ def test_both_splits_are_kept_in_one_file(make_loader, tmp_path):
     lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]
     splits = [line["split"] for line in lines]
     assert splits == ["train"] * len(BAD) + ["validation"] * len(BAD)
+
+
+def test_validation_keeps_what_it_has_found(make_loader, tmp_path):
+    """A finished run that is started again reads nothing, and forgets nothing."""
+    path = tmp_path / "bad.jsonl"
+    bad = BadSamples("validation", SIZE, 0.5)
+    bad.keep_in(path, 0)
+    list(make_loader(Damaged(), bad=bad).batches(0, 5))
+    before, again = path.read_text(), BadSamples("validation", SIZE, 0.5)
+    again.keep_in(path, None)
+    assert again.counts == bad.counts and path.read_text() == before
+    list(make_loader(Damaged(), bad=again).batches(0, 5))
+    assert again.counts == bad.counts and path.read_text() == before
+
+
+def test_a_sample_that_a_mixture_repeats_is_one(make_loader, tmp_path):
+    small, large = Damaged(), Numbers(1000)
+    small.fingerprint = large.fingerprint = "numbers"
+    large.where = lambda index: f"large {index}"
+    mixed = Mixture([small, large], [0.5, 0.5])
+    bad = BadSamples("train", len(mixed), 1.0, mixed.where)
+    bad.keep_in(tmp_path / "bad.jsonl", 0)
+    list(make_loader(mixed, bad=bad).batches(0, len(mixed) // BATCH))
+    assert sum(bad.counts.values()) == len(bad) == len(BAD)
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == len(BAD)
+    share = len(bad.reasons) / len(mixed)  # of what the run reads
+    assert share == pytest.approx(len(BAD) / SIZE / 2, rel=0.02)
+
+
+def test_lines_of_others_are_not_kept(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    good = {"split": "train", "position": 3, "index": 5, "reason": "missing"}
+    lines = [good, good | {"index": "5"}, good | {"index": 99}, [1], 7, {"split": 1}]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    path.write_bytes(b'{"\xff": 1}\nnothing\n' + content + b'{"split": "tra')
+    bad = BadSamples("train", SIZE, 0.5)
+    bad.keep_in(path, 100)
+    assert bad.reasons == {5: "missing"}
+    kept = [*map(json.loads, path.read_text().splitlines())]
+    assert kept == [good, good | {"index": 99}]
+    bad.keep_in(path, 3)
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == []
+    with pytest.raises(OutputError, match="cannot write"):
+        bad.keep_in(tmp_path, 0)
 
 
 def test_too_many_bad_samples_end_the_run(make_loader, tmp_path):

@@ -103,7 +103,7 @@ def test_texts_are_counted_with_what_comes_before_them(monkeypatch, threads):
     monkeypatch.setattr("hive_jax.data.lengths._AT_ONCE", 8)
     tokenizer, done = load_tokenizer("builtin:tabletop"), []
     words = Words()
-    got = all_token_counts(words, tokenizer, threads, done.append)
+    got = all_token_counts(words, tokenizer, 300, threads, done.append)
     for index, count in enumerate(got):
         if index % 7 == 6:
             assert count == 0

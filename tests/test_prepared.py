@@ -9,13 +9,17 @@ import sys
 import time
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 from llava_sets import encoded, photograph, record, write_set
 
 from hive_jax.config import DataConfig
 from hive_jax.data.bad import BadSample
+from hive_jax.data.files import alone
 from hive_jax.data.images import decode
+from hive_jax.data.packing import unpack
+from hive_jax.data.preparing import in_order
 from hive_jax.data.sources import Opening, make_source, whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
@@ -26,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import prepare_data
 
 COUNT = 23
+SHARD = {"file": "a", "records": 1, "bytes": 1, "sha256": ""}
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +122,141 @@ def test_it_goes_on_after_a_kill(source, tmp_path, kills):
     assert one == two
 
 
+def content(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_a_folder_holds_one_set(source, tmp_path, capsys):
+    """Which the same command leaves as it is; also if it was killed at its very end."""
     out = tmp_path / "prepared"
     prepare(source, out)
-    assert prepare(source, out) == 73
-    assert "holds a set already" in capsys.readouterr().err
+    whole = content(out)
+    assert prepare(source, out) == 0 and content(out) == whole
+    assert prepare(source, out, "--shard-size", "6") == 73
+    assert "holds a set already (shard_size: 5 -> 6)" in capsys.readouterr().err
+    for name in ("plan.json", "data-00003.json", "data-00004.json"):
+        (out / name).write_text("{}")
+    assert prepare(source, out) == 0 and content(out) == whole
     (out / "manifest.json").unlink()
-    (out / "plan.json").write_text(json.dumps({"source": "other"}))
     with pytest.raises(MissingInputError, match="that is complete"):
         samples(f"prepared:{out}")
+
+
+@pytest.mark.parametrize("plan", [b"", b"[]", b'{"source": "li', b"\xff"])
+def test_a_plan_that_is_cut_short(source, tmp_path, capsys, plan):
+    out = tmp_path / "prepared"
+    out.mkdir()
+    (out / "plan.json").write_bytes(plan)
+    assert prepare(source, out) == 73
+    assert "plan.json is damaged: remove" in capsys.readouterr().err
+
+
+def test_a_shard_is_written_again_if_it_is_not_known_to_be_whole(source, tmp_path):
+    out = tmp_path / "prepared"
+    prepare(source, out)
+    whole = content(out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    keys = ("source", "fingerprint", "samples", "images", "shard_size")
+    (out / "manifest.json").unlink()
+    (out / "plan.json").write_text(json.dumps({key: manifest[key] for key in keys}))
+    for number, shard in enumerate(manifest["shards"]):
+        (out / f"data-0000{number}.json").write_text(json.dumps(shard))
+    (out / "data-00001.json").write_text('{"file": "da')
+    (out / "data-00002.array_record").unlink()
+    assert prepare(source, out) == 0 and content(out) == whole
+
+
+def test_one_writer_at_a_time(source, tmp_path, capsys):
+    out = tmp_path / "prepared"
+    with alone(out):
+        assert prepare(source, out) == 73
+        assert "another process is writing it" in capsys.readouterr().err
+    assert prepare(source, out) == 0
+
+
+@pytest.mark.parametrize("size", [100, 2000, 5000])
+def test_a_full_disk_is_a_message(source, tmp_path, size):
+    """Whatever is written when it is full: the plan, a shard as it goes or its end."""
+    tool, out = prepare_data.__file__, tmp_path / "prepared"
+    limited = (
+        "import resource, runpy, sys; del sys.argv[0]; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = [sys.executable, "-c", limited, tool, "--from", source]
+    done = subprocess.run(
+        [*arguments, "--out", str(out), "--shard-size", "5"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 73 and "Traceback" not in done.stderr
+    assert f"error: cannot write {out}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--size", "-5"), "--size must be 1 or more"),
+        (("--shard-size", "0"), "--shard-size must be 1 or more"),
+    ],
+)
+def test_numbers_that_are_none(source, tmp_path, capsys, more, said):
+    with pytest.raises(SystemExit):
+        prepare(source, tmp_path / "prepared", *more)
+    assert said in capsys.readouterr().err
+
+
+def test_few_samples_are_read_ahead():
+    began, most = [], []
+    for index in in_order(lambda i: began.append(i) or i, range(200), 3):
+        most.append(len(began) - index)
+    assert sorted(began) == [*range(200)] and max(most) <= 7
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "[]",
+        "{}",
+        '{"images": null, "shards": []}',
+        '{"images": null, "shards": [{"file": "a"}]}',
+        '{"images": 5, "shards": [{}]}',
+        json.dumps({"images": None, "shards": [SHARD | {"file": "../a"}]}),
+        json.dumps({"images": 5, "shards": [SHARD]}),
+        json.dumps({"images": None, "shards": [SHARD | {"records": 0}]}),
+    ],
+)
+def test_a_manifest_of_others(tmp_path, manifest):
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(DataError, match="is not one of tools/prepare_data.py"):
+        samples(f"prepared:{tmp_path}")
+
+
+def test_a_manifest_that_miscounts(source, tmp_path):
+    out = tmp_path / "prepared"
+    prepare(source, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["shards"][1]["records"] = 6
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="5 records; the manifest says 6"):
+        samples(f"prepared:{out}")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *(7, None, "abc", {}, {0: 1, 1: 2, 2: 3}, [], [None, [], "0"]),
+        *([1, [], 0], [None, 5, 0], [None, ["text"], 0], [None, [["text", 1, []]], 0]),
+        [None, [["text", True, [[0, 1, "smell"]]]], 0],
+        [None, [["text", True, [[0, "colour"]]]], 0],
+        ["reason", 5, "detail"],
+    ],
+)
+def test_records_of_others_are_damaged_samples(record):
+    with pytest.raises(BadSample, match="here: ") as raised:
+        unpack(msgpack.packb(record), "here")
+    assert raised.value.reason == "damaged"
 
 
 def test_half_of_another_set(source, tmp_path, capsys):
@@ -186,6 +317,26 @@ def test_check_reports_what_is_there(source, tmp_path, capsys):
     assert (out / "tokens.png").read_bytes()[:4] == b"\x89PNG"
     assert "cannot be used   3" in capsys.readouterr().out
     assert prepare_data.main(arguments) == 64  # not over another report
+    (tmp_path / "file").write_text("")
+    capsys.readouterr()
+    for place in (tmp_path / "file", tmp_path / "file/report"):
+        assert prepare_data.main([*arguments[:4], str(place)]) == 73
+    assert "sample" not in capsys.readouterr().err  # nothing was read for it
+
+
+def test_check_names_texts_that_are_not_read_to_their_end(tmp_path, capsys):
+    turns = [
+        {"from": "human", "value": "<image>"},
+        {"from": "gpt", "value": "a " * 2**17},
+    ]
+    records = [record(0, conversations=turns), record(1)]
+    files = {one["image"]: encoded(photograph(0)) for one in records}
+    source = write_set(tmp_path, files, records)["folder"]
+    out = tmp_path / "report"
+    assert prepare_data.main(["check", "--from", source, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["long_texts"] == report["cut"] == 1
+    assert "long texts       1, of which only the start" in capsys.readouterr().out
 
 
 def test_check_of_a_good_set(tmp_path):

@@ -1,9 +1,11 @@
 """Tokenizers from files, and the labels of each token."""
 
+import dataclasses
 import json
 import re
 import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +13,12 @@ import tokenizers
 
 from hive_jax.data.batch import KINDS, Sample, Segment
 from hive_jax.data.tabletop import Tabletop
-from hive_jax.data.tokenizer import _BUILTIN, encode_sample, load_tokenizer
+from hive_jax.data.tokenizer import (
+    _BUILTIN,
+    encode_sample,
+    load_tokenizer,
+    shortened,
+)
 from hive_jax.errors import DataError, MissingInputError
 
 COLOUR, SHAPE, COUNT = (KINDS.index(kind) for kind in ("colour", "shape", "count"))
@@ -199,6 +206,31 @@ def test_text_is_cut(tokenizer, num_tokens):
     assert whole["tokens"][num_tokens] != tokenizer.pad_id
     for key, value in cut.items():
         np.testing.assert_array_equal(value, whole[key][:num_tokens])
+
+
+@pytest.mark.parametrize("piece", ["a red cube ", "x", " ", "漢"])
+def test_a_text_of_any_length_costs_no_more_than_a_long_one(tokenizer, piece):
+    """What is kept of it is what it begins with, as if all had been tokenised."""
+    long = Segment(piece * (40_000 // len(piece)))
+    wanted = encode_sample(Sample(IMAGE, (long,)), tokenizer, 24)
+    huge = Segment(piece * (30_000_000 // len(piece)))
+    segments = (huge, Segment("not read", target=False))
+    began = time.perf_counter()
+    got = encode_sample(Sample(IMAGE, segments), tokenizer, 24)
+    assert time.perf_counter() - began < 5  # the whole takes minutes
+    for name, array in got.items():
+        np.testing.assert_array_equal(array, wanted[name])
+
+
+def test_a_text_that_is_not_far_too_long_is_read_to_its_end():
+    segments = (Segment("a" * 60_000), Segment("b" * 5536, kinds=((0, 9, "colour"),)))
+    sample = Sample(IMAGE, segments, image_before=1)
+    assert shortened(sample, 256) is sample
+    more = dataclasses.replace(sample, segments=(*segments, Segment("c")))
+    assert shortened(more, 257) is more
+    cut = shortened(more, 256)
+    assert [len(segment.text) for segment in cut.segments] == [60_000, 5536, 0]
+    assert cut.image_before == 1 and cut.segments[:2] == segments
 
 
 def test_empty_segments(tokenizer):

@@ -270,7 +270,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(cache, tmp_pa
 
 
 def test_own_captions_in_llava_form(cache, tmp_path):
-    """Scenes written to files as users have them; two are damaged."""
+    """Scenes written to files as users have them; three are damaged."""
     scenes = Tabletop("train", image_size=40)
     files, records = {}, []
     for i in range(32):
@@ -279,6 +279,7 @@ def test_own_captions_in_llava_form(cache, tmp_path):
         turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": text}]
         records.append({"id": str(i), "image": name, "conversations": turns})
     files["9.jpg"], files["20.jpg"] = b"not an image", files["20.jpg"][:400]
+    files["5.jpg"] = files["5.jpg"][:400]  # held out
     sources = write_set(tmp_path, files, records)
 
     def arguments(workdir, source, *more):
@@ -292,17 +293,23 @@ def test_own_captions_in_llava_form(cache, tmp_path):
 
     losses = []
     for source in ("folder", "zip"):
-        allowed = arguments(source, source, "--config.data.max_bad_fraction=0.1")
+        allowed = arguments(source, source, "--config.data.max_bad_fraction=0.2")
         output = kill_loop.finish(kill_loop.start(allowed, cache))
-        found = re.search("bad samples: 1 (.*), 1 (.*); each is named", output)
+        found = re.search("bad samples, train: 1 (.*), 1 (.*); each is", output)
         assert sorted(found.groups()) == ["damaged", "not an image"]
         losses.append(kill_loop.outcome(tmp_path / source))
         bad = (tmp_path / source / "bad_samples.jsonl").read_text().splitlines()
         images = {json.loads(line)["where"].split(" ")[-1] for line in bad}
-        assert images == {"9.jpg", "20.jpg"}
+        assert images == {"5.jpg", "9.jpg", "20.jpg"}
         result = json.loads((tmp_path / source / "result.json").read_text())
-        assert result["bad_samples"] == {"not an image": 1, "damaged": 1}
+        train = {"not an image": 1, "damaged": 1}
+        validation = {"damaged": 1}
+        assert result["bad_samples"] == {"train": train, "validation": validation}
     assert losses[0] == losses[1]
+    # Of a run that is finished, all stay in the file.
+    assert "finished already" in kill_loop.finish(kill_loop.start(allowed, cache))
+    again = (tmp_path / "zip/bad_samples.jsonl").read_text().splitlines()
+    assert again == bad
     code, output = run(arguments("again", "zip"), cache)
     assert code == 65 and "max_bad_fraction allows 1.00%" in output
     assert "Traceback" not in output

@@ -10,15 +10,18 @@ import argparse
 import functools
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hive_jax.data.bad import listed
+from hive_jax.data.files import written
 from hive_jax.data.images import as_png, decode
 from hive_jax.data.inspection import inspect
-from hive_jax.data.prepared import Plan, prepare
+from hive_jax.data.preparing import Plan, prepare
 from hive_jax.data.preprocessing import PREPROCESSING
 from hive_jax.data.sources import Opening, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
@@ -59,6 +62,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("threads", "shard_size", "num_tokens"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more")
+    if args.size < 0:
+        parser.error("--size must be 1 or more; without it images keep their size")
     return args
 
 
@@ -76,32 +81,39 @@ def convert(source, args: argparse.Namespace) -> int:
             resized if args.size else None,
             bar.update,
         )
-    print(f"{args.out}: {len(source)} samples, {_bad(manifest['bad'])}")
+    bad = manifest["bad"]
+    print(f"{args.out}: {len(source)} samples, {sum(bad.values())} of them bad", end="")
+    print(f": {listed(bad)}" if bad else "")
     return 0
 
 
 def check(source, args: argparse.Namespace) -> int:
     """Reads all of --from and reports it in --out; 65 if any sample is bad."""
+    out = _new_folder(args.out)
     tokenizer = load_tokenizer(args.tokenizer)
     with tqdm(total=len(source), unit="sample") as bar:
         found = inspect(source, tokenizer, args.num_tokens, args.threads, bar.update)
-    out = Path(args.out)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    found.write(out)
+    with written(out):
+        found.write(out)
     print(found.text())
     print(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
     return 65 if found.bad else 0
 
 
+def _new_folder(path: str) -> Path:
+    """Makes an empty folder that can be written; nothing is read before."""
+    out = Path(path)
+    with written(out):
+        out.mkdir(parents=True, exist_ok=True)
+        empty = not any(out.iterdir())
+        tempfile.TemporaryFile(dir=out).close()
+    if not empty:
+        raise ConfigError(f"{out} is not empty; choose another --out")
+    return out
+
+
 def _resized(size: int, preprocessing: str, content: bytes, where: str) -> bytes:
     return as_png(decode(content, size, preprocessing, where))
-
-
-def _bad(counts: dict[str, int]) -> str:
-    listed = ", ".join(f"{n} {reason}" for reason, n in counts.items())
-    return f"{sum(counts.values())} of them bad" + (f": {listed}" if listed else "")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from hive_jax.data.bad import BadSamples
 from hive_jax.data.images import as_png, decode, opened
 from hive_jax.data.loader import Loader
 from hive_jax.data.order import Order
-from hive_jax.data.prepared import Plan, prepare
+from hive_jax.data.preparing import Plan, prepare
 from hive_jax.data.sources import Opening, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
 from hive_jax.errors import MissingInputError

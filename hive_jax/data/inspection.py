@@ -5,15 +5,19 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.images import decode, mode_of
-from hive_jax.data.prepared import in_order
-from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
+from hive_jax.data.preparing import in_order
+from hive_jax.data.tokenizer import (
+    Tokenizer,
+    count_tokens,
+    encode_sample,
+    shortened,
+)
 
 _SIZE = 32  # that images are decoded to
 
@@ -29,7 +33,9 @@ class Inspection:
       modes: image mode -> samples; all but RGB are converted when they are read.
       repeated: samples whose image is, bit for bit, that of an earlier one.
       tokens: of each good sample, before any cut; begin-of-sequence counts.
-      cut: samples of more than `num_tokens` tokens.
+      long: samples of so much text that its end is not even tokenised, in training and
+        here; see hive_jax/data/tokenizer.py.
+      cut: samples of more than `num_tokens` tokens, and those.
       num_tokens: of a sample in training.
     """
 
@@ -40,10 +46,8 @@ class Inspection:
     modes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     repeated: int = 0
     tokens: list[int] = dataclasses.field(default_factory=list)
-
-    @property
-    def cut(self) -> int:
-        return sum(count > self.num_tokens for count in self.tokens)
+    long: int = 0
+    cut: int = 0
 
     def report(self) -> dict:
         """All of it as JSON, without the list of the bad ones."""
@@ -60,6 +64,7 @@ class Inspection:
             "repeated_images": self.repeated,
             "num_tokens": self.num_tokens,
             "cut": self.cut,
+            "long_texts": self.long,
             "tokens": {
                 f"{p}%": int(value)
                 for p, value in zip(
@@ -84,6 +89,7 @@ class Inspection:
                 f"repeated images  {self.repeated:,}",
                 f"tokens           {low} to {high}, median {middle}",
                 f"cut              {self.cut:,}, of more than {self.num_tokens} tokens",
+                f"long texts       {self.long:,}, of which only the start was tokenised",
             ]
         )
 
@@ -128,39 +134,43 @@ def inspect(
 
     def look(index: int):
         try:
-            return _look(source, index, tokenizer)
+            return _look(source, index, tokenizer, num_tokens)
         except BadSample as bad:
             return bad
 
-    with ThreadPoolExecutor(threads) as pool:
-        for index, seen in enumerate(in_order(pool, look, range(len(source)))):
-            found.samples += 1
-            progress(1)
-            if isinstance(seen, BadSample):
-                one = {"index": index, "reason": seen.reason, "where": seen.where}
-                found.bad.append(one | {"detail": seen.detail})
-                continue
-            mode, digest, tokens = seen
-            found.tokens.append(tokens)
-            if digest is None:
-                found.text_alone += 1
-                continue
-            found.modes[mode] += 1
-            found.repeated += digest in images
-            images.add(digest)
+    for index, seen in enumerate(in_order(look, range(len(source)), threads)):
+        found.samples += 1
+        progress(1)
+        if isinstance(seen, BadSample):
+            one = {"index": index, "reason": seen.reason, "where": seen.where}
+            found.bad.append(one | {"detail": seen.detail})
+            continue
+        mode, digest, tokens, is_long = seen
+        found.tokens.append(tokens)
+        found.long += is_long
+        found.cut += is_long or tokens > num_tokens
+        if digest is None:
+            found.text_alone += 1
+            continue
+        found.modes[mode] += 1
+        found.repeated += digest in images
+        images.add(digest)
     return found
 
 
-def _look(source, index: int, tokenizer: Tokenizer):
-    """(image mode, hash of the image, tokens) of a sample. Raises BadSample."""
-    sample = source[index]
+def _look(source, index: int, tokenizer: Tokenizer, num_tokens: int):
+    """(image mode, hash of the image, tokens, whether its text is a long one) of a
+    sample. Raises BadSample."""
+    whole = source[index]
+    sample = shortened(whole, num_tokens)
     tokens = count_tokens(sample, tokenizer)
     if not encode_sample(sample, tokenizer, tokens + 1)["target"].any():
         raise BadSample("no target", source.where(index), "has no supervised token")
+    about = tokens, sample is not whole
     if sample.image is None:
-        return None, None, tokens
+        return None, None, *about
     if isinstance(sample.image, np.ndarray):
-        return "RGB", hashlib.sha256(sample.image).digest(), tokens
+        return "RGB", hashlib.sha256(sample.image).digest(), *about
     decode(sample.image, _SIZE, "hf_bilinear", source.where(index))
     digest = hashlib.sha256(sample.image).digest()
-    return mode_of(sample.image), digest, tokens
+    return mode_of(sample.image), digest, *about

@@ -8,50 +8,57 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hive_jax.data.bad import BadSample
-from hive_jax.data.tokenizer import Tokenizer, count_tokens
+from hive_jax.data.tokenizer import Tokenizer, count_tokens, shortened
 
 _AT_ONCE = 256  # samples that a thread takes
 
 
 def all_token_counts(
-    source, tokenizer: Tokenizer, threads: int, progress: Callable[[int], None]
+    source,
+    tokenizer: Tokenizer,
+    num_tokens: int,
+    threads: int,
+    progress: Callable[[int], None],
 ) -> np.ndarray:
     """Tokens of each sample, int32[len(source)], 0 of a bad one; the same in every
     process of a job, each of which reads its share of the samples.
 
     Args:
       source: best of text alone; no image is looked at.
+      num_tokens: that texts will be cut at; of far longer ones a part is counted.
       progress: called with the number of samples that were read.
     """
     process, processes = jax.process_index(), jax.process_count()
     share = -(-len(source) // processes)
     mine = range(process * share, min((process + 1) * share, len(source)))
     counts = np.zeros(share, np.int32)
-    counts[: len(mine)] = _token_counts(source, tokenizer, mine, threads, progress)
+
+    def count(index: int) -> int:
+        try:
+            return count_tokens(shortened(source[index], num_tokens), tokenizer)
+        except BadSample:
+            return 0
+
+    counts[: len(mine)] = _in_threads(count, mine, threads, progress)
     if processes > 1:
         counts = multihost_utils.process_allgather(counts).ravel()
     return counts[: len(source)]
 
 
-def _token_counts(
-    source,
-    tokenizer: Tokenizer,
+def _in_threads(
+    function: Callable[[int], int],
     indices: range,
     threads: int,
     progress: Callable[[int], None],
 ) -> list[int]:
-    def count(index: int) -> int:
-        try:
-            return count_tokens(source[index], tokenizer)
-        except BadSample:
-            return 0
+    """function(index) of each index, in order."""
 
-    def count_some(first: int) -> list[int]:
-        return [count(index) for index in indices[first : first + _AT_ONCE]]
+    def of_some(first: int) -> list[int]:
+        return [function(index) for index in indices[first : first + _AT_ONCE]]
 
-    counts = []
+    results = []
     with ThreadPoolExecutor(threads) as pool:
-        for some in pool.map(count_some, range(0, len(indices), _AT_ONCE)):
-            counts += some
+        for some in pool.map(of_some, range(0, len(indices), _AT_ONCE)):
+            results += some
             progress(len(some))
-    return counts
+    return results

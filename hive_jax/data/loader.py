@@ -21,6 +21,9 @@ from hive_jax.data.order import Order
 from hive_jax.data.tokenizer import Tokenizer, encode_sample
 from hive_jax.errors import DataError
 
+# Rows that are no accident, if none of them has a supervised token.
+_TELLING = 8
+
 
 class Loader:
     """Reads, tokenises and stacks samples in threads, ahead of the training.
@@ -144,7 +147,7 @@ class Loader:
     def _account(self, step: int, rows: list[dict | BadSample]) -> None:
         """Counts the bad ones, and raises DataError if there are too many."""
         found = [row for row in rows if isinstance(row, BadSample)]
-        if len(found) == self.batch_size and all(
+        if len(found) == len(rows) >= _TELLING and all(
             x.reason == "no target" for x in found
         ):
             raise DataError(

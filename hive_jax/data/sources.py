@@ -11,6 +11,7 @@ from hive_jax.data.llava import FORMS, Llava
 from hive_jax.data.pairs import open_class_folder, open_table
 from hive_jax.data.prepared import Prepared
 from hive_jax.data.sets import Mixture, held_out, take
+from hive_jax.data.shares import apportioned, require_length, shares_of
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tabletop.language import MODES
 from hive_jax.data.tfds import Tfds
@@ -115,16 +116,18 @@ def make_source(config: DataConfig, split: str, *, image_size: int, with_image: 
     )
     if specs[0].kind == "tabletop":  # has splits of its own
         return _opened(specs[0], how, split)
-    weights = [spec.weight or 1.0 for spec in specs]
-    shares = [weight / sum(weights) for weight in weights]
+    shares = shares_of([spec.weight or 1.0 for spec in specs])
+    sizes = apportioned(config.validation_size, shares)
     parts = [
-        held_out(
-            _opened(spec, how), split, max(1, round(share * config.validation_size))
-        )
-        for spec, share in zip(specs, shares, strict=True)
+        held_out(_opened(spec, how), split, size)
+        for spec, size in zip(specs, sizes, strict=True)
     ]
-    weighted = split == "train" and specs[0].weight is not None
-    return parts[0] if len(parts) == 1 else Mixture(parts, shares if weighted else ())
+    if len(parts) == 1:
+        return parts[0]
+    if split == "validation" or specs[0].weight is None:
+        return Mixture(parts)
+    require_length([s.path for s in specs], [len(part) for part in parts], shares)
+    return Mixture(parts, shares)
 
 
 def whole_source(text: str, how: Opening):

@@ -4,6 +4,7 @@ Labels come from the character span of each token in the whole text; nothing is
 tokenised twice, so no template or merge can shift them.
 """
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -19,6 +20,9 @@ _BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 # What may stand beside them in a Hugging Face folder.
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+# Of a text, what is tokenised: many more characters than a token has, and a page of any.
+_CHARACTERS, _CHARACTERS_PER_TOKEN = 2**16, 256
 
 
 class Tokenizer:
@@ -198,9 +202,11 @@ def encode_sample(
     """The text arrays of one sample, each [num_tokens]; see Batch.
 
     A begin-of-sequence token comes first where the vocabulary has one; text beyond
-    `num_tokens` is cut. An image before the first segment stands before everything,
-    the begin-of-sequence token included, as in PaliGemma.
+    `num_tokens` is cut, and that of `shortened` not even tokenised. An image before the
+    first segment stands before everything, the begin-of-sequence token included, as in
+    PaliGemma.
     """
+    sample = shortened(sample, num_tokens)
     text = "".join(segment.text for segment in sample.segments)
     ids, spans = tokenizer.encode(text)
     target, seen, kind = _label_characters(sample)
@@ -232,6 +238,20 @@ def count_tokens(sample: Sample, tokenizer: Tokenizer) -> int:
     """Tokens of a sample that is not cut."""
     text = "".join(segment.text for segment in sample.segments)
     return len(tokenizer.encode(text)[0]) + (tokenizer.bos_id is not None)
+
+
+def shortened(sample: Sample, num_tokens: int) -> Sample:
+    """The sample without text that is far beyond `num_tokens`, so that a text of any
+    length costs no more than a long one; itself, if there is none."""
+    room = max(_CHARACTERS, num_tokens * _CHARACTERS_PER_TOKEN)
+    if sum(len(segment.text) for segment in sample.segments) <= room:
+        return sample
+    segments = []
+    for segment in sample.segments:
+        text = segment.text[:room]
+        segments.append(dataclasses.replace(segment, text=text))
+        room -= len(text)
+    return dataclasses.replace(sample, segments=tuple(segments))
 
 
 def _label_characters(sample: Sample):

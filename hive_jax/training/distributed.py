@@ -4,11 +4,13 @@ JAX finds out most of it by itself. What it leaves to its callers is decided her
 whether this process is one of several at all, and which GPUs of its host are its own.
 """
 
+import contextlib
 import glob
 import importlib.util
 import logging
 import os
 import re
+import threading
 from collections.abc import Mapping
 
 import jax
@@ -16,6 +18,9 @@ import jax
 from hive_jax.errors import ConfigError
 
 _log = logging.getLogger(__name__)
+
+# That a process with an error waits for the others: most errors are those of all.
+PATIENCE_SECONDS = 10
 
 
 def join_job(
@@ -47,6 +52,24 @@ def join_job(
             f"--coordinator_address, --num_processes and --process_id, or use "
             f"--distributed=off for a single process"
         ) from error
+
+
+@contextlib.contextmanager
+def ending_alone():
+    """An error ends this process with its exit code, also if the others run on.
+
+    JAX would wait five minutes for them and then abort. Without this process they
+    cannot run on: their next collective fails, or the job's coordinator ends them.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() > 1:
+            code = getattr(error, "exit_code", 1)
+            timer = threading.Timer(PATIENCE_SECONDS, os._exit, (code,))
+            timer.daemon = True
+            timer.start()
+        raise
 
 
 def how_to_join(

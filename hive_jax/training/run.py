@@ -71,7 +71,9 @@ class Run:
             num_tokens=config.data.num_tokens,
             image_size=config.model.encoder.image_size,
             preprocessing=config.data.preprocessing,
-            bad=BadSamples(split, len(source), config.data.max_bad_fraction),
+            bad=BadSamples(
+                split, len(source), config.data.max_bad_fraction, source.where
+            ),
             sharding=sharding.batch_sharding(self.mesh, batch_size),
             threads=config.data.threads,
             augment_seed=config.seed if trains and config.data.augment else None,
@@ -94,6 +96,7 @@ class Run:
             tokens = all_token_counts(
                 self._source("train", with_image=False),
                 self.tokenizer,
+                config.data.num_tokens,
                 config.data.threads,
                 bar.update,
             )

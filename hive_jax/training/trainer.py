@@ -21,6 +21,7 @@ from hive_jax.errors import (
     OutputError,
 )
 from hive_jax.training import report
+from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.lock import WorkdirLock
 from hive_jax.training.metrics import MetricsWriter, Throughput, progress_bar, say
@@ -57,7 +58,7 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
             state = run.start()
         start = int(state.step)
         _prepare(folder, config, start)
-        _keep_bad_samples(run, folder, start)
+        keep_bad_samples(run, folder, start)
         with MetricsWriter(folder, start) as writer:
             state = _loop(run, state, checkpoints, writer, stop)
             step, params = int(state.step), state.params
@@ -81,14 +82,6 @@ def _prepare(folder: Path, config: RunConfig, start: int) -> None:
         keep_tokenizer(config.data.tokenizer, folder / TOKENIZER_FOLDER)
     if start < config.total_steps and jax.process_index() == 0:
         (folder / "result.json").unlink(missing_ok=True)
-
-
-def _keep_bad_samples(run: Run, folder: Path, start: int) -> None:
-    """Names the bad samples of both splits in a file; other processes in theirs."""
-    process = jax.process_index()
-    path = folder / (f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl")
-    run.loader.bad.keep_in(path, start * run.config.batch_size)
-    run.validation.bad.keep_in(path, 0)
 
 
 def _loop(
@@ -154,9 +147,7 @@ def _finish(
         say(f"finished already; its figures are in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
-    result["bad_samples"] = run.loader.bad.counts
-    if run.loader.bad:
-        say(f"bad samples: {run.loader.bad}; each is named in bad_samples.jsonl")
+    result["bad_samples"] = count_bad_samples(run)
     try:
         kept = run.program.kept_params(params)
         moved = report.distances(run.initial_params(), kept)
