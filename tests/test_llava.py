@@ -118,6 +118,11 @@ def test_text_without_an_image_is_kept(tmp_path):
         ({"conversations": [{"from": "gpt", "value": 3}]}, "plain", "value is a int"),
         ({"conversations": [{"from": "bard", "value": ""}]}, "plain", "'bard'"),
         ({"conversations": ["hello"]}, "plain", "turn 0 is from None"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a \ud800"}]},
+            "plain",
+            "turn 0: value has half of a character",
+        ),
         ({"image": None}, "chat", "no image, and <image> 1 times"),
         (
             {"conversations": [{"from": "gpt", "value": "a"}]},
@@ -147,12 +152,17 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
     path = tmp_path / "chat.jsonl"
     lines = path.read_text().splitlines()
     lines[3], lines[4] = lines[3][:-9], "[" * 100_000
-    path.write_text("\ufeff" + "\n\n".join(lines), "utf-8")
+    # What other systems take for ends of lines belongs to the text.
+    odd = "x\u2028y\u2029z\x85\u000b"
+    turns = [{"from": "gpt", "value": f"a {odd}b"}]
+    lines[2] = json.dumps(record(2, conversations=turns), ensure_ascii=False)
+    content = "\ufeff" + "\n\n".join(lines[:4]) + "\r\n\r\n" + lines[4]
+    path.write_bytes(content.encode("utf-8"))
     train = opened(source)
     for index, line in ((1, 7), (2, 9)):
         with pytest.raises(BadSample, match=f"line {line} is not JSON"):
             train[index]
-    assert train[0].segments[0].text == "caption number 2\n"
+    assert train[0].segments[0].text == f"a {odd}b\n"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +214,10 @@ def test_parquet_of_other_columns(tmp_path):
         opened(f"llava:{path}")
     for rows, said in (
         ([{"text": "a"}], "has the columns text; expected"),
-        ([{"conversations": [], "image": "a.jpg"}], "the column image is text"),
+        (
+            [{"conversations": [], "image": "a.jpg"}],
+            "the column image is string; expected the bytes",
+        ),
     ):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
         with pytest.raises(DataError, match=said):

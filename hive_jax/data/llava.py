@@ -17,8 +17,9 @@ import hashlib
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.records import Broken, read_records
+from hive_jax.data.records import read_records
 from hive_jax.data.stores import open_store
+from hive_jax.data.text import Broken, is_utf8
 from hive_jax.errors import DataError, MissingInputError
 
 FORMS = ("plain", "chat")
@@ -75,7 +76,8 @@ class Llava:
         self._conversations = []
         for record in records:
             understood = _understood(record, form)
-            digest.update(repr(understood).encode("utf-8", "surrogatepass"))
+            said = None if isinstance(understood, str) else understood
+            digest.update(repr(said).encode("utf-8", "surrogatepass"))
             self._conversations.append(understood)
         self.fingerprint = digest.hexdigest()[:16]
         if with_image:
@@ -143,6 +145,10 @@ def _understood(record, form: str) -> _Conversation | str:
             return f"turn {number} is from {speaker!r}; expected human or gpt"
         if not isinstance(turn.get("value"), str):
             return f"turn {number}: value is {_kind(turn.get('value'))}; expected text"
+        if isinstance(turn["value"], Broken):
+            return f"turn {number}: value is {turn['value']}"
+        if not is_utf8(turn["value"]):
+            return f"turn {number}: value has half of a character"
         said.append((turn["value"], speaker in _ANSWERS))
     return _as_plain(image, said) if form == "plain" else _as_chat(image, said)
 

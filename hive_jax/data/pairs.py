@@ -1,16 +1,16 @@
-"""Sets of images with a text or a class each: folders of classes, CSV, Parquet."""
+"""Sets of images with a text each; and folders of classes as such."""
 
-import csv
 import hashlib
-import json
+import os
 from collections.abc import Sequence
-from pathlib import Path
+
+import numpy as np
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.records import ParquetStore, parquet_files
-from hive_jax.data.stores import FolderStore, open_store
-from hive_jax.errors import ConfigError, DataError, MissingInputError
+from hive_jax.data.stores import FolderStore
+from hive_jax.data.text import Broken, is_utf8
+from hive_jax.errors import DataError, MissingInputError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
@@ -21,7 +21,7 @@ class Pairs:
     Args:
       path: what messages call the set.
       names: of the images in `store`.
-      texts: beside them; an empty one is a bad sample.
+      texts: beside them; an empty or Broken one is a bad sample.
     """
 
     def __init__(self, path: str, names: Sequence[str], texts: Sequence[str], store):
@@ -31,7 +31,8 @@ class Pairs:
         self._store = store
         digest = hashlib.sha256()
         for name, text in zip(names, texts, strict=True):
-            digest.update(repr((name, text)).encode("utf-8", "surrogatepass"))
+            said = None if isinstance(text, Broken) else text
+            digest.update(repr((name, said)).encode("utf-8", "surrogatepass"))
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -39,14 +40,22 @@ class Pairs:
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`; its image is the content of a file. Raises BadSample."""
-        text = self._texts[index].strip()
-        if not text:
-            raise BadSample("record", self.where(index), "has no text")
-        image = self._store.read(self._names[index])
-        return Sample(image, (Segment(text + "\n"),))
+        text = require_text(self._texts[index], self.where(index))
+        return Sample(self._store.read(self._names[index]), (Segment(text + "\n"),))
 
     def where(self, index: int) -> str:
         return f"{self._path}, record {index}, image {self._names[index]}"
+
+
+def require_text(text: str, where: str) -> str:
+    """The text without space around it. Raises BadSample if it says nothing."""
+    if isinstance(text, Broken):
+        raise BadSample("record", where, text)
+    if not text.strip():
+        raise BadSample("record", where, "has no text")
+    if not is_utf8(text):
+        raise BadSample("record", where, "its text has half of a character")
+    return text.strip()
 
 
 def of_class(name: str) -> str:
@@ -54,81 +63,51 @@ def of_class(name: str) -> str:
     return f"a photo of a {name.replace('_', ' ')}"
 
 
+def of_number(label: int, names: Sequence[str]) -> str:
+    """The caption of an image of class number `label`; Broken if there is none."""
+    if 0 <= label < len(names):
+        return of_class(names[label])
+    return Broken(f"is of class {label}; expected 0 to {len(names) - 1}")
+
+
+def shuffled(rows: Sequence) -> list:
+    """The rows in a random order, the same each time.
+
+    What has classes is often sorted by them, and the first samples are held out.
+    """
+    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+
+
 def open_class_folder(path: str) -> Pairs:
-    """path/CLASS/.../IMAGE, in the order of the names; other files are left alone."""
-    root = Path(path)
-    if not root.is_dir():
-        raise MissingInputError(f"data.source: {path}: no such folder")
-    found = sorted(
-        file.relative_to(root).as_posix()
-        for file in root.glob("*/**/*")
-        if file.suffix.lower() in _SUFFIXES
-    )
-    if not found:
-        raise DataError(f"{path}: expected folders of images, one for each class")
-    texts = [of_class(name.split("/")[0]) for name in found]
-    return Pairs(path, found, texts, FolderStore(path))
-
-
-def open_table(path: str, *, images: str, image: str, text: str, label: str) -> Pairs:
-    """A .csv with a header, .parquet, or a folder of .parquet.
-
-    Args:
-      images: the folder or zip that has the images of a CSV.
-      image, text, label: columns. The text, or else the class that `label` names; of
-        Parquet by Hugging Face, a class may be a number.
+    """path/CLASS/.../IMAGE, shuffled; other files are left alone.
 
     Raises:
-      MissingInputError: something is not there.
-      DataError, ConfigError: it is no such table.
+      MissingInputError: there is no such folder.
+      DataError: it has no such files, or cannot be read.
     """
-    if not path.endswith(".csv"):
-        return _open_parquet(path, image, text, label)
-    if not Path(path).is_file():
-        raise MissingInputError(f"data.source: {path}: no such file")
-    if not images:
-        raise ConfigError(f"data.source: {path}: say where its images are, images=...")
+    if not os.path.isdir(path):
+        raise MissingInputError(f"data.source: {path}: no such folder")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            column = _column(path, rows.fieldnames or [], image, text, label)
-            table = [(row[image] or "", row[column] or "") for row in rows]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not CSV in UTF-8: {error}") from None
-    texts = [t if column == text else of_class(t) if t else "" for _, t in table]
-    return Pairs(path, [name for name, _ in table], texts, open_store(images, "images"))
+        classes = sorted(one.name for one in os.scandir(path) if one.is_dir())
+        found = [name for one in classes for name in _images(path, one)]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if not found:
+        raise DataError(f"{path}: expected folders of images, one for each class")
+    names = shuffled(sorted(found))
+    texts = [of_class(name.split("/")[0]) for name in names]
+    return Pairs(path, names, texts, FolderStore(path))
 
 
-def _column(
-    path: str, columns: Sequence[str], image: str, text: str, label: str
-) -> str:
-    """The column of the texts, or of the classes."""
-    chosen = next((name for name in (text, label) if name in columns), None)
-    if image not in columns or chosen is None:
-        raise DataError(
-            f"{path} has the columns {', '.join(columns)}; expected {image}, and "
-            f"{text} or {label}: name them with image=, text= and label="
-        )
-    return chosen
+def _images(root: str, name: str) -> list[str]:
+    """The paths, from the root, of the image files in a folder and those below it."""
 
+    def fail(error: OSError):
+        raise error
 
-def _open_parquet(path: str, image: str, text: str, label: str) -> Pairs:
-    files = parquet_files(path)
-    store = ParquetStore(files, image)
-    column = _column(path, store.columns, image, text, label)
-    values = store.values(column)
-    if column == label:
-        names = _class_names(store.metadata, label)
-        values = [names[v] if isinstance(v, int) and names else v for v in values]
-        values = ["" if v is None else of_class(str(v)) for v in values]
-    texts = [v if isinstance(v, str) else "" for v in values]
-    return Pairs(path, [str(row) for row in range(len(texts))], texts, store)
-
-
-def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:
-    """The names of the classes, as Hugging Face's datasets keeps them in a schema."""
-    try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return list(features[label]["names"])
-    except (KeyError, TypeError, ValueError):
-        return []
+    return [
+        os.path.relpath(os.path.join(folder, file), root)
+        for folder, _, files in os.walk(os.path.join(root, name), onerror=fail)
+        for file in files
+        if file.lower().endswith(_SUFFIXES)
+    ]

@@ -8,10 +8,11 @@ import dataclasses
 
 from hive_jax.config import DataConfig, nearest
 from hive_jax.data.llava import FORMS, Llava
-from hive_jax.data.pairs import open_class_folder, open_table
+from hive_jax.data.pairs import open_class_folder
 from hive_jax.data.prepared import Prepared
 from hive_jax.data.sets import Mixture, held_out, take
 from hive_jax.data.shares import apportioned, require_length, shares_of
+from hive_jax.data.tables import open_table
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tabletop.language import MODES
 from hive_jax.data.tfds import Tfds
@@ -71,6 +72,10 @@ def _parse_one(text: str) -> Spec:
             f"config.data.source is {text!r}; expected one of {tuple(_KINDS)}, with a "
             f"path and options as in llava:chat.json,images=images.zip"
             + nearest(kind, _KINDS)
+        )
+    if not path and kind != "tabletop":
+        raise ConfigError(
+            f"config.data.source is {text!r}; expected a path, {kind}:PATH"
         )
     values = {}
     for option in options:

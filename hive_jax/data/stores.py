@@ -12,6 +12,7 @@ import zlib
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.images import MAX_BYTES
+from hive_jax.data.text import is_utf8
 from hive_jax.errors import DataError, MissingInputError
 
 # Of the zip's methods, those that unpack no more than they are asked for.
@@ -44,10 +45,11 @@ class FolderStore:
     def read(self, name: str) -> bytes:
         """The content of a file. Raises BadSample."""
         where = f"{self.path}/{name}"
-        path = os.path.realpath(os.path.join(self._root, _safe(name, where)))
-        if os.path.commonpath((path, self._root)) != self._root:
-            raise BadSample("unsafe path", where, f"leads out of {self.path}")
+        _safe(name, where)
         try:
+            path = os.path.realpath(os.path.join(self._root, name))
+            if os.path.commonpath((path, self._root)) != self._root:
+                raise BadSample("unsafe path", where, f"leads out of {self.path}")
             # A pipe would be waited for, without O_NONBLOCK.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
@@ -56,7 +58,9 @@ class FolderStore:
                 os.close(descriptor)
         except OSError as error:
             reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-            raise BadSample(reason, where, error.strerror) from None
+            raise BadSample(reason, where, str(error.strerror)) from None
+        except UnicodeEncodeError as error:  # where names of files are not UTF-8
+            raise BadSample("unreadable", where, str(error)) from None
 
     def has(self, name: str) -> bool:
         try:
@@ -131,15 +135,6 @@ def _safe(name: str, where: str) -> str:
             "unsafe path", where, "expected a path below the folder of images"
         )
     return name
-
-
-def is_utf8(text: str) -> bool:
-    """Whether it has no half of a character, as "\\ud800" of JSON is one."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _require_size(size: int, where: str) -> None:
