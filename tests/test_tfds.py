@@ -1,13 +1,17 @@
 """Sets of TensorFlow Datasets, written here as ArrayRecord; without TensorFlow."""
 
+import collections
 import importlib.util
 import io
+import re
 import time
 
 import kill_loop
+import numpy as np
 import pytest
 from llava_sets import encoded, photograph
 
+from hive_jax.data.bad import BadSample
 from hive_jax.data.sources import Opening, whole_source
 from hive_jax.errors import DataError, MissingInputError
 
@@ -35,6 +39,13 @@ def folder(tmp_path_factory):
                         "captions": features.Sequence({"text": features.Text()}),
                         "label": features.ClassLabel(names=["hot_dog", "pizza"]),
                         "title": features.Text(),
+                        # As COCO's captions are, by the code of newer versions.
+                        "more": features.Sequence(
+                            {"words": features.Tensor(shape=(), dtype=np.str_)}
+                        ),
+                        "alone": features.Tensor(shape=(), dtype=np.str_),
+                        "info": {"photo/1": features.Image(encoding_format="jpeg")},
+                        "labels": features.Sequence(features.ClassLabel(num_classes=3)),
                     }
                 ),
             )
@@ -52,8 +63,12 @@ def folder(tmp_path_factory):
                     {
                         "image": io.BytesIO(encoded(photograph(i))),
                         "captions": [{"text": f"first {i}"}, {"text": f"second {i}"}],
-                        "label": i % 2,
+                        "label": i % 2 if i != 7 else -1,
                         "title": f"title {i}" if i else "",
+                        "more": [{"words": f"word {i}"}] if i else [],
+                        "alone": b"caf\xc3\xa9" if i else b"\xff\xfe",
+                        "info": {"photo/1": io.BytesIO(encoded(photograph(i)))},
+                        "labels": [i % 3],
                     },
                 )
 
@@ -70,22 +85,53 @@ def opened(text: str):
     ("text", "said"),
     [
         ("captions/text", "first {}\n"),
-        ("label", "a photo of a {}\n"),
     ],
 )
 def test_every_sample_is_read(folder, text, said):
-    source = opened(f"tfds:tiny_captions,dir={folder},text={text}")
+    source = opened(f"tfds:tiny_captions,dir={folder},image=image,text={text}")
     got = {source[i].segments[0].text: source[i].image for i in range(len(source))}
-    names = ["hot dog", "pizza"]
     for i in range(20):
-        key = said.format(names[i % 2] if text == "label" else i)
-        if text != "label":
-            assert got[key] == encoded(photograph(i))
-        assert key in got
+        assert got[said.format(i)] == encoded(photograph(i))
+
+
+def test_classes_are_captions_and_a_number_that_is_none_a_bad_sample(folder):
+    source = opened(f"tfds:tiny_captions,dir={folder},image=image,text=label")
+    texts, bad = collections.Counter(), []
+    for index in range(20):
+        try:
+            texts[source[index].segments[0].text] += 1
+        except BadSample as error:
+            bad.append(error)
+    assert texts == {"a photo of a hot dog\n": 10, "a photo of a pizza\n": 9}
+    assert [error.detail for error in bad] == ["is of class -1; expected 0 to 1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "detail"),
+    [
+        ("more/words", "word {}\n", "has no text"),
+        ("alone", "café\n", "alone is not UTF-8"),
+        ("title", "title {}\n", "has no text"),
+    ],
+)
+def test_any_text_will_do(folder, text, said, detail):
+    image = "info/photo/1"
+    source = opened(f"tfds:tiny_captions:1.0.0,dir={folder},image={image},text={text}")
+    details, texts = [], set()
+    for index in range(20):
+        try:
+            sample = source[index]
+        except BadSample as error:
+            details.append(error.detail)
+        else:
+            texts.add(sample.segments[0].text)
+            assert sample.image.startswith(b"\xff\xd8")
+    assert texts == {said.format(i) for i in range(1, 20)}
+    assert len(details) == 1 and detail in details[0]
 
 
 def test_a_version_by_its_folder_and_parts_of_a_split(folder):
-    name = f"tfds:{folder}/tiny_captions/1.0.0,text=title"
+    name = f"tfds:{folder}/tiny_captions/1.0.0,image=image,text=title"
     source, half = opened(name), opened(f"{name},split=train[:50%]")
     assert (len(source), len(half), len(opened(f"{name},split=val"))) == (20, 10, 5)
     assert half[3].image == source[3].image
@@ -105,15 +151,19 @@ def _has_text(source, index):
 
 
 def test_what_is_not_there(folder):
-    with pytest.raises(DataError, match=r"text=\?; expected one of .*captions/text"):
-        opened(f"tfds:tiny_captions,dir={folder}")
-    with pytest.raises(DataError, match="text=caption; expected one of"):
-        opened(f"tfds:tiny_captions,dir={folder},text=caption")
-    with pytest.raises(DataError, match="split test"):
-        opened(f"tfds:tiny_captions,dir={folder},split=test,text=label")
-    for name in ("huge_captions", "mnist"):
+    name = f"tfds:tiny_captions,dir={folder}"
+    with pytest.raises(DataError, match=r"image=\?; .*: image, info/photo/1"):
+        opened(f"{name},text=label")
+    for text in ("labels", "image", "caption"):
+        wanted = "alone, captions/text, label, more/words, title"
+        with pytest.raises(DataError, match=f"text={text}; .*features: {wanted}"):
+            opened(f"{name},image=image,text={text}")
+    for split in ("test", "train[5:3]", "train[", "train[:200%]", ""):
+        with pytest.raises(DataError, match=f"split {re.escape(split)}"):
+            opened(f"{name},image=image,text=label,split={split or '+'}")
+    for name in ("huge_captions", "mnist", "tiny_captions:2.0.0", "../x", "*"):
         with pytest.raises(
-            MissingInputError, match=f"tfds:{name} is not there.*Prepare"
+            MissingInputError, match=f"tfds:{re.escape(name)} is not there.*Prepare"
         ):
             opened(f"tfds:{name},dir={folder},text=label")
 
@@ -130,7 +180,7 @@ finally:
 
 def test_it_trains_and_resumes_without_tensorflow(folder, tmp_path):
     """Killed on the way and resumed, as in one go."""
-    source = f"tfds:tiny_captions,dir={folder},text=captions/text"
+    source = f"tfds:tiny_captions,dir={folder},image=image,text=captions/text"
 
     def start(workdir):
         command = kill_loop.command(
