@@ -22,13 +22,21 @@ class Pairs:
       path: what messages call the set.
       names: of the images in `store`.
       texts: beside them; an empty or Broken one is a bad sample.
+      with_image: False for text alone; no image is read then.
     """
 
-    def __init__(self, path: str, names: Sequence[str], texts: Sequence[str], store):
+    def __init__(
+        self,
+        path: str,
+        names: Sequence[str],
+        texts: Sequence[str],
+        store,
+        with_image: bool = True,
+    ):
         if not names:
             raise DataError(f"{path} has no samples")
         self._path, self._names, self._texts = path, names, texts
-        self._store = store
+        self._store, self._with_image = store, with_image
         digest = hashlib.sha256()
         for name, text in zip(names, texts, strict=True):
             said = None if isinstance(text, Broken) else text
@@ -41,7 +49,8 @@ class Pairs:
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`; its image is the content of a file. Raises BadSample."""
         text = require_text(self._texts[index], self.where(index))
-        return Sample(self._store.read(self._names[index]), (Segment(text + "\n"),))
+        image = self._store.read(self._names[index]) if self._with_image else None
+        return Sample(image, (Segment(text + "\n"),))
 
     def where(self, index: int) -> str:
         return f"{self._path}, record {index}, image {self._names[index]}"
@@ -78,7 +87,7 @@ def shuffled(rows: Sequence) -> list:
     return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
 
 
-def open_class_folder(path: str) -> Pairs:
+def open_class_folder(path: str, with_image: bool = True) -> Pairs:
     """path/CLASS/.../IMAGE, shuffled; other files are left alone.
 
     Raises:
@@ -96,7 +105,7 @@ def open_class_folder(path: str) -> Pairs:
         raise DataError(f"{path}: expected folders of images, one for each class")
     names = shuffled(sorted(found))
     texts = [of_class(name.split("/")[0]) for name in names]
-    return Pairs(path, names, texts, FolderStore(path))
+    return Pairs(path, names, texts, FolderStore(path), with_image)
 
 
 def _images(root: str, name: str) -> list[str]:

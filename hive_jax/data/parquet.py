@@ -8,6 +8,7 @@ file that unpacks to far more than it is, is refused.
 import bisect
 import collections
 import contextlib
+import glob
 import itertools
 import threading
 from pathlib import Path
@@ -27,9 +28,15 @@ from hive_jax.errors import DataError, MissingInputError
 
 
 def parquet_files(path: str) -> list[Path]:
-    """A .parquet file, or those in a folder. Raises MissingInputError for none."""
+    """A .parquet file, those in a folder, or those of a pattern, "DIR/**/train-*.parquet".
+
+    Raises MissingInputError for none.
+    """
     source = Path(path)
-    files = sorted(source.glob("**/*.parquet")) if source.is_dir() else [source]
+    pattern = f"{glob.escape(path)}/**/*.parquet" if source.is_dir() else path
+    if source.is_file():  # whatever its name is
+        return [source]
+    files = sorted(map(Path, glob.glob(pattern, recursive=True)))
     if not files or not files[0].is_file():
         raise MissingInputError(f"data.source: {path} holds no .parquet")
     return files

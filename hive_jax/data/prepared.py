@@ -5,6 +5,7 @@ from, how many samples each shard has, and its hash. preparing.py writes it.
 """
 
 import bisect
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -24,6 +25,7 @@ class Prepared:
     Args:
       image_size, preprocessing: of the run; images that were resized must be resized
         to the same.
+      with_image: False for text alone.
 
     Raises:
       MissingInputError: there is no manifest, or a shard of it is missing.
@@ -31,8 +33,15 @@ class Prepared:
       ConfigError: the images were resized to something else.
     """
 
-    def __init__(self, path: str, *, image_size: int, preprocessing: str):
-        self._path = Path(path)
+    def __init__(
+        self,
+        path: str,
+        *,
+        image_size: int,
+        preprocessing: str,
+        with_image: bool = True,
+    ):
+        self._path, self._with_image = Path(path), with_image
         manifest = read_manifest(self._path)
         made, wanted = manifest["images"], [image_size, preprocessing]
         if made and made != wanted:
@@ -61,7 +70,8 @@ class Prepared:
             (content,) = self._readers[shard].read([inside])
         except RuntimeError as error:
             raise BadSample("damaged", self.where(index), str(error)) from None
-        return unpack(content, self.where(index))
+        sample = unpack(content, self.where(index))
+        return sample if self._with_image else dataclasses.replace(sample, image=None)
 
     def where(self, index: int) -> str:
         shard, inside = self._found(index)

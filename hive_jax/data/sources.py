@@ -8,6 +8,7 @@ import dataclasses
 
 from hive_jax.config import DataConfig, nearest
 from hive_jax.data.llava import FORMS, Llava
+from hive_jax.data.named import NAMED, resolve
 from hive_jax.data.pairs import open_class_folder
 from hive_jax.data.prepared import Prepared
 from hive_jax.data.sets import Mixture, held_out, take
@@ -26,6 +27,7 @@ _KINDS = {
     "tfds": ("dir", "split", "image", "text", "take"),
     "folder": ("take",),
     "table": ("images", "image", "text", "label", "take"),
+    **{name: ("split", "take") for name in NAMED},
 }
 _AND = " + "
 
@@ -73,7 +75,7 @@ def _parse_one(text: str) -> Spec:
             f"path and options as in llava:chat.json,images=images.zip"
             + nearest(kind, _KINDS)
         )
-    if not path and kind != "tabletop":
+    if not path and kind not in ("tabletop", *NAMED):
         raise ConfigError(
             f"config.data.source is {text!r}; expected a path, {kind}:PATH"
         )
@@ -147,7 +149,10 @@ def whole_source(text: str, how: Opening):
 def _opened(spec: Spec, how: Opening, split: str = "train"):
     """All samples of one source, or those that its `take` names."""
     option = spec.options.get
-    if spec.kind == "tabletop":
+    if spec.kind in NAMED:
+        found = resolve(spec.kind, spec.path, option("split", ""))
+        source = _opened(Spec(*found, weight=None), how)
+    elif spec.kind == "tabletop":
         source = Tabletop(
             split,
             seed=how.seed,
@@ -157,7 +162,10 @@ def _opened(spec: Spec, how: Opening, split: str = "train"):
         )
     elif spec.kind == "prepared":
         source = Prepared(
-            spec.path, image_size=how.image_size, preprocessing=how.preprocessing
+            spec.path,
+            image_size=how.image_size,
+            preprocessing=how.preprocessing,
+            with_image=how.with_image,
         )
     elif spec.kind == "tfds":
         source = Tfds(
@@ -166,9 +174,10 @@ def _opened(spec: Spec, how: Opening, split: str = "train"):
             split=option("split", "train"),
             image=option("image", ""),
             text=option("text", ""),
+            with_image=how.with_image,
         )
     elif spec.kind == "folder":
-        source = open_class_folder(spec.path)
+        source = open_class_folder(spec.path, how.with_image)
     elif spec.kind == "table":
         source = open_table(
             spec.path,
@@ -176,6 +185,7 @@ def _opened(spec: Spec, how: Opening, split: str = "train"):
             image=option("image", "image"),
             text=option("text", "text"),
             label=option("label", "label"),
+            with_image=how.with_image,
         )
     else:
         source = Llava(

@@ -15,7 +15,15 @@ from hive_jax.errors import ConfigError, DataError, MissingInputError
 _LONGEST = 1_000_000  # characters of a field of CSV
 
 
-def open_table(path: str, *, images: str, image: str, text: str, label: str) -> Pairs:
+def open_table(
+    path: str,
+    *,
+    images: str,
+    image: str,
+    text: str,
+    label: str,
+    with_image: bool = True,
+) -> Pairs:
     """A .csv with a header, .parquet, or a folder of .parquet.
 
     Rows keep their order; those of CSV with classes are shuffled.
@@ -30,7 +38,7 @@ def open_table(path: str, *, images: str, image: str, text: str, label: str) -> 
       DataError, ConfigError: it is no such table.
     """
     if not path.endswith(".csv"):
-        return _open_parquet(path, image, text, label)
+        return _open_parquet(path, image, text, label, with_image)
     if not Path(path).is_file():
         raise MissingInputError(f"data.source: {path}: no such file")
     if not images:
@@ -41,7 +49,7 @@ def open_table(path: str, *, images: str, image: str, text: str, label: str) -> 
     if column != text:
         table = shuffled([(name, _captioned(value)) for name, value in table])
     names, texts = [name for name, _ in table], [value for _, value in table]
-    return Pairs(path, names, texts, open_store(images, "images"))
+    return Pairs(path, names, texts, open_store(images, "images"), with_image)
 
 
 @contextlib.contextmanager
@@ -91,7 +99,9 @@ def _column(
     return chosen
 
 
-def _open_parquet(path: str, image: str, text: str, label: str) -> Pairs:
+def _open_parquet(
+    path: str, image: str, text: str, label: str, with_image: bool
+) -> Pairs:
     store = ParquetStore(parquet_files(path), image)
     column = _column(path, store.columns, image, text, label)
     is_class, classes = column != text, _class_names(store.metadata, column)
@@ -104,7 +114,8 @@ def _open_parquet(path: str, image: str, text: str, label: str) -> Pairs:
         return _captioned(value or "") if is_class else value or ""
 
     texts = [said(value) for value in store.values(column)]
-    return Pairs(path, [str(row) for row in range(len(texts))], texts, store)
+    rows = [str(row) for row in range(len(texts))]
+    return Pairs(path, rows, texts, store, with_image)
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:
