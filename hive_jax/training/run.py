@@ -15,7 +15,7 @@ from hive_jax.data.loader import Loader
 from hive_jax.data.order import ByLength, Order
 from hive_jax.data.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
-from hive_jax.errors import CheckpointError, ConfigError
+from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, state
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.initial import initial_params
@@ -124,7 +124,13 @@ class Run:
         """The parameters of step 0; the same each time."""
 
         def sample_images():
-            return np.stack([*itertools.islice(self._images(), 1000)])
+            images = [*itertools.islice(self._images(), 1000)]
+            if not images:
+                raise DataError(
+                    f"config.whiten_patches: no image of {self.config.data.source} can "
+                    f"be read; look at them with tools/prepare_data.py check"
+                )
+            return np.stack(images)
 
         return initial_params(
             self.config,
