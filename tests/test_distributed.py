@@ -298,6 +298,7 @@ def test_bad_samples_of_both_processes_are_counted(tmp_path, cache):
         *STAGE,
         f"--config.data.source={source}",
         "--config.data.max_bad_fraction=0.5",
+        "--config.data.buckets=(8,12)",
     )
     output = run_joined(command, cache)[0]
     assert "bad samples, train: 3 damaged, 1 not an image; each is named" in output
