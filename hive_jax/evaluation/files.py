@@ -1,5 +1,6 @@
 """The files of benchmarks: JSON, Parquet and images below a folder, checked."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -104,13 +105,14 @@ class Table:
                 f"{split}-00000-of-00001.parquet; found {names}"
             )
         self.path, self._store = str(folder), ParquetStore(files, "image")
-        self._require(("image",))
-        present = self._store.present()
-        self._with_image = {str(row) for row, there in enumerate(present) if there}
 
-    def rows(self, *columns: str) -> list[tuple[str, str, dict]]:
-        """(where, the name of the image, the values in the columns) of each row."""
+    def rows(self, *columns: str, also: str = "") -> list[tuple[str, str, dict]]:
+        """(where, the name of the image, the values in the columns) of each row.
+
+        With those of the column `also`, if there is one.
+        """
         self._require(columns)
+        columns += (also,) if also in self._store.columns else ()
         values = zip(*(self._store.values(column) for column in columns), strict=True)
         return [
             (f"{self.path}, row {row}", str(row), dict(zip(columns, one)))
@@ -119,6 +121,11 @@ class Table:
 
     def has(self, name: str) -> bool:
         return name in self._with_image
+
+    @functools.cached_property
+    def _with_image(self) -> set[str]:
+        self._require(("image",))
+        return {str(row) for row, there in enumerate(self._store.present()) if there}
 
     def read(self, name: str) -> bytes:
         """The bytes of an image. Raises BadSample."""

@@ -16,6 +16,7 @@ from hive_jax.evaluation import files
 from hive_jax.evaluation.examples import Example, Examples, Scores, by_kind, percent
 
 _FILE = "testdev_balanced_questions.json"
+_COLUMNS = ("id", "imageId", "question", "answer")
 _TYPES = ("structural", "semantic", "detailed")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -65,7 +66,7 @@ def _from_parquet(root: Path) -> Examples:
     shown = files.Table(root, "testdev_balanced_images", "testdev")
     images = {row["id"]: image for _, image, row in shown.rows("id")}
     examples = []
-    for where, _, row in asked.rows("id", "imageId", "question", "answer", "types"):
+    for where, _, row in asked.rows(*_COLUMNS, also="types"):
         name = files.text(row, "imageId", where)
         image = images.get(name, f"image {name}")
         examples.append(_example(files.text(row, "id", where), row, image, where))
@@ -73,7 +74,7 @@ def _from_parquet(root: Path) -> Examples:
 
 
 def _example(name: str, record: dict, image: str, where: str) -> Example:
-    types = files.field(record, "types", dict, where)
+    types = files.expect(record.get("types") or {}, dict, f"{where}: types")
     return Example(
         name,
         files.text(record, "question", where),

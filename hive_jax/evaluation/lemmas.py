@@ -11,9 +11,14 @@ import re
 _ODD = (
     ("", "", "christmas gas lens news series species texas"),
     ("", "", "ceiling evening lightning morning pudding wedding"),
-    ("s", "", "axe brownie cache canoe cookie hoodie movie mustache shoe smoothie toe"),
+    ("", "", "axis chassis debris his iris oasis tennis this"),
+    ("s", "", "axe brownie cache canoe cookie hoe hoodie movie mustache shoe smoothie"),
+    ("s", "", "toe zombie"),
+    ("ging", "ge", "arran chan exchan"),
+    ("ying", "ie", "d l t"),
     ("ves", "f", "cal hal lea loa scar shel wol"),
     ("ves", "fe", "kni li wi"),
+    ("es", "", "bus gas lens octopus virus walrus"),
     ("men", "man", "fire police wo"),
     ("eople", "erson", "p"),
     ("en", "an", "m"),
@@ -29,12 +34,12 @@ _IRREGULAR = {
     for beginning in words.split()
 }
 _ES = re.compile(r"(ch|sh|ss|x|zz|o)es$")
-_NOT_PLURAL = re.compile(r"(ss|us|is)$")
+_NOT_PLURAL = re.compile(r"[su]s$")
 _VOWEL = re.compile("[aeiouy]")
 _DOUBLE = re.compile(r"([bdgkmnprt])\1$")
-# Stems that had an "e": danc-, driv-, clos-, rescu-; paddl-; decorat-; rid-, skat-.
+# Stems that had an "e": danc-, clos-, rescu-; paddl-; charg-; prepar-; decorat-; rid-.
 _LOST_E = re.compile(
-    r"([cuvz]|[^s]s|[bdgkpt]l|[^aeiou]at|^[^aeiou]*[aeiouy][^aeiouwxy])$"
+    r"([cuvz]|[^s]s|[bcdgkpt]l|rg|[^aeiou]a[rt]|^[^aeiou]*[aeiouy][^aeiouwxy])$"
 )
 
 

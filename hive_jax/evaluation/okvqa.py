@@ -90,13 +90,14 @@ def _annotations(path: Path) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]
 
 def _from_parquet(root: Path) -> Examples:
     table = files.Table(root, "", "val2014")
-    rows = table.rows("question_id", "question", "answers")
+    rows = table.rows("question_id", "question", "answers", also="question_type")
     examples = [
         Example(
             files.identity(row, "question_id", where),
             files.text(row, "question", where),
             of_ten(files.texts(row, "answers", where), where),
             image,
+            kinds=(row["question_type"],) if row.get("question_type") else (),
         )
         for where, image, row in rows
     ]

@@ -65,7 +65,7 @@ def parse(prediction: str) -> str:
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     """The share of right letters, by lmms-eval.
 
-    full         all questions: its task scienceqa
+    full         all questions, if there are some without an image: its task scienceqa
     image_only   those with an image: its task scienceqa_img, LLaVA's SQA-I
     """
     parsed = tuple(map(parse, predictions))
@@ -75,7 +75,7 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     )
     pairs = zip(examples, correct, strict=True)
     with_image = [value for example, value in pairs if example.image is not None]
-    totals = {"full": percent(correct)}
+    totals = {"full": percent(correct)} if len(with_image) < len(correct) else {}
     if with_image:
         totals["image_only"] = percent(with_image)
     return Scores(totals, by_kind(examples, correct), parsed, correct)
@@ -83,7 +83,7 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
 
 def _from_parquet(root: Path) -> Examples:
     table = files.Table(root, "ScienceQA-FULL", _SPLIT)
-    rows = table.rows("question", "choices", "answer", "hint", "subject")
+    rows = table.rows("question", "choices", "answer", "hint", also="subject")
     examples = [
         _example(number, row, number if table.has(number) else None, where)
         for where, number, row in rows
