@@ -55,7 +55,7 @@ def read(folder: str) -> Examples:
 
 
 def parse(prediction: str) -> str:
-    """ "yes", "no" or "other", from the whole of a short answer or its first 4 letters."""
+    """What a prediction says, yes, no or other, by all of it or its first 4 letters."""
     said = prediction.lower().strip().replace(".", "")
     if len(said) == 1:
         return {"y": "yes", "n": "no"}.get(said, "other")
@@ -78,22 +78,27 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     for example, value in zip(examples, correct, strict=True):
         key = example.kinds[0], example.group
         images.setdefault(key, []).append(value)
-    _require_pairs(images)
+    _require_pairs({key: len(values) for key, values in images.items()})
     categories = {}
     for (category, _), pair in images.items():
         categories.setdefault(category, []).append(pair)
-    parts, totals = {}, {}
-    for category, pairs in categories.items():
-        points = [50 * sum(pair) + 100 * all(pair) for pair in pairs]
-        parts[category] = {
-            "score": sum(points) / len(points),
-            "acc": percent([value for pair in pairs for value in pair]),
-            "acc+": percent([all(pair) for pair in pairs]),
-            "n": 2 * len(pairs),
-        }
+    parts = {category: _points(pairs) for category, pairs in categories.items()}
+    totals = {}
+    for category, part in parts.items():
         name = "perception" if category in PERCEPTION else "cognition"
-        totals[name] = totals.get(name, 0) + parts[category]["score"]
+        totals[name] = totals.get(name, 0) + part["score"]
     return Scores(totals, parts, parsed, correct)
+
+
+def _points(pairs: list[list[float]]) -> dict[str, float]:
+    """What a category is worth: (0 or 1, 0 or 1) of each image."""
+    points = [50 * sum(pair) + 100 * all(pair) for pair in pairs]
+    return {
+        "score": sum(points) / len(points),
+        "acc": percent([value for pair in pairs for value in pair]),
+        "acc+": percent([all(pair) for pair in pairs]),
+        "n": 2 * len(pairs),
+    }
 
 
 def _lines_of(root: Path, category: str, store: FolderStore):
@@ -140,14 +145,15 @@ def _examples(folder: str, found, store) -> Examples:
         examples.append(
             Example(name, question, (right,), image, group=group, kinds=(category,))
         )
-    _require_pairs(number, int)
+    _require_pairs(number)
     return Examples(folder, examples, store)
 
 
-def _require_pairs(images: dict, size=len) -> None:
-    for (category, group), values in images.items():
-        if size(values) != 2:
+def _require_pairs(questions: dict[tuple[str, str], int]) -> None:
+    """(category, image) -> its questions must be two. Raises DataError."""
+    for (category, group), number in questions.items():
+        if number != 2:
             raise DataError(
-                f"MME: {category}, image {group} has {size(values)} questions; acc+ "
-                f"needs the two of each image"
+                f"MME: {category}, image {group} has {number} questions; acc+ needs "
+                f"the two of each image"
             )
