@@ -2,6 +2,7 @@
 
 train.py > training > weights, data > config > models > (nothing of ours)
 export > training; analysis > benchmark > training; train.py > command.py > config
+evaluation > data
 errors serves all of them but models
 """
 
@@ -28,6 +29,7 @@ BELOW = {
         *("errors", "models", "config", "data", "weights", "training", "export"),
     },
     "analysis": {"errors", "models", "config", "data", "training", "benchmark"},
+    "evaluation": {"errors", "config", "data"},
     "command": {"errors", "config"},
     "train": {"errors", "models", "config", "data", "weights", "training", "command"},
 }

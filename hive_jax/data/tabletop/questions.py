@@ -30,7 +30,7 @@ from hive_jax.data.tabletop.words import (
     pick,
     plural,
     refer,
-    strip_marks,
+    sentence,
 )
 
 LETTERS = "ABCD"
@@ -87,8 +87,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _question(kind: str, text: str, answer: str, choices=()) -> Question:
-    text = strip_marks(text)
-    return Question(kind, text[0].upper() + text[1:], answer, tuple(choices))
+    return Question(kind, sentence(text), answer, tuple(choices))
 
 
 def _about(scene: Scene, attribute: str, rng: np.random.Generator):
@@ -166,13 +165,24 @@ def _in_line(first: Thing, second: Thing) -> bool:
 
 def _yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
     true = bool(rng.random() < 0.5)
-    claim = pick((_claim_attribute, _claim_presence, _claim_relation), rng)
+    claim = pick((_claim_any_attribute, claim_presence, claim_relation), rng)
     text = claim(scene, true, rng)
     return text and _question("yes_no", text, "yes" if true else "no")
 
 
-def _claim_attribute(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
+def _claim_any_attribute(
+    scene: Scene, true: bool, rng: np.random.Generator
+) -> str | None:
     attribute = pick(("material", "colour", "size"), rng)
+    return claim_attribute(scene, true, rng, attribute)
+
+
+# Claims are marked templates, true or false; None where the scene allows none.
+
+
+def claim_attribute(
+    scene: Scene, true: bool, rng: np.random.Generator, attribute: str
+) -> str | None:
     if (about := _about(scene, attribute, rng)) is None:
         return None
     thing, name = about
@@ -182,7 +192,7 @@ def _claim_attribute(scene: Scene, true: bool, rng: np.random.Generator) -> str 
     return f"is {name} {value}?"
 
 
-def _claim_presence(scene: Scene, true: bool, rng: np.random.Generator) -> str:
+def claim_presence(scene: Scene, true: bool, rng: np.random.Generator) -> str:
     thing = pick(scene.things, rng)
     looks = thing.colour, thing.shape
     here = {(thing.colour, thing.shape) for thing in scene.things}
@@ -191,7 +201,7 @@ def _claim_presence(scene: Scene, true: bool, rng: np.random.Generator) -> str:
     return f"is there {article(' '.join(looks))}?"
 
 
-def _claim_relation(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
+def claim_relation(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
     if (pair := _pair(scene, rng)) is None:
         return None
     toys, (first, second) = pair

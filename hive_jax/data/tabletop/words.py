@@ -60,6 +60,12 @@ def strip_marks(template: str) -> str:
     return _MARK.sub(lambda match: match[1].replace("_", " "), template)
 
 
+def sentence(template: str) -> str:
+    """A marked template as plain text that begins with a capital letter."""
+    text = strip_marks(template)
+    return text[0].upper() + text[1:]
+
+
 def pick(options, rng: np.random.Generator):
     """One of a sequence, all equally likely."""
     return options[int(rng.integers(len(options)))]
