@@ -12,7 +12,7 @@ from hive_jax.config import DataConfig, MeshConfig
 from hive_jax.data.bad import BadSamples
 from hive_jax.data.loader import Loader
 from hive_jax.data.order import Order
-from hive_jax.data.sources import make_source
+from hive_jax.data.sets.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import DataError
 from hive_jax.training.sharding import batch_sharding, make_mesh

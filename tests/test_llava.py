@@ -9,8 +9,8 @@ from llava_sets import encoded, photograph, record, write_parquet, write_set
 from hive_jax.config import DataConfig
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Segment
-from hive_jax.data.shares import apportioned, shares_of
-from hive_jax.data.sources import make_source
+from hive_jax.data.sets.shares import apportioned, shares_of
+from hive_jax.data.sets.sources import make_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 COUNT = 10

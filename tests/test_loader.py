@@ -15,7 +15,7 @@ from hive_jax.data.images import as_png
 from hive_jax.data.lengths import all_token_counts
 from hive_jax.data.loader import Loader
 from hive_jax.data.order import ByLength, Order
-from hive_jax.data.sets import Mixture
+from hive_jax.data.sets.parts import Mixture
 from hive_jax.data.tokenizer import encode_sample, load_tokenizer
 from hive_jax.errors import DataError, OutputError
 from hive_jax.training.sharding import batch_sharding, make_mesh

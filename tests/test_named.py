@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from llava_sets import encoded, photograph
 
-from hive_jax.data.named import NAMED
-from hive_jax.data.sources import Opening, whole_source
+from hive_jax.data.sets.named import NAMED
+from hive_jax.data.sets.sources import Opening, whole_source
 from hive_jax.errors import ConfigError, MissingInputError
 
 CLASSES = ["hot_dog", "pizza"]

@@ -6,10 +6,10 @@ import pytest
 from llava_sets import encoded, photograph
 
 from hive_jax.data.bad import BadSample
-from hive_jax.data.pairs import Pairs, open_class_folder
-from hive_jax.data.sources import Opening, whole_source
-from hive_jax.data.stores import open_store
-from hive_jax.data.text import Broken
+from hive_jax.data.sets.pairs import Pairs, open_class_folder
+from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.data.sets.stores import open_store
+from hive_jax.data.sets.text import Broken
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 IMAGES = {f"{name}/{i}.jpg": encoded(photograph(i)) for i, name in enumerate("ab" * 3)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hive_jax.data.bad import BadSample
-from hive_jax.data.parquet import ParquetStore
+from hive_jax.data.sets.parquet import ParquetStore
 from hive_jax.errors import DataError
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -17,7 +17,7 @@ ROWS = """
 import sys
 from pathlib import Path
 from hive_jax.data.bad import BadSample
-from hive_jax.data.parquet import ParquetStore
+from hive_jax.data.sets.parquet import ParquetStore
 from hive_jax.errors import DataError
 for path in sys.argv[1:]:
     try:

@@ -18,9 +18,9 @@ from hive_jax.config import DataConfig
 from hive_jax.data.bad import BadSample
 from hive_jax.data.files import alone
 from hive_jax.data.images import decode
-from hive_jax.data.packing import unpack
-from hive_jax.data.preparing import in_order
-from hive_jax.data.sources import Opening, make_source, whole_source
+from hive_jax.data.sets.packing import unpack
+from hive_jax.data.sets.preparing import in_order
+from hive_jax.data.sets.sources import Opening, make_source, whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 if importlib.util.find_spec("array_record") is None:

@@ -10,9 +10,9 @@ from zlib import crc32
 
 import pytest
 
-from hive_jax.data import stores
+from hive_jax.data.sets import stores
 from hive_jax.data.bad import BadSample
-from hive_jax.data.stores import open_store
+from hive_jax.data.sets.stores import open_store
 from hive_jax.errors import DataError
 
 SECRET = b"secret"
@@ -184,7 +184,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from hive_jax.data.bad import BadSample
 from hive_jax.data.images import decode
-from hive_jax.data.stores import open_store
+from hive_jax.data.sets.stores import open_store
 store = open_store(sys.argv[2], "images")
 for name in sys.argv[3:]:
     try:

@@ -8,7 +8,7 @@ import pytest
 from llava_sets import encoded, photograph
 
 from hive_jax.data.bad import BadSample
-from hive_jax.data.sources import Opening, whole_source
+from hive_jax.data.sets.sources import Opening, whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None

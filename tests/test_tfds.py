@@ -12,7 +12,7 @@ import pytest
 from llava_sets import encoded, photograph
 
 from hive_jax.data.bad import BadSample
-from hive_jax.data.sources import Opening, whole_source
+from hive_jax.data.sets.sources import Opening, whole_source
 from hive_jax.errors import DataError, MissingInputError
 
 for package in ("tensorflow_datasets", "array_record"):

@@ -21,9 +21,9 @@ from hive_jax.data.bad import listed
 from hive_jax.data.files import written
 from hive_jax.data.images import as_png, decode
 from hive_jax.data.inspection import inspect
-from hive_jax.data.preparing import Plan, prepare
 from hive_jax.data.preprocessing import PREPROCESSING
-from hive_jax.data.sources import Opening, whole_source
+from hive_jax.data.sets.preparing import Plan, prepare
+from hive_jax.data.sets.sources import Opening, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
 from hive_jax.errors import ConfigError, HiveError
 

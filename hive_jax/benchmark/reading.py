@@ -20,8 +20,8 @@ from hive_jax.data.bad import BadSamples
 from hive_jax.data.images import as_png, decode, opened
 from hive_jax.data.loader import Loader
 from hive_jax.data.order import Order
-from hive_jax.data.preparing import Plan, prepare
-from hive_jax.data.sources import Opening, whole_source
+from hive_jax.data.sets.preparing import Plan, prepare
+from hive_jax.data.sets.sources import Opening, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
 from hive_jax.errors import MissingInputError
 from hive_jax.training.sharding import batch_sharding, make_mesh

@@ -53,7 +53,7 @@ class DataConfig:
       source: "tabletop", the built-in world, or tabletop:TEXT with what is said of a
         scene ("captions", "vague", "questions", "text"); or a set in LLaVA's format,
         llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat,take=first:1000 (see
-        hive_jax/data/llava.py). Several are mixed, "2*llava:... + 1*llava:...".
+        hive_jax/data/sets/llava.py). Several are mixed, "2*llava:... + 1*llava:...".
       seed: of the built-in world, and of take=random:1000.
       preprocessing: of image files, "hf_bicubic", "hf_bilinear" or "bv_bilinear", and
         the first two with bars to a square, "hf_bicubic_pad" (see

@@ -29,7 +29,7 @@ class Loader:
     """Reads, tokenises and stacks samples in threads, ahead of the training.
 
     Args:
-      source: random-access samples; see hive_jax/data/sources.py.
+      source: random-access samples; see hive_jax/data/sets/sources.py.
       tokenizer: for their text.
       order: of the samples.
       num_tokens: that longer texts are cut at, and shorter ones padded to where the

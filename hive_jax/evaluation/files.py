@@ -4,8 +4,8 @@ import functools
 import json
 from pathlib import Path
 
-from hive_jax.data.records import ParquetStore
-from hive_jax.data.stores import FolderStore, ZipStore, is_utf8
+from hive_jax.data.sets.records import ParquetStore
+from hive_jax.data.sets.stores import FolderStore, ZipStore, is_utf8
 from hive_jax.errors import DataError, MissingInputError
 
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}

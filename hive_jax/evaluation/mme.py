@@ -15,7 +15,7 @@ import collections
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.stores import FolderStore
+from hive_jax.data.sets.stores import FolderStore
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import files
 from hive_jax.evaluation.examples import Example, Examples, Scores, percent

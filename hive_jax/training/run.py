@@ -13,7 +13,7 @@ from hive_jax.data.bad import BadSample, BadSamples
 from hive_jax.data.lengths import all_token_counts
 from hive_jax.data.loader import Loader
 from hive_jax.data.order import ByLength, Order
-from hive_jax.data.sources import make_source
+from hive_jax.data.sets.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, state

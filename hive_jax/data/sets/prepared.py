@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample
-from hive_jax.data.packing import unpack
+from hive_jax.data.sets.packing import unpack
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 MANIFEST = "manifest.json"

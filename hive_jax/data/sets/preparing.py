@@ -17,8 +17,13 @@ import numpy as np
 from hive_jax.data.bad import BadSample
 from hive_jax.data.files import alone, read_json, write_json, written
 from hive_jax.data.images import as_png
-from hive_jax.data.packing import pack, pack_bad
-from hive_jax.data.prepared import MANIFEST, array_record, check_shards, read_manifest
+from hive_jax.data.sets.packing import pack, pack_bad
+from hive_jax.data.sets.prepared import (
+    MANIFEST,
+    array_record,
+    check_shards,
+    read_manifest,
+)
 from hive_jax.errors import OutputError
 
 _PLAN = "plan.json"

@@ -12,7 +12,7 @@ import zlib
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.images import MAX_BYTES
-from hive_jax.data.text import is_utf8
+from hive_jax.data.sets.text import is_utf8
 from hive_jax.errors import DataError, MissingInputError
 
 # Of the zip's methods, those that unpack no more than they are asked for.

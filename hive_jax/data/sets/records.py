@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from hive_jax.data.parquet import ParquetStore, parquet_files
-from hive_jax.data.text import Broken
+from hive_jax.data.sets.parquet import ParquetStore, parquet_files
+from hive_jax.data.sets.text import Broken
 from hive_jax.errors import DataError, MissingInputError
 
 

@@ -7,7 +7,7 @@ ArrayRecord that TensorFlow Datasets prepares.
 import dataclasses
 import glob
 
-from hive_jax.data.tfds_folders import PREPARE
+from hive_jax.data.sets.tfds_folders import PREPARE
 from hive_jax.errors import ConfigError, MissingInputError
 
 

@@ -1,6 +1,6 @@
 """Arrow's arrays as Python values."""
 
-from hive_jax.data.text import Broken
+from hive_jax.data.sets.text import Broken
 
 
 def as_python(array) -> list:

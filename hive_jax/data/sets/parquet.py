@@ -13,9 +13,10 @@ import itertools
 import threading
 from pathlib import Path
 
-from hive_jax.data.arrow import as_python, length
 from hive_jax.data.bad import BadSample
-from hive_jax.data.footers import (
+from hive_jax.data.images import MAX_BYTES
+from hive_jax.data.sets.arrow import as_python, length
+from hive_jax.data.sets.footers import (
     HELD,
     allowed,
     leaves,
@@ -23,7 +24,6 @@ from hive_jax.data.footers import (
     require_small,
     unpacked,
 )
-from hive_jax.data.images import MAX_BYTES
 from hive_jax.errors import DataError, MissingInputError
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.stores import FolderStore
-from hive_jax.data.text import Broken, is_utf8
+from hive_jax.data.sets.stores import FolderStore
+from hive_jax.data.sets.text import Broken, is_utf8
 from hive_jax.errors import DataError, MissingInputError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")

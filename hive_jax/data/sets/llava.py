@@ -17,9 +17,9 @@ import hashlib
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.records import read_records
-from hive_jax.data.stores import open_store
-from hive_jax.data.text import Broken, is_utf8
+from hive_jax.data.sets.records import read_records
+from hive_jax.data.sets.stores import open_store
+from hive_jax.data.sets.text import Broken, is_utf8
 from hive_jax.errors import DataError, MissingInputError
 
 FORMS = ("plain", "chat")

@@ -5,9 +5,9 @@ import re
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.pairs import of_number, require_text
-from hive_jax.data.text import Broken
-from hive_jax.data.tfds_folders import PREPARE, open_builder
+from hive_jax.data.sets.pairs import of_number, require_text
+from hive_jax.data.sets.text import Broken
+from hive_jax.data.sets.tfds_folders import PREPARE, open_builder
 from hive_jax.errors import DataError, MissingInputError
 
 

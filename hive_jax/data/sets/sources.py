@@ -7,16 +7,16 @@ and has a fingerprint that changes when its samples do.
 import dataclasses
 
 from hive_jax.config import DataConfig, nearest
-from hive_jax.data.llava import FORMS, Llava
-from hive_jax.data.named import NAMED, resolve
-from hive_jax.data.pairs import open_class_folder
-from hive_jax.data.prepared import Prepared
-from hive_jax.data.sets import Mixture, held_out, take
-from hive_jax.data.shares import apportioned, require_length, shares_of
-from hive_jax.data.tables import open_table
+from hive_jax.data.sets.llava import FORMS, Llava
+from hive_jax.data.sets.named import NAMED, resolve
+from hive_jax.data.sets.pairs import open_class_folder
+from hive_jax.data.sets.parts import Mixture, held_out, take
+from hive_jax.data.sets.prepared import Prepared
+from hive_jax.data.sets.shares import apportioned, require_length, shares_of
+from hive_jax.data.sets.tables import open_table
+from hive_jax.data.sets.tfds import Tfds
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tabletop.language import MODES
-from hive_jax.data.tfds import Tfds
 from hive_jax.errors import ConfigError
 
 # The kinds of sources, and the options of each.

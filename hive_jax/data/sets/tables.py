@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.pairs import Pairs, of_class, of_number, shuffled
-from hive_jax.data.parquet import ParquetStore, parquet_files
-from hive_jax.data.stores import open_store
-from hive_jax.data.text import Broken
+from hive_jax.data.sets.pairs import Pairs, of_class, of_number, shuffled
+from hive_jax.data.sets.parquet import ParquetStore, parquet_files
+from hive_jax.data.sets.stores import open_store
+from hive_jax.data.sets.text import Broken
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 _LONGEST = 1_000_000  # characters of a field of CSV
