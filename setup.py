@@ -57,6 +57,7 @@ setup(
             "array_record",
             "pyarrow",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "sentencepiece>=0.2.3",
             "tensorflow-datasets",

@@ -10,8 +10,8 @@ from zlib import crc32
 
 import pytest
 
-from hive_jax.data.sets import stores
 from hive_jax.data.bad import BadSample
+from hive_jax.data.sets import stores
 from hive_jax.data.sets.stores import open_store
 from hive_jax.errors import DataError
 

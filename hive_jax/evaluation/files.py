@@ -85,16 +85,17 @@ def has_parquet(root: Path) -> bool:
 class Table:
     """The rows of Parquet files as Hugging Face has them: part/.../SPLIT-*.parquet.
 
-    And the store of their images, in the column `image`, by the number of the row.
+    And the store of their images, by the number of the row.
 
     Args:
       part: a folder of one configuration; where there is none, all below `root`.
       split: what names of files begin with.
+      images: the column of the images; empty for none.
 
     Raises MissingInputError, DataError.
     """
 
-    def __init__(self, root: Path, part: str, split: str):
+    def __init__(self, root: Path, part: str, split: str, images: str = "image"):
         folder = root / part if (root / part).is_dir() else root
         found = sorted(folder.glob("**/*.parquet"))
         files = [file for file in found if _is_of(file.name, split)]
@@ -104,7 +105,7 @@ class Table:
                 f"{folder}: expected Parquet files of the split {split}, as "
                 f"{split}-00000-of-00001.parquet; found {names}"
             )
-        self.path, self._store = str(folder), ParquetStore(files, "image")
+        self.path, self._store = str(folder), ParquetStore(files, images)
 
     def rows(self, *columns: str, also: str = "") -> list[tuple[str, str, dict]]:
         """(where, the name of the image, the values in the columns) of each row.
@@ -124,7 +125,6 @@ class Table:
 
     @functools.cached_property
     def _with_image(self) -> set[str]:
-        self._require(("image",))
         return {str(row) for row, there in enumerate(self._store.present()) if there}
 
     def read(self, name: str) -> bytes:

@@ -62,7 +62,7 @@ def _bare(text: str) -> str:
 
 
 def _from_parquet(root: Path) -> Examples:
-    asked = files.Table(root, "testdev_balanced_instructions", "testdev")
+    asked = files.Table(root, "testdev_balanced_instructions", "testdev", images="")
     shown = files.Table(root, "testdev_balanced_images", "testdev")
     images = {row["id"]: image for _, image, row in shown.rows("id")}
     examples = []

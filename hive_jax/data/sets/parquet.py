@@ -44,7 +44,7 @@ def parquet_files(path: str) -> list[Path]:
 
 class ParquetStore:
     """Images in a column ({bytes, path}, or bytes) of Parquet files, by the number of
-    the row.
+    the row; without a column, the values of others alone.
 
     Parquet is read a row group at a time; a shuffled run of a large set reads a group
     for nearly every image. Fine for small sets; tools/prepare_data.py converts others.
@@ -75,7 +75,8 @@ class ParquetStore:
             with self._readable(file):
                 about = pyarrow.parquet.read_metadata(file)
                 schemas.append(about.schema.to_arrow_schema())
-            require_images(file, schemas[-1], column)
+            if column:
+                require_images(file, schemas[-1], column)
             require_small(file, about, column)
             self._about.append(about)
         self.metadata = schemas[0].metadata or {}
