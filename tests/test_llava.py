@@ -159,8 +159,8 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
     content = "\ufeff" + "\n\n".join(lines[:4]) + "\r\n\r\n" + lines[4]
     path.write_bytes(content.encode("utf-8"))
     train = opened(source)
-    for index, line in ((1, 7), (2, 9)):
-        with pytest.raises(BadSample, match=f"line {line} is not JSON"):
+    for index, said in ((1, "line 7 is not JSON"), (2, "line 9 is nested too deeply")):
+        with pytest.raises(BadSample, match=said):
             train[index]
     assert train[0].segments[0].text == f"a {odd}b\n"
 

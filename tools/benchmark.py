@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.benchmark import grids, reports
 from hive_jax.benchmark.cases import SIZES, STAGES, Size
-from hive_jax.errors import HiveError
+from hive_jax.errors import reporting
 
 _FULL = "siglip_l16_384+gemma3_1b"
 
@@ -201,13 +201,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+@reporting
 def main() -> int:
     arguments = _parser().parse_args()
-    try:
-        arguments.run(arguments)
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    arguments.run(arguments)
     return 0
 
 

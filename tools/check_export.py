@@ -9,22 +9,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.errors import HiveError
+from hive_jax.errors import reporting
 from hive_jax.export.certificate import summary
 from hive_jax.export.recheck import recheck
 
 
+@reporting
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="+", help="of tools/export_hf.py")
     parser.add_argument("--python", default="", help="with torch and transformers")
     args = parser.parse_args()
-    try:
-        for folder in args.folder:
-            print(f"{folder}: {summary(recheck(folder, args.python))}")
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    for folder in args.folder:
+        print(f"{folder}: {summary(recheck(folder, args.python))}")
     return 0
 
 

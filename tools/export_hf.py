@@ -12,12 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.errors import HiveError
+from hive_jax.errors import reporting
 from hive_jax.export.certificate import summary
 from hive_jax.export.exporting import FORMATS, PARTS, TARGETS, export
 from hive_jax.weights.writing import DTYPES
 
 
+@reporting
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="workdir of the run")
@@ -36,20 +37,16 @@ def main() -> int:
         "--check_python", default="", help="another Python, with torch, to check with"
     )
     args = parser.parse_args()
-    try:
-        certificate = export(
-            args.checkpoint,
-            args.part,
-            args.out,
-            format=args.format,
-            dtype=args.dtype,
-            target=args.target,
-            check=not args.no_check,
-            python=args.check_python,
-        )
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    certificate = export(
+        args.checkpoint,
+        args.part,
+        args.out,
+        format=args.format,
+        dtype=args.dtype,
+        target=args.target,
+        check=not args.no_check,
+        python=args.check_python,
+    )
     print(f"{args.out}: {args.part}, {args.dtype}")
     if certificate:
         print(summary(certificate["check"]))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.errors import HiveError
+from hive_jax.errors import reporting
 from hive_jax.models.gemma import PRESETS
 from hive_jax.training.importing import import_weights
 
 
+@reporting
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--encoder", default="", metavar="PATH")
@@ -35,18 +36,14 @@ def main() -> int:
         help="what a big_vision .npz of a Gemma 2 does not say",
     )
     args = parser.parse_args()
-    try:
-        table = import_weights(
-            args.encoder,
-            args.decoder,
-            args.out,
-            image_size=args.image_size,
-            tokenizer=args.tokenizer,
-            decoder_config=PRESETS.get(args.decoder_config),
-        )
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    table = import_weights(
+        args.encoder,
+        args.decoder,
+        args.out,
+        image_size=args.image_size,
+        tokenizer=args.tokenizer,
+        decoder_config=PRESETS.get(args.decoder_config),
+    )
     print(f"{table}\n{args.out}: start from it with --config.init={args.out}")
     return 0
 

@@ -10,10 +10,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.data.tabletop.benchmarks import write_benchmarks
-from hive_jax.errors import HiveError
+from hive_jax.errors import reporting
 from hive_jax.evaluation.tasks import read_task
 
 
+@reporting
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -23,15 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=64, help="image size in pixels")
     args = parser.parse_args(arguments)
-    try:
-        write_benchmarks(args.out, args.count, args.seed, args.size)
-        for folder in sorted(Path(args.out).iterdir()):
-            examples = read_task(folder.name, args.out)  # as an evaluation will
-            images = {e.image for e in examples if e.image is not None}
-            print(f"{folder}: {len(examples)} questions, {len(images)} images")
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    write_benchmarks(args.out, args.count, args.seed, args.size)
+    for folder in sorted(Path(args.out).iterdir()):
+        examples = read_task(folder.name, args.out)  # as an evaluation will
+        images = {e.image for e in examples if e.image is not None}
+        print(f"{folder}: {len(examples)} questions, {len(images)} images")
     return 0
 
 

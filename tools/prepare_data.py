@@ -25,18 +25,15 @@ from hive_jax.data.preprocessing import PREPROCESSING
 from hive_jax.data.sets.preparing import Plan, prepare
 from hive_jax.data.sets.sources import Opening, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
-from hive_jax.errors import ConfigError, HiveError
+from hive_jax.errors import ConfigError, reporting
 
 
+@reporting
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    try:
-        how = Opening(args.size or 64, args.preprocessing)
-        source = whole_source(args.source, how)
-        return check(source, args) if args.command == "check" else convert(source, args)
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    how = Opening(args.size or 64, args.preprocessing)
+    source = whole_source(args.source, how)
+    return check(source, args) if args.command == "check" else convert(source, args)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.data.batch import KINDS
-from hive_jax.errors import HiveError, MissingInputError
+from hive_jax.errors import MissingInputError, reporting
 
 _LOSSES = {
     "loss": "loss",
@@ -35,14 +35,11 @@ def row(workdir: str) -> list[str]:
     return [Path(workdir).name, *cells]
 
 
+@reporting
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", nargs="+")
-    try:
-        rows = [row(workdir) for workdir in parser.parse_args().workdir]
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    rows = [row(workdir) for workdir in parser.parse_args().workdir]
     header = ["run", *_LOSSES.values(), *(f"gain, {kind}" for kind in KINDS[1:])]
     lines = [header, ["---"] * len(header), *rows]
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))

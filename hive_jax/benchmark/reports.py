@@ -95,7 +95,7 @@ def gpu_table(rows: list[dict]) -> str:
                 *(cells if "left_out" not in row else [row["left_out"], *cells[1:]]),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def peers_table(found: dict) -> str:
@@ -117,7 +117,7 @@ def peers_table(found: dict) -> str:
                     f"{entry['losses'][-1]:.6f}",
                 ]
             )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def reading_table(rows: list[dict]) -> str:
@@ -126,7 +126,7 @@ def reading_table(rows: list[dict]) -> str:
         [row["what"], str(row["threads"]), f"{row['images_per_second']:.0f}"]
         for row in rows
     ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def waiting_table(rows: list[dict]) -> str:
@@ -134,7 +134,7 @@ def waiting_table(rows: list[dict]) -> str:
     for row in rows:
         cells = (row["stage"], row["threads"], f"{row['images_per_second']:.1f}")
         lines.append([*map(str, cells), f"{row['data_wait']:.1%}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def padding_table(rows: list[dict]) -> str:
@@ -147,13 +147,17 @@ def padding_table(rows: list[dict]) -> str:
         )
         times = (f"{1e3 * row[f'seconds{key}']:.1f}" for key in ("", "_by_length"))
         lines.append([str(row["stage"]), *times, *saved])
+    return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _table(header: list[str], rows: list[dict], cells: Callable) -> str:
     lines = [["stage", "fusion", *header], ["---"] * (len(header) + 2)]
     lines += [[str(row["stage"]), row["fusion"], *cells(row)] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _markdown(lines)
 
 
 def write(folder: Path, name: str, about: dict, rows: list[dict]) -> None:

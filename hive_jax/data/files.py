@@ -37,9 +37,10 @@ def written(path: Path):
 
 
 def write_json(path: Path, value) -> None:
+    """Writes a file whole or not at all. Raises OutputError."""
     temporary = path.with_name(f".{path.name}.tmp")
     with written(path):
-        temporary.write_text(json.dumps(value, indent=1) + "\n", "utf-8")
+        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
         os.replace(temporary, path)
 
 

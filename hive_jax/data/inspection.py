@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from hive_jax.data.ahead import in_order
 from hive_jax.data.bad import BadSample
 from hive_jax.data.images import decode, mode_of
-from hive_jax.data.sets.preparing import in_order
 from hive_jax.data.tokenizer import (
     Tokenizer,
     count_tokens,

@@ -1,12 +1,12 @@
 """How long the texts of a source are, before any of its images is read."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from hive_jax.data.ahead import in_order
 from hive_jax.data.bad import BadSample
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, shortened
 
@@ -39,26 +39,14 @@ def all_token_counts(
         except BadSample:
             return 0
 
-    counts[: len(mine)] = _in_threads(count, mine, threads, progress)
+    def count_some(first: int) -> list[int]:
+        return [count(index) for index in mine[first : first + _AT_ONCE]]
+
+    done = 0
+    for some in in_order(count_some, range(0, len(mine), _AT_ONCE), threads):
+        counts[done : done + len(some)] = some
+        done += len(some)
+        progress(len(some))
     if processes > 1:
         counts = multihost_utils.process_allgather(counts).ravel()
     return counts[: len(source)]
-
-
-def _in_threads(
-    function: Callable[[int], int],
-    indices: range,
-    threads: int,
-    progress: Callable[[int], None],
-) -> list[int]:
-    """function(index) of each index, in order."""
-
-    def of_some(first: int) -> list[int]:
-        return [function(index) for index in indices[first : first + _AT_ONCE]]
-
-    results = []
-    with ThreadPoolExecutor(threads) as pool:
-        for some in pool.map(of_some, range(0, len(indices), _AT_ONCE)):
-            results += some
-            progress(len(some))
-    return results

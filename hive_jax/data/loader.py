@@ -74,7 +74,8 @@ class Loader:
         ahead = collections.deque()
         try:
             for step in range(start, stop):
-                ahead.append((step, self._submit(pool, step)))
+                spec = self._spec(step)
+                ahead.append((step, spec, self._submit(pool, step, spec)))
                 if len(ahead) > 2:
                     yield self._collect(*ahead.popleft())
             while ahead:
@@ -82,8 +83,7 @@ class Loader:
         finally:  # an error, or the caller has enough: what is queued is not read
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, step: int) -> list:
-        spec = self._spec(step)
+    def _submit(self, pool: ThreadPoolExecutor, step: int, spec: Batch) -> list:
         length = spec.tokens.shape[1]
         first = step * self.batch_size
         return [
@@ -134,10 +134,9 @@ class Loader:
             return augmented(Image.fromarray(image), wanted[0], seed, position)
         return image
 
-    def _collect(self, step: int, futures: list) -> Batch:
+    def _collect(self, step: int, spec: Batch, futures: list) -> Batch:
         rows = [future.result() for future in futures]
         self._account(step, rows)
-        spec = self._spec(step)
         rows = [
             self._nothing(spec) if isinstance(row, BadSample) else row for row in rows
         ]

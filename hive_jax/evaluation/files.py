@@ -1,11 +1,11 @@
 """The files of benchmarks: JSON, Parquet and images below a folder, checked."""
 
 import functools
-import json
 from pathlib import Path
 
-from hive_jax.data.sets.records import ParquetStore
-from hive_jax.data.sets.stores import FolderStore, ZipStore, is_utf8
+from hive_jax.data.sets.parquet import ParquetStore
+from hive_jax.data.sets.stores import FolderStore, ZipStore
+from hive_jax.data.sets.text import as_json, as_utf8, is_utf8
 from hive_jax.errors import DataError, MissingInputError
 
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
@@ -13,21 +13,17 @@ _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 
 def read_json(path: Path):
     """What a file of JSON holds. Raises MissingInputError, DataError."""
+    return as_json(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises MissingInputError, DataError."""
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file")
-    return parse_json(path.read_bytes(), str(path))
-
-
-def parse_json(content: bytes, where: str):
-    """What JSON in UTF-8 says. Raises DataError."""
     try:
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: {error}") from None
-    except RecursionError:
-        raise DataError(f"{where} is nested too deeply") from None
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}") from None
+        return as_utf8(path.read_bytes(), str(path))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def expect(value, kind: type, where: str):

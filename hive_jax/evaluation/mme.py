@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hive_jax.data.sets.stores import FolderStore
+from hive_jax.data.sets.text import as_utf8
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import files
 from hive_jax.evaluation.examples import Example, Examples, Scores, percent
@@ -108,10 +109,7 @@ def _lines_of(root: Path, category: str, store: FolderStore):
     texts = f"{category}/{inner}" if apart else category
     images = f"{category}/images" if apart else category
     for name in sorted(path.name for path in (root / texts).glob("*.txt")):
-        try:
-            content = store.read(f"{texts}/{name}").decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{root / texts / name} is not UTF-8: {error}") from None
+        content = as_utf8(store.read(f"{texts}/{name}"), str(root / texts / name))
         stem = f"{images}/{name.removesuffix('.txt')}"
         image = next(
             (stem + s for s in _IMAGES if store.has(stem + s)), stem + _IMAGES[0]

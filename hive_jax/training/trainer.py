@@ -2,8 +2,6 @@
 
 import contextlib
 import itertools
-import json
-import os
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 
 from hive_jax.config import RunConfig, to_dict
+from hive_jax.data.files import write_json
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import (
     PREEMPTED,
@@ -18,7 +17,6 @@ from hive_jax.errors import (
     DataError,
     HiveError,
     NumericsError,
-    OutputError,
 )
 from hive_jax.training import report
 from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
@@ -163,12 +161,7 @@ def _finish(
 def _write_json(path: Path, value) -> None:
     """Writes a file whole or not at all; process 0 only."""
     if jax.process_index() == 0:
-        temporary = path.with_suffix(".tmp")
-        try:
-            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error}") from error
+        write_json(path, value)
 
 
 def _require_sound(values: dict[str, float], step: int, bad_samples: bool) -> None:

@@ -21,7 +21,6 @@ class Named:
       tfds: the name in TensorFlow Datasets; empty where it is not there.
       splits: of either.
       image, label: the columns of the Parquet files.
-      tfds_label: the feature of TFDS's.
       caution: what one should know before.
     """
 
@@ -31,7 +30,6 @@ class Named:
     splits: tuple[str, ...]
     image: str = "image"
     label: str = "label"
-    tfds_label: str = "label"
     caution: str = ""
 
 
@@ -99,7 +97,7 @@ def resolve(name: str, folder: str, split: str) -> tuple[str, str, dict[str, str
     if folder and next(glob.iglob(files, recursive=True), None):
         return "table", files, {"image": one.image, "label": one.label}
     if one.tfds and _is_tfds(folder, one.tfds):
-        options = {"split": split, "image": "image", "text": one.tfds_label}
+        options = {"split": split, "image": "image", "text": "label"}
         return "tfds", one.tfds, options | ({"dir": folder} if folder else {})
     raise MissingInputError(f"data.source: {_how(name, folder, split)}")
 

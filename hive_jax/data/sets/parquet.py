@@ -32,12 +32,11 @@ def parquet_files(path: str) -> list[Path]:
 
     Raises MissingInputError for none.
     """
-    source = Path(path)
-    pattern = f"{glob.escape(path)}/**/*.parquet" if source.is_dir() else path
-    if source.is_file():  # whatever its name is
-        return [source]
+    if Path(path).is_file():  # whatever its name is
+        return [Path(path)]
+    pattern = f"{glob.escape(path)}/**/*.parquet" if Path(path).is_dir() else path
     files = sorted(map(Path, glob.glob(pattern, recursive=True)))
-    if not files or not files[0].is_file():
+    if not files:
         raise MissingInputError(f"data.source: {path} holds no .parquet")
     return files
 

@@ -8,12 +8,12 @@ import collections
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from hive_jax.data.ahead import in_order
 from hive_jax.data.bad import BadSample
 from hive_jax.data.files import alone, read_json, write_json, written
 from hive_jax.data.images import as_png
@@ -158,20 +158,6 @@ def _packed(source, index: int, resized) -> tuple[bytes, str]:
         return pack(sample), ""
     except BadSample as bad:
         return pack_bad(bad), bad.reason
-
-
-def in_order(function: Callable, indices: Iterable[int], threads: int) -> Iterator:
-    """function(index) for each index in order, a few of them ahead in threads."""
-    pool, ahead = ThreadPoolExecutor(threads), collections.deque()
-    try:
-        for index in indices:
-            ahead.append(pool.submit(function, index))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_shard(path: Path, packed: Iterator[tuple[bytes, str]], progress) -> dict:

@@ -1,10 +1,9 @@
 """Records of a set from JSON, JSON lines or Parquet."""
 
-import json
 from pathlib import Path
 
 from hive_jax.data.sets.parquet import ParquetStore, parquet_files
-from hive_jax.data.sets.text import Broken
+from hive_jax.data.sets.text import Broken, as_json, as_utf8
 from hive_jax.errors import DataError, MissingInputError
 
 
@@ -24,13 +23,11 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
     if not source.is_file():
         raise MissingInputError(f"data.source: {path}: no such file")
     try:
-        text = source.read_bytes().decode("utf-8-sig")
+        text = as_utf8(source.read_bytes(), path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}") from None
     if text.lstrip()[:1] == "[":
-        return _parsed(text, path), None
+        return as_json(text, path), None
     lines = [(n, x) for n, x in enumerate(text.split("\n"), 1) if x.strip()]
     records = [_line(line, number) for number, line in lines]
     if not any(isinstance(record, dict) for record in records):
@@ -41,20 +38,11 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
     return records, None
 
 
-def _parsed(text: str, path: str) -> list:
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise DataError(f"{path} is nested too deeply") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
-
-
 def _line(line: str, number: int):
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Broken(f"line {number} is not JSON: {error}")
+        return as_json(line, f"line {number}")
+    except DataError as error:
+        return Broken(error)
 
 
 def _from_parquet(files: list[Path]):
