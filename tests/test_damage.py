@@ -41,7 +41,8 @@ def test_counts_are_those_of_the_damage(tmp_path, percent):
     records = [record(i) for i in range(COUNT)]
     files = {one["image"]: encoded(photograph(i)) for i, one in enumerate(records)}
     number = round((COUNT - HELD_OUT) * percent / 100)
-    chosen = HELD_OUT + rng.permutation(COUNT - HELD_OUT)[:number]
+    train = [i for i in range(COUNT) if i % (COUNT // HELD_OUT)]
+    chosen = rng.permutation(train)[:number]
     injected = {}
     for place, index in enumerate(chosen):
         content, reason = KINDS[place % len(KINDS)]
@@ -74,9 +75,7 @@ def test_counts_are_those_of_the_damage(tmp_path, percent):
         ):
             used += [tokenizer.decode(tokens)] if target.any() else []
     wanted = [
-        f"caption number {i}\n"
-        for i in range(HELD_OUT, COUNT)
-        if record(i)["image"] not in injected
+        f"caption number {i}\n" for i in train if record(i)["image"] not in injected
     ]
     assert sorted(used) == sorted(wanted)
     lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]

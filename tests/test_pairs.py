@@ -1,13 +1,15 @@
 """Folders of classes, and what a pair of an image and a text may be."""
 
+import collections
 import os
 
 import pytest
 from llava_sets import encoded, photograph
 
+from hive_jax.config import DataConfig
 from hive_jax.data.bad import BadSample
 from hive_jax.data.sets.pairs import Pairs, open_class_folder
-from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.data.sets.sources import Opening, make_source, whole_source
 from hive_jax.data.sets.stores import open_store
 from hive_jax.data.sets.text import Broken
 from hive_jax.errors import ConfigError, DataError, MissingInputError
@@ -62,15 +64,21 @@ def test_folders_that_are_no_set(folder, tmp_path):
         opened("folder:")
 
 
-def test_the_first_samples_of_a_folder_are_of_many_classes(tmp_path):
+def test_every_class_of_a_folder_has_its_share_of_what_is_held_out(tmp_path):
     for label in range(10):
         (tmp_path / f"class {label}").mkdir()
         for number in range(50):
             (tmp_path / f"class {label}/{number}.png").touch()
     (tmp_path / "class 3/folder.png").mkdir()
-    source = open_class_folder(str(tmp_path))
-    places = [source.where(i).split("/")[-2][-1] for i in range(len(source))]
-    assert len(places) == 500 and len(set(places[:50])) == 10
+    config = DataConfig(source=f"folder:{tmp_path}", validation_size=50)
+    seen = []
+    for split, share in (("validation", 5), ("train", 45)):
+        source = make_source(config, split, image_size=16, with_image=False)
+        texts = [source[i].segments[0].text for i in range(len(source))]
+        assert {*collections.Counter(texts).values()} == {share}
+        assert len({*texts}) == 10
+        seen += [source.where(i) for i in range(len(source))]
+    assert len({*seen}) == 500
 
 
 def test_a_text_that_says_nothing_is_a_bad_sample(tmp_path):

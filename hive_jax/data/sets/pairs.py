@@ -4,8 +4,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-import numpy as np
-
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample, Segment
 from hive_jax.data.sets.stores import FolderStore
@@ -79,16 +77,8 @@ def of_number(label: int, names: Sequence[str]) -> str:
     return Broken(f"is of class {label}; expected 0 to {len(names) - 1}")
 
 
-def shuffled(rows: Sequence) -> list:
-    """The rows in a random order, the same each time.
-
-    What has classes is often sorted by them, and the first samples are held out.
-    """
-    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
-
-
 def open_class_folder(path: str, with_image: bool = True) -> Pairs:
-    """path/CLASS/.../IMAGE, shuffled; other files are left alone.
+    """path/CLASS/.../IMAGE, sorted; other files are left alone.
 
     Raises:
       MissingInputError: there is no such folder.
@@ -103,7 +93,7 @@ def open_class_folder(path: str, with_image: bool = True) -> Pairs:
         raise DataError(f"{path} cannot be read: {error}") from None
     if not found:
         raise DataError(f"{path}: expected folders of images, one for each class")
-    names = shuffled(sorted(found))
+    names = sorted(found)
     texts = [of_class(name.split("/")[0]) for name in names]
     return Pairs(path, names, texts, FolderStore(path), with_image)
 

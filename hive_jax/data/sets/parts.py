@@ -101,7 +101,10 @@ def take(source, text: str, seed: int):
 
 
 def held_out(source, split: str, size: int):
-    """The first `size` samples of a source as "validation", the others as "train".
+    """`size` samples of a source as "validation", the others as "train", both in order.
+
+    They stand at equal distances, so that of a set sorted by classes, or by anything
+    else, each part has its share.
 
     Raises DataError if there are no others.
     """
@@ -110,5 +113,7 @@ def held_out(source, split: str, size: int):
             f"{source.where(0).split(', record')[0]}: {len(source)} records; expected "
             f"more than the data.validation_size = {size} that are held out"
         )
-    part = range(size) if split == "validation" else range(size, len(source))
-    return Part(source, part)
+    chosen = np.arange(size) * len(source) // size
+    if split == "train":
+        chosen = np.delete(np.arange(len(source)), chosen)
+    return Part(source, chosen)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.sets.pairs import Pairs, of_class, of_number, shuffled
+from hive_jax.data.sets.pairs import Pairs, of_class, of_number
 from hive_jax.data.sets.parquet import ParquetStore, parquet_files
 from hive_jax.data.sets.stores import open_store
 from hive_jax.data.sets.text import Broken
@@ -26,8 +26,6 @@ def open_table(
 ) -> Pairs:
     """A .csv with a header, .parquet, or a folder of .parquet.
 
-    Rows keep their order; those of CSV with classes are shuffled.
-
     Args:
       images: the folder or zip that has the images of a CSV.
       image, text, label: columns. The text, or else the class that `label` names; of
@@ -46,9 +44,9 @@ def open_table(
     with _as_csv(path) as rows:
         column = _column(path, rows.fieldnames or [], image, text, label)
         table = [_pair(rows.line_num, row, image, column) for row in rows]
-    if column != text:
-        table = shuffled([(name, _captioned(value)) for name, value in table])
     names, texts = [name for name, _ in table], [value for _, value in table]
+    if column != text:
+        texts = list(map(_captioned, texts))
     return Pairs(path, names, texts, open_store(images, "images"), with_image)
 
 
