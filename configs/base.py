@@ -106,12 +106,21 @@ def paper(fusion: str) -> RunConfig:
     )
 
 
-def config(arguments: str | None):
-    """The ConfigDict to change, and whether it is the paper's recipe."""
+def config(arguments: str | None, name: str, previous: str = "", fusion: str = "hive"):
+    """The ConfigDict to change, and whether it is the paper's recipe.
+
+    Args:
+      name: of the run; that of the stage before is `previous`, if there is one. With
+        another fusion than `fusion`, the stage's own, both names end in it.
+    """
     import ml_collections  # not needed to read the rules
 
-    chosen = parse(arguments, ("paper", "own_towers"), fusion="hive")
+    chosen = parse(arguments, ("paper", "own_towers"), fusion=fusion)
     run = (paper if chosen["paper"] else tiny)(chosen["fusion"])
+    baseline = "" if chosen["fusion"] == fusion else f"_{chosen['fusion']}"
+    run = dataclasses.replace(
+        run, name=name + baseline, previous=previous and previous + baseline
+    )
     if chosen["own_towers"]:
         towers = {"encoder": ENCODER_OF_WEIGHTS, "decoder": DECODER_OF_WEIGHTS}
         program = {"scan": True, "remat": "dots"}

@@ -21,7 +21,7 @@ def get_config(arguments=None):
     chosen = base.parse(arguments, ("siglip", "llm"))
     if chosen["siglip"] == chosen["llm"]:
         raise ConfigError("choose configs/stage0.py:siglip or configs/stage0.py:llm")
-    config = base.config("fusion=none" if chosen["llm"] else "")[0]
+    config = base.config("fusion=none" if chosen["llm"] else "", "stage0")[0]
     config.init_encoder = config.init_decoder = ""
     config.data.tokenizer = "builtin:tabletop"
     config.model.num_connections = 0

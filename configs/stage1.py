@@ -12,8 +12,7 @@ RULES = (base.FUSION, base.REST)
 
 
 def get_config(arguments=None):
-    config, paper = base.config(arguments)
-    config.name = "stage1"
+    config, paper = base.config(arguments, "stage1")
     config.rules = RULES
     config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.999
     config.optimizer.weight_decay = 0.0

@@ -14,8 +14,7 @@ RULES = (base.EMBEDDINGS, base.FUSION, base.LLM, base.REST)
 
 
 def get_config(arguments=None):
-    config, paper = base.config(arguments)
-    config.name, config.previous = "stage2", "stage1"
+    config, paper = base.config(arguments, "stage2", previous="stage1")
     config.rules = RULES
     config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
     config.optimizer.weight_decay = 0.0

@@ -12,8 +12,7 @@ RULES = (base.EMBEDDINGS, base.BESIDE, base.FUSION, base.LLM, base.ENCODER)
 
 
 def get_config(arguments=None):
-    config, paper = base.config(arguments)
-    config.name, config.previous = "stage3", "stage2"
+    config, paper = base.config(arguments, "stage3", previous="stage2")
     config.rules = RULES
     config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
     config.optimizer.weight_decay = 0.0

@@ -33,8 +33,7 @@ def main(config: RunConfig) -> int:
     )
     with distributed.ending_alone():
         compilation.keep_compiled_programs()
-        workdir = _WORKDIR.value
-        workdir = workdir or origin.default_workdir(config.name, config.model.fusion)
+        workdir = _WORKDIR.value or origin.default_workdir(config.name)
         return trainer.train(
             origin.complete(config, workdir),
             workdir,

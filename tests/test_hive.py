@@ -204,7 +204,8 @@ def test_each_connected_layer_reads_its_depth_before_it_runs(fusion):
     def by_hand(hive):
         features = hive.img(IMAGES, (1, 2, 3)).features
         features = features[jnp.array(depths) - 1]
-        read_first, read_second = hive.fusion.readers(features, SEES_IMAGE)
+        looked = hive.fusion.keys_values(features)
+        read_first, read_second = hive.fusion.readers(looked, SEES_IMAGE)
         layer_1, layer_2, layer_3 = hive.llm.segments((1, 2, 3))
         x = layer_1(read_first(hive.llm.embed(TOKENS)))
         x = layer_3(read_second(layer_2(x)))
@@ -267,11 +268,13 @@ def test_every_patch_of_every_connection_is_read(fusion):
     features = rng.normal(size=(2, 3, 9, 16)).astype(np.float32)
     x = rng.normal(size=(3, 7, 24)).astype(np.float32)
 
+    def reading(fusion, features):
+        looked = fusion.keys_values(features)
+        return [read(x) for read in fusion.readers(looked, SEES_IMAGE)]
+
     def total(features):
-        readers = module.apply(
-            {"params": params}, features, SEES_IMAGE, method="readers"
-        )
-        return sum(jnp.sum(jnp.sin(read(x))) for read in readers)
+        read = module.apply({"params": params}, features, method=reading)
+        return sum(jnp.sum(jnp.sin(one)) for one in read)
 
     reached = np.any(jax.jit(jax.grad(total))(features), axis=-1)
     has_image = SEES_IMAGE.any(axis=1)

@@ -30,7 +30,8 @@ from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import initial
 from hive_jax.training.importing import import_weights
 from hive_jax.training.objectives import abstract_params, build_model
-from hive_jax.training.origin import complete, stored_config
+from hive_jax.training.origin import complete
+from hive_jax.training.runs import stored_config
 from hive_jax.training.sharding import make_mesh
 from hive_jax.weights import huggingface
 from hive_jax.weights.big_vision import save_npz

@@ -2,7 +2,7 @@
 
 train.py > training > weights, data > config > models > (nothing of ours)
 export > training; analysis > benchmark > training; train.py > command.py > config
-evaluation > data
+chat.py, evaluate.py > evaluation > training
 errors serves all of them but models
 """
 
@@ -29,8 +29,10 @@ BELOW = {
         *("errors", "models", "config", "data", "weights", "training", "export"),
     },
     "analysis": {"errors", "models", "config", "data", "training", "benchmark"},
-    "evaluation": {"errors", "config", "data"},
+    "evaluation": {"errors", "models", "config", "data", "training"},
     "command": {"errors", "config"},
+    "chat": {"errors", "config", "data", "training", "evaluation"},
+    "evaluate": {"errors", "evaluation"},
     "train": {"errors", "models", "config", "data", "weights", "training", "command"},
 }
 # Slow to import, or not needed to train: only inside of the functions that need them.
@@ -143,7 +145,15 @@ def test_models_need_nothing_but_jax_and_flax():
         if module.startswith("hive_jax.models")
         for name in imported(ast.walk(tree))
     }
-    assert names <= {"collections", "dataclasses", "flax", "hive_jax", "jax", "numpy"}
+    assert names <= {
+        "collections",
+        "dataclasses",
+        "flax",
+        "functools",
+        "hive_jax",
+        "jax",
+        "numpy",
+    }
 
 
 def test_every_module_is_used():
@@ -155,7 +165,8 @@ def test_every_module_is_used():
     ]
     used = set().union(*map(ours, [*TREES.values(), *tools]))
     packages = {name.rpartition(".")[0] for name in TREES}
-    assert set(TREES) - used - packages == {"hive_jax.train"}
+    commands = {"hive_jax.train", "hive_jax.evaluate", "hive_jax.chat"}
+    assert set(TREES) - used - packages == commands
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -107,8 +107,8 @@ class RunConfig:
       previous: the name of the stage before this one, whose default workdir is
         used where `init` is empty; empty: none.
       init_encoder, init_decoder: weights for `img` and `llm`, where there is neither
-        `init` nor `previous`: a Hugging Face folder or hub id, a big_vision .npz, or
-        "builtin:NAME" for one that comes along. Empty: random.
+        `init` nor `previous`: a run's workdir, a Hugging Face folder or hub id, a
+        big_vision .npz, or "builtin:NAME" for one that comes along. Empty: random.
       resize_positions: resize the encoder's position embedding where the weights are
         for images of another size than model.encoder.image_size.
       whiten_patches: start the patch embedding from the whitening transform of

@@ -36,12 +36,22 @@ def written(path: Path):
         raise OutputError(f"cannot write {path}: {error}") from error
 
 
-def write_json(path: Path, value) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all. Raises OutputError."""
     temporary = path.with_name(f".{path.name}.tmp")
     with written(path):
-        temporary.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        temporary.write_text(text, "utf-8")
         os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    """The same for JSON, as people read it."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def as_lines(records) -> str:
+    """JSON, a record a line."""
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def read_json(path: Path) -> dict | None:

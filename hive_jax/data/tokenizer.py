@@ -62,6 +62,11 @@ class Tokenizer:
         special = {self.pad_id, self.bos_id, self.eos_id}
         return self._backend.decode([int(id) for id in ids if int(id) not in special])
 
+    def ids_with(self, text: str) -> list[int]:
+        """Ids of the tokens that have `text` in them."""
+        ids = range(self.vocab_size)
+        return [id for id in ids if text in self._backend.decode([id])]
+
 
 class _TokenizerJson:
     def __init__(self, path: Path):

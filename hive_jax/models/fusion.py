@@ -3,12 +3,15 @@
 A connection is a pair (encoder depth, decoder layer), both counted from 1.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hive_jax.models import stack
 from hive_jax.models.attention import attend
+from hive_jax.models.cache import KeysValues
 from hive_jax.models.gemma import Einsum, GemmaConfig, merge_heads, split_heads
 from hive_jax.models.layers import Dense, LayerNorm, RMSNorm, gelu, last_axis
 from hive_jax.models.placement import ONE_DEVICE, Placement
@@ -112,18 +115,16 @@ class CrossAttention(nn.Module):
         self.query_norm, self.key_norm = RMSNorm(), RMSNorm()
         self.gate = self.param("gate", nn.initializers.zeros, (1,))
 
-    def keys_values(self, projected: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, projected: jax.Array) -> KeysValues:
         """[B, P, E] -> keys and values [B, P, K, H]."""
         w = self.kv_einsum()
         key = self.key_norm(split_heads(projected, w[0]))
-        return key, split_heads(projected, w[1])
+        return KeysValues(key, split_heads(projected, w[1]))
 
-    def read(
-        self, x: jax.Array, keys_values: tuple[jax.Array, jax.Array], sees: jax.Array
-    ) -> jax.Array:
+    def read(self, x: jax.Array, keys_values: KeysValues, sees: jax.Array) -> jax.Array:
         """x[B, T, E] -> what to add to it; zero where `sees` bool[B, T] is False."""
         query = self.query_norm(split_heads(self.norm(x), self.q_einsum()))
-        key, value = keys_values
+        key, value = keys_values.key, keys_values.value
         scale = self.config.head_dim**-0.5
         out = attend(query, key, value, sees[:, :, None], scale=scale)
         gate = last_axis(jnp.tanh(self.gate), x)
@@ -168,17 +169,26 @@ class Fusion(nn.Module):
             )
         ]
 
-    def readers(self, features: jax.Array, sees: jax.Array) -> list:
+    def keys_values(self, features: jax.Array) -> tuple[KeysValues, ...]:
+        """features[M, B, P, D] -> what each connection reads."""
+        projected = self.project(features)
+        return tuple(
+            block(image, method="keys_values")
+            for block, image in zip(self._blocks(), projected, strict=True)
+        )
+
+    def readers(self, images: tuple[KeysValues, ...], sees: jax.Array) -> list:
         """For each connection the function x[B, T, E] -> x plus what it reads."""
+
+        def reader(block, image):
+            return lambda x: x + block(x, image, sees, method="read")
+
+        return [reader(*pair) for pair in zip(self._blocks(), images, strict=True)]
+
+    def _blocks(self) -> list:
+        """The methods of each connection's CrossAttention."""
         block = CrossAttention(self.config, parent=None)
-
-        def reader(params, projected):
-            variables = {"params": self.placement.weights(params)}
-            cached = block.apply(variables, projected, method="keys_values")
-            return lambda x: x + block.apply(variables, x, cached, sees, method="read")
-
-        layers = stack.unstack(self.cross_attention)
         return [
-            reader(params, projected)
-            for params, projected in zip(layers, self.project(features), strict=True)
+            functools.partial(block.apply, {"params": self.placement.weights(params)})
+            for params in stack.unstack(self.cross_attention)
         ]

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.models import stack
-from hive_jax.models.attention import attend_causally, rotate
+from hive_jax.models.attention import (
+    attend,
+    attend_causally,
+    causal_mask,
+    rotate,
+)
+from hive_jax.models.cache import KeysValues, extended
 from hive_jax.models.layers import RMSNorm, gelu, matmul
 from hive_jax.models.placement import ONE_DEVICE, Placement
 
@@ -136,16 +142,26 @@ def merge_heads(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 class SelfAttention(nn.Module):
-    """Grouped-head causal self-attention, x[B, T, E] -> [B, T, E]."""
+    """Grouped-head causal self-attention, x[B, T, E] -> ([B, T, E], cache).
+
+    With a cache, x stands at `position` int32[B, T] and looks at what the cache holds
+    as well; the cache comes back with the keys and values of x.
+    """
 
     config: GemmaConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, local: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        local: jax.Array,
+        position: jax.Array | None = None,
+        cache: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues | None]:
         c = self.config
         base = jnp.where(local, c.local_rope_base, c.rope_base)
-        position = jnp.arange(x.shape[1])[None]
-        position = position / jnp.where(local, 1.0, c.rope_factor)
+        place = jnp.arange(x.shape[1])[None] if position is None else position
+        turned = place / jnp.where(local, 1.0, c.rope_factor)
         q_w = Einsum((c.num_heads, c.width, c.head_dim), (1,), (0,), name="q_einsum")()
         kv_w = Einsum(
             (2, c.num_kv_heads, c.width, c.head_dim), (2,), (0, 1), name="kv_einsum"
@@ -158,17 +174,21 @@ class SelfAttention(nn.Module):
         if c.qk_norm:
             query = RMSNorm(name="query_norm")(query)
             key = RMSNorm(name="key_norm")(key)
-        out = attend_causally(
-            rotate(query, position, base),
-            rotate(key, position, base),
-            value,
-            local=local,
-            window=c.window if c.local_layers else 0,
-            scale=c.query_scale or c.head_dim**-0.5,
-            softcap=c.attention_softcap,
-            use_flash=c.flash,
-        )
-        return merge_heads(out, out_w)
+        query, key = rotate(query, turned, base), rotate(key, turned, base)
+        window = c.window if c.local_layers else 0
+        how = {
+            "scale": c.query_scale or c.head_dim**-0.5,
+            "softcap": c.attention_softcap,
+        }
+        if cache is None:
+            how |= {"local": local, "window": window, "use_flash": c.flash}
+            out = attend_causally(query, key, value, **how)
+        else:
+            cache = extended(cache, key, value, place)
+            kept = jnp.arange(cache.key.shape[1])[None]
+            mask = causal_mask(place, kept, jnp.where(local, window, 0))
+            out = attend(query, cache.key, cache.value, mask, **how)
+        return merge_heads(out, out_w), cache
 
 
 class GatedMlp(nn.Module):
@@ -192,7 +212,7 @@ class GatedMlp(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """One decoder layer, x[B, T, E] -> [B, T, E].
+    """One decoder layer, x[B, T, E] -> ([B, T, E], cache); see SelfAttention.
 
     `local` (bool scalar) picks between the windows and rotary bases of local and
     global layers, so that one compiled block serves both in a scan.
@@ -201,14 +221,20 @@ class DecoderBlock(nn.Module):
     config: GemmaConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, local: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        local: jax.Array,
+        position: jax.Array | None = None,
+        cache: KeysValues | None = None,
+    ) -> tuple[jax.Array, KeysValues | None]:
         c = self.config
         y = RMSNorm(name="pre_attention_norm")(x)
-        y = SelfAttention(c, name="attn")(y, local)
+        y, cache = SelfAttention(c, name="attn")(y, local, position, cache)
         x = x + (RMSNorm(name="post_attention_norm")(y) if c.post_norms else y)
         y = RMSNorm(name="pre_ffw_norm")(x)
         y = GatedMlp(c.mlp_dim, name="mlp")(y)
-        return x + (RMSNorm(name="post_ffw_norm")(y) if c.post_norms else y)
+        return x + (RMSNorm(name="post_ffw_norm")(y) if c.post_norms else y), cache
 
 
 class Embedder(nn.Module):
@@ -266,7 +292,8 @@ class Gemma(nn.Module):
 
         def apply(layer, x):
             params, local = layer
-            return place.rows(block.apply({"params": place.weights(params)}, x, local))
+            x, _ = block.apply({"params": place.weights(params)}, x, local)
+            return place.rows(x)
 
         def segment(piece):
             def run(x):
@@ -277,6 +304,18 @@ class Gemma(nn.Module):
 
         pieces = stack.cut((self.layers, jnp.asarray(c.is_local())), ends)
         return [segment(piece) for piece in pieces]
+
+    def cached_layers(self) -> list[Callable]:
+        """Each layer as a function (x[B, T, E], position int32[B, T], cache) ->
+        (x, cache), to read a prompt and to write after it."""
+        c, place = self.config, self.placement
+        block = DecoderBlock(c, parent=None)
+
+        def layer(params, local):
+            variables = {"params": place.weights(params)}
+            return lambda x, *where: block.apply(variables, x, local, *where)
+
+        return [*map(layer, stack.unstack(self.layers), jnp.asarray(c.is_local()))]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, T, E] after `final_norm` -> float32[B, T, V]."""

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hive_jax.models.cache import KeysValues, Memory
 from hive_jax.models.fusion import Connections, Fusion, resolve_connections
 from hive_jax.models.gemma import Gemma, GemmaConfig
 from hive_jax.models.placement import ONE_DEVICE, Placement
@@ -85,11 +86,67 @@ class Hive(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         return self.llm.logits(hidden)
 
-    def _cross_attended(self, images, tokens, sees_image):
-        depths = tuple(depth for depth, _ in self.connections)
-        readers = self.fusion.readers(self.img(images, depths).features, sees_image)
-        before = {layer: r for (_, layer), r in zip(self.connections, readers)}
+    def read(
+        self, images: jax.Array, tokens: jax.Array, sees_image: jax.Array, room: int
+    ) -> tuple[jax.Array, jax.Array, Memory]:
+        """As when called, and what `write` goes on from.
 
+        Rows may be padded on the right: each is continued after its own last token.
+
+        Args:
+          room: tokens that can be written.
+
+        Returns:
+          hidden [B, T, E]; position int32[B, T] of each token, the next one's being one
+          more; the memory.
+        """
+        x, kept = self.llm.embed(tokens), ()
+        position = jnp.broadcast_to(jnp.arange(x.shape[1])[None], tokens.shape)
+        places, readers = position, {}
+        if self.config.fusion == "self_attention":
+            x, places = self._with_image(images, x, sees_image)
+            position = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+        elif self.connections:
+            kept = self._look(images)
+            readers = self._readers(kept, sees_image)
+        c = self.config.decoder
+        slots = jnp.zeros((len(x), x.shape[1] + room, c.num_kv_heads, c.head_dim))
+        cache = KeysValues(slots.astype(x.dtype), slots.astype(x.dtype))
+        memory = Memory((cache,) * c.depth, kept, sees_image.any(1, keepdims=True))
+        hidden, memory = self._remembered(x, position, readers, memory)
+        return jnp.take_along_axis(hidden, places[..., None], axis=1), places, memory
+
+    def write(
+        self, tokens: jax.Array, position: jax.Array, memory: Memory
+    ) -> tuple[jax.Array, Memory]:
+        """Next tokens int32[B, T] at position int32[B, T] -> hidden [B, T, E]."""
+        readers = {}
+        if memory.image:
+            readers = self._readers(memory.image, memory.sees_image)
+        return self._remembered(self.llm.embed(tokens), position, readers, memory)
+
+    def _remembered(self, x, position, readers, memory):
+        caches = []
+        layers = zip(self.llm.cached_layers(), memory.text, strict=True)
+        for number, (layer, cache) in enumerate(layers, 1):
+            if number in readers:
+                x = readers[number](x)
+            x, cache = layer(x, position, cache)
+            caches.append(cache)
+        return self.llm.final_norm(x), memory.replace(text=tuple(caches))
+
+    def _look(self, images) -> tuple[KeysValues, ...]:
+        """What the connections read of the images."""
+        depths = tuple(depth for depth, _ in self.connections)
+        return self.fusion.keys_values(self.img(images, depths).features)
+
+    def _readers(self, looked, sees_image) -> dict:
+        """Decoder layer -> what happens before it."""
+        readers = self.fusion.readers(looked, sees_image)
+        return {layer: r for (_, layer), r in zip(self.connections, readers)}
+
+    def _cross_attended(self, images, tokens, sees_image):
+        before = self._readers(self._look(images), sees_image)
         hidden = self.llm.embed(tokens)
         starts = sorted({1, *before})
         ends = [start - 1 for start in starts[1:]] + [self.config.decoder.depth]
@@ -101,14 +158,17 @@ class Hive(nn.Module):
         return hidden
 
     def _concatenated(self, images, tokens, sees_image):
+        x, places = self._with_image(images, self.llm.embed(tokens), sees_image)
+        return jnp.take_along_axis(self._decode(x), places[..., None], axis=1)
+
+    def _with_image(self, images, text, sees_image):
+        """Image and text in one sequence [B, P + T, E], and where the text is."""
         features = self.img(images, (self.connections[0][0],)).features
         image = self.fusion.project(features)[0]
-        text = self.llm.embed(tokens)
         image_place, text_place = interleave(sees_image, image.shape[1])
         x = jnp.concatenate([image.astype(text.dtype), text], axis=1)
         order = jnp.argsort(jnp.concatenate([image_place, text_place], axis=1), axis=1)
-        x = self._decode(jnp.take_along_axis(x, order[..., None], axis=1))
-        return jnp.take_along_axis(x, text_place[..., None], axis=1)
+        return jnp.take_along_axis(x, order[..., None], axis=1), text_place
 
     def _decode(self, x):
         (layers,) = self.llm.segments((self.config.decoder.depth,))

@@ -14,13 +14,10 @@ from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.stack import PROGRAM
 from hive_jax.training import sharding
-from hive_jax.training.origin import (
-    checkpoints_of,
-    open_decoder_for,
-    stored_config,
-)
+from hive_jax.training.origin import open_decoder_for, open_encoder_for
+from hive_jax.training.runs import RunTower, checkpoints_of, stored_config
 from hive_jax.weights.names import fields
-from hive_jax.weights.parts import Part, open_encoder
+from hive_jax.weights.parts import Part
 from hive_jax.weights.positions import resize_positions
 
 
@@ -148,7 +145,7 @@ def params_of_weights(config: RunConfig, abstract: dict) -> dict:
     """The branches that init_encoder and init_decoder name."""
     params = {}
     if config.init_encoder and "img" in abstract:
-        part = open_encoder(config.init_encoder)
+        part = open_encoder_for(config)
         _require_tower(part, config.model.encoder, "encoder", config.resize_positions)
         params["img"] = placed(part, abstract["img"])
     if config.init_decoder and "llm" in abstract:
@@ -158,7 +155,9 @@ def params_of_weights(config: RunConfig, abstract: dict) -> dict:
     return params
 
 
-def _require_tower(part: Part, tower, name: str, resize: bool = False) -> None:
+def _require_tower(
+    part: Part | RunTower, tower, name: str, resize: bool = False
+) -> None:
     """Raises CheckpointError unless the weights are those of the config's tower."""
     theirs, ours = fields(part.config), fields(tower)
     if resize:
@@ -178,7 +177,7 @@ def _require_tower(part: Part, tower, name: str, resize: bool = False) -> None:
         )
 
 
-def placed(part: Part, abstract: dict) -> dict:
+def placed(part: Part | RunTower, abstract: dict) -> dict:
     """The parameters where `abstract` has them, the position embedding at its size. A
     leaf's copy on the host goes before the next one is read."""
     flat, params = flatten_dict(abstract, sep="/"), {}

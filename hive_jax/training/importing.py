@@ -27,7 +27,7 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.training import report
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.handover import placed
-from hive_jax.training.origin import TOKENIZER_FOLDER
+from hive_jax.training.runs import TOKENIZER_FOLDER
 from hive_jax.training.state import TrainState
 from hive_jax.weights.names import param_shapes
 from hive_jax.weights.parts import open_decoder, open_encoder

@@ -1,60 +1,35 @@
 """Where a run's parameters come from, and what that decides of its config."""
 
 import dataclasses
-from pathlib import Path
 
 from hive_jax.config import (
     DECODER_OF_WEIGHTS,
     ENCODER_OF_WEIGHTS,
     RunConfig,
     check,
-    from_dict,
 )
-from hive_jax.errors import ConfigError, MissingInputError
+from hive_jax.errors import ConfigError
 from hive_jax.models.stack import PROGRAM
-from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.runs import (
+    RunTower,
+    checkpoints_of,
+    has_checkpoint,
+    is_run,
+    open_run_tower,
+    stored_config,
+)
 from hive_jax.weights.parts import Part, open_decoder, open_encoder
 
-TOKENIZER_FOLDER = "tokenizer"
 
-
-def default_workdir(name: str, fusion: str) -> str:
-    """workdir/NAME, and workdir/NAME_FUSION for the baselines."""
-    baseline = fusion in ("cascaded", "self_attention")
-    return f"workdir/{name}_{fusion}" if baseline else f"workdir/{name}"
+def default_workdir(name: str) -> str:
+    """workdir/NAME."""
+    return f"workdir/{name}"
 
 
 def workdir_before(config: RunConfig) -> str:
     """The run that this one starts from: config.init, or the stage before; "" for
     none."""
-    before = config.previous and default_workdir(config.previous, config.model.fusion)
-    return config.init or before
-
-
-def checkpoints_of(workdir: str) -> Checkpoints:
-    """To read from. Raises MissingInputError if there is no such run."""
-    if not (Path(workdir) / "checkpoints").is_dir():
-        raise MissingInputError(f"no checkpoint in {workdir}: no such run")
-    return Checkpoints(workdir, read_only=True)
-
-
-def _has_checkpoint(workdir: str) -> bool:
-    if not (Path(workdir) / "checkpoints").is_dir():
-        return False
-    with checkpoints_of(workdir) as checkpoints:
-        return checkpoints.latest_step() is not None
-
-
-def stored_config(workdir: str) -> RunConfig:
-    """The config of a run, as its last checkpoint has it; its tokenizer is the copy
-    beside the checkpoints."""
-    with checkpoints_of(workdir) as checkpoints:
-        config = from_dict(checkpoints.read_meta()["config"])
-    kept = Path(workdir) / TOKENIZER_FOLDER
-    if kept.is_dir():
-        data = dataclasses.replace(config.data, tokenizer=str(kept))
-        config = dataclasses.replace(config, data=data)
-    return config
+    return config.init or (config.previous and default_workdir(config.previous))
 
 
 def complete(config: RunConfig, workdir: str) -> RunConfig:
@@ -70,7 +45,7 @@ def complete(config: RunConfig, workdir: str) -> RunConfig:
       CheckpointError: they cannot be used.
     """
     for run in (workdir, workdir_before(config)):
-        if run and _has_checkpoint(run):
+        if run and has_checkpoint(run):
             return _filled(config, stored_config(run))
     if config.init:
         checkpoints_of(config.init)  # says that it is not there
@@ -84,7 +59,7 @@ def _from_parts(config: RunConfig) -> RunConfig:
     preprocessing = tokenizer = ""
     needs_encoder = model.fusion != "none" or config.objective == "contrastive"
     if needs_encoder and not (model.encoder.width and data.preprocessing):
-        part = config.init_encoder and open_encoder(config.init_encoder)
+        part = config.init_encoder and open_encoder_for(config)
         if part:
             encoder, preprocessing = part.config, part.preprocessing
     if not (model.decoder.width and data.tokenizer):
@@ -100,8 +75,17 @@ def _from_parts(config: RunConfig) -> RunConfig:
     )
 
 
-def open_decoder_for(config: RunConfig) -> Part:
+def open_encoder_for(config: RunConfig) -> Part | RunTower:
+    """The weights of config.init_encoder."""
+    if is_run(config.init_encoder):
+        return open_run_tower(config.init_encoder, "img")
+    return open_encoder(config.init_encoder)
+
+
+def open_decoder_for(config: RunConfig) -> Part | RunTower:
     """The weights of config.init_decoder. What a .npz does not say is config's."""
+    if is_run(config.init_decoder):
+        return open_run_tower(config.init_decoder, "llm")
     decoder = config.model.decoder
     return open_decoder(config.init_decoder, decoder if decoder.width else None)
 

@@ -128,16 +128,7 @@ class Program:
             "llm": model.decoder.scan,
             "txt": self.config.text_tower.scan,
         }
-
-        def apart(name: str, leaf: jax.Array):
-            if scanned.get(name.split("/")[0]) or not optimizers.STACKED.fullmatch(
-                name
-            ):
-                return leaf
-            return stack.take_apart(leaf, 2 if name.endswith("gating_einsum") else 1)
-
-        flat = flatten_dict(params, sep="/")
-        return unflatten_dict({n: apart(n, leaf) for n, leaf in flat.items()}, sep="/")
+        return layers_apart(params, {part for part, scans in scanned.items() if scans})
 
     def _abstract(self, init) -> state.TrainState:
         """Shapes, dtypes and shardings of the state that `init` makes of parameters."""
@@ -147,6 +138,19 @@ class Program:
 
     def _init_state(self, params: dict) -> state.TrainState:
         return state.init_state(params, self.optimizer, self.assigned)
+
+
+def layers_apart(params: dict, stacked: set[str]) -> dict:
+    """Parameters with the layers apart of all stacks but those of the parts `stacked`,
+    as "img"; for programs that do not scan over layers."""
+
+    def apart(name: str, leaf: jax.Array):
+        if name.split("/")[0] in stacked or not optimizers.STACKED.fullmatch(name):
+            return leaf
+        return stack.take_apart(leaf, 2 if name.endswith("gating_einsum") else 1)
+
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({n: apart(n, leaf) for n, leaf in flat.items()}, sep="/")
 
 
 def _placed(tree, shardings):

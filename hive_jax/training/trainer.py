@@ -23,8 +23,8 @@ from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.lock import WorkdirLock
 from hive_jax.training.metrics import MetricsWriter, Throughput, progress_bar, say
-from hive_jax.training.origin import TOKENIZER_FOLDER
 from hive_jax.training.run import Run
+from hive_jax.training.runs import TOKENIZER_FOLDER
 from hive_jax.training.signals import StopRequest
 from hive_jax.training.state import TrainState
 from hive_jax.training.validation import summary_line, validate
