@@ -6,13 +6,13 @@ import importlib.util
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
+from random_runs import save_random
 
 from hive_jax import weights
-from hive_jax.config import DataConfig, RunConfig, to_dict
+from hive_jax.config import DataConfig, RunConfig
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer
 from hive_jax.errors import (
     CheckpointError,
@@ -30,7 +30,6 @@ from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.state import TrainState
 from hive_jax.weights import huggingface, parts
-from hive_jax.weights.names import param_shapes
 from hive_jax.weights.tensors import tensor_hash
 from hive_jax.weights.writing import DTYPES
 
@@ -73,25 +72,6 @@ def runs(tmp_path_factory):
         return made[kind]
 
     return make
-
-
-def save_random(config: RunConfig, workdir: str, step: int = 7) -> None:
-    whole = config.model
-    if config.objective == "contrastive":
-        whole = (config.model.encoder, config.text_tower)
-    rng = np.random.default_rng(0)
-    params = {
-        name: (rng.normal(size=shape) / shape[-1] ** 0.5).astype(np.float32)
-        for name, shape in param_shapes(whole).items()
-    }
-    params = jax.device_put(unflatten_dict(params, sep="/"))
-    tokenizer = load_tokenizer(config.data.tokenizer).fingerprint
-    inputs = {"tokenizer": tokenizer}
-    meta = {"config": to_dict(config), "inputs": inputs, "samples_read": 0}
-    with Checkpoints(workdir) as checkpoints:
-        state = TrainState(np.zeros((), np.int32) + step, params, ())
-        checkpoints.save(step, state, meta)
-        checkpoints.wait()
 
 
 def certificate_of(folder) -> dict:

@@ -32,7 +32,7 @@ BELOW = {
     "evaluation": {"errors", "models", "config", "data", "training"},
     "command": {"errors", "config"},
     "chat": {"errors", "config", "data", "training", "evaluation"},
-    "evaluate": {"errors", "evaluation"},
+    "evaluate": {"errors", "training", "evaluation"},
     "train": {"errors", "models", "config", "data", "weights", "training", "command"},
 }
 # Slow to import, or not needed to train: only inside of the functions that need them.

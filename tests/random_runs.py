@@ -1,0 +1,61 @@
+"""Runs that nobody has trained, as their checkpoints would be."""
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from hive_jax.config import DataConfig, RunConfig, to_dict
+from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.models.hive import HiveConfig
+from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.state import TrainState
+from hive_jax.weights.names import param_shapes
+from hive_jax.weights.parts import open_decoder, open_encoder
+
+
+def save_random(config: RunConfig, workdir: str, step: int = 7) -> None:
+    """Random weights, nowhere near zero."""
+    whole = config.model
+    if config.objective == "contrastive":
+        whole = (config.model.encoder, config.text_tower)
+    rng = np.random.default_rng(0)
+    params = {
+        name: (rng.normal(size=shape) / shape[-1] ** 0.5).astype(np.float32)
+        for name, shape in param_shapes(whole).items()
+    }
+    save_params(config, unflatten_dict(params, sep="/"), workdir, step)
+
+
+def save_talking(workdir: str, fusion: str, source: str = "tabletop") -> RunConfig:
+    """The towers that come along with random weights between them: it says words."""
+    encoder = open_encoder("builtin:tabletop_siglip")
+    decoder = open_decoder("builtin:tabletop_llm")
+    config = RunConfig(
+        name=f"talking_{fusion}",
+        model=HiveConfig(encoder.config, decoder.config, fusion, num_connections=2),
+        data=DataConfig(
+            source=source, tokenizer="builtin:tabletop", preprocessing="hf_bicubic"
+        ),
+    )
+    params = {"img": encoder.params(), "llm": decoder.params()}
+    rng = np.random.default_rng(0)
+    between = {
+        name.removeprefix("fusion/"): rng.normal(size=shape).astype(np.float32) * 0.2
+        for name, shape in param_shapes(config.model).items()
+        if name.startswith("fusion/")
+    }
+    params["fusion"] = unflatten_dict(between, sep="/")
+    save_params(config, params, workdir)
+    return config
+
+
+def save_params(config: RunConfig, params: dict, workdir: str, step: int = 7) -> None:
+    """The checkpoint of a step."""
+    tokenizer = load_tokenizer(config.data.tokenizer).fingerprint
+    inputs = {"tokenizer": tokenizer}
+    meta = {"config": to_dict(config), "inputs": inputs, "samples_read": 0}
+    with Checkpoints(workdir) as checkpoints:
+        step = np.zeros((), np.int32) + step
+        state = TrainState(step, jax.device_put(params), ())
+        checkpoints.save(int(step), state, meta)
+        checkpoints.wait()
