@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -19,14 +20,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def run(main: Callable[[RunConfig], int]) -> None:
-    """Parses the command line and exits with main(config), or an error's code."""
+def run(main: Callable[[Any], int], schema: type = RunConfig) -> None:
+    """Parses the command line and exits with main(config), or an error's code; the
+    config is one of `schema`."""
 
     def checked(unused_arguments) -> int:
         logging.set_verbosity(logging.WARNING)
-        return _reported(lambda: main(from_dict(_CONFIG.value.to_dict())))
+        return _reported(lambda: main(from_dict(_CONFIG.value.to_dict(), schema)))
 
-    app.run(checked, flags_parser=lambda line: _reported(lambda: _parse(line)))
+    app.run(checked, flags_parser=lambda line: _reported(lambda: _parse(line, schema)))
 
 
 def _reported(action: Callable):
@@ -37,9 +39,9 @@ def _reported(action: Callable):
         sys.exit(error.exit_code)
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def _parse(arguments: list[str], schema: type) -> list[str]:
     """absl's parser, with its errors as ConfigError; unknown keys come first."""
-    known = set(_keys(to_dict(RunConfig())))
+    known = set(_keys(to_dict(schema())))
     for argument in arguments[1:]:
         key = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if key and key[1] not in known:

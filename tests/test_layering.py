@@ -2,7 +2,7 @@
 
 train.py > training > weights, data > config > models > (nothing of ours)
 export > training; analysis > benchmark > training; train.py > command.py > config
-chat.py, evaluate.py > evaluation > training
+chat.py, evaluate.py > evaluation > training; probe.py > probing > evaluation
 errors serves all of them but models
 """
 
@@ -30,6 +30,10 @@ BELOW = {
     },
     "analysis": {"errors", "models", "config", "data", "training", "benchmark"},
     "evaluation": {"errors", "models", "config", "data", "training"},
+    "probing": {
+        *("errors", "models", "config", "data", "weights", "training", "evaluation"),
+    },
+    "probe": {"errors", "config", "data", "weights", "training", "probing", "command"},
     "command": {"errors", "config"},
     "chat": {"errors", "config", "data", "training", "evaluation"},
     "evaluate": {"errors", "training", "evaluation"},
@@ -165,7 +169,7 @@ def test_every_module_is_used():
     ]
     used = set().union(*map(ours, [*TREES.values(), *tools]))
     packages = {name.rpartition(".")[0] for name in TREES}
-    commands = {"hive_jax.train", "hive_jax.evaluate", "hive_jax.chat"}
+    commands = {f"hive_jax.{name}" for name in ("train", "evaluate", "chat", "probe")}
     assert set(TREES) - used - packages == commands
 
 

@@ -293,7 +293,7 @@ def test_an_image_of_the_wrong_kind(make_loader, image, came):
             return Sample(image if index == 5 else None, (Segment("a"),))
 
     loader = make_loader(One(), shuffle_seed=None)
-    message = rf"sample 5: image is {came}; expected uint8\[16, 16, 3\]"
+    message = rf"{loader.source.where(5)}: image is {came}; expected uint8\[16, 16, 3\]"
     with pytest.raises(DataError, match=message):
         next(loader.batches(0, 1))
 

@@ -116,7 +116,8 @@ def test_attributes_are_about_equally_frequent(scenes):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_segments_end_with_the_stop_mark(scenes, mode):
-    for one in scenes[:300]:
+    alone = [one for one in scenes if len(one.things) == 1]
+    for one in (alone if mode == "classes" else scenes)[:300]:
         written = segments(one, mode)
         assert [segment.target for segment in written] == [False, True][-len(written) :]
         for segment in written:

@@ -7,6 +7,7 @@ from hive_jax.config.schema import (
     DataConfig,
     MeshConfig,
     OptimizerConfig,
+    ProbeConfig,
     Rule,
     RunConfig,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "DataConfig",
     "MeshConfig",
     "OptimizerConfig",
+    "ProbeConfig",
     "Rule",
     "RunConfig",
     "check",

@@ -1,20 +1,28 @@
 """Values that are of the right type and still cannot be."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable
 
 from hive_jax.config.schema import (
     DECODER_OF_WEIGHTS,
     ENCODER_OF_WEIGHTS,
+    ProbeConfig,
     RunConfig,
 )
 from hive_jax.errors import ConfigError
 from hive_jax.models.stack import PROGRAM, REMAT_POLICIES
 
 
-def check(config: RunConfig) -> None:
+@functools.singledispatch
+def check(config) -> None:
     """Raises ConfigError for the first value that cannot be, naming its key."""
+    raise TypeError(f"a {type(config).__name__} is no config")
+
+
+@check.register
+def _check_run_config(config: RunConfig) -> None:
     expect = _Expect(config)
     _check_run(config, expect)
     _check_optimizer(config, expect)
@@ -26,6 +34,25 @@ def check(config: RunConfig) -> None:
         _check_connections(config)
 
 
+@check.register
+def _check_probe_config(config: ProbeConfig) -> None:
+    expect = _Expect(config)
+    expect.one_of(PROBES, "probe")
+    expect.one_of(("auto", "float32", "bfloat16"), "dtype")
+    expect.one_of(("", *PREPROCESSING), "preprocessing")
+    expect.at_least(1, "epochs", "batch_size", "num_seeds", "threads")
+    expect.at_least(0, "depth", "seed", "warmup_epochs", "weight_decay")
+    expect(config.peak_lr > 0, "peak_lr", "more than 0")
+    expect(config.clip_norm > 0, "clip_norm", "more than 0")
+    expect(0 <= config.max_bad_fraction <= 1, "max_bad_fraction", "0 to 1")
+    expect(
+        bool(config.templates) and all("{}" in text for text in config.templates),
+        "templates",
+        "texts with {} for the name of a class",
+    )
+
+
+PROBES = ("linear", "attentive", "zero_shot", "retrieval")
 # Of image files; see hive_jax/data/preprocessing.py.
 PREPROCESSING = (
     *("hf_bicubic", "hf_bilinear", "hf_bicubic_pad", "hf_bilinear_pad"),
@@ -36,7 +63,7 @@ PREPROCESSING = (
 class _Expect:
     """What values must be; `expect(holds, key, wanted)` and shorthands of it."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig | ProbeConfig):
         self._config = config
 
     def value(self, key: str):

@@ -143,3 +143,49 @@ class RunConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     rules: tuple[Rule, ...] = (Rule(".*", 1.0),)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeConfig:
+    """What a frozen encoder is worth: a classifier on its features, or both towers of a
+    SigLIP as they are.
+
+    Attributes:
+      init: the encoders: a run's workdir, a Hugging Face folder or hub id, a big_vision
+        .npz or "builtin:NAME"; or several, NAME=PATH,NAME=PATH.
+      probe: "linear", on the mean of the tokens; "attentive", a query that looks at all
+        of them; and of two towers "zero_shot", classes by their names, and "retrieval",
+        images by their texts and texts by their images.
+      depth: of the block whose features are read; 0 for the last one.
+      train, test: as data.source of a run; see hive_jax/data/sets/sources.py.
+      preprocessing, tokenizer: empty for those of the weights.
+      augment: crops, flips and colours; see hive_jax/data/augment.py. The encoder then
+        runs in every epoch, and once otherwise.
+      num_seeds: classifiers trained, with seeds from `seed` on.
+      warmup_epochs, peak_lr, weight_decay, clip_norm: of AdamW, with a cosine to 0; the
+        decay is times the learning rate.
+      templates: texts for zero_shot, {} being the name of a class; their mean counts.
+      max_bad_fraction: of images to train on that cannot be read.
+    """
+
+    name: str = "probe"
+    init: str = "builtin:tabletop_siglip"
+    probe: str = "linear"
+    depth: int = 0
+    train: str = "tabletop:classes,take=first:4000"
+    test: str = "tabletop:classes,split=test,take=first:2000"
+    preprocessing: str = ""
+    tokenizer: str = ""
+    augment: bool = False
+    num_seeds: int = 3
+    seed: int = 0
+    epochs: int = 5
+    warmup_epochs: float = 1.5
+    batch_size: int = 512
+    peak_lr: float = 2e-4
+    weight_decay: float = 0.01
+    clip_norm: float = 3.0
+    templates: tuple[str, ...] = ("a photo of a {}",)
+    max_bad_fraction: float = 0.01
+    dtype: str = "auto"
+    threads: int = 2

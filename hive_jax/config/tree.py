@@ -39,9 +39,10 @@ def to_dict(config) -> dict:
     return plain(config)
 
 
-def from_dict(tree: Mapping) -> RunConfig:
-    """Builds and checks a RunConfig. Raises ConfigError naming the key."""
-    config = _build(RunConfig, tree, "")
+def from_dict(tree: Mapping, schema: type = RunConfig):
+    """Builds and checks a config, by default a RunConfig. Raises ConfigError naming the
+    key."""
+    config = _build(schema, tree, "")
     check(config)
     return config
 

@@ -39,11 +39,13 @@ class Sample:
       segments: the text, in order.
       image_before: the segment that the image stands before; text of earlier
         segments does not see it.
+      label: the name of its class, one of the source's `classes`; empty for none.
     """
 
     image: np.ndarray | bytes | None
     segments: tuple[Segment, ...]
     image_before: int = 0
+    label: str = ""
 
 
 @flax.struct.dataclass

@@ -11,13 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
-from PIL import Image
 
-from hive_jax.data.augment import augmented
 from hive_jax.data.bad import BadSample, BadSamples
 from hive_jax.data.batch import Batch, Sample
-from hive_jax.data.images import decode, opened
 from hive_jax.data.order import Order
+from hive_jax.data.pixels import pixels
 from hive_jax.data.tokenizer import Tokenizer, encode_sample
 from hive_jax.errors import DataError
 
@@ -116,23 +114,10 @@ class Loader:
 
     def _pixels(self, index: int, sample: Sample, position: int | None) -> np.ndarray:
         """The image of a sample, augmented for a position of the run if it has one."""
-        wanted, seed = self.spec.image.shape[1:], self._augment_seed
-        augments = seed is not None and position is not None
-        image = np.zeros(wanted, np.uint8) if sample.image is None else sample.image
-        if isinstance(image, bytes):
-            where = self.source.where(index)
-            if not augments:
-                return decode(image, wanted[0], self._preprocessing, where)
-            with opened(image, where) as whole:
-                return augmented(whole, wanted[0], seed, position)
-        if image.shape != wanted or image.dtype != np.uint8:
-            raise DataError(
-                f"sample {index}: image is {image.dtype}{list(image.shape)}; expected "
-                f"uint8{list(wanted)}"
-            )
-        if augments:
-            return augmented(Image.fromarray(image), wanted[0], seed, position)
-        return image
+        seed = self._augment_seed
+        augment = None if seed is None or position is None else (seed, position)
+        size, where = self.spec.image.shape[1], self.source.where(index)
+        return pixels(sample.image, size, self._preprocessing, where, augment)
 
     def _collect(self, step: int, spec: Batch, futures: list) -> Batch:
         rows = [future.result() for future in futures]

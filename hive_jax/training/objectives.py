@@ -23,7 +23,7 @@ from hive_jax.training.supervised import supervised_nll
 def build_model(config: RunConfig, mesh: Mesh | None = None) -> nn.Module:
     """The model that config.objective trains, computing in config.dtype on `mesh`, by
     default on one device."""
-    dtype = jnp.dtype(config.dtype if config.dtype != "auto" else _platform_dtype())
+    dtype = compute_dtype(config.dtype)
     place = sharding.placement(mesh, dtype) if mesh is not None else ONE_DEVICE
     if config.objective == "contrastive":
         return TwoTowers(config.model.encoder, config.text_tower, dtype, place)
@@ -39,8 +39,11 @@ def _dispatched(model: HiveConfig, mesh: Mesh | None) -> HiveConfig:
     return dataclasses.replace(model, decoder=dataclasses.replace(decoder, flash=False))
 
 
-def _platform_dtype() -> str:
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype of a config; "auto" is the platform's own."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
 
 
 def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:

@@ -21,6 +21,8 @@ class Pairs:
       names: of the images in `store`.
       texts: beside them; an empty or Broken one is a bad sample.
       with_image: False for text alone; no image is read then.
+      labels: the name of the class of each, where they have one.
+      classes: all names there can be, in order.
     """
 
     def __init__(
@@ -30,11 +32,14 @@ class Pairs:
         texts: Sequence[str],
         store,
         with_image: bool = True,
+        labels: Sequence[str] = (),
+        classes: Sequence[str] = (),
     ):
         if not names:
             raise DataError(f"{path} has no samples")
         self._path, self._names, self._texts = path, names, texts
         self._store, self._with_image = store, with_image
+        self._labels, self.classes = labels, tuple(classes)
         digest = hashlib.sha256()
         for name, text in zip(names, texts, strict=True):
             said = None if isinstance(text, Broken) else text
@@ -48,7 +53,8 @@ class Pairs:
         """Sample `index`; its image is the content of a file. Raises BadSample."""
         text = require_text(self._texts[index], self.where(index))
         image = self._store.read(self._names[index]) if self._with_image else None
-        return Sample(image, (Segment(text + "\n"),))
+        label = self._labels[index] if self._labels else ""
+        return Sample(image, (Segment(text + "\n"),), label=label)
 
     def where(self, index: int) -> str:
         return f"{self._path}, record {index}, image {self._names[index]}"
@@ -70,10 +76,10 @@ def of_class(name: str) -> str:
     return f"a photo of a {name.replace('_', ' ')}"
 
 
-def of_number(label: int, names: Sequence[str]) -> str:
-    """The caption of an image of class number `label`; Broken if there is none."""
+def class_name(label: int, names: Sequence[str]) -> str:
+    """The name of class number `label`; Broken if there is none."""
     if 0 <= label < len(names):
-        return of_class(names[label])
+        return names[label]
     return Broken(f"is of class {label}; expected 0 to {len(names) - 1}")
 
 
@@ -94,8 +100,10 @@ def open_class_folder(path: str, with_image: bool = True) -> Pairs:
     if not found:
         raise DataError(f"{path}: expected folders of images, one for each class")
     names = sorted(found)
-    texts = [of_class(name.split("/")[0]) for name in names]
-    return Pairs(path, names, texts, FolderStore(path), with_image)
+    labels = [name.split("/")[0] for name in names]
+    texts = list(map(of_class, labels))
+    store = FolderStore(path)
+    return Pairs(path, names, texts, store, with_image, labels, sorted(set(labels)))
 
 
 def _images(root: str, name: str) -> list[str]:

@@ -10,11 +10,17 @@ from hive_jax.data.batch import Sample
 from hive_jax.errors import ConfigError, DataError
 
 
+def classes_of(source) -> tuple[str, ...]:
+    """The names of the classes that samples of a source are of; none if it has none."""
+    return getattr(source, "classes", ())
+
+
 class Part:
     """The samples `indices` (increasing) of a source, in this order."""
 
     def __init__(self, source, indices: range | np.ndarray):
         self._source, self._indices = source, indices
+        self.classes = classes_of(source)
         digest = hashlib.sha256(f"part {source.fingerprint}".encode())
         if isinstance(indices, range):
             digest.update(repr(indices).encode())
@@ -45,6 +51,8 @@ class Mixture:
 
     def __init__(self, sources: Sequence, weights: Sequence[float] = ()):
         self._sources = tuple(sources)
+        known = {classes_of(source) for source in sources}
+        self.classes = known.pop() if len(known) == 1 else ()
         sizes = [len(source) for source in sources]
         if weights:
             total = max(n / w for n, w in zip(sizes, weights, strict=True))

@@ -1,7 +1,8 @@
 """Samples by the name of their source.
 
 A source has a length, gives sample `index` (or raises BadSample), says `where` it is,
-and has a fingerprint that changes when its samples do.
+and has a fingerprint that changes when its samples do; and the names of its `classes`,
+if its samples are of some.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from hive_jax.errors import ConfigError
 
 # The kinds of sources, and the options of each.
 _KINDS = {
-    "tabletop": ("take",),
+    "tabletop": ("split", "take"),
     "llava": ("images", "form", "take"),
     "prepared": ("take",),
     "tfds": ("dir", "split", "image", "text", "take"),
@@ -122,6 +123,11 @@ def make_source(config: DataConfig, split: str, *, image_size: int, with_image: 
         with_image,
     )
     if specs[0].kind == "tabletop":  # has splits of its own
+        if "split" in specs[0].options:
+            raise ConfigError(
+                f"config.data.source is {config.source!r}; a run reads the splits train "
+                "and validation: leave split= out"
+            )
         return _opened(specs[0], how, split)
     shares = shares_of([spec.weight or 1.0 for spec in specs])
     sizes = apportioned(config.validation_size, shares)
@@ -138,7 +144,8 @@ def make_source(config: DataConfig, split: str, *, image_size: int, with_image: 
 
 
 def whole_source(text: str, how: Opening):
-    """All samples that a `data.source` names, in order; of tabletop those to train on."""
+    """All samples that a `data.source` names, in order; of tabletop, where it names no
+    split, those to train on."""
     specs = parse(text)
     parts = [_opened(spec, how) for spec in specs]
     if specs[0].weight is not None:
@@ -154,7 +161,7 @@ def _opened(spec: Spec, how: Opening, split: str = "train"):
         source = _opened(Spec(*found, weight=None), how)
     elif spec.kind == "tabletop":
         source = Tabletop(
-            split,
+            option("split", split),
             seed=how.seed,
             image_size=how.image_size,
             text=_one_of(MODES, "tabletop", spec.path or "captions"),

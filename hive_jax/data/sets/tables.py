@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.sets.pairs import Pairs, of_class, of_number
+from hive_jax.data.sets.pairs import Pairs, class_name, of_class
 from hive_jax.data.sets.parquet import ParquetStore, parquet_files
 from hive_jax.data.sets.stores import open_store
 from hive_jax.data.sets.text import Broken
@@ -44,10 +44,10 @@ def open_table(
     with _as_csv(path) as rows:
         column = _column(path, rows.fieldnames or [], image, text, label)
         table = [_pair(rows.line_num, row, image, column) for row in rows]
-    names, texts = [name for name, _ in table], [value for _, value in table]
-    if column != text:
-        texts = list(map(_captioned, texts))
-    return Pairs(path, names, texts, open_store(images, "images"), with_image)
+    names, values = [name for name, _ in table], [value for _, value in table]
+    return _pairs(
+        path, names, values, open_store(images, "images"), with_image, column != text
+    )
 
 
 @contextlib.contextmanager
@@ -84,6 +84,18 @@ def _captioned(value: str) -> str:
     return value if isinstance(value, Broken) or not value else of_class(value)
 
 
+def _pairs(
+    path: str, names, values, store, with_image: bool, is_class: bool, classes=()
+) -> Pairs:
+    """Pairs of images with texts, or with the names of their classes."""
+    if not is_class:
+        return Pairs(path, names, values, store, with_image)
+    there = {v for v in values if v and not isinstance(v, Broken)}
+    classes = classes or sorted(there, key=lambda v: (v.isdigit() and int(v), v))
+    texts = list(map(_captioned, values))
+    return Pairs(path, names, texts, store, with_image, values, classes)
+
+
 def _column(
     path: str, columns: Sequence[str], image: str, text: str, label: str
 ) -> str:
@@ -106,14 +118,14 @@ def _open_parquet(
 
     def said(value) -> str:
         if is_class and isinstance(value, int):
-            return of_number(value, classes) if classes else of_class(str(value))
+            return class_name(value, classes) if classes else str(value)
         if value is not None and not isinstance(value, str):
             return Broken(f"{column} is a {type(value).__name__}; expected text")
-        return _captioned(value or "") if is_class else value or ""
+        return value or ""
 
-    texts = [said(value) for value in store.values(column)]
-    rows = [str(row) for row in range(len(texts))]
-    return Pairs(path, rows, texts, store, with_image)
+    values = [said(value) for value in store.values(column)]
+    rows = [str(row) for row in range(len(values))]
+    return _pairs(path, rows, values, store, with_image, is_class, classes)
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:

@@ -5,7 +5,7 @@ import re
 
 from hive_jax.data.bad import BadSample
 from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.sets.pairs import of_number, require_text
+from hive_jax.data.sets.pairs import class_name, of_class, require_text
 from hive_jax.data.sets.text import Broken
 from hive_jax.data.sets.tfds_folders import PREPARE, open_builder
 from hive_jax.errors import DataError, MissingInputError
@@ -51,6 +51,7 @@ class Tfds:
         self._image, _ = _chosen(name, "image", images, image)
         self._text, kind = _chosen(name, "text", texts, text)
         self._classes = getattr(kind, "names", None)
+        self.classes = tuple(self._classes or ())
         decoders = tfds.decode.SkipDecoding()
         for key in reversed(self._image):
             decoders = {key: decoders}
@@ -90,9 +91,11 @@ class Tfds:
             record = self._records[index]
         except Exception as error:  # noqa: BLE001 (of every kind, by what is damaged)
             raise BadSample("damaged", where, str(error)) from None
-        text = require_text(self._words(record), where)
+        words = require_text(self._words(record), where)
         image = _at(record, self._image) if self._with_image else None
-        return Sample(image, (Segment(text + "\n"),))
+        if self._classes is None:
+            return Sample(image, (Segment(words + "\n"),))
+        return Sample(image, (Segment(of_class(words) + "\n"),), label=words)
 
     def where(self, index: int) -> str:
         return f"{self._name}, {self._split}, record {index}"
@@ -100,7 +103,7 @@ class Tfds:
     def _words(self, record: dict) -> str:
         value = _at(record, self._text)
         if self._classes is not None:
-            return of_number(int(value), self._classes)
+            return class_name(int(value), self._classes)
         if not isinstance(value, bytes):
             value = value[0] if len(value) else b""
         try:

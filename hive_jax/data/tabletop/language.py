@@ -1,10 +1,11 @@
-"""Captions: what a scene's text is, in each of four modes.
+"""Captions: what a scene's text is, in each of five modes.
 
 captions    training: says nearly all there is to see
 vague       the base encoder's contrastive training: seldom names a material,
             so that there is something left to learn from a language model
 questions   a question, which is not a target, and its answer
 text        captions and questions, three to one
+classes     for one toy alone: its material and shape, which are its class
 """
 
 import dataclasses
@@ -13,7 +14,14 @@ import numpy as np
 
 from hive_jax.data.batch import KINDS, Segment
 from hive_jax.data.tabletop.questions import Question, ask
-from hive_jax.data.tabletop.scene import Scene, Thing, place, relations
+from hive_jax.data.tabletop.scene import (
+    MATERIALS,
+    SHAPES,
+    Scene,
+    Thing,
+    place,
+    relations,
+)
 from hive_jax.data.tabletop.words import (
     COUNTS,
     PHRASES,
@@ -24,7 +32,8 @@ from hive_jax.data.tabletop.words import (
     refer,
 )
 
-MODES = ("captions", "vague", "questions", "text")
+MODES = ("captions", "vague", "questions", "text", "classes")
+CLASSES = tuple(f"{material} {shape}" for material in MATERIALS for shape in SHAPES)
 
 _STANDS = ("stands", "sits", "is")
 _STAND = ("stand", "sit", "are")
@@ -57,10 +66,18 @@ def segments(scene: Scene, mode: str) -> tuple[Segment, ...]:
     Each segment ends with a newline, the mark to stop at. The same scene and mode
     give the same text.
     """
+    if mode == "classes":
+        return (mark(f"a photo of {article(class_of(scene))}"),)
     rng = scene.stream(1)
     if mode == "questions" or mode == "text" and rng.random() < 0.25:
         return dialogue(ask(scene, rng))
     return (mark(caption(scene, VAGUE if mode == "vague" else CAPTIONS, rng)),)
+
+
+def class_of(scene: Scene) -> str:
+    """The one of CLASSES that a scene of one toy is of."""
+    (thing,) = scene.things
+    return f"{thing.material} {thing.shape}"
 
 
 def dialogue(question: Question) -> tuple[Segment, Segment]:

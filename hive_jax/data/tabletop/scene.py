@@ -95,13 +95,16 @@ def bucket(things: tuple[Thing, ...]) -> int:
     return zlib.crc32(describe(things).encode()) % 16
 
 
-def scene(split: str, seed: int, index: int) -> Scene:
-    """Scene `index` of a split. Scenes of other splits' buckets are drawn again."""
+def scene(split: str, seed: int, index: int, toys: int | None = None) -> Scene:
+    """Scene `index` of a split. Scenes of other splits' buckets are drawn again.
+
+    `toys` is how many there are; None for any number.
+    """
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
     # Settled first, so that crowded scenes, which fail more often, are not rarer.
     count = 1 + int(np.searchsorted(np.cumsum(_COUNT_SHARES), rng.random()))
     while True:
-        things = _arrange(count, rng)
+        things = _arrange(toys or count, rng)
         if things is not None and bucket(things) in SPLITS[split]:
             return Scene(things, key=int(rng.integers(2**63)))
 

@@ -5,7 +5,7 @@ import hashlib
 from hive_jax.config import nearest
 from hive_jax.data.batch import Sample
 from hive_jax.data.tabletop.draw import draw
-from hive_jax.data.tabletop.language import MODES, segments
+from hive_jax.data.tabletop.language import CLASSES, MODES, class_of, segments
 from hive_jax.data.tabletop.scene import SPLITS, scene
 from hive_jax.errors import ConfigError
 
@@ -42,7 +42,7 @@ class Tabletop:
           split: "train", "validation" or "test".
           seed: another seed, other scenes, from the same split's share.
           image_size: side of the pictures in pixels, at least 8.
-          text: "captions", "vague", "questions" or "text"; see `language`.
+          text: "captions", "vague", "questions", "text" or "classes"; see `language`.
           with_image: False for text alone, which then costs no drawing.
           size: number of samples; None for the split's own.
 
@@ -55,6 +55,7 @@ class Tabletop:
         self.image_size = _at_least("image_size", image_size, 8)
         self.size = _SIZES[split] if size is None else _at_least("size", size, 1)
         self.with_image = with_image
+        self.classes = CLASSES if text == "classes" else ()
 
     def __len__(self) -> int:
         return self.size
@@ -63,9 +64,10 @@ class Tabletop:
         """Sample `index`; its image is uint8[image_size, image_size, 3] or None."""
         if not 0 <= index < self.size:
             raise IndexError(f"index {index} of {self!r}, which has {self.size}")
-        one = scene(self.split, self.seed, int(index))
+        one = scene(self.split, self.seed, int(index), 1 if self.classes else None)
         image = draw(one, self.image_size) if self.with_image else None
-        return Sample(image, segments(one, self.text))
+        label = class_of(one) if self.classes else ""
+        return Sample(image, segments(one, self.text), label=label)
 
     def where(self, index: int) -> str:
         """The name of a scene, for messages."""

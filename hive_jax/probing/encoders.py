@@ -1,0 +1,73 @@
+"""Frozen encoders, from where people have them."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from hive_jax.errors import ConfigError
+from hive_jax.models.siglip import SiglipConfig
+from hive_jax.training.runs import is_run, open_run_tower
+from hive_jax.weights.parts import open_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """An image tower.
+
+    Attributes:
+      params: nested dict, float32.
+      preprocessing: that it was trained with.
+      fingerprint: of its parameters.
+    """
+
+    name: str
+    config: SiglipConfig
+    params: dict
+    preprocessing: str
+    fingerprint: str
+
+
+def named(init: str) -> dict[str, str]:
+    """ "A=PATH,B=PATH" or a single path -> path by name. Raises ConfigError."""
+    found = {}
+    for part in init.split(","):
+        name, equals, path = part.partition("=")
+        if not equals:
+            name, path = _name_of(part), part
+        if not name or not path or name in found:
+            raise ConfigError(
+                f"config.init is {init!r}; expected a path, or NAME=PATH,NAME=PATH with "
+                "names that differ"
+            )
+        found[name] = path
+    return found
+
+
+def load(name: str, path: str) -> Encoder:
+    """The encoder at a path: a run's workdir, or weights as `open_encoder` takes them.
+
+    Raises MissingInputError, CheckpointError.
+    """
+    part = open_run_tower(path, "img") if is_run(path) else open_encoder(path)
+    leaves = dict(part.leaves())
+    preprocessing = part.preprocessing or "hf_bicubic"
+    params = unflatten_dict(leaves, sep="/")
+    return Encoder(name, part.config, params, preprocessing, fingerprint(leaves))
+
+
+def fingerprint(leaves: dict[str, np.ndarray]) -> str:
+    """16 hexadecimal digits that change with any bit of any parameter."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(leaves.items()):
+        digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _name_of(path: str) -> str:
+    """The end of a path, without what no file may be called."""
+    return Path(path.removeprefix("builtin:")).name.removesuffix(".npz")
