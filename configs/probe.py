@@ -31,6 +31,6 @@ def get_config(arguments=None):
     elif config.probe == "retrieval":
         recipe = {"test": "tabletop:vague,split=test,take=first:1000"}
     else:  # few and small images: many epochs, and fast ones
-        recipe = {"epochs": 400, "warmup_epochs": 2.0, "peak_lr": 0.3}
+        recipe = {"epochs": 800, "warmup_epochs": 2.0, "peak_lr": 0.3}
         recipe["weight_decay"] = 0.0
     return ml_collections.ConfigDict(to_dict(dataclasses.replace(config, **recipe)))
