@@ -2,7 +2,7 @@
 
 train.py > training > weights, data > config > models > (nothing of ours)
 export > training; analysis > benchmark > training; train.py > command.py > config
-chat.py, evaluate.py > evaluation > training; probe.py > probing > evaluation
+chat.py, compare.py, evaluate.py > evaluation > training; probe.py > probing > evaluation
 errors serves all of them but models
 """
 
@@ -35,6 +35,7 @@ BELOW = {
     },
     "probe": {"errors", "config", "data", "weights", "training", "probing", "command"},
     "command": {"errors", "config"},
+    "compare": {"errors", "evaluation"},
     "chat": {"errors", "config", "data", "training", "evaluation"},
     "evaluate": {"errors", "training", "evaluation"},
     "train": {"errors", "models", "config", "data", "weights", "training", "command"},
@@ -169,7 +170,9 @@ def test_every_module_is_used():
     ]
     used = set().union(*map(ours, [*TREES.values(), *tools]))
     packages = {name.rpartition(".")[0] for name in TREES}
-    commands = {f"hive_jax.{name}" for name in ("train", "evaluate", "chat", "probe")}
+    commands = {
+        f"hive_jax.{name}" for name in ("train", "evaluate", "chat", "probe", "compare")
+    }
     assert set(TREES) - used - packages == commands
 
 

@@ -1,0 +1,121 @@
+"""A comparison as Markdown, JSON and a picture."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hive_jax.data.files import write_json, write_text, written
+from hive_jax.evaluation.comparing import Row
+
+# The paper's tables 4 and 5, of SigLIP; see the README for what differs.
+PAPER = {
+    "Table 5, MME": {"base": 1296, "self_attention": 1263, "hive": 1298},
+    "Table 5, GQA": {"base": 57.74, "self_attention": 57.69, "hive": 58.05},
+    "Table 5, OK-VQA": {"base": 48.78, "self_attention": 46.19, "hive": 51.01},
+    "Table 5, ScienceQA": {"base": 62.34, "self_attention": 59.56, "hive": 63.12},
+    "Table 4, Food-101": {"hive": 96.56},
+    "Table 4, Caltech-256": {"hive": 97.33},
+}
+_COLOURS = ("#7f7f7f", "#2a7f9e", "#9ecae1", "#d1495b", "#edae49", "#66a182")
+
+
+def markdown(rows: Sequence[Row], paper: bool = False) -> str:
+    """The scores of all, then each against the first."""
+    names = _names(rows)
+    scores = [["task", *names]]
+    for row in rows:
+        cells = [_score(row.seeds[n]) if n in row.seeds else "" for n in names]
+        scores.append([row.title, *cells])
+    against = [["task", "", "difference", "95 %", "better", "worse", "equal", "p"]]
+    for row in rows:
+        for name, one in row.differences.items():
+            interval = f"{one.low:+.2f} to {one.high:+.2f}"
+            counts = map(str, (one.wins, one.losses, one.ties))
+            cells = [row.title, name, f"{one.value:+.2f}", interval, *counts]
+            against.append([*cells, f"{one.p:.2g}"])
+    seeds = max(len(values) for row in rows for values in row.seeds.values())
+    parts = [_table(scores)]
+    if seeds > 1:
+        parts.append(f"Mean and standard deviation over up to {seeds} seeds.")
+    about = (
+        f"Against {names[0]}, with a paired bootstrap over questions and seeds; questions "
+        "answered better, worse and equally well; p of an exact test of these counts:"
+    )
+    parts += [about, _table(against)]
+    if paper:
+        known = dict.fromkeys(n for values in PAPER.values() for n in values)
+        said = [
+            [title, *(str(values.get(n, "")) for n in known)]
+            for title, values in PAPER.items()
+        ]
+        parts += ["The paper:", _table([["task", *known], *said])]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path, rows: Sequence[Row], paper: bool = False) -> str:
+    """Writes compare.md, compare.json and compare.png; returns the Markdown.
+
+    Raises OutputError.
+    """
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    text = markdown(rows, paper)
+    write_text(folder / "compare.md", text)
+    write_json(
+        folder / "compare.json",
+        {"rows": [dataclasses.asdict(row) for row in rows]}
+        | ({"paper": PAPER} if paper else {}),
+    )
+    draw(folder / "compare.png", rows)
+    return text
+
+
+def draw(path: Path, rows: Sequence[Row]) -> None:
+    """A panel for each score: means, seeds, and intervals of the differences."""
+    from matplotlib.figure import Figure
+
+    names = _names(rows)
+    columns = min(4, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure = Figure(figsize=(3.1 * columns, 2.9 * lines), layout="constrained")
+    for number, row in enumerate(rows, 1):
+        axes = figure.add_subplot(lines, columns, number)
+        for place, name in enumerate(names):
+            if name not in row.seeds:
+                continue
+            values = np.array(row.seeds[name])
+            colour = _COLOURS[place % len(_COLOURS)]
+            axes.bar(place, values.mean(), color=colour, width=0.7)
+            axes.scatter([place] * len(values), values, color="black", s=8, zorder=3)
+            if one := row.differences.get(name):
+                start = np.mean(row.seeds[names[0]])
+                ends = [start + one.low, start + one.high]
+                axes.plot([place, place], ends, color="black", lw=1.2, zorder=2)
+        every = np.concatenate([*row.seeds.values()])
+        room = max(np.ptp(every), 0.02 * abs(every.max()), 1e-6)
+        axes.set_ylim(max(0, every.min() - 1.5 * room), every.max() + room)
+        axes.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
+        axes.set_title(row.title, fontsize=10)
+        axes.grid(axis="y", alpha=0.3)
+    with written(path):
+        temporary = path.with_name(f".{path.name}.tmp")
+        figure.savefig(temporary, format="png", dpi=120)
+        temporary.replace(path)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return [*dict.fromkeys(name for row in rows for name in row.seeds)]
+
+
+def _score(values: list[float]) -> str:
+    mean = f"{np.mean(values):.2f}"
+    return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
+
+
+def _table(lines: list[list[str]]) -> str:
+    header, *rest = lines
+    rows = [header, ["---"] * len(header), *rest]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
