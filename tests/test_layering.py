@@ -35,6 +35,7 @@ BELOW = {
     },
     "probe": {"errors", "config", "data", "weights", "training", "probing", "command"},
     "command": {"errors", "config"},
+    "reproduction": {"errors", "config", "data", "training"},
     "compare": {"errors", "evaluation"},
     "chat": {"errors", "config", "data", "training", "evaluation"},
     "evaluate": {"errors", "training", "evaluation"},

@@ -1,0 +1,1 @@
+"""The paper, small: every run that its tables need, and the tables."""

@@ -1,0 +1,95 @@
+"""Does all that steps.py lists, in processes of their own; goes on where it stopped."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hive_jax.config import differences
+from hive_jax.data.files import alone, read_json, write_json, written
+from hive_jax.errors import ConfigError, HiveError, OutputError
+from hive_jax.reproduction import steps
+from hive_jax.training.metrics import progress_bar, say
+
+_ROOT = Path(__file__).resolve().parents[2]
+_SETTINGS = "reproduce.json"
+_TAIL = 15  # lines of a failed command that are shown
+
+
+class StepError(HiveError):
+    """A command that failed."""
+
+    exit_code = 70
+
+
+def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
+    """Runs everything; returns the folder of the tables.
+
+    After each seed the tables of all seeds so far are written.
+
+    Raises:
+      ConfigError: `seeds` is not 1 or more.
+      OutputError: `out` has a reproduction of another scale.
+      StepError: a command failed; says which, and where its output is.
+    """
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}; expected 1 or more")
+    root = Path(out).absolute()
+    with alone(root):
+        _require_same(root, scale)
+        todo = [steps.benchmarks(scale, root)]
+        for seed in range(seeds):
+            todo += [*steps.steps_of_seed(scale, root, seed)]
+            todo.append(steps.comparison(root, seed + 1))
+        if scale.depths:
+            todo.append(steps.depths(scale, root))
+        with progress_bar("reproduce", len(todo), 0) as bar:
+            for number, step in enumerate(todo, 1):
+                if not step.done.exists():
+                    say(f"[{number}/{len(todo)}] {step.name}")
+                    _run(step, root / "logs")
+                bar.update()
+    return root / "comparison"
+
+
+def _require_same(root: Path, scale: steps.Scale) -> None:
+    settings = dataclasses.asdict(scale)
+    before = read_json(root / _SETTINGS)
+    if before is None:
+        write_json(root / _SETTINGS, settings)
+    elif changed := differences(before, settings):
+        listed = "\n  ".join(changed)
+        raise OutputError(
+            f"{root} has a reproduction of another scale (there -> now):\n  {listed}\n"
+            "Choose another --out"
+        )
+
+
+def _run(step: steps.Step, logs: Path) -> None:
+    """One command, with what it says in a file of its own."""
+    program, *arguments = step.command
+    tool = _ROOT / "tools" / f"{program}.py"
+    start = [str(tool)] if tool.is_file() else ["-m", f"hive_jax.{program}"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, (str(_ROOT), os.environ.get("PYTHONPATH")))
+        )
+    }
+    log = logs / f"{step.name.replace(', ', '_').replace(' ', '_')}.log"
+    with written(log):
+        logs.mkdir(exist_ok=True)
+        with log.open("w", encoding="utf-8") as file:
+            code = subprocess.call(
+                [sys.executable, *start, *arguments],
+                cwd=_ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+    if code:
+        tail = "\n  ".join(log.read_text("utf-8", "replace").splitlines()[-_TAIL:])
+        raise StepError(
+            f"{step.name} ended with code {code}. Run the same command again to go on "
+            f"from there; all it said is in {log}:\n  {tail}"
+        )

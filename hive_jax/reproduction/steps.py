@@ -1,0 +1,152 @@
+"""What there is to do, as commands: encoders, a VLM on each, probes, benchmarks."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+BASE = "base"
+FUSIONS = ("hive", "cascaded", "self_attention")
+_BASE_ENCODER = "builtin:tabletop_siglip"
+TASKS = ("mme", "gqa", "okvqa", "scienceqa")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+      stages: steps of the three stages, the same for all fusions.
+      vlm: steps of the connector, and of the LLM's training.
+      images: of each benchmark.
+      train, test: images of the probes.
+      depths: whether every depth is probed.
+    """
+
+    stages: tuple[int, int, int] = (200, 150, 500)
+    vlm: tuple[int, int] = (100, 500)
+    images: int = 350
+    train: int = 4000
+    test: int = 2000
+    depths: bool = True
+
+
+TABLETOP = Scale()
+QUICK = Scale((60, 60, 120), (40, 150), 70, 2000, 500, depths=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command, and the file that is there once it has done its work.
+
+    Attributes:
+      command: module or tool, then its arguments.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    done: Path
+
+
+def steps_of_seed(scale: Scale, out: Path, seed: int) -> Iterator[Step]:
+    """All encoders of a seed, a VLM on each, and what both are worth."""
+    for arm in (BASE, *FUSIONS):
+        folder, encoder = out / f"seed{seed}" / arm, _BASE_ENCODER
+        name = f"seed {seed}, {arm}"
+        if arm != BASE:
+            yield from _stages(scale, folder, name, arm, seed)
+            encoder = str(folder / "stage3")
+        yield from _judged(scale, out, folder, name, encoder, seed)
+
+
+def benchmarks(scale: Scale, out: Path) -> Step:
+    """The files of the four benchmarks."""
+    folder = out / "benchmarks"
+    command = ("make_tabletop", f"--out={folder}", f"--count={scale.images}")
+    return Step("benchmarks", command, folder / "scienceqa/pid_splits.json")
+
+
+def depths(scale: Scale, out: Path) -> Step:
+    """Accuracy of probes at every depth of the encoders of seed 0."""
+    arms = {arm: str(out / f"seed0/{arm}/stage3") for arm in FUSIONS}
+    encoders = {BASE: _BASE_ENCODER} | arms
+    init = ",".join(f"{name}={path}" for name, path in encoders.items())
+    folder = out / "depths"
+    command = (*_probe(scale, init), "--sweep_depths", f"--out={folder}")
+    return Step("depths", command, folder / "depths.png")
+
+
+def comparison(out: Path, seeds: int) -> Step:
+    """The tables over the first seeds."""
+    runs = [
+        f"{arm}={out}/seed{seed}/{arm}"
+        for arm in (BASE, *FUSIONS)
+        for seed in range(seeds)
+    ]
+    folder = out / "comparison"
+    command = ("compare", *runs, f"--out={folder}", "--paper")
+    return Step(f"tables of {seeds} seeds", command, folder / "none")
+
+
+def _stages(scale: Scale, folder: Path, name: str, fusion: str, seed: int):
+    before = ""
+    for number, steps in enumerate(scale.stages, 1):
+        workdir = folder / f"stage{number}"
+        command = (
+            *("train", "--config", f"configs/stage{number}.py:fusion={fusion}"),
+            *_run(workdir, steps, seed),
+            *([f"--config.init={before}"] if before else []),
+        )
+        yield Step(f"{name}, stage {number}", command, workdir / "result.json")
+        before = workdir
+
+
+def _judged(scale: Scale, out: Path, folder: Path, name: str, encoder: str, seed: int):
+    """The probe, the VLM on the encoder, and its answers."""
+    vlm1, vlm2, found = folder / "vlm1", folder / "vlm2", folder / "evaluation"
+    yield Step(
+        f"{name}, probe",
+        (*_probe(scale, encoder), f"--out={found}"),
+        found / "probe_linear/result.json",
+    )
+    yield Step(
+        f"{name}, VLM 1",
+        (
+            *("train", "--config", "configs/vlm1.py"),
+            *_run(vlm1, scale.vlm[0], seed),
+            f"--config.init_encoder={encoder}",
+        ),
+        vlm1 / "result.json",
+    )
+    yield Step(
+        f"{name}, VLM 2",
+        (
+            *("train", "--config", "configs/vlm2.py"),
+            *_run(vlm2, scale.vlm[1], seed),
+            f"--config.init={vlm1}",
+        ),
+        vlm2 / "result.json",
+    )
+    yield Step(
+        f"{name}, benchmarks",
+        (
+            *("evaluate", f"--init={vlm2}", f"--task={','.join(TASKS)}"),
+            *(f"--data={out / 'benchmarks'}", f"--out={found}", "--max_new_tokens=16"),
+        ),
+        found / TASKS[-1] / "result.json",
+    )
+
+
+def _run(workdir: Path, steps: int, seed: int) -> tuple[str, ...]:
+    return (
+        f"--workdir={workdir}",
+        f"--config.total_steps={steps}",
+        f"--config.seed={seed}",
+    )
+
+
+def _probe(scale: Scale, init: str) -> tuple[str, ...]:
+    return (
+        *("probe", "--config", "configs/probe.py", f"--config.init={init}"),
+        f"--config.train=tabletop:classes,take=first:{scale.train}",
+        f"--config.test=tabletop:classes,split=test,take=first:{scale.test}",
+    )
