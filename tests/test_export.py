@@ -372,3 +372,20 @@ def test_code_that_was_changed_is_not_run(runs, tmp_path):
     with pytest.raises(CheckpointError, match=r"modeling_hive\.py changed"):
         recheck(str(out))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_newline_as_the_end_token(runs, tmp_path):
+    """And then the text of a newline is still the token that it was."""
+    import transformers
+
+    out = tmp_path / "vlm"
+    export(runs("self_attention"), "vlm", str(out), check=False, newline_ends=True)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    ours = load_tokenizer("builtin:tabletop")
+    text = "What is it?\nA star.\n"
+    assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)[0]
+    assert theirs.eos_token_id == ours.encode("\n")[0][0]
+    with pytest.raises(
+        ConfigError, match="--newline_ends is for a decoder, vlm or hive"
+    ):
+        export(runs("hive"), "encoder", str(tmp_path / "e"), newline_ends=True)

@@ -32,6 +32,11 @@ def main() -> int:
         choices=TARGETS,
         help="version of transformers; matters for a vlm with Gemma 1 or 2",
     )
+    parser.add_argument(
+        "--newline_ends",
+        action="store_true",
+        help="the tokenizer's end token is the newline that ends answers; for lmms-eval",
+    )
     parser.add_argument("--no_check", action="store_true", help="do not load it back")
     parser.add_argument(
         "--check_python", default="", help="another Python, with torch, to check with"
@@ -46,6 +51,7 @@ def main() -> int:
         target=args.target,
         check=not args.no_check,
         python=args.check_python,
+        newline_ends=args.newline_ends,
     )
     print(f"{args.out}: {args.part}, {args.dtype}")
     if certificate:

@@ -46,6 +46,7 @@ def export(
     target: str = "v5",
     check: bool = True,
     python: str = "",
+    newline_ends: bool = False,
 ) -> dict:
     """Writes a part of a run's last checkpoint.
 
@@ -58,6 +59,8 @@ def export(
       target: version of transformers, where it matters: "v5" or "v4".
       check: load a Hugging Face folder back and compare; see `certificate`.
       python: another interpreter to check with.
+      newline_ends: the tokenizer's end token is the newline, which ends all answers;
+        for programs that do not read generation_config.json, as lmms-eval.
 
     Returns:
       The certificate, {} for other formats than "huggingface".
@@ -73,6 +76,11 @@ def export(
         if value not in known:
             raise ConfigError(f"--{name} is {value!r}; expected one of {known}")
     as_type = writing.dtype_named(dtype)
+    if newline_ends and (part in ("encoder", "two_towers") or format != "huggingface"):
+        raise ConfigError(
+            f"--newline_ends is for a decoder, vlm or hive in Hugging Face's format; "
+            f"this is the {part} as {format}"
+        )
     writing.require_absent(out)
     chosen = choose(workdir, part)
     if format == "big_vision":
@@ -83,7 +91,15 @@ def export(
         return {}
     with writing.new_folder(out) as folder:
         return _write_folder(
-            folder, workdir, Path(out).name, chosen, as_type, target, check, python
+            folder,
+            workdir,
+            Path(out).name,
+            chosen,
+            as_type,
+            target,
+            check,
+            python,
+            newline_ends,
         )
 
 
@@ -128,12 +144,15 @@ def _write_folder(
     target: str,
     check: bool,
     python: str,
+    newline_ends: bool,
 ) -> dict:
     part, run = chosen.part, chosen.run
     exported = None
     if part != "encoder":
         path = tokenizer_file(run.data.tokenizer)
         exported = export_tokenizer(path, image=part == "vlm")
+        if newline_ends:
+            exported = exported.ending_with_newline()
         exported.write(folder)
     about = {
         "hive_jax": hive_jax.__version__,

@@ -55,8 +55,8 @@ class ExportedTokenizer:
       content: of tokenizer.json.
       special: name of the role -> token, e.g. "bos_token" -> "<bos>".
       image_token_id: None where the model has no image token.
-      newline_id: of the newline that ends captions and answers; None if it is not one
-        token.
+      newline_id, newline: the newline that ends captions and answers, and how the
+        vocabulary writes it; None if it is not one token.
     """
 
     content: dict
@@ -66,6 +66,20 @@ class ExportedTokenizer:
     eos_id: int | None
     image_token_id: int | None
     newline_id: int | None
+    newline: str | None
+
+    def ending_with_newline(self) -> "ExportedTokenizer":
+        """With the newline as its end token, for programs that end answers at that one
+        alone. Of two newlines in a row some tokenizers then make two tokens.
+
+        Raises CheckpointError: a newline is not one token.
+        """
+        if self.newline_id is None:
+            raise CheckpointError(
+                "--newline_ends: a newline is several tokens of this tokenizer"
+            )
+        special = self.special | {"eos_token": self.newline}
+        return dataclasses.replace(self, special=special)
 
     def generation_config(self) -> dict:
         """generation_config.json: what ends a text, and what is never written."""
@@ -125,7 +139,8 @@ def export_tokenizer(path: Path, image: bool) -> ExportedTokenizer:
             single=f"{bos} $A", special_tokens=[(bos, ours.bos_id)]
         )
         content = json.loads(tokenizer.to_str())
-    newline, _ = ours.encode("\n")
+    found, _ = ours.encode("\n")
+    newline = found[0] if len(found) == 1 else None
     return ExportedTokenizer(
         content,
         _special_tokens(tokenizer),
@@ -133,7 +148,8 @@ def export_tokenizer(path: Path, image: bool) -> ExportedTokenizer:
         ours.bos_id,
         ours.eos_id,
         tokenizer.token_to_id(IMAGE_TOKEN) if image else None,
-        newline[0] if len(newline) == 1 else None,
+        newline,
+        None if newline is None else tokenizer.id_to_token(newline),
     )
 
 
