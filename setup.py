@@ -39,7 +39,7 @@ setup(
         "orbax-checkpoint>=0.12.3",
         "pillow",
         "safetensors>=0.8",  # bfloat16 as NumPy arrays
-        "scipy",
+        "scipy>=1.15",  # rng= of permutation_test
         "tensorboardX",
         "tokenizers",
         "tqdm",

@@ -52,7 +52,8 @@ def test_scores_and_counts(tmp_path):
     assert found.wins == ((other > one).sum()) and found.losses == (other < one).sum()
     assert found.wins + found.losses + found.ties == 40
     assert found.low < found.value < found.high
-    wanted = scipy.stats.binomtest(found.wins, found.wins + found.losses).pvalue
+    uneven = int(found.wins + found.losses)
+    wanted = scipy.stats.binomtest(int(found.wins), uneven).pvalue
     assert found.p == pytest.approx(wanted)
 
 
@@ -63,6 +64,23 @@ def test_mcnemar_by_hand():
     found = difference_of({"all": one}, {"all": other}, (one, other))
     assert (found.wins, found.losses, found.ties) == (9, 1, 20)
     assert found.p == pytest.approx(2 * 11 / 1024)
+
+
+def test_several_seeds():
+    """Counts agree with the difference; p is about that of a test of the mean."""
+    rng = np.random.default_rng(0)
+    one = (
+        np.repeat(rng.random((1, 400)) < 0.3, 3, axis=0) * 1.0
+    )  # of one seed, in effect
+    other = (rng.random((3, 400)) < 0.33) * 1.0
+    strata = {"all": one}, {"all": other}
+    found = difference_of(*strata, (one, other))
+    assert (found.wins - found.losses) / 400 == pytest.approx(found.value)
+    assert found.wins + found.losses + found.ties == pytest.approx(400)
+    wanted = scipy.stats.ttest_1samp((other - one).mean(axis=0), 0).pvalue
+    assert found.p == pytest.approx(wanted, rel=0.4)  # 3 sigma of the draws
+    assert difference_of(*strata, (one, other)).p == found.p
+    assert difference_of(strata[0], {"all": 1 - one}, (one, 1 - one)).p < 1e-6
 
 
 def test_equals_are_not_different():
@@ -187,7 +205,7 @@ def test_tasks_that_one_lacks_are_left_out(tmp_path):
 )
 def test_arguments_that_cannot_be(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        comparing.named(arguments)
+        comparing.compared(comparing.named(arguments))
 
 
 def test_folders_that_are_none(tmp_path):

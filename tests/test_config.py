@@ -345,9 +345,11 @@ def test_every_config_builds(parameter_shapes, other_names, stage, arguments):
     trainable = sum(p.size for n, p in shapes.items() if trains(assigned[n])) / 1e6
     assert 0 < trainable <= millions
     if stage:
-        assert run.model.fusion == arguments.split("=")[1]
-        assert run.previous == (f"stage{stage - 1}" if stage > 1 else "")
-        assert run.name == f"stage{stage}"
+        fusion = arguments.split("=")[1]
+        suffix = "" if fusion == "hive" else f"_{fusion}"
+        assert run.model.fusion == fusion
+        assert run.previous == (f"stage{stage - 1}{suffix}" if stage > 1 else "")
+        assert run.name == f"stage{stage}{suffix}"
     if "paper" in arguments:
         assert 1300 < millions < 1500  # 316 M, 1000 M, and the fusion
         assert run.accumulate == (4 if stage == 3 else 1)

@@ -207,8 +207,8 @@ def test_each_connected_layer_reads_its_depth_before_it_runs(fusion):
         looked = hive.fusion.keys_values(features)
         read_first, read_second = hive.fusion.readers(looked, SEES_IMAGE)
         layer_1, layer_2, layer_3 = hive.llm.segments((1, 2, 3))
-        x = layer_1(read_first(hive.llm.embed(TOKENS)))
-        x = layer_3(read_second(layer_2(x)))
+        x = layer_1(read_first(hive.llm.embed(TOKENS))[0])
+        x = layer_3(read_second(layer_2(x))[0])
         return hive.llm.final_norm(x)
 
     wanted = jax.jit(
@@ -270,7 +270,7 @@ def test_every_patch_of_every_connection_is_read(fusion):
 
     def reading(fusion, features):
         looked = fusion.keys_values(features)
-        return [read(x) for read in fusion.readers(looked, SEES_IMAGE)]
+        return [read(x)[0] for read in fusion.readers(looked, SEES_IMAGE)]
 
     def total(features):
         read = module.apply({"params": params}, features, method=reading)

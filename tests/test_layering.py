@@ -1,7 +1,7 @@
 """Imports point one way, and every module is there for something.
 
 train.py > training > weights, data > config > models > (nothing of ours)
-export > training; analysis > benchmark > training; train.py > command.py > config
+export > training; planning > benchmark > training; analysis > evaluation; train.py > command.py > config
 chat.py, compare.py, evaluate.py > evaluation > training; probe.py > probing > evaluation
 errors serves all of them but models
 """
@@ -28,7 +28,11 @@ BELOW = {
     "benchmark": {
         *("errors", "models", "config", "data", "weights", "training", "export"),
     },
-    "analysis": {"errors", "models", "config", "data", "training", "benchmark"},
+    "planning": {"errors", "models", "config", "data", "training", "benchmark"},
+    "analysis": {
+        *("errors", "models", "config", "data", "weights", "training", "evaluation"),
+        *("probing", "export"),
+    },
     "evaluation": {"errors", "models", "config", "data", "training"},
     "probing": {
         *("errors", "models", "config", "data", "weights", "training", "evaluation"),

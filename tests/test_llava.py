@@ -233,7 +233,7 @@ def test_parquet_of_other_columns(tmp_path):
         ("llava:chat.json,image=a.zip", "did you mean 'images'"),
         ("llava:chat.json,images", "'images'; expected images=... or form=..."),
         ("tabletop:caption", "did you mean 'captions'"),
-        ("tabletop,form=chat", "expected take=... for tabletop"),
+        ("tabletop,form=chat", "expected split=... or take=... for tabletop"),
         ("", "expected one of"),
     ],
 )

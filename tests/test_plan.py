@@ -18,16 +18,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from kill_loop import FAST_COMPILATION
 
-from hive_jax.analysis import advice, comparison, text, topology
-from hive_jax.analysis.chips import CHIPS, GIB
-from hive_jax.analysis.collectives import Collective, collectives, group_size
-from hive_jax.analysis.compiled import Compiled, Memory, compile_step, shard_bytes
-from hive_jax.analysis.hlo import Module
-from hive_jax.analysis.plan import Plan, make_plan
-from hive_jax.analysis.topology import Topology
-from hive_jax.analysis.traffic import memory_traffic
 from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError, OutputError, UnavailableError
+from hive_jax.planning import advice, comparison, text, topology
+from hive_jax.planning.chips import CHIPS, GIB
+from hive_jax.planning.collectives import Collective, collectives, group_size
+from hive_jax.planning.compiled import Compiled, Memory, compile_step, shard_bytes
+from hive_jax.planning.hlo import Module
+from hive_jax.planning.plan import Plan, make_plan
+from hive_jax.planning.topology import Topology
+from hive_jax.planning.traffic import memory_traffic
 from hive_jax.training import sharding
 
 ROOT = Path(__file__).resolve().parent.parent

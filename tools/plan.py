@@ -21,10 +21,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax import command
-from hive_jax.analysis import comparison, text, topology
-from hive_jax.analysis.plan import make_plan
 from hive_jax.config import MeshConfig, RunConfig, from_dict
 from hive_jax.errors import ConfigError
+from hive_jax.planning import comparison, text, topology
+from hive_jax.planning.plan import make_plan
 from hive_jax.training import sharding
 from hive_jax.training.origin import complete
 from hive_jax.training.program import Program

@@ -65,11 +65,6 @@ def named(arguments: Sequence[str]) -> dict[str, list[str]]:
         if not name or not folder:
             raise ConfigError(f"{argument!r}; expected NAME=FOLDER")
         found.setdefault(name, []).append(folder)
-    if len(found) < 2:
-        raise ConfigError(
-            f"{', '.join(found) or 'nothing'} to compare; expected two names or more, "
-            "as in base=FOLDER hive=FOLDER"
-        )
     return found
 
 
@@ -106,6 +101,11 @@ def compared(folders: Mapping[str, Sequence[str]]) -> list[Row]:
       DataError: evaluations of a task are of other data, prompts or settings, each of
         which is named, or of other questions.
     """
+    if len(folders) < 2:
+        raise ConfigError(
+            f"{', '.join(folders) or 'nothing'} to compare; expected two names or more, "
+            "as in base=FOLDER hive=FOLDER"
+        )
     read_ = {name: [read(f) for f in paths] for name, paths in folders.items()}
     reference = next(iter(read_))
     rows = []

@@ -20,18 +20,19 @@ class Difference:
 
     Attributes:
       low, high: ends of its 95 % interval.
-      wins, losses, ties: questions that the other answers better, worse, equally well,
-        by the mean over seeds.
-      p: of as many wins, or a more uneven split, if both were equally good (exact,
-        two-sided); with one seed each, and answers that are right or wrong, McNemar's.
+      wins, losses, ties: questions that the other answers better, worse, equally well:
+        the mean over all pairs of a seed of the one and a seed of the other.
+      p: of so large a mean difference of the questions, or a larger one, if the sign of
+        each were a matter of chance (two-sided; of 9999 draws). With one seed each, and
+        answers that are right or wrong, exact, which is McNemar's test.
     """
 
     value: float
     low: float
     high: float
-    wins: int
-    losses: int
-    ties: int
+    wins: float
+    losses: float
+    ties: float
     p: float
 
 
@@ -76,14 +77,34 @@ def compare(
       answers: scores[seeds, questions] of both.
     """
     low, high = interval(reference, other)
-    before, after = (scores.mean(axis=0) for scores in answers)
-    equal = np.isclose(before, after)
-    wins = int((~equal & (after > before)).sum())
-    losses = int((~equal & (after < before)).sum())
-    uneven = wins + losses
-    p = scipy.stats.binomtest(wins, uneven).pvalue if uneven else 1.0
+    before, after = answers
+    pairs = after[None] - before[:, None]
+    pairs[np.isclose(pairs, 0)] = 0
+    wins, losses, ties = (
+        float((np.sign(pairs) == sign).mean(axis=(0, 1)).sum()) for sign in (1, -1, 0)
+    )
     value = float(total(other).mean() - total(reference).mean())
-    return Difference(value, low, high, wins, losses, int(equal.sum()), float(p))
+    p = _chance(pairs.mean(axis=(0, 1)))
+    return Difference(value, low, high, wins, losses, ties, p)
+
+
+def _chance(differences: np.ndarray) -> float:
+    """Two-sided p of the mean of float[questions], if the signs were random."""
+    uneven = differences[differences != 0]
+    if not len(uneven):
+        return 1.0
+    if np.allclose(np.abs(uneven), np.abs(uneven[0])):
+        wins = int((uneven > 0).sum())
+        return float(scipy.stats.binomtest(wins, len(uneven)).pvalue)
+    test = scipy.stats.permutation_test(
+        (uneven,),
+        lambda drawn, axis: drawn.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=9999,
+        batch=100,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
 
 
 def _counts(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from hive_jax.data.files import write_json, write_text, written
 from hive_jax.evaluation.comparing import Row
+from hive_jax.evaluation.pictures import new_figure, save
 
 # The paper's tables 4 and 5, of SigLIP; see the README for what differs.
 PAPER = {
@@ -33,7 +34,7 @@ def markdown(rows: Sequence[Row], paper: bool = False) -> str:
     for row in rows:
         for name, one in row.differences.items():
             interval = f"{one.low:+.2f} to {one.high:+.2f}"
-            counts = map(str, (one.wins, one.losses, one.ties))
+            counts = (f"{count:.4g}" for count in (one.wins, one.losses, one.ties))
             cells = [row.title, name, f"{one.value:+.2f}", interval, *counts]
             against.append([*cells, f"{one.p:.2g}"])
     seeds = max(len(values) for row in rows for values in row.seeds.values())
@@ -42,7 +43,7 @@ def markdown(rows: Sequence[Row], paper: bool = False) -> str:
         parts.append(f"Mean and standard deviation over up to {seeds} seeds.")
     about = (
         f"Against {names[0]}, with a paired bootstrap over questions and seeds; questions "
-        "answered better, worse and equally well; p of an exact test of these counts:"
+        "answered better, worse and equally well; p of the signs of their differences:"
     )
     parts += [about, _table(against)]
     if paper:
@@ -75,12 +76,10 @@ def write(folder: Path, rows: Sequence[Row], paper: bool = False) -> str:
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
     """A panel for each score: means, seeds, and intervals of the differences."""
-    from matplotlib.figure import Figure
-
     names = _names(rows)
     columns = min(4, len(rows))
     lines = math.ceil(len(rows) / columns)
-    figure = Figure(figsize=(3.1 * columns, 2.9 * lines), layout="constrained")
+    figure = new_figure(3.1 * columns, 2.9 * lines)
     for number, row in enumerate(rows, 1):
         axes = figure.add_subplot(lines, columns, number)
         for place, name in enumerate(names):
@@ -100,10 +99,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         axes.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
         axes.set_title(row.title, fontsize=10)
         axes.grid(axis="y", alpha=0.3)
-    with written(path):
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, format="png", dpi=120)
-        temporary.replace(path)
+    save(figure, path)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

@@ -69,6 +69,24 @@ def attend(
 ) -> jax.Array:
     """softmax(scale * Q K^T) V with grouped heads -> [B, T, N, H].
 
+    See `attend_and_tell`, which also says where each query looked.
+    """
+    how = {"scale": scale, "softcap": softcap}
+    return attend_and_tell(query_BTNH, key_BSKH, value_BSKH, mask_BTS, **how)[0]
+
+
+def attend_and_tell(
+    query_BTNH: jax.Array,
+    key_BSKH: jax.Array,
+    value_BSKH: jax.Array,
+    mask_BTS: jax.Array | None = None,
+    *,
+    scale: float,
+    softcap: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(scale * Q K^T) V [B, T, N, H], and the softmax float32[B, N, T, S], which
+    a compiled program leaves out where nothing reads it.
+
     Query head n reads kv head n // (N / K). `mask_BTS` (bool, broadcastable) is
     True where a query may look; a query that may look nowhere gets exactly zero.
     `softcap` squashes the logits to (-softcap, softcap) as Gemma 2 does. Softmax
@@ -108,7 +126,8 @@ def attend(
     )
     out = (out / total).astype(value.dtype)
     out = out.reshape(batch, kv_heads, -1, num_queries, head_dim)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
+    return out, (weights / total).reshape(batch, heads, num_queries, num_keys)
 
 
 def causal_mask(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from hive_jax.models import stack
-from hive_jax.models.attention import attend
+from hive_jax.models.attention import attend_and_tell
 from hive_jax.models.cache import KeysValues
 from hive_jax.models.gemma import Einsum, GemmaConfig, merge_heads, split_heads
 from hive_jax.models.layers import Dense, LayerNorm, RMSNorm, gelu, last_axis
@@ -121,14 +121,17 @@ class CrossAttention(nn.Module):
         key = self.key_norm(split_heads(projected, w[0]))
         return KeysValues(key, split_heads(projected, w[1]))
 
-    def read(self, x: jax.Array, keys_values: KeysValues, sees: jax.Array) -> jax.Array:
-        """x[B, T, E] -> what to add to it; zero where `sees` bool[B, T] is False."""
+    def read(
+        self, x: jax.Array, keys_values: KeysValues, sees: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """x[B, T, E] -> what to add to it, zero where `sees` bool[B, T] is False; and
+        where it looked, float32[B, N, T, P]."""
         query = self.query_norm(split_heads(self.norm(x), self.q_einsum()))
         key, value = keys_values.key, keys_values.value
         scale = self.config.head_dim**-0.5
-        out = attend(query, key, value, sees[:, :, None], scale=scale)
+        out, shares = attend_and_tell(query, key, value, sees[:, :, None], scale=scale)
         gate = last_axis(jnp.tanh(self.gate), x)
-        return gate * merge_heads(out, self.attn_vec_einsum())
+        return gate * merge_heads(out, self.attn_vec_einsum()), shares
 
     def __call__(self, x: jax.Array, projected: jax.Array, sees: jax.Array):
         return self.read(x, self.keys_values(projected), sees)
@@ -178,10 +181,15 @@ class Fusion(nn.Module):
         )
 
     def readers(self, images: tuple[KeysValues, ...], sees: jax.Array) -> list:
-        """For each connection the function x[B, T, E] -> x plus what it reads."""
+        """For each connection the function x[B, T, E] -> (x plus what it reads, where it
+        looked float32[B, N, T, P])."""
 
         def reader(block, image):
-            return lambda x: x + block(x, image, sees, method="read")
+            def read(x):
+                added, shares = block(x, image, sees, method="read")
+                return x + added, shares
+
+            return read
 
         return [reader(*pair) for pair in zip(self._blocks(), images, strict=True)]
 

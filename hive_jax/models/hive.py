@@ -54,7 +54,8 @@ class Hive(nn.Module):
     """images float[B, height, width, 3] in [-1, 1], tokens int32[B, T] and
     sees_image bool[B, T] -> hidden [B, T, E] after the final norm.
 
-    `logits` turns hidden states into float32[B, T, V]. A position that does not
+    `offsets` [L, B, P, D] are added to the outputs of the encoder's blocks. `logits`
+    turns hidden states into float32[B, T, V]. A position that does not
     see the image (text before it, or a sample without one) does not depend on it.
     `dtype` is the dtype of the computation.
     """
@@ -73,12 +74,17 @@ class Hive(nn.Module):
             self.fusion = Fusion(c.fusion, count, width, c.decoder, self.placement)
 
     def __call__(
-        self, images: jax.Array, tokens: jax.Array, sees_image: jax.Array
+        self,
+        images: jax.Array,
+        tokens: jax.Array,
+        sees_image: jax.Array,
+        offsets: jax.Array | None = None,
     ) -> jax.Array:
         if self.config.fusion in ("hive", "cascaded"):
-            hidden = self._cross_attended(images, tokens, sees_image)
+            looked = self._look(images, offsets)
+            hidden = self._cross_attended(looked, tokens, sees_image)[0]
         elif self.config.fusion == "self_attention":
-            hidden = self._concatenated(images, tokens, sees_image)
+            hidden = self._concatenated(images, tokens, sees_image, offsets)
         else:
             hidden = self._decode(self.llm.embed(tokens))
         return self.llm.final_norm(hidden)
@@ -130,40 +136,52 @@ class Hive(nn.Module):
         layers = zip(self.llm.cached_layers(), memory.text, strict=True)
         for number, (layer, cache) in enumerate(layers, 1):
             if number in readers:
-                x = readers[number](x)
+                x, _ = readers[number](x)
             x, cache = layer(x, position, cache)
             caches.append(cache)
         return self.llm.final_norm(x), memory.replace(text=tuple(caches))
 
-    def _look(self, images) -> tuple[KeysValues, ...]:
+    def attention_maps(
+        self, images: jax.Array, tokens: jax.Array, sees_image: jax.Array
+    ) -> jax.Array:
+        """Where the cross-attention of each connection looks, float32[M, B, N, T, P]:
+        the shares of a token's heads among the patches, zero where it sees no image."""
+        looked = self._look(images)
+        return jnp.stack(self._cross_attended(looked, tokens, sees_image)[1])
+
+    def _look(self, images, offsets=None) -> tuple[KeysValues, ...]:
         """What the connections read of the images."""
         depths = tuple(depth for depth, _ in self.connections)
-        return self.fusion.keys_values(self.img(images, depths).features)
+        return self.fusion.keys_values(self.img(images, depths, offsets).features)
 
     def _readers(self, looked, sees_image) -> dict:
         """Decoder layer -> what happens before it."""
         readers = self.fusion.readers(looked, sees_image)
         return {layer: r for (_, layer), r in zip(self.connections, readers)}
 
-    def _cross_attended(self, images, tokens, sees_image):
-        before = self._readers(self._look(images), sees_image)
+    def _cross_attended(self, looked, tokens, sees_image):
+        """Hidden states, and where each connection looked, which is computed only if
+        it is asked for."""
+        before, shares = self._readers(looked, sees_image), []
         hidden = self.llm.embed(tokens)
         starts = sorted({1, *before})
         ends = [start - 1 for start in starts[1:]] + [self.config.decoder.depth]
         segments = self.llm.segments(ends)
         for start, layers in zip(starts, segments, strict=True):
             if start in before:
-                hidden = before[start](hidden)
+                hidden, share = before[start](hidden)
+                shares.append(share)
             hidden = layers(hidden)
-        return hidden
+        return hidden, shares
 
-    def _concatenated(self, images, tokens, sees_image):
-        x, places = self._with_image(images, self.llm.embed(tokens), sees_image)
+    def _concatenated(self, images, tokens, sees_image, offsets):
+        text = self.llm.embed(tokens)
+        x, places = self._with_image(images, text, sees_image, offsets)
         return jnp.take_along_axis(self._decode(x), places[..., None], axis=1)
 
-    def _with_image(self, images, text, sees_image):
+    def _with_image(self, images, text, sees_image, offsets=None):
         """Image and text in one sequence [B, P + T, E], and where the text is."""
-        features = self.img(images, (self.connections[0][0],)).features
+        features = self.img(images, (self.connections[0][0],), offsets).features
         image = self.fusion.project(features)[0]
         image_place, text_place = interleave(sees_image, image.shape[1])
         x = jnp.concatenate([image.astype(text.dtype), text], axis=1)

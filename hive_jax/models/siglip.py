@@ -147,7 +147,10 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, depths: tuple[int, ...] = ()
+        self,
+        x: jax.Array,
+        depths: tuple[int, ...] = (),
+        offsets: jax.Array | None = None,
     ) -> tuple[jax.Array, list[jax.Array]]:
         block = EncoderBlock(self.mlp_dim, self.num_heads, self.flash, parent=None)
         init = stack.stacked_init(block, self.depth, x[:1])
@@ -155,12 +158,15 @@ class Transformer(nn.Module):
         place = self.placement
 
         def apply(layer, x):
-            return place.rows(block.apply({"params": place.weights(layer)}, x))
+            params, offset = layer
+            x = place.rows(block.apply({"params": place.weights(params)}, x))
+            return x if offset is None else x + offset.astype(x.dtype)
 
         x = place.rows(x)
         ends = sorted({*depths, self.depth})
         at_depth = {}
-        for end, piece in zip(ends, stack.cut(layers, ends), strict=True):
+        pieces = stack.cut((layers, offsets), ends)
+        for end, piece in zip(ends, pieces, strict=True):
             x = stack.run(apply, piece, x, scan=self.scan, remat=self.remat)
             at_depth[end] = x
         features = [at_depth[depth] for depth in depths]
@@ -185,7 +191,11 @@ class MAPHead(nn.Module):
 
 class SiglipEncoder(nn.Module):
     """The image tower: images[B, image_size, image_size, 3] in [-1, 1] ->
-    EncoderOutput. `dtype` is the dtype of the computation."""
+    EncoderOutput. `dtype` is the dtype of the computation.
+
+    `offsets` [L, B, P, D] are added to the outputs of all blocks: the gradient at zero
+    is that at the features.
+    """
 
     config: SiglipConfig
     dtype: jnp.dtype = jnp.float32
@@ -193,7 +203,10 @@ class SiglipEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, depths: tuple[int, ...] = ()
+        self,
+        images: jax.Array,
+        depths: tuple[int, ...] = (),
+        offsets: jax.Array | None = None,
     ) -> EncoderOutput:
         config = self.config
         wanted = (config.image_size, config.image_size, 3)
@@ -222,7 +235,7 @@ class SiglipEncoder(nn.Module):
             config.flash,
             self.placement,
             name="Transformer",
-        )(add_to_all(x, position), depths)
+        )(add_to_all(x, position), depths, offsets)
         if config.map_head:
             head = MAPHead(config.mlp_dim, config.num_heads, name="MAPHead_0")
             pooled = head(tokens)

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from hive_jax.data.files import written
+from hive_jax.evaluation.pictures import new_figure, save
 
 _NAMED = 60  # classes whose names can be read
 
@@ -19,7 +17,7 @@ def draw_confusion(
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     named = len(classes) <= _NAMED
     side = max(4.5, 0.2 * len(classes) + 2.5) if named else 8
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = new_figure(side + 1, side)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1)
     if named:
@@ -41,7 +39,7 @@ def draw_depths(path: Path, encoders: Mapping[str, Mapping], chance: float) -> N
       encoders: name -> {"depths": [...], "accuracy": [...], "std": [...]}, in percent.
       chance: accuracy of a guess, in percent.
     """
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    figure = new_figure(6.4, 4)
     axes = figure.add_subplot()
     for name, found in encoders.items():
         axes.errorbar(
@@ -57,12 +55,3 @@ def draw_depths(path: Path, encoders: Mapping[str, Mapping], chance: float) -> N
     axes.grid(alpha=0.3)
     axes.legend()
     save(figure, path)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """As a file that appears whole. Raises OutputError."""
-    with written(path):
-        FigureCanvasAgg(figure)
-        temporary = path.with_name(f".{path.name}.tmp")
-        figure.savefig(temporary, format="png", dpi=120)
-        temporary.replace(path)

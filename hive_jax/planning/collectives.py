@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from hive_jax.analysis.hlo import Computation, Instruction, Module
+from hive_jax.planning.hlo import Computation, Instruction, Module
 
 KINDS = (
     "all-reduce",

@@ -9,7 +9,7 @@ import functools
 import re
 from collections import defaultdict
 
-from hive_jax.analysis import loops
+from hive_jax.planning import loops
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")

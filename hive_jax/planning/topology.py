@@ -9,8 +9,8 @@ import re
 import jax
 from jax.experimental import topologies
 
-from hive_jax.analysis.chips import CHIPS, Chip
 from hive_jax.errors import ConfigError, UnavailableError
+from hive_jax.planning.chips import CHIPS, Chip
 
 EXAMPLES = "v5e:4x4, v5p:2x2x2, cpu:8 or gpu"
 

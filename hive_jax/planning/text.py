@@ -1,7 +1,7 @@
 """A plan as text: tables with units, then what to change."""
 
-from hive_jax.analysis.chips import GIB
-from hive_jax.analysis.plan import ASSUMED_MFU, Plan
+from hive_jax.planning.chips import GIB
+from hive_jax.planning.plan import ASSUMED_MFU, Plan
 from hive_jax.training.report import table
 
 _LIMITS = {

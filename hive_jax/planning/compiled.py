@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hive_jax.analysis.chips import GIB
-from hive_jax.analysis.collectives import Collective, collectives
-from hive_jax.analysis.hlo import Module
-from hive_jax.analysis.traffic import memory_traffic
+from hive_jax.planning.chips import GIB
+from hive_jax.planning.collectives import Collective, collectives
+from hive_jax.planning.hlo import Module
+from hive_jax.planning.traffic import memory_traffic
 from hive_jax.training.program import Program
 
 

@@ -1,7 +1,7 @@
 """What a chip of a compiled program reads from and writes to its memory."""
 
-from hive_jax.analysis.collectives import KINDS, collectives
-from hive_jax.analysis.hlo import Computation, Instruction, Module
+from hive_jax.planning.collectives import KINDS, collectives
+from hive_jax.planning.hlo import Computation, Instruction, Module
 
 # These move nothing: they name, point into, or wait for what others have moved.
 _FREE = {

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
-from hive_jax.analysis.chips import GIB
-from hive_jax.analysis.topology import shapes
+from hive_jax.planning.chips import GIB
+from hive_jax.planning.topology import shapes
 
 # A plan is close to the limit, or has room to spare, by these shares of the memory.
 _CLOSE, _ROOMY = 0.9, 0.6

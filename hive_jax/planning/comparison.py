@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hive_jax.analysis.advice import accumulate_that_fits
-from hive_jax.analysis.chips import GIB
-from hive_jax.analysis.plan import ASSUMED_MFU, Plan, make_plan
-from hive_jax.analysis.topology import Topology
 from hive_jax.config import RunConfig
 from hive_jax.errors import OutputError
+from hive_jax.planning.advice import accumulate_that_fits
+from hive_jax.planning.chips import GIB
+from hive_jax.planning.plan import ASSUMED_MFU, Plan, make_plan
+from hive_jax.planning.topology import Topology
 
 # A batch that is too large is sent through in more parts, planned at most so often.
 _TRIES = 3

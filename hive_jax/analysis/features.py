@@ -1,0 +1,83 @@
+"""Features by depth: as colours, and how far they moved from another encoder's."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
+from hive_jax.training.objectives import normalise_images
+
+_BATCH = 32
+
+
+def features_of(
+    config: SiglipConfig, params: dict, images: np.ndarray, dtype=jnp.float32
+) -> np.ndarray:
+    """uint8[n, size, size, 3] -> the output of every block, float32[L, n, P, D]."""
+    model = SiglipEncoder(config, dtype)
+    depths = tuple(range(1, config.depth + 1))
+
+    @jax.jit
+    def read(params, images):
+        out = model.apply({"params": params}, normalise_images(images), depths)
+        return out.features.astype(jnp.float32)
+
+    parts = [
+        np.asarray(read(params, images[start : start + _BATCH]))
+        for start in range(0, len(images), _BATCH)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def principal_colours(features: np.ndarray) -> np.ndarray:
+    """The three directions in which patches differ most as red, green and blue.
+
+    Args:
+      features: [n, P, D] of one depth; the images share their colours.
+
+    Returns:
+      float[n, P, 3] in 0 to 1.
+    """
+    flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
+    centred = flat - flat.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    # The sign of a direction is free; its largest part is made positive.
+    largest = np.abs(directions).argmax(axis=1)
+    signs = np.sign(directions[np.arange(len(directions)), largest])
+    places = centred @ (directions * signs[:, None])[:3].T
+    places = np.pad(places, ((0, 0), (0, 3 - places.shape[1])))
+    low, high = np.percentile(places, (1, 99), axis=0)
+    colours = (places - low) / np.maximum(high - low, 1e-12)
+    return np.clip(colours, 0, 1).reshape(*features.shape[:-1], 3)
+
+
+def compare_features(
+    features: np.ndarray, base: np.ndarray
+) -> dict[str, Sequence[float]]:
+    """How features [L, n, P, D] differ from a base encoder's, a number for each depth.
+
+    Returns:
+      "cka": linear centred kernel alignment over all patches (Kornblith et al., 2019),
+      1 for the same up to rotation and scale; "distance": |F - F0| / |F0|.
+    """
+    pairs = [
+        (a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]))
+        for a, b in zip(
+            features.astype(np.float64), base.astype(np.float64), strict=True
+        )
+    ]
+    return {
+        "cka": [linear_cka(a, b) for a, b in pairs],
+        "distance": [
+            float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs
+        ],
+    }
+
+
+def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
+    """|A^T B|^2 / (|A^T A| |B^T B|) of centred rows, a[n, D] and b[n, E]."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    cross = np.linalg.norm(a.T @ b) ** 2
+    return float(cross / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)))

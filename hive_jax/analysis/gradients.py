@@ -1,0 +1,89 @@
+"""The gradient of the loss at the features of every encoder layer (paper, figures 4 to
+11), by differentiation at offsets of zero that are added to them."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from hive_jax.config import RunConfig
+from hive_jax.data.batch import Batch
+from hive_jax.errors import ConfigError
+from hive_jax.models.hive import Hive
+from hive_jax.training.losses import next_token_nll
+from hive_jax.training.objectives import build_model, normalise_images
+
+
+def make_feature_gradients(model: Hive):
+    """(params, batch) -> d loss / d F_l, float32[L, B, P, D], for l = 1 .. L.
+
+    The loss is the mean over each caption's supervised tokens, and then a sum over the
+    captions, so that no image changes the gradient of another.
+    """
+    config = model.config
+
+    def loss(offsets, params, batch: Batch):
+        images = normalise_images(batch.image)
+        hidden = model.apply(
+            {"params": params}, images, batch.tokens, batch.sees_image, offsets
+        )
+        table = params["llm"]["embedder"]["input_embedding"]
+        softcap = config.decoder.final_softcap
+        nll = next_token_nll(hidden, table, softcap, batch.tokens)
+        target = batch.target[:, 1:]
+        count = jnp.maximum(target.sum(axis=1, keepdims=True), 1)
+        return (nll * target / count).sum()
+
+    def gradients(params, batch: Batch):
+        encoder = config.encoder
+        shape = (encoder.depth, len(batch.tokens), encoder.num_patches, encoder.width)
+        return jax.grad(loss)(jnp.zeros(shape), params, batch)
+
+    return gradients
+
+
+def feature_gradients(config: RunConfig, params: dict, batch: Batch) -> np.ndarray:
+    """The size of the gradient at each patch, |d loss / d F_l| float32[L, B, P].
+
+    Raises ConfigError if the model does not read an image.
+    """
+    model = require_reader(config)
+
+    def sizes(params, batch):
+        return jnp.linalg.norm(make_feature_gradients(model)(params, batch), axis=-1)
+
+    return np.asarray(jax.jit(sizes)(params, batch))
+
+
+def gradient_flow(
+    runs: Mapping[str, tuple[RunConfig, dict]], batch: Batch
+) -> dict[str, np.ndarray]:
+    """Name -> the mean size of the gradient at each layer's features, float32[L]."""
+    return {
+        name: feature_gradients(config, params, batch).mean(axis=(1, 2))
+        for name, (config, params) in runs.items()
+    }
+
+
+def same_towers(first: dict, other: dict) -> dict:
+    """The parameters of another fusion with the towers of the first, and with what lies
+    between them where that is of the same shapes: of hive and cascaded it is."""
+
+    def shapes(params):
+        return {n: leaf.shape for n, leaf in flatten_dict(params["fusion"]).items()}
+
+    equal = shapes(first) == shapes(other)
+    return {**first, "fusion": (first if equal else other)["fusion"]}
+
+
+def require_reader(config: RunConfig) -> Hive:
+    """The model of a run that reads images. Raises ConfigError."""
+    model = build_model(config)
+    if not isinstance(model, Hive) or config.model.fusion == "none":
+        raise ConfigError(
+            f"{config.name} has no text that reads the image: its objective is "
+            f"{config.objective!r}, its fusion {config.model.fusion!r}"
+        )
+    return model

@@ -1,0 +1,121 @@
+"""A page of HTML that needs no other file: text, tables, pictures."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+_STYLE = """
+:root { --ink: #1d2530; --pale: #5b6675; --line: #d8dde4; --back: #f6f7f9;
+  --card: #ffffff; --mark: #1f6f8b; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --pale: #9aa5b4;
+  --line: #323a46; --back: #14181e; --card: #1c222a; --mark: #6cc0dc; } }
+* { box-sizing: border-box; }
+body { margin: 0; color: var(--ink); background: var(--back);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 2rem 1.2rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: 1rem;
+  border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
+p, li { max-width: 46rem; } .pale { color: var(--pale); }
+nav a { color: var(--mark); margin-right: 1rem; text-decoration: none;
+  white-space: nowrap; }
+.wide { overflow-x: auto; margin: .6rem 0 1rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .38rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+th:first-child, td:first-child { text-align: left; }
+tr:last-child td { border-bottom: 0; } th { color: var(--pale); font-weight: 600; }
+td.text { text-align: left; min-width: 11rem; }
+figure { margin: .8rem 0; background: #fff; border: 1px solid var(--line);
+  border-radius: 8px; padding: .5rem; overflow-x: auto; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
+figure.large img { min-width: 640px; }
+figcaption { color: #5b6675; font-size: .82rem; padding: .3rem .2rem 0; }
+img.scene { width: 84px; height: 84px; border-radius: 6px; image-rendering: pixelated; }
+details { margin: .5rem 0; } summary { cursor: pointer; color: var(--mark); }
+code { font-size: .88em; }
+"""
+
+
+def page(title: str, about: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A whole document of (heading, HTML) sections; those without content are left out."""
+    sections = [(heading, body) for heading, body in sections if body]
+    links = "".join(
+        f'<a href="#s{number}">{text(heading)}</a>'
+        for number, (heading, _) in enumerate(sections)
+    )
+    bodies = "".join(
+        f'<section id="s{number}"><h2>{text(heading)}</h2>{body}</section>\n'
+        for number, (heading, body) in enumerate(sections)
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{text(title)}</title><style>{_STYLE}</style></head>\n"
+        f'<body><main><h1>{text(title)}</h1><p class="pale">{text(about)}</p>'
+        f"<nav>{links}</nav>\n{bodies}</main></body></html>\n"
+    )
+
+
+def text(value) -> str:
+    return html.escape(str(value))
+
+
+def paragraph(value: str) -> str:
+    return f"<p>{text(value)}</p>"
+
+
+def heading(value: str) -> str:
+    return f"<h3>{text(value)}</h3>"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence], words: bool = False) -> str:
+    """A table that scrolls where it is too wide. Cells are text, or HTML from `raw`;
+    those of `words` read from the left."""
+    if not rows:
+        return ""
+    kind = ' class="text"' if words else ""
+    head = "".join(f"<th>{text(cell)}</th>" for cell in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def picture(path: Path, caption: str, large: bool = False) -> str:
+    """A PNG file within the page; a `large` one scrolls on a narrow screen."""
+    kind = ' class="large"' if large else ""
+    return (
+        f'<figure{kind}><img alt="{text(caption)}" src="{_embedded(path.read_bytes())}">'
+        f"<figcaption>{text(caption)}</figcaption></figure>"
+    )
+
+
+class Raw(str):
+    """HTML, to stand in a cell as it is."""
+
+    __slots__ = ()
+
+
+def scene(png: bytes, alt: str) -> Raw:
+    """A small image for a cell."""
+    return Raw(f'<img class="scene" alt="{text(alt)}" src="{_embedded(png)}">')
+
+
+def folded(title: str, body: str) -> str:
+    """What is shown on request."""
+    return f"<details><summary>{text(title)}</summary>{body}</details>" if body else ""
+
+
+def _cell(value) -> str:
+    return value if isinstance(value, Raw) else text(value)
+
+
+def _embedded(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,0 +1,112 @@
+"""Scenes of one toy: does what is said of it come from where it is?"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hive_jax.analysis.attention import attention_maps
+from hive_jax.analysis.gradients import make_feature_gradients, require_reader
+from hive_jax.analysis.shown import Shown, batch_of
+from hive_jax.config import RunConfig
+from hive_jax.data.batch import KINDS
+from hive_jax.data.tabletop.draw import draw
+from hive_jax.data.tabletop.scene import Thing, scene
+from hive_jax.data.tabletop.words import mark
+from hive_jax.data.tokenizer import Tokenizer
+
+_AT_ONCE = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """What was found over all scenes, for each connection or layer.
+
+    Attributes:
+      attention: depth read -> times that a patch of the toy is looked at as much as
+        another, by the mean over scenes, while its colour is written.
+      found: depth read -> share of the scenes in which it is looked at more.
+      gradient: for each layer, times that the gradient of the loss on the material's
+        word is as large at a patch of the toy as at another.
+    """
+
+    attention: dict[int, float]
+    found: dict[int, float]
+    gradient: list[float]
+
+
+def planted_check(
+    config: RunConfig, params: dict, tokenizer: Tokenizer, count: int = 200
+) -> Planted:
+    """Measures attention and gradients on scenes of one toy.
+
+    Raises ConfigError: the model has no cross-attention.
+    """
+    size, grid = config.model.encoder.image_size, _grid(config)
+    looked, sizes = [], []
+    model = require_reader(config)
+
+    @jax.jit
+    def gradients(params, batch):
+        found = make_feature_gradients(model)(params, batch)
+        return jnp.linalg.norm(found, axis=-1)
+
+    for start in range(0, count, _AT_ONCE):
+        indices = range(start, min(start + _AT_ONCE, count))
+        scenes = [scene("test", 0, index, toys=1) for index in indices]
+        things = [one.things[0] for one in scenes]
+        shown = [
+            _described(one, draw(whole, size))
+            for one, whole in zip(things, scenes, strict=True)
+        ]
+        masks = np.stack([on_the_toy(thing, grid) for thing in things])
+        words = attention_maps(config, params, tokenizer, shown)
+        for one, thing, mask in zip(words, things, masks, strict=True):
+            place = one.words.index(thing.colour)
+            looked.append(_density(one.shares[:, :, place].mean(axis=1), mask[None]))
+        batch = batch_of(shown, tokenizer)
+        target = batch.target & (batch.kind == KINDS.index("material"))
+        found = np.asarray(gradients(params, batch.replace(target=target)))
+        sizes.append(_density(found, masks[None]))
+    depths = [depth for depth, _ in config.model.resolved_connections()]
+    ratios = np.stack(looked, axis=1)  # [connections, scenes]
+    return Planted(
+        _by_depth(depths, ratios.mean(axis=1)),
+        _by_depth(depths, (ratios > 1).mean(axis=1)),
+        np.concatenate(sizes, axis=1).mean(axis=1).tolist(),
+    )
+
+
+def on_the_toy(thing: Thing, grid: int) -> np.ndarray:
+    """bool[grid * grid]: patches whose middle is within the toy's disc."""
+    middle = (np.arange(grid) + 0.5) / grid
+    across, down = middle[None] - thing.x, middle[:, None] - thing.y
+    return (across**2 + down**2 <= thing.radius**2).reshape(-1)
+
+
+def _density(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The mean over patches in the mask by that over the others, [..., P] -> [...]."""
+    inside = (values * mask).sum(-1) / mask.sum(-1)
+    outside = (values * ~mask).sum(-1) / (~mask).sum(-1)
+    return inside / np.maximum(outside, 1e-30)
+
+
+def _described(thing: Thing, image: np.ndarray) -> Shown:
+    words = f"{thing.size}|size {thing.material}|material {thing.colour}|colour"
+    segment = mark(f"there is a {words} {thing.shape}|shape on the table.")
+    return Shown("planted", image, segment.text.strip(), segment.kinds)
+
+
+def _grid(config: RunConfig) -> int:
+    return config.model.encoder.image_size // config.model.encoder.patch_size
+
+
+def _by_depth(depths: list[int], values: np.ndarray) -> dict[str, float]:
+    """Of connections that read one depth (a cascade), the mean."""
+    return {
+        depth: float(
+            np.mean([v for d, v in zip(depths, values, strict=True) if d == depth])
+        )
+        for depth in dict.fromkeys(depths)
+    }

@@ -1,0 +1,164 @@
+"""All pictures of a run, in a folder, and their numbers in figures.json."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hive_jax.analysis import charts, maps
+from hive_jax.analysis.attention import attention_maps
+from hive_jax.analysis.curves import read_curves
+from hive_jax.analysis.features import compare_features, features_of, principal_colours
+from hive_jax.analysis.gradients import feature_gradients, gradient_flow, same_towers
+from hive_jax.analysis.shown import Shown, batch_of
+from hive_jax.data.files import write_json, written
+from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.errors import ConfigError, MissingInputError
+from hive_jax.evaluation.subject import Subject, open_run
+from hive_jax.probing import encoders
+from hive_jax.training.metrics import progress_bar, say
+from hive_jax.training.objectives import compute_dtype
+
+FIGURES = "figures.json"
+
+
+def newest_run(folder: str = "workdir") -> str:
+    """The run that was trained last. Raises MissingInputError."""
+    found = [path.parent for path in Path(folder).glob("*/metrics.jsonl")]
+    if not found:
+        raise MissingInputError(
+            f"no run in {folder}/: train one first, or name one with --init"
+        )
+    return str(max(found, key=lambda one: (one / "metrics.jsonl").stat().st_mtime))
+
+
+def visualize(
+    subject: Subject,
+    shown: Sequence[Shown],
+    out: str,
+    *,
+    base: str = "",
+    beside: dict[str, str] | None = None,
+    curves: dict[str, str] | None = None,
+) -> dict:
+    """Draws what can be drawn of a run, and says what cannot, and why.
+
+    Args:
+      shown: images, with captions or without.
+      out: folder to write.
+      base: an encoder as `probing.encoders.load` takes it, which features are compared
+        with; empty for none.
+      beside: name -> workdir of other fusions, for the gradient flow at equal towers.
+      curves: name -> workdir of the runs whose metrics.jsonl is drawn.
+
+    Returns:
+      What is in figures.json: "pictures" by kind, the numbers, and "left_out".
+    """
+    folder = Path(out)
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    work = _Pictures(folder, subject, shown)
+    todo = {
+        "gradients": work.gradients,
+        "flow": lambda: work.flow(beside or {}),
+        "attention": work.attention,
+        "layers": lambda: work.layers(base),
+        "curves": lambda: work.curves(curves or {}),
+    }
+    with progress_bar("pictures", len(todo), 0) as bar:
+        for kind, draw in todo.items():
+            try:
+                draw()
+            except ConfigError as error:
+                work.found["left_out"][kind] = str(error)
+                say(f"no {kind}: {error}")
+            bar.update()
+    write_json(folder / FIGURES, work.found)
+    return work.found
+
+
+class _Pictures:
+    """Each method draws one kind; ConfigError says why it cannot be drawn."""
+
+    def __init__(self, folder: Path, subject: Subject, shown: Sequence[Shown]):
+        self._folder, self._subject, self._shown = folder, subject, [*shown]
+        self._config = subject.config
+        self._tokenizer = load_tokenizer(subject.config.data.tokenizer)
+        self._told = [one for one in self._shown if one.caption.strip()]
+        self.found = {
+            "run": subject.checkpoint,
+            "captions": {one.name: one.caption for one in self._shown},
+            "pictures": {},
+            "left_out": {},
+        }
+
+    def _path(self, kind: str, name: str) -> Path:
+        file = f"{kind}_{name}.png".replace(" ", "_").replace("/", "_")
+        self.found["pictures"].setdefault(kind, []).append(file)
+        return self._folder / file
+
+    def _batch(self):
+        if not self._told:
+            raise ConfigError("there is no caption, and so no loss; give one")
+        return batch_of(self._told, self._tokenizer)
+
+    def gradients(self) -> None:
+        sizes = feature_gradients(self._config, self._subject.params, self._batch())
+        for row, one in enumerate(self._told):
+            maps.draw_gradients(self._path("gradients", one.name), one, sizes[:, row])
+
+    def flow(self, beside: dict[str, str]) -> None:
+        batch, name = self._batch(), self._config.model.fusion
+        runs = {name: (self._config, self._subject.params)}
+        for other, workdir in beside.items():
+            run = open_run(workdir)
+            if run.config.model.encoder.depth != self._config.model.encoder.depth:
+                raise ConfigError(f"{workdir} has an encoder of another depth")
+            runs[other] = run.config, same_towers(self._subject.params, run.params)
+        flow = gradient_flow(runs, batch)
+        self.found["flow"] = {key: sizes.tolist() for key, sizes in flow.items()}
+        title = f"gradient by layer, {len(self._told)} captions"
+        if beside:
+            title += f", all with the towers of {self._config.name}"
+        charts.draw_flow(self._path("flow", "layers"), flow, title)
+
+    def attention(self) -> None:
+        self._batch()
+        run = self._config, self._subject.params, self._tokenizer
+        found = attention_maps(*run, self._told)
+        for one, words in zip(self._told, found, strict=True):
+            maps.draw_attention(self._path("attention", one.name), one, words)
+        for number, layer in enumerate(found[0].layers):
+            path = self._path("heads", f"layer_{layer}")
+            maps.draw_heads(path, self._told[0], found[0], number)
+
+    def layers(self, base: str) -> None:
+        config = self._config.model.encoder
+        images = np.stack([one.image for one in self._shown])
+        dtype = compute_dtype(self._config.dtype)
+        features = features_of(config, self._subject.params["img"], images, dtype)
+        colours = np.stack([principal_colours(one) for one in features])
+        maps.draw_layers(self._path("layers", "colours"), self._shown, colours)
+        if not base:
+            return
+        other = encoders.load("base", base)
+        if (other.config.depth, other.config.num_patches, other.config.width) != (
+            *(config.depth, config.num_patches),
+            config.width,
+        ):
+            raise ConfigError(f"{base} is an encoder of another size: not compared")
+        theirs = features_of(other.config, other.params, images, dtype)
+        changes = {self._config.name: compare_features(features, theirs)}
+        self.found["changes"] = changes
+        charts.draw_changes(self._path("changes", "depths"), changes)
+
+    def curves(self, runs: dict[str, str]) -> None:
+        found = {}
+        for name, workdir in runs.items():
+            try:
+                found[name] = read_curves(workdir)
+            except MissingInputError as error:
+                say(str(error))
+        if not any(found.values()):
+            raise ConfigError("no run has written metrics.jsonl")
+        charts.draw_curves(self._path("curves", "runs"), found)

@@ -1,0 +1,95 @@
+"""Pictures of what a run does: gradients, attention, features, curves.
+
+    python tools/visualize.py --init workdir/stage3 --out pictures
+    python tools/visualize.py --init RUN --image photo.jpg --caption "a dog on a beach"
+
+Without an image it draws scenes of the built-in world; without --init the newest run.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hive_jax.analysis.planted import planted_check
+from hive_jax.analysis.shown import shown_file, shown_scenes
+from hive_jax.analysis.visualizing import FIGURES, newest_run, visualize
+from hive_jax.data.files import write_json
+from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.errors import ConfigError, reporting
+from hive_jax.evaluation.comparing import named
+from hive_jax.evaluation.subject import open_run
+from hive_jax.training import report
+
+
+@reporting
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--init", help="workdir of a run; default: the newest")
+    parser.add_argument("--image", help="an image file; default: built-in scenes")
+    parser.add_argument("--caption", default="", help="what is said of the image")
+    parser.add_argument("--scenes", type=int, default=4)
+    parser.add_argument("--out", default="pictures", help="folder to write")
+    parser.add_argument(
+        "--base", default="builtin:tabletop_siglip", help="encoder to compare with"
+    )
+    parser.add_argument(
+        "--beside",
+        nargs="*",
+        default=[],
+        metavar="NAME=RUN",
+        help="runs of other fusions, for the gradient flow at equal towers",
+    )
+    parser.add_argument(
+        "--curves", nargs="*", default=[], metavar="NAME=RUN", help="default: this run"
+    )
+    parser.add_argument(
+        "--planted",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure attention and gradients on N scenes of one toy",
+    )
+    args = parser.parse_args(arguments)
+    init = args.init or newest_run()
+    subject = open_run(init)
+    if args.image:
+        shown = [shown_file(args.image, args.caption, subject.config)]
+    elif args.scenes < 1:
+        raise ConfigError(f"--scenes is {args.scenes}; expected 1 or more")
+    else:
+        shown = shown_scenes(subject.config, args.scenes)
+    found = visualize(
+        subject,
+        shown,
+        args.out,
+        base=args.base,
+        beside=_runs(args.beside),
+        curves=_runs(args.curves) or {subject.config.name: init},
+    )
+    if args.planted:
+        tokenizer = load_tokenizer(subject.config.data.tokenizer)
+        one = planted_check(subject.config, subject.params, tokenizer, args.planted)
+        found["planted"] = vars(one)
+        write_json(Path(args.out) / FIGURES, found)
+        rows = [
+            (f"depth {depth}", f"{ratio:.2f}", f"{one.found[depth]:.1%}")
+            for depth, ratio in one.attention.items()
+        ]
+        header = ("its colour is read from", "times a patch of the toy", "of scenes")
+        print(report.table(header, rows))
+    for kind, files in found["pictures"].items():
+        print(f"{kind}: {', '.join(str(Path(args.out) / file) for file in files)}")
+    return 0
+
+
+def _runs(arguments: list[str]) -> dict[str, str]:
+    """NAME=RUN arguments."""
+    return {name: paths[0] for name, paths in named(arguments).items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
