@@ -1,6 +1,7 @@
 """One run, or several side by side, as one page of HTML that needs no other file.
 
-python tools/report.py hive=workdir/stage3 cascaded=workdir/stage3_cascaded --out report.html
+python tools/report.py workdir/stage3 --out report.html
+python tools/report.py hive=RUN cascaded=RUN --include comparison export/hive
 """
 
 import argparse
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.analysis.reporting import write_report
 from hive_jax.errors import reporting
-from hive_jax.evaluation.comparing import named
+from hive_jax.evaluation.comparing import one_each
 
 
 @reporting
@@ -24,13 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--base", default="builtin:tabletop_siglip", help="encoder to compare with"
     )
-    parser.add_argument("--export", nargs="*", default=[], help="folders of exports")
-    parser.add_argument("--benchmark", default="", help="folder of tools/benchmark.py")
-    args = parser.parse_args(arguments)
-    runs = {name: paths[0] for name, paths in named(args.runs).items()}
-    write_report(
-        args.out, runs, base=args.base, exports=args.export, benchmarks=args.benchmark
+    parser.add_argument(
+        "--include",
+        nargs="*",
+        default=[],
+        metavar="FOLDER",
+        help="what other commands have written: hive_jax.compare, hive_jax.probe "
+        "--sweep_depths, tools/export_hf.py, tools/benchmark.py",
     )
+    args = parser.parse_args(arguments)
+    write_report(args.out, one_each(args.runs), base=args.base, include=args.include)
     print(args.out)
     return 0
 

@@ -18,7 +18,7 @@ from hive_jax.analysis.visualizing import FIGURES, newest_run, visualize
 from hive_jax.data.files import write_json
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import ConfigError, reporting
-from hive_jax.evaluation.comparing import named
+from hive_jax.evaluation.comparing import one_each
 from hive_jax.evaluation.subject import open_run
 from hive_jax.training import report
 
@@ -67,8 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
         shown,
         args.out,
         base=args.base,
-        beside=_runs(args.beside),
-        curves=_runs(args.curves) or {subject.config.name: init},
+        beside=one_each(args.beside),
+        curves=one_each(args.curves) or {subject.config.name: init},
     )
     if args.planted:
         tokenizer = load_tokenizer(subject.config.data.tokenizer)
@@ -84,11 +84,6 @@ def main(arguments: list[str] | None = None) -> int:
     for kind, files in found["pictures"].items():
         print(f"{kind}: {', '.join(str(Path(args.out) / file) for file in files)}")
     return 0
-
-
-def _runs(arguments: list[str]) -> dict[str, str]:
-    """NAME=RUN arguments."""
-    return {name: paths[0] for name, paths in named(arguments).items()}
 
 
 if __name__ == "__main__":

@@ -79,16 +79,18 @@ def planted_check(
 
 
 def on_the_toy(thing: Thing, grid: int) -> np.ndarray:
-    """bool[grid * grid]: patches whose middle is within the toy's disc."""
+    """bool[grid * grid]: patches whose middle is within the toy's disc; of large patches
+    the nearest one."""
     middle = (np.arange(grid) + 0.5) / grid
     across, down = middle[None] - thing.x, middle[:, None] - thing.y
-    return (across**2 + down**2 <= thing.radius**2).reshape(-1)
+    squared = (across**2 + down**2).reshape(-1)
+    return squared <= max(thing.radius**2, squared.min())
 
 
 def _density(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The mean over patches in the mask by that over the others, [..., P] -> [...]."""
     inside = (values * mask).sum(-1) / mask.sum(-1)
-    outside = (values * ~mask).sum(-1) / (~mask).sum(-1)
+    outside = (values * ~mask).sum(-1) / np.maximum((~mask).sum(-1), 1)
     return inside / np.maximum(outside, 1e-30)
 
 

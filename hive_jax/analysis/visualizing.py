@@ -1,6 +1,6 @@
 """All pictures of a run, in a folder, and their numbers in figures.json."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,8 @@ def visualize(
     out: str,
     *,
     base: str = "",
-    beside: dict[str, str] | None = None,
-    curves: dict[str, str] | None = None,
+    beside: Mapping[str, str] | None = None,
+    curves: Mapping[str, str] | None = None,
 ) -> dict:
     """Draws what can be drawn of a run, and says what cannot, and why.
 
@@ -48,8 +48,9 @@ def visualize(
       out: folder to write.
       base: an encoder as `probing.encoders.load` takes it, which features are compared
         with; empty for none.
-      beside: name -> workdir of other fusions, for the gradient flow at equal towers.
-      curves: name -> workdir of the runs whose metrics.jsonl is drawn.
+      beside: name -> workdir of other fusions, for the gradient flow at equal towers;
+        None for no such chart.
+      curves: name -> workdir of the runs whose metrics.jsonl is drawn, or None.
 
     Returns:
       What is in figures.json: "pictures" by kind, the numbers, and "left_out".
@@ -60,11 +61,13 @@ def visualize(
     work = _Pictures(folder, subject, shown)
     todo = {
         "gradients": work.gradients,
-        "flow": lambda: work.flow(beside or {}),
         "attention": work.attention,
         "layers": lambda: work.layers(base),
-        "curves": lambda: work.curves(curves or {}),
     }
+    if beside is not None:
+        todo["flow"] = lambda: work.flow(beside)
+    if curves is not None:
+        todo["curves"] = lambda: work.curves(curves)
     with progress_bar("pictures", len(todo), 0) as bar:
         for kind, draw in todo.items():
             try:
@@ -107,7 +110,7 @@ class _Pictures:
         for row, one in enumerate(self._told):
             maps.draw_gradients(self._path("gradients", one.name), one, sizes[:, row])
 
-    def flow(self, beside: dict[str, str]) -> None:
+    def flow(self, beside: Mapping[str, str]) -> None:
         batch, name = self._batch(), self._config.model.fusion
         runs = {name: (self._config, self._subject.params)}
         for other, workdir in beside.items():
@@ -148,11 +151,11 @@ class _Pictures:
         ):
             raise ConfigError(f"{base} is an encoder of another size: not compared")
         theirs = features_of(other.config, other.params, images, dtype)
-        changes = {self._config.name: compare_features(features, theirs)}
-        self.found["changes"] = changes
-        charts.draw_changes(self._path("changes", "depths"), changes)
+        changes = self.found["changes"] = compare_features(features, theirs)
+        path = self._path("changes", "depths")
+        charts.draw_changes(path, {self._config.name: changes})
 
-    def curves(self, runs: dict[str, str]) -> None:
+    def curves(self, runs: Mapping[str, str]) -> None:
         found = {}
         for name, workdir in runs.items():
             try:

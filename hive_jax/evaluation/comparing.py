@@ -68,6 +68,18 @@ def named(arguments: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def one_each(arguments: Sequence[str]) -> dict[str, str]:
+    """The same, where each name has one folder. Raises ConfigError."""
+    found = named(arguments)
+    for name, folders in found.items():
+        if len(folders) > 1:
+            raise ConfigError(
+                f"{name!r} names {' and '.join(folders)}; expected a name for each, as "
+                "in hive=FOLDER cascaded=FOLDER"
+            )
+    return {name: folder for name, (folder,) in found.items()}
+
+
 def read(folder: str) -> dict[str, Evaluation]:
     """Task -> its evaluation, of a run's workdir or an evaluation's folder.
 

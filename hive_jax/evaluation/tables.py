@@ -1,6 +1,7 @@
 """A comparison as Markdown, JSON and a picture."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from hive_jax.data.files import write_json, write_text, written
+from hive_jax.errors import DataError
 from hive_jax.evaluation.comparing import Row
 from hive_jax.evaluation.pictures import new_figure, save
+from hive_jax.evaluation.statistics import Difference
 
+COMPARISON = "compare.json"
 # The paper's tables 4 and 5, of SigLIP; see the README for what differs.
 PAPER = {
     "Table 5, MME": {"base": 1296, "self_attention": 1263, "hive": 1298},
@@ -23,29 +27,44 @@ PAPER = {
 _COLOURS = ("#7f7f7f", "#2a7f9e", "#9ecae1", "#d1495b", "#edae49", "#66a182")
 
 
-def markdown(rows: Sequence[Row], paper: bool = False) -> str:
-    """The scores of all, then each against the first."""
+def scores(rows: Sequence[Row]) -> list[list[str]]:
+    """A header, and a line for each score: all that are compared."""
     names = _names(rows)
-    scores = [["task", *names]]
-    for row in rows:
-        cells = [_score(row.seeds[n]) if n in row.seeds else "" for n in names]
-        scores.append([row.title, *cells])
-    against = [["task", "", "difference", "95 %", "better", "worse", "equal", "p"]]
+    lines = [
+        [row.title, *(_score(row.seeds[n]) if n in row.seeds else "" for n in names)]
+        for row in rows
+    ]
+    return [["task", *names], *lines]
+
+
+def differences(rows: Sequence[Row]) -> list[list[str]]:
+    """A header, and a line for each score and each name but the first."""
+    lines = [["task", "", "difference", "95 %", "better", "worse", "equal", "p"]]
     for row in rows:
         for name, one in row.differences.items():
             interval = f"{one.low:+.2f} to {one.high:+.2f}"
             counts = (f"{count:.4g}" for count in (one.wins, one.losses, one.ties))
-            cells = [row.title, name, f"{one.value:+.2f}", interval, *counts]
-            against.append([*cells, f"{one.p:.2g}"])
+            lines.append([row.title, name, f"{one.value:+.2f}", interval, *counts])
+            lines[-1].append(f"{one.p:.2g}")
+    return lines
+
+
+def about(rows: Sequence[Row]) -> str:
+    """What `differences` shows."""
+    return (
+        f"Against {_names(rows)[0]}, with a paired bootstrap over questions and seeds; "
+        "questions answered better, worse and equally well; p of the signs of their "
+        "differences:"
+    )
+
+
+def markdown(rows: Sequence[Row], paper: bool = False) -> str:
+    """The scores of all, then each against the first."""
+    parts = [_table(scores(rows))]
     seeds = max(len(values) for row in rows for values in row.seeds.values())
-    parts = [_table(scores)]
     if seeds > 1:
         parts.append(f"Mean and standard deviation over up to {seeds} seeds.")
-    about = (
-        f"Against {names[0]}, with a paired bootstrap over questions and seeds; questions "
-        "answered better, worse and equally well; p of the signs of their differences:"
-    )
-    parts += [about, _table(against)]
+    parts += [about(rows), _table(differences(rows))]
     if paper:
         known = dict.fromkeys(n for values in PAPER.values() for n in values)
         said = [
@@ -66,12 +85,28 @@ def write(folder: Path, rows: Sequence[Row], paper: bool = False) -> str:
     text = markdown(rows, paper)
     write_text(folder / "compare.md", text)
     write_json(
-        folder / "compare.json",
+        folder / COMPARISON,
         {"rows": [dataclasses.asdict(row) for row in rows]}
         | ({"paper": PAPER} if paper else {}),
     )
     draw(folder / "compare.png", rows)
     return text
+
+
+def read(folder: Path) -> list[Row]:
+    """The rows that `write` has written. Raises DataError."""
+    try:
+        found = json.loads((folder / COMPARISON).read_text("utf-8"))["rows"]
+        return [
+            Row(
+                row["title"],
+                row["seeds"],
+                {name: Difference(**one) for name, one in row["differences"].items()},
+            )
+            for row in found
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / COMPARISON} is no comparison: {error}") from None
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:

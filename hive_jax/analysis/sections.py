@@ -1,0 +1,114 @@
+"""Parts of a report: what runs have written of themselves, side by side."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hive_jax.analysis import page
+from hive_jax.config import to_dict
+from hive_jax.data.files import read_json
+from hive_jax.errors import HiveError
+from hive_jax.evaluation import comparing, tables
+from hive_jax.evaluation.comparing import Row
+from hive_jax.evaluation.subject import Subject
+from hive_jax.training.metrics import say
+
+
+def results(runs: Mapping[str, str]) -> str:
+    """The final validation of each run, name -> workdir."""
+    found = {name: _result(run).get("validation", {}) for name, run in runs.items()}
+    keys = dict.fromkeys(key for values in found.values() for key in values)
+    rows = [
+        [key.replace("_", " "), *(_number(one.get(key)) for one in found.values())]
+        for key in keys
+    ]
+    intro = (
+        "Losses on held-out samples, in nats per token. The image gain is what looking "
+        "is worth: the loss with another sample's image minus that with the right one."
+    )
+    return page.paragraph(intro) + page.table(["validation", *runs], rows)
+
+
+def evaluations(runs: Mapping[str, str]) -> str:
+    """Probes and benchmarks in the workdirs: all scores, and how they compare."""
+    having = {}
+    for name, workdir in runs.items():
+        try:
+            having[name] = comparing.read(workdir)
+        except HiveError:
+            continue  # none has been made
+    if not having:
+        return ""
+    tasks = dict.fromkeys(task for found in having.values() for task in found)
+    rows = [
+        [f"{task} {score}", *(_score(found, task, score) for found in having.values())]
+        for task in tasks
+        for score in next(f[task] for f in having.values() if task in f).result[
+            "scores"
+        ]
+    ]
+    body = page.heading("Probes and benchmarks") + page.table(["task", *having], rows)
+    if len(having) == 1:
+        return body
+    try:
+        return body + comparison(
+            comparing.compared({name: [runs[name]] for name in having})
+        )
+    except HiveError as error:
+        say(f"not compared: {error}")
+        return body + page.paragraph(f"Not compared: {error}")
+
+
+def comparison(rows: Sequence[Row]) -> str:
+    """Each score with its intervals, and the tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "compare.png"
+        tables.draw(path, rows)
+        picture = page.picture(
+            path, "Scores; lines are 95 % intervals of the difference from the first."
+        )
+    header, *lines = tables.differences(rows)
+    return picture + page.paragraph(tables.about(rows)) + page.table(header, lines)
+
+
+def moved(runs: Mapping[str, str]) -> str:
+    """How far each part is from where its run started."""
+    found = {n: _result(run).get("relative_distance", {}) for n, run in runs.items()}
+    parts = dict.fromkeys(part for one in found.values() for part in one)
+    rows = [
+        [part, *(f"{one[part]:.1e}" if part in one else "" for one in found.values())]
+        for part in parts
+    ]
+    intro = "How far each part moved from where its run started, |after - before| / |before|."
+    return page.paragraph(intro) + page.table(["part", *runs], rows) if rows else ""
+
+
+def configuration(subjects: Mapping[str, Subject]) -> str:
+    """The keys that differ; and all of them, folded."""
+    flat = {name: dict(_flat(to_dict(one.config))) for name, one in subjects.items()}
+    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    rows = [[key, *(values.get(key, "") for values in flat.values())] for key in keys]
+    different = [row for row in rows if len(set(map(str, row[1:]))) > 1]
+    header = ["key", *subjects]
+    folded = page.folded("all keys", page.table(header, rows, words=True))
+    return page.table(header, different, words=True) + folded
+
+
+def _flat(tree: Mapping, prefix: str = ""):
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _score(found: dict, task: str, score: str) -> str:
+    return _number(found[task].result["scores"].get(score)) if task in found else ""
+
+
+def _result(workdir: str) -> dict:
+    return read_json(Path(workdir) / "result.json") or {}
+
+
+def _number(value) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value or "")
