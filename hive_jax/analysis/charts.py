@@ -54,14 +54,14 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, tuple]]) -> None:
     columns = min(3, max(1, len(titles)))
     rows = math.ceil(len(titles) / columns) or 1
     figure = new_figure(3.8 * columns, 2.9 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
     for axes, title in zip(panels, titles, strict=False):
         for colour, (name, curves) in zip(_COLOURS, runs.items(), strict=False):
             if title in curves:
                 axes.plot(*curves[title], color=colour, label=name, lw=1.3)
         _dress(axes, "step", "")
         axes.set_title(title, fontsize=9)
-    for axes in [*panels]:
+    for axes in panels[len(titles) :]:
         axes.set_visible(False)
     if titles:
         figure.axes[0].legend(fontsize=7)

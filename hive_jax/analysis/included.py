@@ -33,7 +33,8 @@ def included(folder: str) -> list[tuple[str, str]]:
         about = "A linear probe on every depth of each encoder."
         found.append(("Accuracy by depth", page.picture(root / _DEPTHS, about)))
     charts = [root / f"{name}.png" for name in _CHARTS]
-    if charts := [path for path in charts if path.is_file()]:
+    charts = [path for path in charts if path.is_file()]
+    if charts := charts + sorted(root.glob("gpu_*.png")):
         body = "".join(page.picture(path, path.stem) for path in charts)
         found.append(("Cost", body))
     if not found:

@@ -19,8 +19,8 @@ h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: 1rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p, li { max-width: 46rem; } .pale { color: var(--pale); }
-nav a { color: var(--mark); margin-right: 1rem; text-decoration: none;
-  white-space: nowrap; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; }
+nav a { color: var(--mark); text-decoration: none; white-space: nowrap; }
 .wide { overflow-x: auto; margin: .6rem 0 1rem; background: var(--card);
   border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem;
@@ -29,7 +29,7 @@ th, td { padding: .38rem .7rem; text-align: right; border-bottom: 1px solid var(
   vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
 tr:last-child td { border-bottom: 0; } th { color: var(--pale); font-weight: 600; }
-td.text { text-align: left; min-width: 11rem; }
+.text { text-align: left; } td.text { min-width: 9rem; }
 figure { margin: .8rem 0; background: #fff; border: 1px solid var(--line);
   border-radius: 8px; padding: .5rem; overflow-x: auto; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
@@ -80,9 +80,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence], words: bool = False) 
     if not rows:
         return ""
     kind = ' class="text"' if words else ""
-    head = "".join(f"<th>{text(cell)}</th>" for cell in header)
+    head = "".join(f"<th{kind}>{text(cell)}</th>" for cell in header)
     body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>" + "".join(_cell(cell, kind) for cell in row) + "</tr>"
         for row in rows
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
@@ -113,8 +113,10 @@ def folded(title: str, body: str) -> str:
     return f"<details><summary>{text(title)}</summary>{body}</details>" if body else ""
 
 
-def _cell(value) -> str:
-    return value if isinstance(value, Raw) else text(value)
+def _cell(value, kind: str) -> str:
+    if isinstance(value, Raw):
+        return f"<td>{value}</td>"
+    return f"<td{kind}>{text(value)}</td>"
 
 
 def _embedded(png: bytes) -> str:

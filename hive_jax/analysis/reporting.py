@@ -65,7 +65,7 @@ def write_report(
         for name, one in subjects.items()
     )
     about += f". hive_jax {hive_jax.__version__}."
-    write_text(Path(out), page.page(f"HIVE: {', '.join(runs)}", about, made))
+    write_text(Path(out), page.page(", ".join(runs), about, made))
 
 
 def _drawn(
@@ -84,7 +84,7 @@ def _drawn(
             curves=runs if name == first else None,
         )
     body = "".join(
-        page.picture(places[first] / file, caption)
+        page.picture(places[first] / file, caption, large=True)
         for kind, caption in _OF_ALL.items()
         for file in found[first]["pictures"].get(kind, ())
     )
@@ -92,7 +92,7 @@ def _drawn(
     if changes:
         charts.draw_changes(folder / "changes.png", changes)
         caption = "How far each depth has moved from the base encoder."
-        body += page.picture(folder / "changes.png", caption)
+        body += page.picture(folder / "changes.png", caption, large=True)
     for kind, caption in _OF_EACH.items():
         body += page.heading(kind.capitalize()) + page.paragraph(caption)
         for name, one in found.items():
