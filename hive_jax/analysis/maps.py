@@ -56,7 +56,11 @@ def draw_attention(path: Path, shown: Shown, words: Words) -> None:
 def draw_heads(path: Path, shown: Shown, words: Words, connection: int) -> None:
     """The same for the heads of one connection, counted from 0."""
     grids = as_grid(words.shares[connection])[:, :_MOST_WORDS]
-    names = [f"head {number}" for number in range(1, len(grids) + 1)]
+    layer, depth = words.layers[connection], words.depths[connection]
+    names = [
+        f"LLM layer {layer}, head {number}\nreads depth {depth}"
+        for number in range(1, len(grids) + 1)
+    ]
     _page(path, shown, grids, names, words)
 
 
