@@ -287,6 +287,7 @@ def test_the_planted_check_finds_nothing_where_nothing_is():
     assert [*found.attention] == [2, 4] == [*found.found]
     assert len(found.gradient) == 4
     assert all(0.3 < ratio < 3 for ratio in found.attention.values())
+    assert all(0.2 < share < 0.8 for share in found.apart.values())
     with pytest.raises(ConfigError, match="no cross-attention"):
         planted_check(run("self_attention"), params("self_attention"), TOKENIZER, 2)
 

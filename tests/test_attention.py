@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from hive_jax.models import flash
-from hive_jax.models.attention import attend, attend_causally, causal_mask, rotate
+from hive_jax.models.attention import (
+    attend,
+    attend_and_tell,
+    attend_causally,
+    causal_mask,
+    rotate,
+)
 
 
 def rows(mask):
@@ -86,6 +92,25 @@ def test_attend_is_softmax_attention(heads, kv_heads, softcap):
     np.testing.assert_allclose(out, wanted, atol=1e-6)
     out = attend(query, key, value, scale=0.7, softcap=softcap)
     wanted = plain_attention(query, key, value, mask | True, 0.7, softcap)
+    np.testing.assert_allclose(out, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (4, 1)])
+def test_where_queries_look_is_what_they_read(heads, kv_heads, softcap):
+    query, key, value, mask = random_inputs(heads, kv_heads)
+    mask[0, 1] = False
+    how = {"scale": 0.7, "softcap": softcap}
+    out, shares = attend_and_tell(query, key, value, mask, **how)
+    batch, length = query.shape[:2]
+    assert shares.shape == (batch, heads, length, key.shape[1])
+    assert shares.dtype == jnp.float32
+    seen = np.broadcast_to(mask[:, None], shares.shape)
+    assert (np.asarray(shares)[~seen] == 0).all() and (shares >= 0).all()
+    anywhere = np.broadcast_to(mask.any(axis=-1)[:, None], shares.shape[:3])
+    np.testing.assert_allclose(shares.sum(axis=-1), anywhere, atol=1e-6)
+    values = np.repeat(value, heads // kv_heads, axis=2)
+    wanted = np.einsum("bnts,bsnh->btnh", shares, values)
     np.testing.assert_allclose(out, wanted, atol=1e-6)
 
 

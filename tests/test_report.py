@@ -74,7 +74,7 @@ def test_every_kind_is_drawn(drawn):
     # The encoder is the base one, as it came along.
     np.testing.assert_allclose(found["changes"]["cka"], 1, atol=1e-6)
     np.testing.assert_allclose(found["changes"]["distance"], 0, atol=1e-6)
-    assert found["planted"].keys() == {"attention", "found", "gradient"}
+    assert found["planted"].keys() == {"attention", "found", "gradient", "apart"}
     assert found["run"]["step"] == 7
 
 

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         type=int,
         default=0,
         metavar="N",
-        help="measure attention and gradients on N scenes of one toy",
+        help="measure attention and gradients on N scenes of one toy, and of two",
     )
     args = parser.parse_args(arguments)
     init = args.init or newest_run()
@@ -76,10 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
         found["planted"] = vars(one)
         write_json(Path(args.out) / FIGURES, found)
         rows = [
-            (f"depth {depth}", f"{ratio:.2f}", f"{one.found[depth]:.1%}")
+            (
+                depth,
+                f"{ratio:.2f}",
+                f"{one.found[depth]:.1%}",
+                f"{one.apart[depth]:.1%}",
+            )
             for depth, ratio in one.attention.items()
         ]
-        header = ("its colour is read from", "times a patch of the toy", "of scenes")
+        header = ("depth", "times a patch of the toy", "more in", "own toy of two")
         print(report.table(header, rows))
     for kind, files in found["pictures"].items():
         print(f"{kind}: {', '.join(str(Path(args.out) / file) for file in files)}")

@@ -82,8 +82,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence], words: bool = False) 
     kind = ' class="text"' if words else ""
     head = "".join(f"<th{kind}>{text(cell)}</th>" for cell in header)
     body = "".join(
-        "<tr>" + "".join(_cell(cell, kind) for cell in row) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(_cell(cell, kind) for cell in row) + "</tr>" for row in rows
     )
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
