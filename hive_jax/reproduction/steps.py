@@ -31,7 +31,7 @@ class Scale:
 
 
 TABLETOP = Scale()
-QUICK = Scale((60, 60, 120), (40, 150), 70, 2000, 500, depths=False)
+QUICK = Scale((40, 40, 80), (30, 100), 70, 2000, 500, depths=False)
 
 
 @dataclasses.dataclass(frozen=True)
