@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from random_runs import save_talking
+from random_runs import save_random, save_talking
+from test_export import run_config
 
 from hive_jax.analysis.included import included
 from hive_jax.analysis.page import page, picture, table
@@ -137,6 +138,17 @@ def test_a_run_without_cross_attention(runs, tmp_path):
     assert found["pictures"].keys() == {"gradients", "layers"}
     assert found["left_out"].keys() == {"attention"}
     assert "has no cross-attention to draw" in found["left_out"]["attention"]
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "none"])
+def test_towers_alone(kind, tmp_path):
+    """What they have is drawn, and all that is missing has its reason."""
+    save_random(run_config(kind), str(tmp_path / "run"))
+    write_report(str(tmp_path / "page.html"), {"one": str(tmp_path / "run")})
+    said = "".join(Page((tmp_path / "page.html").read_text("utf-8")).said)
+    assert "has no text that reads the image" in said
+    assert ("has no encoder" in said) == (kind == "none")
+    assert "Configuration" in said
 
 
 def test_the_newest_run(runs, tmp_path):

@@ -20,7 +20,7 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import ConfigError, reporting
 from hive_jax.evaluation.comparing import one_each
 from hive_jax.evaluation.subject import open_run
-from hive_jax.training import report
+from hive_jax.training import compilation, report
 
 
 @reporting
@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="measure attention and gradients on N scenes of one toy, and of two",
     )
     args = parser.parse_args(arguments)
+    compilation.keep_compiled_programs()
     init = args.init or newest_run()
     subject = open_run(init)
     if args.image:

@@ -136,6 +136,8 @@ class _Pictures:
             maps.draw_heads(path, self._told[0], found[0], number)
 
     def layers(self, base: str) -> None:
+        if "img" not in self._subject.params:
+            raise ConfigError(f"{self._config.name} has no encoder")
         config = self._config.model.encoder
         images = np.stack([one.image for one in self._shown])
         dtype = compute_dtype(self._config.dtype)
