@@ -105,7 +105,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "benchmarks" not in said and "[2/3] seed 0, base" in said
     with pytest.raises(OutputError, match="(?s)another scale.*images: 7 -> 350"):
-        reproducing.reproduce(str(out), steps.TABLETOP, 1)
+        reproducing.reproduce(str(out), steps.SCALES["tabletop"], 1)
 
 
 def test_no_seeds(tmp_path):

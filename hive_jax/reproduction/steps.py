@@ -30,7 +30,11 @@ class Scale:
     depths: bool = True
 
 
-TABLETOP = Scale()
+# By name: what --scale takes.
+SCALES = {
+    "tabletop": Scale(),
+    "tabletop_long": Scale(stages=(200, 150, 2000)),
+}
 QUICK = Scale((40, 40, 80), (30, 100), 70, 2000, 500, depths=False)
 
 
