@@ -163,6 +163,9 @@ def test_equal_towers():
     found = same_towers(hive, inside)
     assert found["fusion"] is inside["fusion"]
     assert found["img"] is hive["img"] and found["llm"] is hive["llm"]
+    wider = {**hive, "img": {"x": np.zeros(3)}}
+    with pytest.raises(ConfigError, match="'img' of the runs is of different shapes"):
+        same_towers(hive, wider)
 
 
 @pytest.mark.parametrize("fusion", ["hive", "cascaded"])

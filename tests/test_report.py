@@ -141,10 +141,12 @@ def test_a_run_without_cross_attention(runs, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["contrastive", "none"])
-def test_towers_alone(kind, tmp_path):
-    """What they have is drawn, and all that is missing has its reason."""
+def test_towers_alone(kind, runs, tmp_path):
+    """What they have is drawn, and all that is missing has its reason; beside a run that
+    has everything too."""
     save_random(run_config(kind), str(tmp_path / "run"))
-    write_report(str(tmp_path / "page.html"), {"one": str(tmp_path / "run")})
+    named = {"one": str(tmp_path / "run"), "hive": runs["hive"]}
+    write_report(str(tmp_path / "page.html"), named)
     said = "".join(Page((tmp_path / "page.html").read_text("utf-8")).said)
     assert "has no text that reads the image" in said
     assert ("has no encoder" in said) == (kind == "none")
@@ -215,6 +217,39 @@ def test_the_page_needs_no_other_file(runs, drawn, tmp_path):
     # 6 samples; curves, flow, changes, one chart; each run's 2 + 2 + 1, of the one
     # without cross-attention 2 + 1.
     assert len(found.images) == 6 + 4 + 5 + 3
+
+
+def test_a_damaged_evaluation_is_an_error(runs, tmp_path):
+    shutil.copytree(runs["hive"], tmp_path / "run")
+    folder = tmp_path / "run/evaluation/gqa"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text("{")
+    (folder / "samples.jsonl").write_text("")
+    with pytest.raises(DataError, match="gqa is no evaluation"):
+        write_report(str(tmp_path / "out.html"), {"one": str(tmp_path / "run")})
+    assert not (tmp_path / "out.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--caption", "a dog"], "expected --image too"),
+        (["--planted", "-1"], "--planted is -1"),
+        (["--scenes", "0"], "--scenes is 0"),
+    ],
+)
+def test_flags_that_are_wrong(arguments, said, runs, tmp_path, capsys):
+    out = tmp_path / "out"
+    code = visualize_tool.main(["--init", runs["hive"], "--out", str(out), *arguments])
+    assert code == ConfigError.exit_code and said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_run_itself_is_not_beside_itself(runs, tmp_path):
+    subject = open_run(runs["hive"])
+    shown = shown_scenes(subject.config, 1)
+    found = visualize(subject, shown, str(tmp_path), beside={"hive": runs["hive"]})
+    assert "'hive' is what the run itself is called" in found["left_out"]["flow"]
 
 
 def test_what_cannot_be_reported(runs, tmp_path):

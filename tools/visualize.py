@@ -55,6 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     compilation.keep_compiled_programs()
+    if args.caption and not args.image:
+        raise ConfigError("--caption is of an image; expected --image too")
+    if args.planted < 0:
+        raise ConfigError(f"--planted is {args.planted}; expected 0 or more")
     init = args.init or newest_run()
     subject = open_run(init)
     if args.image:

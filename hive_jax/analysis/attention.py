@@ -1,6 +1,7 @@
 """Where the words of a caption look (paper, figures 12 to 14)."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -9,8 +10,10 @@ import numpy as np
 from hive_jax.analysis.gradients import require_reader
 from hive_jax.analysis.shown import Shown, batch_of
 from hive_jax.config import RunConfig
+from hive_jax.data.batch import Batch
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.errors import ConfigError
+from hive_jax.models.hive import Hive
 from hive_jax.training.objectives import normalise_images
 
 
@@ -52,14 +55,7 @@ def attention_maps(
     if not all(one.caption.strip() for one in shown):
         raise ConfigError("an empty caption: there is no word to draw attention of")
     batch = batch_of(shown, tokenizer)
-
-    @jax.jit
-    def maps(params, batch):
-        images = normalise_images(batch.image)
-        inputs = images, batch.tokens, batch.sees_image
-        return model.apply({"params": params}, *inputs, method="attention_maps")
-
-    shares = np.asarray(maps(params, batch), np.float32)
+    shares = np.asarray(_maps(model, params, batch))
     pairs = config.model.resolved_connections()
     found = []
     for row, one in enumerate(shown):
@@ -74,6 +70,13 @@ def attention_maps(
             )
         )
     return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _maps(model: Hive, params: dict, batch: Batch) -> jax.Array:
+    images = normalise_images(batch.image)
+    inputs = images, batch.tokens, batch.sees_image
+    return model.apply({"params": params}, *inputs, method="attention_maps")
 
 
 def word_positions(

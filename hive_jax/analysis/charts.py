@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ def draw_flow(path: Path, flow: Mapping[str, np.ndarray], title: str) -> None:
     """The mean size of the gradient at each layer: as it is, and relative to the last."""
     figure = new_figure(9, 3.6)
     raw, relative = figure.subplots(1, 2)
-    for colour, (name, sizes) in zip(_COLOURS, flow.items(), strict=False):
+    for colour, (name, sizes) in zip(cycle(_COLOURS), flow.items(), strict=False):
         layers = range(1, len(sizes) + 1)
         raw.plot(layers, sizes, marker="o", color=colour, label=name)
         last = sizes[-1] or 1.0
@@ -40,7 +41,9 @@ def draw_changes(path: Path, changes: Mapping[str, Mapping[str, Sequence]]) -> N
         ("linear CKA with the base encoder", "|F - F of base| / |F of base|"),
         strict=True,
     ):
-        for colour, (name, found) in zip(_COLOURS, changes.items(), strict=False):
+        for colour, (name, found) in zip(
+            cycle(_COLOURS), changes.items(), strict=False
+        ):
             depths = range(1, len(found[key]) + 1)
             axes.plot(depths, found[key], marker="o", color=colour, label=name)
         _dress(axes, "encoder depth", label)
@@ -56,7 +59,7 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, tuple]]) -> None:
     figure = new_figure(3.8 * columns, 2.9 * rows)
     panels = [*figure.subplots(rows, columns, squeeze=False).flat]
     for axes, title in zip(panels, titles, strict=False):
-        for colour, (name, curves) in zip(_COLOURS, runs.items(), strict=False):
+        for colour, (name, curves) in zip(cycle(_COLOURS), runs.items(), strict=False):
             if title in curves:
                 axes.plot(*curves[title], color=colour, label=name, lw=1.3)
         _dress(axes, "step", "")

@@ -1,6 +1,7 @@
 """The gradient of the loss at the features of every encoder layer (paper, figures 4 to
 11), by differentiation at offsets of zero that are added to them."""
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -49,12 +50,12 @@ def feature_gradients(config: RunConfig, params: dict, batch: Batch) -> np.ndarr
 
     Raises ConfigError if the model does not read an image.
     """
-    model = require_reader(config)
+    return np.asarray(_sizes(require_reader(config), params, batch))
 
-    def sizes(params, batch):
-        return jnp.linalg.norm(make_feature_gradients(model)(params, batch), axis=-1)
 
-    return np.asarray(jax.jit(sizes)(params, batch))
+@functools.partial(jax.jit, static_argnums=0)
+def _sizes(model: Hive, params: dict, batch: Batch) -> jax.Array:
+    return jnp.linalg.norm(make_feature_gradients(model)(params, batch), axis=-1)
 
 
 def gradient_flow(
@@ -69,13 +70,24 @@ def gradient_flow(
 
 def same_towers(first: dict, other: dict) -> dict:
     """The parameters of another fusion with the towers of the first, and with what lies
-    between them where that is of the same shapes: of hive and cascaded it is."""
+    between them where that is of the same shapes: of hive and cascaded it is.
 
-    def shapes(params):
-        return {n: leaf.shape for n, leaf in flatten_dict(params["fusion"]).items()}
+    Raises ConfigError if the towers are of other sizes.
+    """
 
-    equal = shapes(first) == shapes(other)
-    return {**first, "fusion": (first if equal else other)["fusion"]}
+    def equal(part: str) -> bool:
+        one, two = (flatten_dict(params[part]) for params in (first, other))
+        return {n: x.shape for n, x in one.items()} == {
+            n: x.shape for n, x in two.items()
+        }
+
+    for part in ("img", "llm"):
+        if not equal(part):
+            raise ConfigError(
+                f"gradients at equal towers: {part!r} of the runs is of different "
+                "shapes; expected runs from the same encoder and LLM"
+            )
+    return {**first, "fusion": (first if equal("fusion") else other)["fusion"]}
 
 
 def require_reader(config: RunConfig) -> Hive:

@@ -37,7 +37,6 @@ figure.large img { min-width: 640px; }
 figcaption { color: #5b6675; font-size: .82rem; padding: .3rem .2rem 0; }
 img.scene { width: 84px; height: 84px; border-radius: 6px; image-rendering: pixelated; }
 details { margin: .5rem 0; } summary { cursor: pointer; color: var(--mark); }
-code { font-size: .88em; }
 """
 
 
@@ -75,7 +74,7 @@ def heading(value: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence], words: bool = False) -> str:
-    """A table that scrolls where it is too wide. Cells are text, or HTML from `raw`;
+    """A table that scrolls where it is too wide. Cells are text, or HTML as `Raw`;
     those of `words` read from the left."""
     if not rows:
         return ""

@@ -3,12 +3,10 @@
 import dataclasses
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.analysis.attention import attention_maps
-from hive_jax.analysis.gradients import make_feature_gradients, require_reader
+from hive_jax.analysis.gradients import feature_gradients
 from hive_jax.analysis.shown import Shown, batch_of
 from hive_jax.config import RunConfig
 from hive_jax.data.batch import KINDS
@@ -44,19 +42,13 @@ class Planted:
 def planted_check(
     config: RunConfig, params: dict, tokenizer: Tokenizer, count: int = 200
 ) -> Planted:
-    """Measures attention and gradients on scenes of one toy.
+    """Measures attention and gradients on scenes of one toy, and attention on as many of
+    two.
 
     Raises ConfigError: the model has no cross-attention.
     """
     size, grid = config.model.encoder.image_size, _grid(config)
     looked, sizes = [], []
-    model = require_reader(config)
-
-    @jax.jit
-    def gradients(params, batch):
-        found = make_feature_gradients(model)(params, batch)
-        return jnp.linalg.norm(found, axis=-1)
-
     for start in range(0, count, _AT_ONCE):
         indices = range(start, min(start + _AT_ONCE, count))
         scenes = [scene("test", 0, index, toys=1) for index in indices]
@@ -69,7 +61,7 @@ def planted_check(
             looked.append(_density(one.shares[:, :, place].mean(axis=1), mask[None]))
         batch = batch_of(shown, tokenizer)
         target = batch.target & (batch.kind == KINDS.index("material"))
-        found = np.asarray(gradients(params, batch.replace(target=target)))
+        found = feature_gradients(config, params, batch.replace(target=target))
         sizes.append(_density(found, masks[None]))
     depths = [depth for depth, _ in config.model.resolved_connections()]
     ratios = np.stack(looked, axis=1)  # [connections, scenes]

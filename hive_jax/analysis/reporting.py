@@ -106,10 +106,11 @@ def _drawn(
 def _other_fusions(
     runs: Mapping[str, str], subjects: Mapping[str, Subject]
 ) -> dict[str, str]:
-    """The first run of each fusion but the first run's, by its fusion."""
+    """The first run of each fusion but the first run's, by its fusion; of runs that have
+    one."""
     first, found = next(iter(subjects.values())).config.model.fusion, {}
     for name, subject in subjects.items():
         fusion = subject.config.model.fusion
-        if fusion not in (first, "none"):
+        if fusion != first and "fusion" in subject.params:
             found.setdefault(fusion, runs[name])
     return found

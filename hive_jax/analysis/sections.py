@@ -4,10 +4,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
+
 from hive_jax.analysis import page
 from hive_jax.config import to_dict
 from hive_jax.data.files import read_json
-from hive_jax.errors import HiveError
+from hive_jax.errors import HiveError, MissingInputError
 from hive_jax.evaluation import comparing, tables
 from hive_jax.evaluation.comparing import Row
 from hive_jax.evaluation.subject import Subject
@@ -26,7 +28,9 @@ def results(runs: Mapping[str, str]) -> str:
         "Losses on held-out samples, in nats per token. The image gain is what looking "
         "is worth: the loss with another sample's image minus that with the right one."
     )
-    return page.paragraph(intro) + page.table(["validation", *runs], rows)
+    return (
+        page.paragraph(intro) + page.table(["validation", *runs], rows) if rows else ""
+    )
 
 
 def evaluations(runs: Mapping[str, str]) -> str:
@@ -35,7 +39,7 @@ def evaluations(runs: Mapping[str, str]) -> str:
     for name, workdir in runs.items():
         try:
             having[name] = comparing.read(workdir)
-        except HiveError:
+        except MissingInputError:
             continue  # none has been made
     if not having:
         return ""
@@ -43,9 +47,9 @@ def evaluations(runs: Mapping[str, str]) -> str:
     rows = [
         [f"{task} {score}", *(_score(found, task, score) for found in having.values())]
         for task in tasks
-        for score in next(f[task] for f in having.values() if task in f).result[
-            "scores"
-        ]
+        for score in dict.fromkeys(
+            s for f in having.values() if task in f for s in f[task].result["scores"]
+        )
     ]
     body = page.heading("Probes and benchmarks") + page.table(["task", *having], rows)
     if len(having) == 1:
@@ -85,21 +89,16 @@ def moved(runs: Mapping[str, str]) -> str:
 
 def configuration(subjects: Mapping[str, Subject]) -> str:
     """The keys that differ; and all of them, folded."""
-    flat = {name: dict(_flat(to_dict(one.config))) for name, one in subjects.items()}
+    flat = {
+        name: flatten_dict(to_dict(one.config), sep=".")
+        for name, one in subjects.items()
+    }
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     rows = [[key, *(values.get(key, "") for values in flat.values())] for key in keys]
     different = [row for row in rows if len(set(map(str, row[1:]))) > 1]
     header = ["key", *subjects]
     folded = page.folded("all keys", page.table(header, rows, words=True))
     return page.table(header, different, words=True) + folded
-
-
-def _flat(tree: Mapping, prefix: str = ""):
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _score(found: dict, task: str, score: str) -> str:
@@ -111,4 +110,6 @@ def _result(workdir: str) -> dict:
 
 
 def _number(value) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value or "")
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import KINDS, Batch, Sample, Segment
+from hive_jax.data.batch import Batch, Sample, Segment
 from hive_jax.data.images import decode
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
@@ -69,5 +69,4 @@ def batch_of(shown: Sequence[Shown], tokenizer: Tokenizer) -> Batch:
         for sample in samples
     ]
     text = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    assert text["kind"].max() < len(KINDS)
     return Batch(image=np.stack([one.image for one in shown]), **text)

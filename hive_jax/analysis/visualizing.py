@@ -9,7 +9,12 @@ from hive_jax.analysis import charts, maps
 from hive_jax.analysis.attention import attention_maps
 from hive_jax.analysis.curves import read_curves
 from hive_jax.analysis.features import compare_features, features_of, principal_colours
-from hive_jax.analysis.gradients import feature_gradients, gradient_flow, same_towers
+from hive_jax.analysis.gradients import (
+    feature_gradients,
+    gradient_flow,
+    require_reader,
+    same_towers,
+)
 from hive_jax.analysis.shown import Shown, batch_of
 from hive_jax.data.files import write_json, written
 from hive_jax.data.tokenizer import load_tokenizer
@@ -111,12 +116,14 @@ class _Pictures:
             maps.draw_gradients(self._path("gradients", one.name), one, sizes[:, row])
 
     def flow(self, beside: Mapping[str, str]) -> None:
+        require_reader(self._config)
         batch, name = self._batch(), self._config.model.fusion
         runs = {name: (self._config, self._subject.params)}
         for other, workdir in beside.items():
+            if other in runs:
+                raise ConfigError(f"{other!r} is what the run itself is called here")
             run = open_run(workdir)
-            if run.config.model.encoder.depth != self._config.model.encoder.depth:
-                raise ConfigError(f"{workdir} has an encoder of another depth")
+            require_reader(run.config)
             runs[other] = run.config, same_towers(self._subject.params, run.params)
         flow = gradient_flow(runs, batch)
         self.found["flow"] = {key: sizes.tolist() for key, sizes in flow.items()}
