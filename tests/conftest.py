@@ -38,6 +38,14 @@ from hive_jax.training.program import Program
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def release_compiled_programs():
+    """A process keeps every program it compiled, dozens of memory maps each; Linux
+    allows 65,530 of them, and XLA crashes on the next one."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tiny_run():
     """A RunConfig of width 16 and depth 2; keywords replace its fields."""
