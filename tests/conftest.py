@@ -40,8 +40,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="module", autouse=True)
 def release_compiled_programs():
-    """A process keeps every program it compiled, dozens of memory maps each; Linux
-    allows 65,530 of them, and XLA crashes on the next one."""
+    """A process keeps every program it compiled, each in memory maps of its own; Linux
+    allows 65,530 of these, and XLA crashes on the next one."""
     yield
     jax.clear_caches()
 
