@@ -10,6 +10,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from test_generation import TOKENIZER, params, run
 
+from hive_jax.analysis import charts
 from hive_jax.analysis.attention import attention_maps, word_positions
 from hive_jax.analysis.curves import read_curves
 from hive_jax.analysis.features import (
@@ -319,3 +320,12 @@ def test_curves_are_read_up_to_a_line_that_was_cut(tmp_path):
     assert "images per second" not in found
     with pytest.raises(MissingInputError, match=r"metrics.jsonl is not there"):
         read_curves(str(tmp_path / "none"))
+
+
+def test_lines_of_many_runs_can_be_told_apart(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
+    charts.draw_flow(None, {f"run {i}": np.ones(2) for i in range(9)}, "")
+    lines = drawn[0].axes[0].get_lines()
+    assert [line.get_label() for line in lines] == [f"run {i}" for i in range(9)]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9

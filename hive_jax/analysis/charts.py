@@ -1,8 +1,8 @@
 """Lines: gradients by layer, how far features moved, curves of runs."""
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, product
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,18 @@ import numpy as np
 from hive_jax.evaluation.pictures import new_figure, save
 
 _COLOURS = ("#2a7f9e", "#edae49", "#d1495b", "#66a182", "#7f7f7f", "#9467bd")
+_DASHES = ("-", "--", ":")
 
 
 def draw_flow(path: Path, flow: Mapping[str, np.ndarray], title: str) -> None:
     """The mean size of the gradient at each layer: as it is, and relative to the last."""
     figure = new_figure(9, 3.6)
     raw, relative = figure.subplots(1, 2)
-    for colour, (name, sizes) in zip(cycle(_COLOURS), flow.items(), strict=False):
+    for sizes, style in _styled(flow):
         layers = range(1, len(sizes) + 1)
-        raw.plot(layers, sizes, marker="o", color=colour, label=name)
+        raw.plot(layers, sizes, marker="o", **style)
         last = sizes[-1] or 1.0
-        relative.plot(layers, sizes / last, marker="o", color=colour, label=name)
+        relative.plot(layers, sizes / last, marker="o", **style)
     for axes, label in (
         (raw, "mean |d loss / d F|"),
         (relative, "relative to the last layer"),
@@ -41,11 +42,9 @@ def draw_changes(path: Path, changes: Mapping[str, Mapping[str, Sequence]]) -> N
         ("linear CKA with the base encoder", "|F - F of base| / |F of base|"),
         strict=True,
     ):
-        for colour, (name, found) in zip(
-            cycle(_COLOURS), changes.items(), strict=False
-        ):
+        for found, style in _styled(changes):
             depths = range(1, len(found[key]) + 1)
-            axes.plot(depths, found[key], marker="o", color=colour, label=name)
+            axes.plot(depths, found[key], marker="o", **style)
         _dress(axes, "encoder depth", label)
         axes.legend(fontsize=8)
     save(figure, path)
@@ -59,9 +58,9 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, tuple]]) -> None:
     figure = new_figure(3.8 * columns, 2.9 * rows)
     panels = [*figure.subplots(rows, columns, squeeze=False).flat]
     for axes, title in zip(panels, titles, strict=False):
-        for colour, (name, curves) in zip(cycle(_COLOURS), runs.items(), strict=False):
+        for curves, style in _styled(runs):
             if title in curves:
-                axes.plot(*curves[title], color=colour, label=name, lw=1.3)
+                axes.plot(*curves[title], lw=1.3, **style)
         _dress(axes, "step", "")
         axes.set_title(title, fontsize=9)
     for axes in panels[len(titles) :]:
@@ -69,6 +68,13 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, tuple]]) -> None:
     if titles:
         figure.axes[0].legend(fontsize=7)
     save(figure, path)
+
+
+def _styled(named: Mapping) -> Iterator[tuple]:
+    """Each value, and how its line looks: dashed where the colours have run out."""
+    styles = cycle(product(_DASHES, _COLOURS))
+    for (name, value), (dash, colour) in zip(named.items(), styles, strict=False):
+        yield value, {"label": name, "color": colour, "linestyle": dash}
 
 
 def _dress(axes, x: str, y: str) -> None:

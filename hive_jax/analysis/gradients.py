@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from hive_jax.config import RunConfig
 from hive_jax.data.batch import Batch
@@ -76,10 +75,8 @@ def same_towers(first: dict, other: dict) -> dict:
     """
 
     def equal(part: str) -> bool:
-        one, two = (flatten_dict(params[part]) for params in (first, other))
-        return {n: x.shape for n, x in one.items()} == {
-            n: x.shape for n, x in two.items()
-        }
+        one, two = (jax.tree.map(np.shape, params[part]) for params in (first, other))
+        return one == two
 
     for part in ("img", "llm"):
         if not equal(part):

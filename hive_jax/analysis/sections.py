@@ -24,13 +24,13 @@ def results(runs: Mapping[str, str]) -> str:
         [key.replace("_", " "), *(_number(one.get(key)) for one in found.values())]
         for key in keys
     ]
+    if not rows:
+        return ""
     intro = (
         "Losses on held-out samples, in nats per token. The image gain is what looking "
         "is worth: the loss with another sample's image minus that with the right one."
     )
-    return (
-        page.paragraph(intro) + page.table(["validation", *runs], rows) if rows else ""
-    )
+    return page.paragraph(intro) + page.table(["validation", *runs], rows)
 
 
 def evaluations(runs: Mapping[str, str]) -> str:
