@@ -127,7 +127,7 @@ class _Pictures:
             runs[other] = run.config, same_towers(self._subject.params, run.params)
         flow = gradient_flow(runs, batch)
         self.found["flow"] = {key: sizes.tolist() for key, sizes in flow.items()}
-        title = f"gradient by layer, {len(self._told)} captions"
+        title = f"gradient by layer, mean of {len(batch.tokens)} images"
         if beside:
             title += f", all with the towers of {self._config.name}"
         charts.draw_flow(self._path("flow", "layers"), flow, title)
