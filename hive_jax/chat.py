@@ -14,7 +14,7 @@ from hive_jax.errors import MissingInputError, reporting
 from hive_jax.evaluation.evaluating import make_generator
 from hive_jax.evaluation.generate import Decoding, Prompt
 from hive_jax.evaluation.subject import open_run
-from hive_jax.training import compilation
+from hive_jax.training import runtime
 
 
 @reporting
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     decoding = Decoding(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     content = _content(args.image)
-    compilation.keep_compiled_programs()
+    runtime.enable_compilation_cache()
     subject = open_run(args.init)
     generator = make_generator(subject, decoding)
     image = decode(

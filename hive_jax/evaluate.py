@@ -12,7 +12,7 @@ import sys
 from hive_jax.errors import reporting
 from hive_jax.evaluation.evaluating import evaluate, table
 from hive_jax.evaluation.tasks import TASKS
-from hive_jax.training import compilation
+from hive_jax.training import runtime
 
 
 @reporting
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--top_p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    compilation.keep_compiled_programs()
+    runtime.enable_compilation_cache()
     present = [name for name in TASKS if os.path.isdir(os.path.join(args.data, name))]
     results = evaluate(
         args.init,

@@ -15,7 +15,7 @@ from hive_jax.probing import encoders, towers
 from hive_jax.probing.exporting import export_classifier
 from hive_jax.probing.figures import draw_depths
 from hive_jax.probing.probing import probe
-from hive_jax.training import compilation, report
+from hive_jax.training import report, runtime
 from hive_jax.training.runs import is_run
 from hive_jax.weights.writing import require_absent
 
@@ -38,7 +38,7 @@ def main(config: ProbeConfig) -> int:
     on_features = config.probe in ("linear", "attentive")
     paths = encoders.named(config.init)
     _check(config, on_features, len(paths))
-    compilation.keep_compiled_programs()
+    runtime.enable_compilation_cache()
     rows, curves, chance = [], {}, 0.0
     for name, path in paths.items():
         folder = _folder(name, path, len(paths) > 1)

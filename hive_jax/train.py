@@ -8,7 +8,7 @@ from absl import flags
 
 from hive_jax import command
 from hive_jax.config import RunConfig
-from hive_jax.training import compilation, distributed, origin, trainer
+from hive_jax.training import origin, runtime, trainer
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; default: workdir/NAME of the config."
@@ -28,11 +28,11 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
 
 def main(config: RunConfig) -> int:
     """Joins the job, if there is one, and trains; returns the exit code."""
-    distributed.join_job(
+    runtime.join_job(
         _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     )
-    with distributed.ending_alone():
-        compilation.keep_compiled_programs()
+    with runtime.abort_job_on_error():
+        runtime.enable_compilation_cache()
         workdir = _WORKDIR.value or origin.default_workdir(config.name)
         return trainer.train(
             origin.complete(config, workdir),

@@ -87,7 +87,7 @@ def start(arguments: list[str], cache: Path) -> subprocess.Popen:
 
 def outcome(workdir: Path) -> dict:
     """What must be equal: the final losses, and the fingerprint of every leaf."""
-    from hive_jax.training.checkpoints import Checkpoints
+    from hive_jax.training.checkpointing.manager import Checkpoints
 
     with Checkpoints(str(workdir), read_only=True) as checkpoints:
         meta = checkpoints.read_meta()

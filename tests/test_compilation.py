@@ -7,7 +7,7 @@ import jax
 import kill_loop
 import pytest
 
-from hive_jax.training import compilation
+from hive_jax.training import runtime
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerators_keep_their_programs(monkeypatch, folder, tmp_path, platform):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    kept = compilation.keep_compiled_programs()
+    kept = runtime.enable_compilation_cache()
     assert folder == {"jax_compilation_cache_dir": kept}
     assert kept == str(tmp_path / "hive_jax/compilation")
     # JAX runs what it finds there: nobody else may write.
@@ -34,12 +34,12 @@ def test_accelerators_keep_their_programs(monkeypatch, folder, tmp_path, platfor
 def test_the_variable_goes_first(monkeypatch, folder, set_to):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", set_to)
-    assert compilation.keep_compiled_programs() is None
+    assert runtime.enable_compilation_cache() is None
     assert folder == {}
 
 
 def test_cpus_do_not(folder):
-    assert compilation.keep_compiled_programs() is None
+    assert runtime.enable_compilation_cache() is None
     assert folder == {}
 
 
@@ -47,7 +47,7 @@ def test_a_home_that_cannot_be_written_costs_a_warning(monkeypatch, folder, tmp_
     (tmp_path / "file").touch()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert compilation.keep_compiled_programs() is None
+    assert runtime.enable_compilation_cache() is None
     assert folder == {}
 
 

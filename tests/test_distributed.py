@@ -24,9 +24,10 @@ from flax.traverse_util import unflatten_dict
 from llava_sets import encoded, photograph, record, write_set
 
 from hive_jax.errors import ConfigError
-from hive_jax.training import distributed, trees
-from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.fingerprints import fingerprint
+from hive_jax.training import runtime
+from hive_jax.training.checkpointing import trees
+from hive_jax.training.checkpointing.integrity import fingerprint
+from hive_jax.training.checkpointing.manager import Checkpoints
 
 NOTHING = (None, None, None)
 GIVEN = ("host:1", 2, 0)
@@ -72,11 +73,11 @@ ONE_PER_NODE = {
 @pytest.fixture(autouse=True)
 def no_devices(monkeypatch):
     """Whatever this machine has, unless a test says otherwise."""
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [])
+    monkeypatch.setattr(runtime.glob, "glob", lambda pattern: [])
 
 
 def join(mode, environment, given=NOTHING):
-    return distributed.how_to_join(mode, *given, environment)
+    return runtime.how_to_join(mode, *given, environment)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_who_joins(mode, given, environment, wanted):
 
 
 def test_tpu_hosts_join_unless_they_use_another_platform(monkeypatch):
-    monkeypatch.setattr(distributed, "_has_tpu", lambda: True)
+    monkeypatch.setattr(runtime, "_has_tpu", lambda: True)
     assert join("auto", {}) == {}
     assert join("auto", {"JAX_PLATFORMS": "tpu,cpu"}) == {}
     assert join("auto", {"JAX_PLATFORMS": "cpu"}) is None
@@ -149,7 +150,7 @@ def test_which_gpus_are_a_tasks_own(changes, wanted):
 def test_one_process_drives_all_gpus_of_its_node(monkeypatch):
     """JAX would take the first alone where Slurm does not hand out GPUs."""
     files = [f"/dev/nvidia{i}" for i in range(8)]
-    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: files)
+    monkeypatch.setattr(runtime.glob, "glob", lambda pattern: files)
     environment = {**WITHOUT_GPUS, **ONE_PER_NODE}
     assert join("auto", environment)["local_device_ids"] == list(range(8))
 
@@ -167,7 +168,7 @@ def test_gpus_that_cannot_be_split_over_the_tasks():
 )
 def test_coordinator_flags_go_together(mode, given):
     with pytest.raises(ConfigError, match="go together; got"):
-        distributed.join_job(mode, *given)
+        runtime.join_job(mode, *given)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, ConnectionError])
@@ -177,13 +178,13 @@ def test_processes_that_do_not_meet(monkeypatch, error):
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(ConfigError, match="nobody there. Give each"):
-        distributed.join_job("auto", *GIVEN)
+        runtime.join_job("auto", *GIVEN)
 
 
 MEETING = """
-from hive_jax.training import distributed
+from hive_jax.training import runtime
 
-distributed.join_job("auto", None, None, None)
+runtime.join_job("auto", None, None, None)
 
 import jax
 
@@ -221,16 +222,16 @@ ENDING = """
 import sys
 
 from hive_jax import errors
-from hive_jax.training import distributed
+from hive_jax.training import runtime
 
 address, process, broken = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-distributed.PATIENCE_SECONDS = 1
-distributed.join_job("on", address, 2, process)
+runtime.PATIENCE_SECONDS = 1
+runtime.join_job("on", address, 2, process)
 
 from jax.experimental import multihost_utils
 
 multihost_utils.sync_global_devices("met")
-with distributed.ending_alone():
+with runtime.abort_job_on_error():
     if process == broken:
         raise errors.DataError("bad samples")
     multihost_utils.sync_global_devices("never")

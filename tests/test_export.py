@@ -14,12 +14,7 @@ from random_runs import save_random
 from hive_jax import weights
 from hive_jax.config import DataConfig, RunConfig
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer
-from hive_jax.errors import (
-    CheckpointError,
-    ConfigError,
-    MissingInputError,
-    OutputError,
-)
+from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
 from hive_jax.export import certificate
 from hive_jax.export.chosen import choose, rounded, with_image_token
 from hive_jax.export.exporting import FORMATS, export
@@ -27,7 +22,7 @@ from hive_jax.export.recheck import recheck
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.state import TrainState
 from hive_jax.weights import huggingface, parts
 from hive_jax.weights.tensors import tensor_hash

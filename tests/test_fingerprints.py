@@ -7,8 +7,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from hive_jax.errors import CheckpointError
-from hive_jax.training import trees
-from hive_jax.training.fingerprints import as_text, fingerprint, fingerprint_arrays
+from hive_jax.training.checkpointing import trees
+from hive_jax.training.checkpointing.integrity import (
+    as_text,
+    fingerprint,
+    fingerprint_arrays,
+)
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "int8", "bool"]
 

@@ -18,12 +18,7 @@ from hive_jax.config import (
 )
 from hive_jax.data.batch import Batch
 from hive_jax.data.tokenizer import load_tokenizer
-from hive_jax.errors import (
-    CheckpointError,
-    ConfigError,
-    MissingInputError,
-    OutputError,
-)
+from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig

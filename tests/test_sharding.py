@@ -17,8 +17,8 @@ from hive_jax.errors import ConfigError
 from hive_jax.models.gemma import gemma_config
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import siglip_config
-from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.fingerprints import fingerprint
+from hive_jax.training.checkpointing.integrity import fingerprint
+from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.objectives import build_model
 from hive_jax.training.program import Program
 from hive_jax.training.sharding import batch_sharding, make_mesh, param_sharding

@@ -7,9 +7,8 @@ import pytest
 from jax.extend import core
 
 from hive_jax.config import MeshConfig
-from hive_jax.training.losses import next_token_nll
+from hive_jax.training.losses import next_token_nll, supervised_nll
 from hive_jax.training.sharding import make_mesh
-from hive_jax.training.supervised import supervised_nll
 
 BATCH, LENGTH, WIDTH, VOCAB = 8, 7, 5, 12
 POSITIONS = BATCH * (LENGTH - 1)

@@ -21,7 +21,7 @@ from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError
 from hive_jax.training import origin
-from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initial import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.sharding import make_mesh

@@ -11,11 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from hive_jax.errors import reporting
 from hive_jax.models.gemma import PRESETS
 from hive_jax.training.importing import import_weights
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @reporting

@@ -18,8 +18,6 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from hive_jax import command
 from hive_jax.config import MeshConfig, RunConfig, from_dict
 from hive_jax.errors import ConfigError
@@ -28,6 +26,9 @@ from hive_jax.planning.plan import make_plan
 from hive_jax.training import sharding
 from hive_jax.training.origin import complete
 from hive_jax.training.program import Program
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "", f"Machine to compile for: {topology.EXAMPLES}."

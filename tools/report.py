@@ -8,12 +8,12 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from hive_jax.analysis.reporting import write_report
 from hive_jax.errors import reporting
 from hive_jax.evaluation.comparing import one_each
-from hive_jax.training import compilation
+from hive_jax.training import runtime
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @reporting
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--sweep_depths, tools/export_hf.py, tools/benchmark.py",
     )
     args = parser.parse_args(arguments)
-    compilation.keep_compiled_programs()
+    runtime.enable_compilation_cache()
     write_report(args.out, one_each(args.runs), base=args.base, include=args.include)
     print(args.out)
     return 0

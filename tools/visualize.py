@@ -10,8 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from hive_jax.analysis.planted import planted_check
 from hive_jax.analysis.shown import shown_file, shown_scenes
 from hive_jax.analysis.visualizing import FIGURES, newest_run, visualize
@@ -20,7 +18,9 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import ConfigError, reporting
 from hive_jax.evaluation.comparing import one_each
 from hive_jax.evaluation.subject import open_run
-from hive_jax.training import compilation, report
+from hive_jax.training import report, runtime
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @reporting
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="measure attention and gradients on N scenes of one toy, and of two",
     )
     args = parser.parse_args(arguments)
-    compilation.keep_compiled_programs()
+    runtime.enable_compilation_cache()
     if args.caption and not args.image:
         raise ConfigError("--caption is of an image; expected --image too")
     if args.planted < 0:

@@ -16,16 +16,12 @@ from hive_jax.config import (
     check,
     to_dict,
 )
-from hive_jax.data.tokenizer import (
-    copy_tokenizer,
-    load_tokenizer,
-    require_fitting,
-)
+from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer, require_fitting
 from hive_jax.errors import ConfigError
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training import report
-from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.handover import placed
 from hive_jax.training.runs import TOKENIZER_FOLDER
 from hive_jax.training.state import TrainState

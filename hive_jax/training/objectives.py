@@ -16,8 +16,11 @@ from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.placement import ONE_DEVICE
 from hive_jax.models.siglip import TwoTowers
 from hive_jax.training import sharding
-from hive_jax.training.losses import next_token_nll, sigmoid_contrastive_loss
-from hive_jax.training.supervised import supervised_nll
+from hive_jax.training.losses import (
+    next_token_nll,
+    sigmoid_contrastive_loss,
+    supervised_nll,
+)
 
 
 def build_model(config: RunConfig, mesh: Mesh | None = None) -> nn.Module:

@@ -2,12 +2,7 @@
 
 import dataclasses
 
-from hive_jax.config import (
-    DECODER_OF_WEIGHTS,
-    ENCODER_OF_WEIGHTS,
-    RunConfig,
-    check,
-)
+from hive_jax.config import DECODER_OF_WEIGHTS, ENCODER_OF_WEIGHTS, RunConfig, check
 from hive_jax.errors import ConfigError
 from hive_jax.models.stack import PROGRAM
 from hive_jax.training.runs import (

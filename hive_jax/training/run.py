@@ -17,7 +17,7 @@ from hive_jax.data.sets.sources import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, state
-from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initial import initial_params
 from hive_jax.training.metrics import progress_bar, say
 from hive_jax.training.program import Program

@@ -11,7 +11,7 @@ from hive_jax.config import RunConfig, from_dict
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.siglip import SiglipConfig
-from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.checkpointing.manager import Checkpoints
 
 TOKENIZER_FOLDER = "tokenizer"
 

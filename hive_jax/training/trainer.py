@@ -11,16 +11,10 @@ import numpy as np
 from hive_jax.config import RunConfig, to_dict
 from hive_jax.data.files import write_json
 from hive_jax.data.tokenizer import keep_tokenizer
-from hive_jax.errors import (
-    PREEMPTED,
-    ConfigError,
-    DataError,
-    HiveError,
-    NumericsError,
-)
+from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
 from hive_jax.training import report
 from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
-from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.lock import WorkdirLock
 from hive_jax.training.metrics import MetricsWriter, Throughput, progress_bar, say
 from hive_jax.training.run import Run

@@ -1,8 +1,4 @@
-"""Joining the processes of a job: TPU hosts, Slurm tasks, or as flags say.
-
-JAX finds out most of it by itself. What it leaves to its callers is decided here:
-whether this process is one of several at all, and which GPUs of its host are its own.
-"""
+"""Process setup: join a distributed job, abort it on errors, cache compiled programs."""
 
 import contextlib
 import glob
@@ -19,7 +15,7 @@ from hive_jax.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# That a process with an error waits for the others: most errors are those of all.
+# Grace period before a failed process exits: most errors reach all processes.
 PATIENCE_SECONDS = 10
 
 
@@ -55,11 +51,12 @@ def join_job(
 
 
 @contextlib.contextmanager
-def ending_alone():
-    """An error ends this process with its exit code, also if the others run on.
+def abort_job_on_error():
+    """Context manager that ends a process of a job with its error's exit code.
 
-    JAX would wait five minutes for them and then abort. Without this process they
-    cannot run on: their next collective fails, or the job's coordinator ends them.
+    Without it JAX waits five minutes for the other processes and then aborts. They
+    cannot continue without this one: their next collective fails, or the coordinator
+    ends them.
     """
     try:
         yield
@@ -191,3 +188,34 @@ def _has_tpu() -> bool:
     if importlib.util.find_spec("libtpu") is None:
         return False
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+
+
+def enable_compilation_cache() -> str | None:
+    """Enables JAX's persistent compilation cache on GPUs and TPUs.
+
+    Programs that take more than a second to compile are stored in
+    ~/.cache/hive_jax/compilation and reused by the next start with the same config,
+    devices and versions. CPUs have no cache by default: their programs are compiled
+    for the instruction set of one host. JAX_COMPILATION_CACHE_DIR overrides all of
+    this: a directory, or the empty string for no cache. Only process 0 of a job
+    writes, so the directory must be shared by all hosts.
+
+    Call after joining a job and before the first compilation.
+
+    Returns:
+      The cache directory, or None where JAX uses its own settings.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.default_backend() == "cpu":
+        return None
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(caches, "hive_jax", "compilation")
+    try:
+        # Private to the owner: cached executables are loaded and run.
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    except OSError as error:
+        _log.warning("no compilation cache: %s", error)
+        return None
+    jax.config.update("jax_compilation_cache_dir", folder)
+    return folder

@@ -10,7 +10,6 @@ complete, with three items: `params`, `optimizer` (step and opt_state) and `meta
 """
 
 import contextlib
-import gc
 import hashlib
 import json
 import logging
@@ -24,25 +23,24 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
-from hive_jax.training import trees
-from hive_jax.training.damage import (
+from hive_jax.training.checkpointing import trees
+from hive_jax.training.checkpointing.integrity import (
     DamagedError,
+    fingerprint,
     first_line,
-    ignore_closed_loops,
-    quiet_leftovers,
     reading,
 )
-from hive_jax.training.fingerprints import fingerprint
 from hive_jax.training.lock import writable_directory
 
 _MAX_FAILED_SAVES = 3
 
 _log = logging.getLogger(__name__)
-# Every failure reaches this file as an exception and is reported once, in few lines.
-# Orbax also logs it, with hundreds of lines of traceback for one full disk.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-logging.getLogger("asyncio").addFilter(lambda r: "orbax" not in r.getMessage())
-ignore_closed_loops()
+# Orbax logs each failure with up to hundreds of lines of traceback before raising it;
+# the exception is reported here, once, in a few lines.
+for _logger in ("absl", "asyncio"):
+    logging.getLogger(_logger).addFilter(
+        lambda record: "orbax" not in record.pathname + record.getMessage()
+    )
 
 
 class Checkpoints:
@@ -269,17 +267,14 @@ class Checkpoints:
         wanted = trees.placed(wanted)
         damaged = {}
         for candidate in [step] if step is not None else reversed(steps):
-            with quiet_leftovers():
-                try:
-                    result = self._load(candidate, wanted)
-                except DamagedError as error:
-                    damaged[candidate] = str(error)
-                if candidate in damaged:
-                    gc.collect()
-            if candidate not in damaged:
+            try:
+                result = self._load(candidate, wanted)
+            except DamagedError as error:
+                damaged[candidate] = str(error)
+                _log.warning("checkpoint %d is damaged: %s", candidate, error)
+            else:
                 self._set_aside(list(damaged))
                 return result
-            _log.warning("checkpoint %d is damaged: %s", candidate, damaged[candidate])
         reasons = "\n".join(f"  step {bad}: {why}" for bad, why in damaged.items())
         raise CheckpointError(
             f"no good checkpoint in {self.directory}:\n{reasons}\n"

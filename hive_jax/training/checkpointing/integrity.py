@@ -1,23 +1,78 @@
-"""Fingerprints of arrays, the same for every sharding of the same values.
+"""Integrity of checkpoints: fingerprints of every array, and what a read error means."""
 
-A fingerprint is two sums of 32-bit words modulo 2^32. Integer sums do not depend
-on their order, so every mesh gives the same numbers. With `word` the bits of an
-element and `hash` a hash of its index:
-
-    first  = sum(word * (hash | 1))
-    second = sum(mix(word ^ mix(hash)))
-
-An odd factor and `mix` are both one-to-one, so a change of a single element changes
-both sums. The first alone would miss two flipped sign bits (each adds 2^31).
-"""
-
+import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
-from hive_jax.training.trees import flatten
+from hive_jax.errors import CheckpointError
+from hive_jax.training.checkpointing.trees import flatten
+
+# Words of errors that say nothing about the checkpoint: it may be fine tomorrow.
+_TRANSIENT = (
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+)
+
+
+class DamagedError(Exception):
+    """A step whose files cannot be read, or read to other values than were saved."""
+
+
+@contextlib.contextmanager
+def reading(names: Iterable[str] = ()):
+    """Turns errors of reading into DamagedError, on all processes alike.
+
+    Orbax and TensorStore raise whatever the broken byte leads to (KeyError,
+    JSONDecodeError, ValueError, ...), so all is damage except what is known not to be.
+
+    Args:
+      names: leaves that are read, to name those that the error is about.
+
+    Raises:
+      DamagedError: the files are damaged, as seen by any of the processes.
+      CheckpointError: they cannot be read now, which says nothing about them.
+    """
+    problem = None
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        unreadable = isinstance(error, OSError) and not isinstance(
+            error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        )
+        if unreadable or any(word in str(error) for word in _TRANSIENT):
+            raise CheckpointError(
+                f"a checkpoint cannot be read now: {first_line(error)}. "
+                "This does not look like damage; try again."
+            ) from error
+        leaves = ", ".join(name for name in names if _mentions(error, name))
+        problem = f"{leaves or type(error).__name__}: {first_line(error)}"
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(problem is not None))
+        if failed.any() and problem is None:
+            problem = f"unreadable on processes {np.flatnonzero(failed).tolist()}"
+    if problem is not None:
+        raise DamagedError(problem)
+
+
+def _mentions(error: Exception, name: str) -> bool:
+    """Whether TensorStore's message is about this leaf: `"img.kernel/0.0"`."""
+    stored = name.removeprefix("params/").replace("/", ".") + "/"
+    return f'"{stored}' in str(error) or f"'{stored}" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a message, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
 
 # 2^32 divided by the golden ratio; its odd multiples tell the axes apart.
 _GOLDEN = 0x9E3779B9
