@@ -320,7 +320,9 @@ def assert_restored_bit_by_bit(workdir):
     """All leaves on one device have the fingerprints they had when saved."""
     with Checkpoints(str(workdir), read_only=True) as checkpoints:
         meta = checkpoints.read_meta()
-        leaves = {name: trees.described(text) for name, text in meta["leaves"].items()}
+        leaves = {
+            name: trees.parse_description(text) for name, text in meta["leaves"].items()
+        }
         restored, _ = checkpoints.restore(unflatten_dict(leaves, sep="/"))
     assert fingerprint(restored) == meta["fingerprints"]
 

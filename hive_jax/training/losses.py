@@ -114,7 +114,7 @@ def supervised_nll(
       max_logits: elements of one chunk's logits on each device.
     """
     rows = sharding.batch_sharding(mesh, hidden.shape[0])
-    groups = sharding.batch_parts(mesh)
+    groups = sharding.num_batch_shards(mesh)
 
     def grouped(x):
         x = x.reshape(groups, -1, *x.shape[2:])
@@ -151,7 +151,9 @@ _nll.defvjp(_forward, _backward, symbolic_zeros=True)
 def _loss_and_gradients(table, hidden, tokens, target, softcap, chunk, needs_grad):
     """(loss, (gradient w.r.t. the table, w.r.t. the hidden states)), each gradient None
     unless `needs_grad` (a pair of bools) asks for it."""
-    chunk_loss = functools.partial(_chunk_loss, table, softcap=softcap, needs_grad=needs_grad)
+    chunk_loss = functools.partial(
+        _chunk_loss, table, softcap=softcap, needs_grad=needs_grad
+    )
     weight = target.astype(jnp.float32)
     length = hidden.shape[1]
     if chunk >= length:

@@ -190,8 +190,6 @@ def _has_tpu() -> bool:
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
-
-
 def enable_compilation_cache() -> str | None:
     """Enables JAX's persistent compilation cache on GPUs and TPUs.
 

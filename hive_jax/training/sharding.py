@@ -1,8 +1,8 @@
-"""Where arrays live: a mesh of data, fsdp and tensor, and a rule for each parameter.
+"""Sharding: the mesh (data, fsdp, tensor) and a partition rule for each parameter.
 
-data     batches are split, parameters repeated
-fsdp     batches are split, parameters too (gathered where they are used)
-tensor   heads, MLP columns and the vocabulary are split
+data     shards batches, replicates parameters
+fsdp     shards batches and parameters (all-gathered where a layer uses them)
+tensor   shards heads, MLP columns and the vocabulary
 """
 
 import re
@@ -19,9 +19,9 @@ from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError
 from hive_jax.models.placement import ONE_DEVICE, Placement
 
-# Name -> mesh axis of each of its last dimensions; leading axes (layers,
-# connections) are never split. The first match wins, and what matches nothing
-# (norms, biases, gates, positions) is repeated everywhere.
+# Pattern -> mesh axis of each trailing dimension; leading axes (layers, connections)
+# are never sharded. The first match wins; parameters without a match (norms, biases,
+# gates, position embeddings) are replicated.
 _RULES = (
     (r".*/(query|key|value)/kernel", ("fsdp", "tensor", None)),
     (r".*/out/kernel", ("tensor", None, "fsdp")),
@@ -38,8 +38,15 @@ _RULES = (
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices of all processes, or over the given ones. One axis may
-    be -1."""
+    """Returns the device mesh with axes data, fsdp and tensor.
+
+    Args:
+      config: sizes of the axes; one of them may be -1 for the remaining devices.
+      devices: devices to use; by default all devices of all processes.
+
+    Raises:
+      ConfigError: the sizes do not multiply to the number of devices.
+    """
     shape = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     count = jax.device_count() if devices is None else len(devices)
     free = [axis for axis, size in shape.items() if size == -1]
@@ -60,48 +67,75 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     )
 
 
-def batch_parts(mesh: Mesh) -> int:
-    """How many devices the rows of a batch are split over."""
+def num_batch_shards(mesh: Mesh) -> int:
+    """Returns the number of shards of a batch: the size of data times fsdp."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
-    """Rows of a batch over data and fsdp."""
-    parts = batch_parts(mesh)
-    if batch_size % parts:
+    """Returns the sharding of a batch, over data and fsdp.
+
+    Args:
+      mesh: the device mesh.
+      batch_size: global number of samples of a micro-batch.
+
+    Raises:
+      ConfigError: the batch size is not a multiple of the number of shards.
+    """
+    shards = num_batch_shards(mesh)
+    if batch_size % shards:
         raise ConfigError(
-            f"batches of {batch_size} samples (batch_size / accumulate) cannot be "
-            f"split over mesh.data x mesh.fsdp = {parts} devices; make it a multiple"
+            f"micro-batches of {batch_size} samples (batch_size / "
+            f"gradient_accumulation_steps) cannot be sharded over mesh.data x "
+            f"mesh.fsdp = {shards} devices; expected a multiple of {shards}"
         )
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def round_up(mesh: Mesh, batch_size: int) -> int:
-    """The next batch size that can be split over data and fsdp."""
-    parts = batch_parts(mesh)
-    return -(-batch_size // parts) * parts
+    """Rounds a batch size up to a multiple of the number of batch shards.
+
+    Args:
+      mesh: the device mesh.
+      batch_size: global number of samples.
+    """
+    shards = num_batch_shards(mesh)
+    return -(-batch_size // shards) * shards
 
 
 def vocabulary(mesh: Mesh, vocab_size: int) -> NamedSharding:
-    """The embedding table [V, E] where it is used: gathered, but for a split of V."""
-    whole = vocab_size % mesh.shape["tensor"]
-    return NamedSharding(mesh, PartitionSpec(None if whole else "tensor"))
+    """Returns the sharding of the embedding table [V, E] during computation.
+
+    V is sharded over tensor (replicated if that does not divide it); E is gathered.
+
+    Args:
+      mesh: the device mesh.
+      vocab_size: V.
+    """
+    indivisible = vocab_size % mesh.shape["tensor"]
+    return NamedSharding(mesh, PartitionSpec(None if indivisible else "tensor"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of the parameter `name`, e.g. "llm/layers/mlp/linear".
+    """Returns the sharding of one parameter.
 
-    A dimension that its mesh axis does not divide (one kv head, say) is repeated.
+    A dimension that its mesh axis does not divide (one kv head, say) is replicated.
+
+    Args:
+      mesh: the device mesh.
+      name: slash-joined name, e.g. "llm/layers/mlp/linear".
+      shape: shape of the parameter.
     """
     return NamedSharding(mesh, PartitionSpec(*_axes(mesh, name, shape)))
 
 
 def _axes(mesh: Mesh, name: str, shape: tuple[int, ...]) -> list[str | None]:
-    """The mesh axis of each dimension of the parameter `name`."""
+    """Returns the mesh axis of each dimension of the parameter `name`."""
     axes = next((a for pattern, a in _RULES if re.fullmatch(pattern, name)), ())
     axes = ((None,) * len(shape) + axes)[-len(shape) :] if shape else ()
     return [
@@ -111,8 +145,14 @@ def _axes(mesh: Mesh, name: str, shape: tuple[int, ...]) -> list[str | None]:
 
 
 def placement(mesh: Mesh, dtype: jnp.dtype) -> Placement:
-    """How a model that computes in `dtype` runs on a mesh: rows of a batch stay split,
-    and kernels that fsdp splits are gathered when their layer comes, in `dtype`."""
+    """Returns the sharding constraints of a model: activations stay sharded over the
+    batch, and kernels that fsdp shards are all-gathered layer by layer.
+
+    Args:
+      mesh: the device mesh.
+      dtype: compute dtype; kernels are cast before they are gathered, which halves
+        the traffic of bfloat16.
+    """
     if mesh.size == 1:
         return ONE_DEVICE
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
@@ -136,7 +176,15 @@ def placement(mesh: Mesh, dtype: jnp.dtype) -> Placement:
 
 
 def sharded_params(mesh: Mesh, shapes: dict) -> dict:
-    """Nested dicts of shapes and dtypes, with the sharding of each parameter."""
+    """Adds its sharding to each abstract parameter.
+
+    Args:
+      mesh: the device mesh.
+      shapes: nested dict of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      Nested dict of `jax.ShapeDtypeStruct`.
+    """
     leaves = {
         name: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=param_sharding(mesh, name, leaf.shape)

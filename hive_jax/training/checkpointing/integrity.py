@@ -1,4 +1,15 @@
-"""Integrity of checkpoints: fingerprints of every array, and what a read error means."""
+"""Integrity of checkpoints: fingerprints of every array, and classified read errors.
+
+A fingerprint is two sums of 32-bit words modulo 2^32. Integer sums do not depend
+on their order, so every mesh gives the same numbers. With `word` the bits of an
+element and `hash` a hash of its index:
+
+    first  = sum(word * (hash | 1))
+    second = sum(mix(word ^ mix(hash)))
+
+An odd factor and `mix` are both one-to-one, so a change of a single element changes
+both sums. The first alone would miss two flipped sign bits (each adds 2^31).
+"""
 
 import contextlib
 from collections.abc import Iterable
@@ -12,7 +23,7 @@ from jax.experimental import multihost_utils
 from hive_jax.errors import CheckpointError
 from hive_jax.training.checkpointing.trees import flatten
 
-# Words of errors that say nothing about the checkpoint: it may be fine tomorrow.
+# Status words of transient I/O errors: the files themselves may be intact.
 _TRANSIENT = (
     "PERMISSION_DENIED",
     "RESOURCE_EXHAUSTED",
@@ -22,22 +33,23 @@ _TRANSIENT = (
 
 
 class DamagedError(Exception):
-    """A step whose files cannot be read, or read to other values than were saved."""
+    """A checkpoint step is corrupt: unreadable files, or values that changed on disk."""
 
 
 @contextlib.contextmanager
-def reading(names: Iterable[str] = ()):
-    """Turns errors of reading into DamagedError, on all processes alike.
+def classify_read_errors(names: Iterable[str] = ()):
+    """Context manager that raises read errors as corruption or transient failure.
 
-    Orbax and TensorStore raise whatever the broken byte leads to (KeyError,
-    JSONDecodeError, ValueError, ...), so all is damage except what is known not to be.
+    Orbax and TensorStore raise whatever a broken byte leads to (KeyError,
+    JSONDecodeError, ValueError, ...), so every error counts as corruption unless it
+    is known to be transient. All processes of a job raise alike.
 
     Args:
-      names: leaves that are read, to name those that the error is about.
+      names: leaves being read; the message names those that the error mentions.
 
     Raises:
-      DamagedError: the files are damaged, as seen by any of the processes.
-      CheckpointError: they cannot be read now, which says nothing about them.
+      DamagedError: some process found corrupt files.
+      CheckpointError: a transient I/O failure; the files may be intact.
     """
     problem = None
     try:
@@ -64,22 +76,23 @@ def reading(names: Iterable[str] = ()):
 
 
 def _mentions(error: Exception, name: str) -> bool:
-    """Whether TensorStore's message is about this leaf: `"img.kernel/0.0"`."""
+    """Returns whether TensorStore's message names this leaf: `"img.kernel/0.0"`."""
     stored = name.removeprefix("params/").replace("/", ".") + "/"
     return f'"{stored}' in str(error) or f"'{stored}" in str(error)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a message, at most 300 characters."""
+    """Returns the first line of an error message, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-# 2^32 divided by the golden ratio; its odd multiples tell the axes apart.
+# 2^32 divided by the golden ratio; its multiples separate the axes.
 _GOLDEN = 0x9E3779B9
 
 
 def fingerprint(tree: Any) -> dict[str, str]:
-    """Returns 16 hexadecimal digits for every leaf of `tree`, by slash-joined name.
+    """Returns the fingerprint (16 hexadecimal digits) of every leaf, by slash-joined
+    name.
 
     Leaves are arrays or scalars of float, int or bool dtypes with 8 to 64 bits.
     """
@@ -95,7 +108,7 @@ def fingerprint_arrays(tree: Any) -> dict[str, jax.Array]:
 
 
 def as_text(arrays: dict[str, jax.Array]) -> dict[str, str]:
-    """Waits for the arrays of `fingerprint_arrays` and writes them as text."""
+    """Waits for the arrays of `fingerprint_arrays`; returns them as hexadecimal text."""
     arrays = {
         name: array
         if array.is_fully_addressable

@@ -26,9 +26,9 @@ from hive_jax.errors import CheckpointError, MissingInputError, OutputError
 from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.integrity import (
     DamagedError,
+    classify_read_errors,
     fingerprint,
     first_line,
-    reading,
 )
 from hive_jax.training.lock import writable_directory
 
@@ -207,7 +207,7 @@ class Checkpoints:
         of `jax.ShapeDtypeStruct`; errors as for `read_meta`."""
         prefix = "params/"
         leaves = {
-            name.removeprefix(prefix): trees.described(text)
+            name.removeprefix(prefix): trees.parse_description(text)
             for name, text in self.read_meta()["leaves"].items()
             if name.startswith(prefix)
         }
@@ -230,9 +230,9 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def _missing(self, step: int | None) -> MissingInputError:
-        wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        problem = "no checkpoint" if step is None else f"no checkpoint of step {step}"
         return MissingInputError(
-            f"{wanted} in {self.directory}; there are {self._steps() or 'none'}."
+            f"{problem} in {self.directory}; there are {self._steps() or 'none'}."
         )
 
     @contextlib.contextmanager
@@ -259,16 +259,16 @@ class Checkpoints:
             newest = max(self._manager.all_steps(), default=None)
             _log.warning("%s\ntraining goes on; step %s is safe", message, newest)
 
-    def _newest_good(self, wanted: dict, step: int | None) -> tuple[dict, dict]:
-        """Leaves named in `wanted` and meta, of `step` or the newest good one."""
+    def _newest_good(self, requested: dict, step: int | None) -> tuple[dict, dict]:
+        """Leaves named in `requested` and meta, of `step` or the newest good one."""
         steps = self._steps()
         if not steps or (step is not None and step not in steps):
             raise self._missing(step)
-        wanted = trees.placed(wanted)
+        requested = trees.with_shardings(requested)
         damaged = {}
         for candidate in [step] if step is not None else reversed(steps):
             try:
-                result = self._load(candidate, wanted)
+                result = self._load(candidate, requested)
             except DamagedError as error:
                 damaged[candidate] = str(error)
                 _log.warning("checkpoint %d is damaged: %s", candidate, error)
@@ -281,32 +281,34 @@ class Checkpoints:
             "Nothing was renamed. Restore a copy, or start in another workdir."
         )
 
-    def _load(self, step: int, wanted: dict) -> tuple[dict, dict]:
+    def _load(self, step: int, requested: dict) -> tuple[dict, dict]:
         meta = self._load_meta(step)
         # Before Orbax sees the request: it would cast dtypes and name no leaf.
-        complete = not all(name.startswith("params/") for name in wanted)
+        complete = not all(name.startswith("params/") for name in requested)
         stored = {
             name: text
             for name, text in meta["leaves"].items()
             if complete or name.startswith("params/")
         }
-        trees.require_equal(wanted, stored, f"checkpoint {step}")
+        trees.require_equal(requested, stored, f"checkpoint {step}")
         arguments = {
             name: ocp.args.StandardRestore(item)
-            for name, item in _items(wanted).items()
+            for name, item in _items(requested).items()
         }
-        with reading(wanted):
+        with classify_read_errors(requested):
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
             leaves = _leaves({name: restored[name] for name in arguments})
-        found = fingerprint(leaves)
-        wrong = [name for name in wanted if found[name] != meta["fingerprints"][name]]
+        restored = fingerprint(leaves)
+        wrong = [
+            name for name in requested if restored[name] != meta["fingerprints"][name]
+        ]
         if wrong:
             more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
             raise DamagedError(f"wrong values in {', '.join(wrong[:3])}{more}")
         return leaves, meta
 
     def _load_meta(self, step: int) -> dict:
-        with reading():
+        with classify_read_errors():
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
             sealed = self._manager.restore(step, args=arguments)["meta"]
             if sealed["digest"] != _digest(sealed["meta"]):
@@ -328,7 +330,7 @@ class Checkpoints:
 
 
 def _items(leaves: dict) -> dict[str, dict]:
-    """Leaves by name -> nested dicts by item, `params` apart from the others."""
+    """Leaves by name -> nested dicts by item: `params` and `optimizer`."""
     prefix = "params/"
     params = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
     others = {k: v for k, v in leaves.items() if not k.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Names of the leaves of a tree, and readable differences between two trees.
+"""Names of the leaves of a pytree, and readable differences between two pytrees.
 
 A leaf is named by its path with slashes: `params/img/embedding/kernel`,
 `opt_state/1/count`. The same names appear in rules, fingerprints and messages.
@@ -51,8 +51,8 @@ def _describe_leaf(leaf: Any) -> str:
     return f"{dtype}{list(shape)}"
 
 
-def described(text: str) -> jax.ShapeDtypeStruct:
-    """The way back from `describe`: "float32[8, 3]" -> its shape and dtype."""
+def parse_description(text: str) -> jax.ShapeDtypeStruct:
+    """Inverse of `describe` for one leaf: "float32[8, 3]" -> shape and dtype."""
     dtype, _, shape = text.partition("[")
     sizes = [int(size) for size in shape.rstrip("]").split(",") if size.strip()]
     return jax.ShapeDtypeStruct(tuple(sizes), jnp.dtype(dtype))
@@ -97,19 +97,22 @@ def require_equal(expected: Any, found: Any, what: str) -> None:
     )
 
 
-def placed(leaves: dict) -> dict:
-    """Requests with a sharding each; finds those that do not divide the shape.
+def with_shardings(leaves: dict) -> dict:
+    """Gives every abstract leaf a sharding, one device by default.
 
-    Orbax would fall back to the devices that saved the leaf, and a sharding that
-    does not fit would look like damage.
+    Without one, Orbax falls back to the devices that saved the leaf; a sharding that
+    does not divide the shape would look like corruption.
+
+    Raises:
+      CheckpointError: a sharding does not divide its leaf.
     """
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    placed = {}
+    result = {}
     for name, leaf in leaves.items():
         sharding = leaf.sharding or one_device
         try:
             sharding.shard_shape(leaf.shape)
         except ValueError as error:
             raise CheckpointError(f"{name}: {str(error).splitlines()[0]}") from error
-        placed[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return placed
+        result[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return result

@@ -1,0 +1,70 @@
+"""The README's repository tree and the vocabulary of the code."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def tracked_modules() -> set[str]:
+    """Paths of all Python modules of the package, configs and tools."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    return {
+        path
+        for path in listed
+        if path.endswith(".py")
+        and path.startswith(("hive_jax/", "configs/", "tools/"))
+        and (ROOT / path).exists()
+        and (path == "hive_jax/__init__.py" or not path.endswith("__init__.py"))
+    }
+
+
+def tree_modules() -> set[str]:
+    """Paths that the README's tree names.
+
+    A line is `directory/ name, name  # comment`, indented by two spaces a level; a line
+    without a directory continues the one above or lists the files of its parent.
+    """
+    block = re.search(
+        r"<!-- tree -->\s*```\n(.*?)```\s*<!-- /tree -->", README, re.DOTALL
+    )
+    folders, modules = [], set()
+    for line in block[1].splitlines():
+        content = re.sub(r"\s*#.*", "", line)
+        indent, names = len(content) - len(content.lstrip()), content.strip()
+        folder = re.match(r"([\w/]+)/(?:\s+|$)", names)
+        folders = folders[: indent // 2]
+        if folder:
+            folders.append(folder[1])
+            names = names[folder.end() :]
+        prefix = "/".join(folders)
+        found = [name.strip() for name in names.split(",") if name.strip()]
+        modules |= {f"{prefix}/{name}.py" for name in found if "." not in name}
+    return modules
+
+
+def test_readme_tree_names_every_module():
+    assert tree_modules() == tracked_modules()
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.parametrize(
+    "term",
+    ["prefill", "decode_step", "kv_cache", "sampler", "prefetch", "bucket", "atomic"],
+)
+def test_code_uses_the_terms_of_the_field(term):
+    text = "".join(path.read_text("utf-8") for path in ROOT.glob("hive_jax/**/*.py"))
+    assert term in text.lower()
