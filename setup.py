@@ -19,7 +19,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["hive_jax", "hive_jax.*"]),
+    packages=[*find_packages(include=["hive_jax", "hive_jax.*"]), "hive_jax.configs"],
+    package_dir={"hive_jax.configs": "configs"},
+    entry_points={"console_scripts": ["hive_jax = hive_jax.__main__:main"]},
     package_data={
         "hive_jax": ["assets/*", "benchmark/torch/*.py", "export/torch/*.py"]
     },
