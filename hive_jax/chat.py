@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.data.images import decode
+from hive_jax.data.transforms import decode
 from hive_jax.errors import MissingInputError, reporting
 from hive_jax.evaluation.evaluating import make_generator
 from hive_jax.evaluation.generate import Decoding, Prompt

@@ -17,7 +17,7 @@ from hive_jax.config import (
     from_dict,
     to_dict,
 )
-from hive_jax.data.batch import Batch
+from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.training.objectives import names_under_all_fusions

@@ -16,8 +16,8 @@ from hive_jax.config import (
     MeshConfig,
     RunConfig,
 )
-from hive_jax.data.batch import Batch
 from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.data.types import Batch
 from hive_jax.errors import (
     CheckpointError,
     ConfigError,

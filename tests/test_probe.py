@@ -16,10 +16,10 @@ from test_export import run_config
 
 from configs import probe as probe_config
 from hive_jax.config import ProbeConfig, from_dict
-from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.sets.parts import classes_of
-from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.data.sources.base import classes_of
+from hive_jax.data.sources.registry import SourceOptions, whole_source
 from hive_jax.data.tabletop.scene import MATERIALS, SHAPES
+from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, ConfigError, DataError, HiveError
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.probing import encoders, towers
@@ -36,7 +36,7 @@ SMALL = ProbeConfig(
     peak_lr=0.1,
     num_seeds=2,
 )
-HOW = Opening(64, "hf_bicubic")
+HOW = SourceOptions(64, "hf_bicubic")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.data.batch import KINDS
+from hive_jax.data.types import KINDS
 from hive_jax.errors import MissingInputError, reporting
 
 _LOSSES = {

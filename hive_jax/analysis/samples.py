@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from hive_jax.analysis import page
 from hive_jax.analysis.shown import Shown, shown_scenes
-from hive_jax.data.images import as_png
+from hive_jax.data.image_io import encode_png
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.errors import ConfigError
 from hive_jax.evaluation.evaluating import make_generator
@@ -40,7 +40,7 @@ def _table(said: Mapping[str, tuple[list[tuple[Shown, str]], list[str]]]) -> str
     scenes = next(iter(said.values()))[0]
     rows = [
         [
-            page.scene(as_png(one.image), one.name),
+            page.scene(encode_png(one.image), one.name),
             f"{question} {one.caption}".strip(),
             *(answers[number] for _, answers in said.values()),
         ]

@@ -7,7 +7,7 @@ import numpy as np
 
 from hive_jax.benchmark.cases import Size
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import Batch
+from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.objectives import names_under_all_fusions

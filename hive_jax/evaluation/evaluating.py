@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hive_jax.config import MeshConfig, nearest
-from hive_jax.data.ahead import in_order
-from hive_jax.data.images import decode
+from hive_jax.data.parallel import ordered_map
 from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError
 from hive_jax.evaluation.examples import Example, Examples, prompt
 from hive_jax.evaluation.generate import Decoding, Generator, Prompt
@@ -168,7 +168,7 @@ def _answer(
 
     done = len(examples) - len(left)
     with progress_bar(kept.folder.name, len(examples), done) as bar:
-        loaded = in_order(load, range(len(batches)), _THREADS)
+        loaded = ordered_map(load, range(len(batches)), _THREADS)
         for chosen, prompts in zip(batches, loaded, strict=True):
             outputs = generator(prompts, batch_size)
             kept.add(

@@ -3,9 +3,9 @@
 import functools
 from pathlib import Path
 
-from hive_jax.data.sets.parquet import ParquetStore
-from hive_jax.data.sets.stores import FolderStore, ZipStore
-from hive_jax.data.sets.text import as_json, as_utf8, is_utf8
+from hive_jax.data.sources.base import as_json, as_utf8, is_utf8
+from hive_jax.data.sources.image_store import FolderStore, ZipStore
+from hive_jax.data.sources.parquet import ParquetStore
 from hive_jax.errors import DataError, MissingInputError
 
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
@@ -124,7 +124,7 @@ class Table:
         return {str(row) for row, there in enumerate(self._store.present()) if there}
 
     def read(self, name: str) -> bytes:
-        """The bytes of an image. Raises BadSample."""
+        """The bytes of an image. Raises InvalidSample."""
         return self._store.read(name)
 
     def _require(self, columns) -> None:

@@ -15,8 +15,8 @@ import collections
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.sets.stores import FolderStore
-from hive_jax.data.sets.text import as_utf8
+from hive_jax.data.sources.base import as_utf8
+from hive_jax.data.sources.image_store import FolderStore
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import files
 from hive_jax.evaluation.examples import Example, Examples, Scores, percent

@@ -12,7 +12,7 @@ Or Parquet with the columns question_id, image, question, answer and category.
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.sets.text import as_json
+from hive_jax.data.sources.base import as_json
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import files
 from hive_jax.evaluation.examples import Example, Examples, Scores, by_kind, percent

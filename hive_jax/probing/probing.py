@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.config import MeshConfig, ProbeConfig
-from hive_jax.data.sets.parts import classes_of
-from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.data.sources.base import classes_of
+from hive_jax.data.sources.registry import SourceOptions, whole_source
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.evaluation.kept import Kept, kept_in
 from hive_jax.models.probes import AttentiveProbe, LinearProbe
@@ -42,7 +42,7 @@ class Probe:
         self.config, self.encoder, self.depths = config, encoder, depths
         preprocessing = config.preprocessing or encoder.preprocessing
         size = encoder.config.image_size
-        how = Opening(size, preprocessing, config.seed)
+        how = SourceOptions(size, preprocessing, config.seed)
         train, test = (whole_source(text, how) for text in (config.train, config.test))
         self.classes = classes_of(train)
         if len(self.classes) < 2:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hive_jax.data.bad import listed
+from hive_jax.data.invalid import listed
 from hive_jax.training.metrics import say
 from hive_jax.training.run import Run
 

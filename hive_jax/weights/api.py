@@ -100,7 +100,7 @@ def save_encoder(
       params: as from `load_encoder`, or of any `SiglipEncoder(config)`.
       format: "huggingface" or "big_vision".
       dtype: "float32", "bfloat16" or "float16", of the tensors in the files.
-      preprocessing: how images are prepared; see hive_jax/data/preprocessing.py.
+      preprocessing: how images are prepared; see hive_jax/data/transforms.py.
         transformers has no "bv_bilinear".
 
     Raises:

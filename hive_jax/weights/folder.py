@@ -147,7 +147,7 @@ def _complete(
 
 
 def preprocessing(folder: Path) -> str:
-    """The name of a folder's image preprocessing; see `hive_jax.data.preprocessing`.
+    """The name of a folder's image preprocessing; see `hive_jax.data.transforms`.
 
     An export of ours says it itself, for transformers does not have them all.
 
