@@ -266,7 +266,7 @@ WRONG = {
     "gqa, kind": (first(GQA, question=5), "question is 5; expected text"),
     "gqa, half a character": (first(GQA, question="\ud800"), "expected text"),
     "gqa, out of the folder": (first(GQA, imageId="../../../x"), "1 have none"),
-    "gqa, list": (content(GQA, b"[]"), r"is \[\]; expected an object"),
+    "gqa, list": (content(GQA, b"[]"), r"expected an object, got \[\]"),
     "gqa, nothing": (content(GQA, b"{}"), "has no questions"),
     "gqa, record": (content(GQA, b'{"1": null}'), "question 1 is None"),
     "gqa, no JSON": (content(GQA, b'{"1": {'), "is not JSON"),

@@ -14,12 +14,7 @@ from random_runs import save_random
 from hive_jax import weights
 from hive_jax.config import DataConfig, RunConfig
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer
-from hive_jax.errors import (
-    CheckpointError,
-    ConfigError,
-    MissingInputError,
-    OutputError,
-)
+from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
 from hive_jax.export import certificate
 from hive_jax.export.chosen import choose, rounded, with_image_token
 from hive_jax.export.exporting import FORMATS, export

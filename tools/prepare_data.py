@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.data.files import written
+from hive_jax.console import report_errors
 from hive_jax.data.image_io import encode_png
 from hive_jax.data.invalid import listed
 from hive_jax.data.sources.array_record_writer import ConversionPlan, write_array_record
@@ -25,10 +25,11 @@ from hive_jax.data.sources.registry import SourceOptions, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
 from hive_jax.data.transforms import PREPROCESSING, decode
 from hive_jax.data.validate import validate_source
-from hive_jax.errors import ConfigError, reporting
+from hive_jax.errors import ConfigError
+from hive_jax.io import output_errors
 
 
-@reporting
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     how = SourceOptions(args.size or 64, args.preprocessing)
@@ -94,7 +95,7 @@ def check(source, args: argparse.Namespace) -> int:
         found = validate_source(
             source, tokenizer, args.num_tokens, args.threads, bar.update
         )
-    with written(out):
+    with output_errors(out):
         found.write(out)
     print(found.text())
     print(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
@@ -104,7 +105,7 @@ def check(source, args: argparse.Namespace) -> int:
 def _new_folder(path: str) -> Path:
     """Makes an empty folder that can be written; nothing is read before."""
     out = Path(path)
-    with written(out):
+    with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         empty = not any(out.iterdir())
         tempfile.TemporaryFile(dir=out).close()

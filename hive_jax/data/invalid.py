@@ -6,12 +6,12 @@ it, so the order of the others is what it would be without it.
 
 import collections
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hive_jax.errors import DataError, OutputError
+from hive_jax.io import json_lines, write_text
 
 # The samples that a share is taken of are these many at least: one bad sample among
 # the first eight is not yet an eighth of the set.
@@ -73,10 +73,7 @@ class InvalidSampleLog:
                 elif position is None or line["position"] < position:
                     kept.append(line)
                     self.include({line["index"]: line["reason"]})
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(text, "utf-8")
-            os.replace(temporary, path)
+            write_text(path, json_lines(kept))
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error}") from error
         self._path = path

@@ -6,14 +6,14 @@ tokenised twice, so no template or merge can shift them.
 
 import dataclasses
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from hive_jax.data.types import KINDS, Sample
-from hive_jax.errors import ConfigError, DataError, MissingInputError, OutputError
+from hive_jax.errors import ConfigError, DataError, MissingInputError
+from hive_jax.io import atomic_dir
 
 BUILTIN = "builtin:tabletop"
 _BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
@@ -167,17 +167,10 @@ def copy_tokenizer(source: str, folder: Path) -> None:
         files = [path for path in files if path.is_file()]
     else:
         files = [file]
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with atomic_dir(folder) as temporary:
         for path in files:
             name = path.name if path.name in (*_FILES, *_SETTINGS) else _name_of(path)
             shutil.copyfile(path, temporary / name)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _name_of(path: Path) -> str:

@@ -3,27 +3,12 @@
 import functools
 from pathlib import Path
 
-from hive_jax.data.sources.base import as_json, as_utf8, is_utf8
+from hive_jax.data.sources.base import is_utf8
 from hive_jax.data.sources.image_store import FolderStore, ZipStore
 from hive_jax.data.sources.parquet import ParquetStore
 from hive_jax.errors import DataError, MissingInputError
 
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
-
-
-def read_json(path: Path):
-    """What a file of JSON holds. Raises MissingInputError, DataError."""
-    return as_json(read_text(path), str(path))
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. Raises MissingInputError, DataError."""
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file")
-    try:
-        return as_utf8(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def expect(value, kind: type, where: str):

@@ -10,8 +10,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.config import OptimizerConfig, ProbeConfig, Rule
+from hive_jax.console import progress_bar
 from hive_jax.data.sampler import ShuffledSampler
-from hive_jax.training.metrics import progress_bar
 from hive_jax.training.optimizer import make_optimizer
 
 

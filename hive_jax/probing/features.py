@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from hive_jax.console import progress_bar
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.transforms import load_pixels
@@ -22,7 +23,6 @@ from hive_jax.models.layers import layer_norm
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.probing.encoders import Encoder
 from hive_jax.training import sharding
-from hive_jax.training.metrics import progress_bar
 from hive_jax.training.objectives import normalise_images
 
 LARGEST = 4 * 2**30  # bytes of features that are kept

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from hive_jax.config import RunConfig, differences, to_dict
+from hive_jax.console import log, progress_bar
 from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.loader import Loader
 from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
@@ -18,7 +19,6 @@ from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, state
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.initial import initial_params
-from hive_jax.training.metrics import progress_bar, say
 from hive_jax.training.program import Program
 
 
@@ -174,7 +174,7 @@ class Run:
             )
         restored, meta = checkpoints.restore(self.program.abstract_state)
         assert int(restored.step) == meta["step"]
-        say(f"continuing from step {meta['step']} in {checkpoints.directory}")
+        log(f"continuing from step {meta['step']} in {checkpoints.directory}")
         if changed:
-            say("config changed: " + ", ".join(changed))
+            log("config changed: " + ", ".join(changed))
         return self.program.running(restored)

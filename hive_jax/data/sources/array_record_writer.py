@@ -5,15 +5,14 @@ so on beside each shard that is whole. The manifest takes the place of all of th
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from hive_jax.data.files import alone, read_json, write_json, written
 from hive_jax.data.image_io import encode_png
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
@@ -25,7 +24,14 @@ from hive_jax.data.sources.array_record import (
     pack_bad,
     read_manifest,
 )
-from hive_jax.errors import OutputError
+from hive_jax.errors import DataError, MissingInputError, OutputError
+from hive_jax.io import (
+    atomic_write,
+    exclusive_lock,
+    output_errors,
+    read_json,
+    write_json,
+)
 
 _PLAN = "plan.json"
 
@@ -83,7 +89,7 @@ def write_array_record(
             f"{folder}: write to a folder, and copy it with gcloud storage cp -r, or "
             f"mount the bucket with gcsfuse"
         )
-    with alone(folder):
+    with exclusive_lock(folder):
         if not (folder / MANIFEST).exists():
             _begin(folder, plan)
             shards = list(_shards(source, plan, folder, threads, resized, progress))
@@ -98,7 +104,7 @@ def write_array_record(
                 f"--out"
             )
         check_shards(folder, manifest)
-        with written(folder):
+        with output_errors(folder):
             for shard in manifest["shards"]:
                 _about(folder / shard["file"]).unlink(missing_ok=True)
             (folder / _PLAN).unlink(missing_ok=True)
@@ -117,12 +123,7 @@ def _begin(folder: Path, plan: ConversionPlan) -> None:
     path = folder / _PLAN
     if not path.exists():
         write_json(path, dataclasses.asdict(plan))
-    began = read_json(path)
-    if began is None:
-        raise OutputError(
-            f"{path} is damaged: remove {folder}, or choose another --out"
-        )
-    changed = plan.differences(began)
+    changed = plan.differences(read_json(path, error=OutputError))
     if changed:
         raise OutputError(
             f"{folder} is half of another set ({', '.join(changed)}); use the same "
@@ -137,15 +138,15 @@ def _shards(
     for number, start in enumerate(range(0, plan.samples, plan.shard_size)):
         indices = range(start, min(start + plan.shard_size, plan.samples))
         path = folder / f"data-{number:05d}.array_record"
-        about = read_json(_about(path))
-        if about is None or not path.is_file():
+        about = _read_about(path)
+        if about is not None:
+            progress(len(indices))
+        else:
             packed = ordered_map(
                 lambda index: _packed(source, index, resized), indices, threads
             )
             about = _write_shard(path, packed, progress)
             write_json(_about(path), about)
-        else:
-            progress(len(indices))
         yield about
 
 
@@ -165,24 +166,22 @@ def _packed(source, index: int, resized) -> tuple[bytes, str]:
 
 def _write_shard(path: Path, packed: Iterator[tuple[bytes, str]], progress) -> dict:
     """Writes a shard whole or not at all; returns what the manifest says of it."""
-    temporary = path.with_suffix(".tmp")
     records, bad = 0, collections.Counter()
-    writer = array_record().ArrayRecordWriter(str(temporary), "group_size:1")
-    try:
-        for content, reason in packed:
-            with written(path):
-                writer.write(content)
-            records += 1
-            bad.update([reason] if reason else [])
-            progress(1)
-    finally:
-        with written(path):
-            writer.close()
-    with written(path):
+    with atomic_write(path) as temporary:
+        writer = array_record().ArrayRecordWriter(str(temporary), "group_size:1")
+        try:
+            for content, reason in packed:
+                with _writer_errors():
+                    writer.write(content)
+                records += 1
+                bad.update([reason] if reason else [])
+                progress(1)
+        finally:
+            with _writer_errors():
+                writer.close()
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.replace(temporary, path)
-        size = path.stat().st_size
+        size = temporary.stat().st_size
     return {
         "file": path.name,
         "records": records,
@@ -190,6 +189,25 @@ def _write_shard(path: Path, packed: Iterator[tuple[bytes, str]], progress) -> d
         "sha256": digest,
         "bad": dict(bad),
     }
+
+
+@contextlib.contextmanager
+def _writer_errors() -> Iterator[None]:
+    """ArrayRecord's RuntimeError for a full disk as the OSError that it is."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+
+
+def _read_about(path: Path) -> dict | None:
+    """What the manifest says of a shard that is whole; None if it is not known to be."""
+    if not path.is_file():
+        return None
+    try:
+        return read_json(_about(path))
+    except (MissingInputError, DataError):
+        return None
 
 
 def _about(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 import bisect
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 
@@ -64,24 +63,6 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def as_utf8(content: bytes, where: str) -> str:
-    """The text of a file, without a byte order mark. Raises DataError."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: {error}") from None
-
-
-def as_json(text: str, where: str):
-    """What JSON says. Raises DataError."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise DataError(f"{where} is nested too deeply") from None
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}") from None
 
 
 def classes_of(source) -> tuple[str, ...]:

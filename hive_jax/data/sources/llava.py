@@ -17,11 +17,12 @@ import hashlib
 from pathlib import Path
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import MalformedRecord, as_json, as_utf8, is_utf8
+from hive_jax.data.sources.base import MalformedRecord, is_utf8
 from hive_jax.data.sources.image_store import open_store
 from hive_jax.data.sources.parquet import ParquetStore, parquet_files
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import DataError, MissingInputError
+from hive_jax.io import decode_text, parse_json
 
 FORMS = ("plain", "chat")
 IMAGE = "<image>"
@@ -198,11 +199,11 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
     if not source.is_file():
         raise MissingInputError(f"data.source: {path}: no such file")
     try:
-        text = as_utf8(source.read_bytes(), path)
+        text = decode_text(source.read_bytes(), path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if text.lstrip()[:1] == "[":
-        return as_json(text, path), None
+        return parse_json(text, path), None
     lines = [(n, x) for n, x in enumerate(text.split("\n"), 1) if x.strip()]
     records = [_line(line, number) for number, line in lines]
     if not any(isinstance(record, dict) for record in records):
@@ -215,7 +216,7 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
 
 def _line(line: str, number: int):
     try:
-        return as_json(line, f"line {number}")
+        return parse_json(line, f"line {number}")
     except DataError as error:
         return MalformedRecord(error)
 

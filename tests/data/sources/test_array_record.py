@@ -15,13 +15,13 @@ import pytest
 from helpers.llava_sets import encoded, photograph, record, write_set
 
 from hive_jax.config import DataConfig
-from hive_jax.data.files import alone
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.array_record import unpack
 from hive_jax.data.sources.array_record_writer import ordered_map
 from hive_jax.data.sources.registry import SourceOptions, make_source, whole_source
 from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError, DataError, MissingInputError
+from hive_jax.io import exclusive_lock
 
 if importlib.util.find_spec("array_record") is None:
     pytest.skip("needs array_record", allow_module_level=True)
@@ -111,7 +111,7 @@ def test_it_goes_on_after_a_kill(source, tmp_path, kills):
     command += ["--shard-size", "5", "--threads", "1"]
     for done in range(kills):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while not list(out.glob(f"data-0000{done}.*")) and process.poll() is None:
+        while not list(out.glob(f"*data-0000{done}.*")) and process.poll() is None:
             time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -148,7 +148,7 @@ def test_a_plan_that_is_cut_short(source, tmp_path, capsys, plan):
     out.mkdir()
     (out / "plan.json").write_bytes(plan)
     assert prepare(source, out) == 73
-    assert "plan.json is damaged: remove" in capsys.readouterr().err
+    assert "plan.json" in capsys.readouterr().err
 
 
 def test_a_shard_is_written_again_if_it_is_not_known_to_be_whole(source, tmp_path):
@@ -168,7 +168,7 @@ def test_a_shard_is_written_again_if_it_is_not_known_to_be_whole(source, tmp_pat
 
 def test_one_writer_at_a_time(source, tmp_path, capsys):
     out = tmp_path / "prepared"
-    with alone(out):
+    with exclusive_lock(out):
         assert prepare(source, out) == 73
         assert "another process is writing it" in capsys.readouterr().err
     assert prepare(source, out) == 0
