@@ -15,24 +15,22 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-# Public name -> module that defines it.
-_PUBLIC = {
-    "Decoder": "hive_jax.models.decoder",
-    "DecoderConfig": "hive_jax.models.decoder",
-    "Encoder": "hive_jax.inference.model",
-    "Hive": "hive_jax.models.hive",
-    "HiveConfig": "hive_jax.models.hive",
-    "RunConfig": "hive_jax.config",
-    "SiglipConfig": "hive_jax.models.siglip",
-    "SiglipEncoder": "hive_jax.models.siglip",
-    "TrainedModel": "hive_jax.inference.model",
-    "get_config": "hive_jax.config.cli",
-    "load": "hive_jax.inference.model",
-    "load_encoder": "hive_jax.inference.model",
-    "save_encoder": "hive_jax.weights",
-    "train": "hive_jax.training.trainer",
-}
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "Encoder",
+    "Hive",
+    "HiveConfig",
+    "RunConfig",
+    "SiglipConfig",
+    "SiglipEncoder",
+    "TrainedModel",
+    "get_config",
+    "load",
+    "load_encoder",
+    "save_encoder",
+    "train",
+]
 
 if TYPE_CHECKING:
     from hive_jax.config import RunConfig
@@ -44,12 +42,25 @@ if TYPE_CHECKING:
     from hive_jax.training.trainer import train
     from hive_jax.weights import save_encoder
 
+# Module -> public names that it defines.
+_MODULES = {
+    "hive_jax.models.decoder": ("Decoder", "DecoderConfig"),
+    "hive_jax.inference.model": ("Encoder", "TrainedModel", "load", "load_encoder"),
+    "hive_jax.models.hive": ("Hive", "HiveConfig"),
+    "hive_jax.config": ("RunConfig",),
+    "hive_jax.models.siglip": ("SiglipConfig", "SiglipEncoder"),
+    "hive_jax.config.cli": ("get_config",),
+    "hive_jax.weights": ("save_encoder",),
+    "hive_jax.training.trainer": ("train",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
 
 def __getattr__(name: str):
-    if name not in _PUBLIC:
+    if name not in _HOMES:
         raise AttributeError(f"module 'hive_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_PUBLIC[name]), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted({*globals(), *_HOMES})

@@ -22,7 +22,9 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:
         width = max(map(len, COMMANDS))
-        lines = [f"  {command:<{width}}  {about}" for command, about in COMMANDS.items()]
+        lines = [
+            f"  {command:<{width}}  {about}" for command, about in COMMANDS.items()
+        ]
         usage = "\n".join(["usage: hive_jax COMMAND [arguments]", "", *lines])
         wants_help = name in ("-h", "--help")
         error = "" if wants_help else f"error: {name!r} is not a command\n"

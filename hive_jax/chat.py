@@ -9,15 +9,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.data.images import decode
-from hive_jax.errors import MissingInputError, reporting
+from hive_jax.console import report_errors
+from hive_jax.data.transforms import decode
+from hive_jax.errors import MissingInputError
 from hive_jax.evaluation.evaluating import make_generator
 from hive_jax.evaluation.generate import Decoding, Prompt
 from hive_jax.evaluation.subject import open_run
 from hive_jax.training import runtime
 
 
-@reporting
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,

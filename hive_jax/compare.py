@@ -10,11 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.errors import reporting
+from hive_jax.console import parse_named_paths, report_errors
 from hive_jax.evaluation import comparing, tables
 
 
-@reporting
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--paper", action="store_true", help="with the paper's own numbers"
     )
     args = parser.parse_args(arguments)
-    rows = comparing.compared(comparing.named(args.runs))
+    rows = comparing.compared(parse_named_paths(args.runs))
     print(tables.write(Path(args.out), rows, args.paper), end="")
     print(f"\n{Path(args.out) / 'compare.png'}")
     return 0

@@ -4,10 +4,6 @@ A message says what was expected, what came, and what to do about it. Exit codes
 follow sysexits.h; 75 asks the launcher to run the same command again.
 """
 
-import functools
-import sys
-from collections.abc import Callable
-
 
 class HiveError(ValueError):
     """Base of all errors that are shown as a message, without a traceback."""
@@ -58,17 +54,3 @@ class CheckpointError(HiveError):
 
 
 PREEMPTED = 75  # saved and stopped on SIGTERM: run the same command again
-
-
-def reporting(main: Callable[..., int]) -> Callable[..., int]:
-    """A command whose HiveErrors are messages, and its exit code theirs."""
-
-    @functools.wraps(main)
-    def reported(*arguments) -> int:
-        try:
-            return main(*arguments)
-        except HiveError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_code
-
-    return reported

@@ -9,13 +9,13 @@ import argparse
 import os
 import sys
 
-from hive_jax.errors import reporting
+from hive_jax.console import report_errors
 from hive_jax.evaluation.evaluating import evaluate, table
 from hive_jax.evaluation.tasks import TASKS
 from hive_jax.training import runtime
 
 
-@reporting
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,

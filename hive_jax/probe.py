@@ -9,15 +9,15 @@ from absl import flags
 
 from hive_jax import command
 from hive_jax.config import ProbeConfig
-from hive_jax.data.files import write_json
+from hive_jax.console import text_table
 from hive_jax.errors import ConfigError
+from hive_jax.io import require_absent, write_json
 from hive_jax.probing import encoders, towers
 from hive_jax.probing.exporting import export_classifier
 from hive_jax.probing.figures import draw_depths
 from hive_jax.probing.probing import probe
-from hive_jax.training import report, runtime
+from hive_jax.training import runtime
 from hive_jax.training.runs import is_run
-from hive_jax.weights.writing import require_absent
 
 _OUT = flags.DEFINE_string(
     "out",
@@ -64,7 +64,7 @@ def main(config: ProbeConfig) -> int:
                 *(_EXPORT.value, encoder, work.depths[0], fitted[0][0], work.classes),
                 config.preprocessing or encoder.preprocessing,
             )
-    print(report.table(("encoder", "%", "+-"), rows))
+    print(text_table(("encoder", "%", "+-"), rows))
     if _SWEEP_DEPTHS.value:
         first = next(iter(paths.items()))
         folder = Path(_OUT.value) if _OUT.value else _folder(*first, False)

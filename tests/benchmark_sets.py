@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hive_jax.data.tabletop.claims import CLAIMS
+from hive_jax.data.tabletop.questions import CLAIMS
 
 
 def as_parquet(source: Path, target: Path) -> None:

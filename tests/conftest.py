@@ -20,7 +20,7 @@ from hive_jax.config import (
     RunConfig,
     from_dict,
 )
-from hive_jax.data.batch import KINDS, Batch
+from hive_jax.data.types import KINDS, Batch
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import ml_dtypes
 import numpy as np
 
+from hive_jax.io import write_json
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.weights import huggingface, load_decoder, writing
 from hive_jax.weights.names import param_shapes
@@ -60,7 +61,7 @@ def write(folder: Path, config: GemmaConfig) -> int:
         for name, shape in shapes.items()
     }
     writing.write_tensors(folder, make, shapes, BFLOAT16, SHARD_BYTES)
-    writing.write_json(folder / "config.json", layout.config)
+    write_json(folder / "config.json", layout.config)
     return max(int(np.prod(shape)) for shape in shapes.values()) * BFLOAT16.itemsize
 
 

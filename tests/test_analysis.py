@@ -28,9 +28,9 @@ from hive_jax.analysis.gradients import (
 from hive_jax.analysis.planted import on_the_toy, planted_check
 from hive_jax.analysis.shown import Shown, batch_of, shown_scenes
 from hive_jax.config import from_dict
-from hive_jax.data.batch import Batch
-from hive_jax.data.tabletop.draw import draw
+from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import scene
+from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError, MissingInputError
 from hive_jax.training.losses import next_token_nll
 from hive_jax.training.objectives import build_model, normalise_images
@@ -278,8 +278,8 @@ def test_patches_of_a_toy():
         (thing,) = whole.things
         mask = on_the_toy(thing, 8).reshape(8, 8)
         assert 0 < mask.sum() < 64
-        image = draw(whole, 64).astype(float)
-        empty = draw(dataclasses.replace(whole, things=()), 64).astype(float)
+        image = render(whole, 64).astype(float)
+        empty = render(dataclasses.replace(whole, things=()), 64).astype(float)
         changed = np.abs(image - empty).mean(axis=-1)
         patches = changed.reshape(8, 8, 8, 8).mean(axis=(1, 3))
         assert patches[mask].mean() > 5 * patches[~mask].mean()

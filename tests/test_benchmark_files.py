@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from benchmark_sets import as_parquet
 
-from hive_jax.data.images import decode
 from hive_jax.data.tabletop.benchmarks import write_benchmarks
-from hive_jax.data.tabletop.claims import CLAIMS, true_and_false
-from hive_jax.data.tabletop.draw import draw
+from hive_jax.data.tabletop.questions import CLAIMS, true_and_false
+from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import scene
+from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError, DataError, MissingInputError, OutputError
 from hive_jax.evaluation.tasks import TASKS, read_task
 from tools.make_tabletop import main
@@ -96,13 +96,13 @@ def test_images_are_those_of_the_scenes(official):
             assert example.choices["ABCD".index(example.answers[0])] in example.hint
         else:
             pixels = decode(examples.image(example), 64, "hf_bicubic", "here")
-            wanted = draw(scene("test", SEED, int(example.id)), 64)
+            wanted = render(scene("test", SEED, int(example.id)), 64)
             np.testing.assert_array_equal(pixels, wanted)
     examples = read_task("gqa", str(official))
     for example in examples:
         pixels = decode(examples.image(example), 64, "hf_bicubic", "here")
         index = int(example.id)
-        wanted = draw(scene("test", SEED, index), 64).astype(int)
+        wanted = render(scene("test", SEED, index), 64).astype(int)
         assert np.abs(pixels - wanted).mean() < 3
 
 
@@ -266,7 +266,7 @@ WRONG = {
     "gqa, kind": (first(GQA, question=5), "question is 5; expected text"),
     "gqa, half a character": (first(GQA, question="\ud800"), "expected text"),
     "gqa, out of the folder": (first(GQA, imageId="../../../x"), "1 have none"),
-    "gqa, list": (content(GQA, b"[]"), r"is \[\]; expected an object"),
+    "gqa, list": (content(GQA, b"[]"), r"expected an object, got \[\]"),
     "gqa, nothing": (content(GQA, b"{}"), "has no questions"),
     "gqa, record": (content(GQA, b'{"1": null}'), "question 1 is None"),
     "gqa, no JSON": (content(GQA, b'{"1": {'), "is not JSON"),

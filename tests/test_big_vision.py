@@ -212,8 +212,8 @@ def test_arrays_that_cannot_be_used(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        ("{", "cannot read 'hive_jax'"),
-        ("[]", "'hive_jax' in it is []"),
+        ("{", "'hive_jax' is not JSON"),
+        ("[]", "'hive_jax': expected an object, got []"),
         (json.dumps({"img": {"height": 5}}), "is not of this version"),
         (json.dumps({"img": [1]}), "is not of this version"),
         (json.dumps({"img": fields(IMAGE) | {"depth": "two"}}), "depth is 'two'"),

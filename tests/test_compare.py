@@ -8,6 +8,7 @@ import scipy.stats
 from PIL import Image
 
 from hive_jax import compare
+from hive_jax.console import parse_named_paths
 from hive_jax.errors import ConfigError, DataError, HiveError
 from hive_jax.evaluation import comparing, tables
 from hive_jax.evaluation.examples import Example
@@ -200,12 +201,12 @@ def test_tasks_that_one_lacks_are_left_out(tmp_path):
     ("arguments", "message"),
     [
         (["a=x"], "a to compare; expected two names or more"),
-        (["=x", "b=y"], "expected NAME=FOLDER"),
+        (["=x", "b=y"], "expected NAME=PATH"),
     ],
 )
 def test_arguments_that_cannot_be(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        comparing.compared(comparing.named(arguments))
+        comparing.compared(parse_named_paths(arguments))
 
 
 def test_folders_that_are_none(tmp_path):

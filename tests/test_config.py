@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from hive_jax.config import HARMLESS, Rule, RunConfig, differences, from_dict, to_dict
-from hive_jax.data.batch import Batch
+from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.training.objectives import names_under_all_fusions

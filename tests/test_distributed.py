@@ -21,7 +21,7 @@ from distributed_grid import (
     start,
 )
 from flax.traverse_util import unflatten_dict
-from llava_sets import encoded, photograph, record, write_set
+from helpers.llava_sets import encoded, photograph, record, write_set
 
 from hive_jax.errors import ConfigError
 from hive_jax.training import runtime

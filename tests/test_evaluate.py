@@ -8,7 +8,7 @@ from random_runs import save_random, save_talking
 from test_export import run_config
 
 from hive_jax import chat, evaluate
-from hive_jax.data.bad import BadSample
+from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.tabletop.benchmarks import write_benchmarks
 from hive_jax.errors import HiveError
 from hive_jax.evaluation import evaluating
@@ -164,7 +164,7 @@ def test_a_damaged_image_is_an_error_and_no_score(run, data, tmp_path):
     shutil.copytree(f"{data}/gqa", tmp_path / "data/gqa")
     image = next((tmp_path / "data/gqa/images").iterdir())
     image.write_bytes(b"nothing")
-    with pytest.raises(BadSample, match=f"{image.name}.*begins with b'nothing'"):
+    with pytest.raises(InvalidSample, match=f"{image.name}.*begins with b'nothing'"):
         evaluate_gqa(run, str(tmp_path / "data"), tmp_path / "out")
     assert not (tmp_path / "out/gqa/result.json").exists()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hive_jax.data.preprocessing import resized
+from hive_jax.data.transforms import resize_image
 from hive_jax.models.gemma import Gemma
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
@@ -110,7 +110,7 @@ def test_image_processor(tmp_path, preprocessing):
     processor = transformers.AutoImageProcessor.from_pretrained(folder, use_fast=False)
     image = Image.fromarray(IMAGE_FILE)
     pixels = processor(image, return_tensors="np")["pixel_values"][0]
-    wanted = resized(image, 8, preprocessing).transpose(2, 0, 1) / 127.5 - 1.0
+    wanted = resize_image(image, 8, preprocessing).transpose(2, 0, 1) / 127.5 - 1.0
     np.testing.assert_allclose(pixels, wanted, atol=1e-6)
     assert parts.open_encoder(str(folder)).preprocessing == preprocessing
 

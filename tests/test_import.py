@@ -16,9 +16,10 @@ from hive_jax.config import (
     MeshConfig,
     RunConfig,
 )
-from hive_jax.data.batch import Batch
 from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
+from hive_jax.io import atomic_dir, write_json
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig
@@ -33,7 +34,7 @@ from hive_jax.weights.big_vision import save_npz
 from hive_jax.weights.names import fields, param_shapes
 from hive_jax.weights.parts import open_encoder
 from hive_jax.weights.positions import resize_positions
-from hive_jax.weights.writing import DTYPES, new_folder, write_json
+from hive_jax.weights.writing import DTYPES
 
 ASSET = str(kill_loop.ROOT / "hive_jax/assets/tokenizer.json")
 ENCODER = SiglipConfig(32, 4, 48, 2, patch_size=8, image_size=32)
@@ -50,7 +51,7 @@ def random_params(config) -> dict:
 
 def write_hub_folder(path, layout, arrays) -> str:
     """A model as it is on the hub, written without torch."""
-    with new_folder(path) as folder:
+    with atomic_dir(path) as folder:
         huggingface.write(folder, layout, arrays, DTYPES["float32"])
         if isinstance(layout.model, SiglipConfig):
             processor = huggingface.image_processor(32, "hf_bilinear")

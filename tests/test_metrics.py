@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from hive_jax.console import text_table
 from hive_jax.training.metrics import MetricsWriter, Throughput
-from hive_jax.training.report import distances, table
+from hive_jax.training.report import distances
 from hive_jax.training.validation import summary_line, validate
 
 
@@ -69,7 +70,7 @@ def test_distances_by_part():
 
 
 def test_table_columns_align():
-    text = table(("part", "count"), [("img", "1,000"), ("llm/layers", "7")])
+    text = text_table(("part", "count"), [("img", "1,000"), ("llm/layers", "7")])
     assert text.splitlines() == [
         "part        count",
         "-----------------",

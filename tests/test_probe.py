@@ -16,10 +16,10 @@ from test_export import run_config
 
 from configs import probe as probe_config
 from hive_jax.config import ProbeConfig, from_dict
-from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.sets.parts import classes_of
-from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.data.sources.base import classes_of
+from hive_jax.data.sources.registry import SourceOptions, whole_source
 from hive_jax.data.tabletop.scene import MATERIALS, SHAPES
+from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, ConfigError, DataError, HiveError
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.probing import encoders, towers
@@ -36,7 +36,7 @@ SMALL = ProbeConfig(
     peak_lr=0.1,
     num_seeds=2,
 )
-HOW = Opening(64, "hf_bicubic")
+HOW = SourceOptions(64, "hf_bicubic")
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +290,7 @@ def test_names_of_encoders():
     assert encoders.named("x=a,y=b") == {"x": "a", "y": "b"}
     assert encoders.named(BUILTIN) == {"tabletop_siglip": BUILTIN}
     for init in ("x=a,x=b", "x=", "=a", "a/b,c/b"):
-        with pytest.raises(ConfigError, match="names that differ"):
+        with pytest.raises(ConfigError, match="expected NAME=PATH|a name for each"):
             encoders.named(init)
 
 

@@ -20,7 +20,7 @@ from hive_jax.analysis.page import page, picture, table
 from hive_jax.analysis.reporting import write_report
 from hive_jax.analysis.shown import shown_file, shown_scenes
 from hive_jax.analysis.visualizing import newest_run, visualize
-from hive_jax.data.bad import BadSample
+from hive_jax.data.invalid import InvalidSample
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.evaluation.subject import open_run
 from tools import report
@@ -104,10 +104,10 @@ def test_images_that_are_none(runs, tmp_path):
     with pytest.raises(MissingInputError, match="No such file"):
         shown_file(str(tmp_path / "none.png"), "", config)
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(BadSample):
+    with pytest.raises(InvalidSample):
         shown_file(str(tmp_path / "text.png"), "", config)
     Image.new("1", (30_001, 2)).save(tmp_path / "long.png")
-    with pytest.raises(BadSample, match="30,001"):
+    with pytest.raises(InvalidSample, match="30,001"):
         shown_file(str(tmp_path / "long.png"), "", config)
 
 

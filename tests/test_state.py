@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from hive_jax.data.batch import KINDS, Batch
+from hive_jax.data.types import KINDS, Batch
 from hive_jax.models import stack
 from hive_jax.training import objectives, state, validation
 from hive_jax.training.optimizer import STACKED, trains

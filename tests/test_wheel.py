@@ -37,6 +37,7 @@ def run(tmp_path_factory):
             env={**os.environ, "PYTHONPATH": str(site)},
             capture_output=True,
             text=True,
+            check=False,
         )
         assert finished.returncode == 0, finished.stderr
         return finished.stdout

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.benchmark import grids, reports
 from hive_jax.benchmark.cases import SIZES, STAGES, Size
-from hive_jax.errors import reporting
+from hive_jax.console import report_errors
 
 _FULL = "siglip_l16_384+gemma3_1b"
 
@@ -201,7 +201,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-@reporting
+@report_errors
 def main() -> int:
     arguments = _parser().parse_args()
     arguments.run(arguments)

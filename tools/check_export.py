@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.errors import reporting
+from hive_jax.console import report_errors
 from hive_jax.export.certificate import summary
 from hive_jax.export.recheck import recheck
 
 
-@reporting
+@report_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="+", help="of tools/export_hf.py")

@@ -12,13 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.errors import reporting
+from hive_jax.console import report_errors
 from hive_jax.export.certificate import summary
 from hive_jax.export.exporting import FORMATS, PARTS, TARGETS, export
 from hive_jax.weights.writing import DTYPES
 
 
-@reporting
+@report_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="workdir of the run")

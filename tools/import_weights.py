@@ -11,14 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.errors import reporting
+from hive_jax.console import report_errors
 from hive_jax.models.gemma import PRESETS
 from hive_jax.training.importing import import_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-@reporting
+@report_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--encoder", default="", metavar="PATH")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hive_jax.console import report_errors
 from hive_jax.data.tabletop.benchmarks import write_benchmarks
-from hive_jax.errors import reporting
 from hive_jax.evaluation.tasks import read_task
 
 
-@reporting
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -17,21 +17,22 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.data.bad import listed
-from hive_jax.data.files import written
-from hive_jax.data.images import as_png, decode
-from hive_jax.data.inspection import inspect
-from hive_jax.data.preprocessing import PREPROCESSING
-from hive_jax.data.sets.preparing import Plan, prepare
-from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.console import report_errors
+from hive_jax.data.image_io import encode_png
+from hive_jax.data.invalid import listed
+from hive_jax.data.sources.array_record_writer import ConversionPlan, write_array_record
+from hive_jax.data.sources.registry import SourceOptions, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
-from hive_jax.errors import ConfigError, reporting
+from hive_jax.data.transforms import PREPROCESSING, decode
+from hive_jax.data.validate import validate_source
+from hive_jax.errors import ConfigError
+from hive_jax.io import output_errors
 
 
-@reporting
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
-    how = Opening(args.size or 64, args.preprocessing)
+    how = SourceOptions(args.size or 64, args.preprocessing)
     source = whole_source(args.source, how)
     return check(source, args) if args.command == "check" else convert(source, args)
 
@@ -67,10 +68,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def convert(source, args: argparse.Namespace) -> int:
     """Writes --out, or goes on with it."""
     images = [args.size, args.preprocessing] if args.size else None
-    plan = Plan(args.source, source.fingerprint, len(source), images, args.shard_size)
+    plan = ConversionPlan(
+        args.source, source.fingerprint, len(source), images, args.shard_size
+    )
     resized = functools.partial(_resized, args.size, args.preprocessing)
     with tqdm(total=len(source), unit="sample") as bar:
-        manifest = prepare(
+        manifest = write_array_record(
             source,
             plan,
             Path(args.out),
@@ -89,8 +92,10 @@ def check(source, args: argparse.Namespace) -> int:
     out = _new_folder(args.out)
     tokenizer = load_tokenizer(args.tokenizer)
     with tqdm(total=len(source), unit="sample") as bar:
-        found = inspect(source, tokenizer, args.num_tokens, args.threads, bar.update)
-    with written(out):
+        found = validate_source(
+            source, tokenizer, args.num_tokens, args.threads, bar.update
+        )
+    with output_errors(out):
         found.write(out)
     print(found.text())
     print(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
@@ -100,7 +105,7 @@ def check(source, args: argparse.Namespace) -> int:
 def _new_folder(path: str) -> Path:
     """Makes an empty folder that can be written; nothing is read before."""
     out = Path(path)
-    with written(out):
+    with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         empty = not any(out.iterdir())
         tempfile.TemporaryFile(dir=out).close()
@@ -110,7 +115,7 @@ def _new_folder(path: str) -> Path:
 
 
 def _resized(size: int, preprocessing: str, content: bytes, where: str) -> bytes:
-    return as_png(decode(content, size, preprocessing, where))
+    return encode_png(decode(content, size, preprocessing, where))
 
 
 if __name__ == "__main__":

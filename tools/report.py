@@ -8,15 +8,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.analysis.reporting import write_report
-from hive_jax.errors import reporting
-from hive_jax.evaluation.comparing import one_each
-from hive_jax.training import runtime
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hive_jax.analysis.reporting import write_report
+from hive_jax.console import parse_unique_paths, report_errors
+from hive_jax.training import runtime
 
-@reporting
+
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -36,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     args = parser.parse_args(arguments)
     runtime.enable_compilation_cache()
-    write_report(args.out, one_each(args.runs), base=args.base, include=args.include)
+    write_report(
+        args.out, parse_unique_paths(args.runs), base=args.base, include=args.include
+    )
     print(args.out)
     return 0
 

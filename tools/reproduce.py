@@ -14,12 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.errors import reporting
+from hive_jax.console import report_errors
 from hive_jax.reproduction.reproducing import reproduce
 from hive_jax.reproduction.steps import QUICK, SCALES
 
 
-@reporting
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

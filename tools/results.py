@@ -7,14 +7,15 @@ scene's image minus that with the right one; of all words, and of each kind.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hive_jax.data.batch import KINDS
-from hive_jax.errors import MissingInputError, reporting
+from hive_jax.console import report_errors
+from hive_jax.data.types import KINDS
+from hive_jax.errors import MissingInputError
+from hive_jax.io import read_json
 
 _LOSSES = {
     "loss": "loss",
@@ -29,13 +30,13 @@ def row(workdir: str) -> list[str]:
     path = Path(workdir) / "result.json"
     if not path.is_file():
         raise MissingInputError(f"{path} is not there: the run has not finished")
-    values = json.loads(path.read_text("utf-8"))["validation"]
+    values = read_json(path)["validation"]
     names = [*_LOSSES, *(f"image_gain/{kind}" for kind in KINDS[1:])]
     cells = [f"{values[name]:.3f}" if name in values else "" for name in names]
     return [Path(workdir).name, *cells]
 
 
-@reporting
+@report_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", nargs="+")

@@ -13,17 +13,17 @@ from pathlib import Path
 from hive_jax.analysis.planted import planted_check
 from hive_jax.analysis.shown import shown_file, shown_scenes
 from hive_jax.analysis.visualizing import FIGURES, newest_run, visualize
-from hive_jax.data.files import write_json
+from hive_jax.console import parse_unique_paths, report_errors, text_table
 from hive_jax.data.tokenizer import load_tokenizer
-from hive_jax.errors import ConfigError, reporting
-from hive_jax.evaluation.comparing import one_each
+from hive_jax.errors import ConfigError
 from hive_jax.evaluation.subject import open_run
-from hive_jax.training import report, runtime
+from hive_jax.io import write_json
+from hive_jax.training import runtime
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-@reporting
+@report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -72,8 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
         shown,
         args.out,
         base=args.base,
-        beside=one_each(args.beside),
-        curves=one_each(args.curves) or {subject.config.name: init},
+        beside=parse_unique_paths(args.beside),
+        curves=parse_unique_paths(args.curves) or {subject.config.name: init},
     )
     if args.planted:
         tokenizer = load_tokenizer(subject.config.data.tokenizer)
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
             for depth, ratio in one.attention.items()
         ]
         header = ("depth", "times a patch of the toy", "more in", "own toy of two")
-        print(report.table(header, rows))
+        print(text_table(header, rows))
     for kind, files in found["pictures"].items():
         print(f"{kind}: {', '.join(str(Path(args.out) / file) for file in files)}")
     return 0

@@ -10,8 +10,8 @@ import numpy as np
 from hive_jax.analysis.gradients import require_reader
 from hive_jax.analysis.shown import Shown, batch_of
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import Batch
 from hive_jax.data.tokenizer import Tokenizer
+from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.hive import Hive
 from hive_jax.training.objectives import normalise_images

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import Batch
+from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.hive import Hive
 from hive_jax.training.losses import next_token_nll

@@ -1,12 +1,12 @@
 """Parts of a report: what other commands have written in folders of theirs."""
 
-import json
 from pathlib import Path
 
 from hive_jax.analysis import page, sections
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import tables
 from hive_jax.export.certificate import summary
+from hive_jax.io import read_json
 from hive_jax.weights.tensors import CERTIFICATE
 
 _DEPTHS = "depths.png"
@@ -47,7 +47,7 @@ def included(folder: str) -> list[tuple[str, str]]:
 
 def _certificate(path: Path) -> str:
     try:
-        about = json.loads(path.read_text("utf-8"))
+        about = read_json(path)
         rows = [("part", about["part"]), ("dtype", about["dtype"])]
         rows.append(("from", f"{about['run']['name']}, step {about['run']['step']}"))
         checks = summary(about["check"]).splitlines()

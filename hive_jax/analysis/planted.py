@@ -9,11 +9,11 @@ from hive_jax.analysis.attention import attention_maps
 from hive_jax.analysis.gradients import feature_gradients
 from hive_jax.analysis.shown import Shown, batch_of
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import KINDS
-from hive_jax.data.tabletop.draw import draw
+from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import Scene, Thing, scene
-from hive_jax.data.tabletop.words import mark
+from hive_jax.data.tabletop.templates import mark
 from hive_jax.data.tokenizer import Tokenizer
+from hive_jax.data.types import KINDS
 
 _AT_ONCE = 50
 
@@ -125,7 +125,7 @@ def _described(whole: Scene, size: int) -> Shown:
         for one in whole.things
     ]
     segment = mark(f"there is {' and '.join(nouns)} on the table.")
-    return Shown("planted", draw(whole, size), segment.text.strip(), segment.kinds)
+    return Shown("planted", render(whole, size), segment.text.strip(), segment.kinds)
 
 
 def _grid(config: RunConfig) -> int:

@@ -10,9 +10,9 @@ from hive_jax.analysis.included import included
 from hive_jax.analysis.samples import samples
 from hive_jax.analysis.shown import shown_scenes
 from hive_jax.analysis.visualizing import visualize
-from hive_jax.data.files import write_text
+from hive_jax.console import progress_bar
 from hive_jax.evaluation.subject import Subject, open_run
-from hive_jax.training.metrics import progress_bar
+from hive_jax.io import write_text
 
 _OF_ALL = {
     "curves": "What the runs wrote while they trained.",

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from hive_jax.analysis import page
 from hive_jax.analysis.shown import Shown, shown_scenes
-from hive_jax.data.images import as_png
+from hive_jax.console import log
+from hive_jax.data.image_io import encode_png
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.errors import ConfigError
 from hive_jax.evaluation.evaluating import make_generator
 from hive_jax.evaluation.generate import Decoding, Prompt
 from hive_jax.evaluation.subject import Subject
-from hive_jax.training.metrics import say
 
 _SAMPLES = 6
 
@@ -23,7 +23,7 @@ def samples(subjects: Mapping[str, Subject]) -> str:
         try:
             generator = make_generator(subject, Decoding(max_new_tokens=48))
         except ConfigError as error:
-            say(f"no samples of {name}: {error}")
+            log(f"no samples of {name}: {error}")
             continue
         asked = _asked(subject)
         prompts = [
@@ -40,7 +40,7 @@ def _table(said: Mapping[str, tuple[list[tuple[Shown, str]], list[str]]]) -> str
     scenes = next(iter(said.values()))[0]
     rows = [
         [
-            page.scene(as_png(one.image), one.name),
+            page.scene(encode_png(one.image), one.name),
             f"{question} {one.caption}".strip(),
             *(answers[number] for _, answers in said.values()),
         ]

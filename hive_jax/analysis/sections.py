@@ -8,12 +8,12 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.analysis import page
 from hive_jax.config import to_dict
-from hive_jax.data.files import read_json
+from hive_jax.console import log
 from hive_jax.errors import HiveError, MissingInputError
 from hive_jax.evaluation import comparing, tables
 from hive_jax.evaluation.comparing import Row
 from hive_jax.evaluation.subject import Subject
-from hive_jax.training.metrics import say
+from hive_jax.io import read_json
 
 
 def results(runs: Mapping[str, str]) -> str:
@@ -59,7 +59,7 @@ def evaluations(runs: Mapping[str, str]) -> str:
             comparing.compared({name: [runs[name]] for name in having})
         )
     except HiveError as error:
-        say(f"not compared: {error}")
+        log(f"not compared: {error}")
         return body + page.paragraph(f"Not compared: {error}")
 
 
@@ -106,7 +106,8 @@ def _score(found: dict, task: str, score: str) -> str:
 
 
 def _result(workdir: str) -> dict:
-    return read_json(Path(workdir) / "result.json") or {}
+    path = Path(workdir) / "result.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _number(value) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import Batch, Sample, Segment
-from hive_jax.data.images import decode
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
+from hive_jax.data.transforms import decode
+from hive_jax.data.types import Batch, Sample, Segment
 from hive_jax.errors import MissingInputError
 
 _LONGEST = 256  # tokens of a caption; what is beyond is cut
@@ -37,7 +37,7 @@ class Shown:
 
 
 def shown_file(path: str, caption: str, config: RunConfig) -> Shown:
-    """An image file of any size. Raises MissingInputError, BadSample."""
+    """An image file of any size. Raises MissingInputError, InvalidSample."""
     try:
         content = Path(path).read_bytes()
     except OSError as error:

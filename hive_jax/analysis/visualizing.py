@@ -16,12 +16,12 @@ from hive_jax.analysis.gradients import (
     same_towers,
 )
 from hive_jax.analysis.shown import Shown, batch_of
-from hive_jax.data.files import write_json, written
+from hive_jax.console import log, progress_bar
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import ConfigError, MissingInputError
 from hive_jax.evaluation.subject import Subject, open_run
+from hive_jax.io import output_errors, write_json
 from hive_jax.probing import encoders
-from hive_jax.training.metrics import progress_bar, say
 from hive_jax.training.objectives import compute_dtype
 
 FIGURES = "figures.json"
@@ -61,7 +61,7 @@ def visualize(
       What is in figures.json: "pictures" by kind, the numbers, and "left_out".
     """
     folder = Path(out)
-    with written(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     work = _Pictures(folder, subject, shown)
     todo = {
@@ -79,7 +79,7 @@ def visualize(
                 draw()
             except ConfigError as error:
                 work.found["left_out"][kind] = str(error)
-                say(f"no {kind}: {error}")
+                log(f"no {kind}: {error}")
             bar.update()
     write_json(folder / FIGURES, work.found)
     return work.found
@@ -170,7 +170,7 @@ class _Pictures:
             try:
                 found[name] = read_curves(workdir)
             except MissingInputError as error:
-                say(str(error))
+                log(str(error))
         if not any(found.values()):
             raise ConfigError("no run has written metrics.jsonl")
         charts.draw_curves(self._path("curves", "runs"), found)

@@ -14,7 +14,7 @@ from hive_jax.benchmark.cases import Size, case
 from hive_jax.benchmark.grids import Rules
 from hive_jax.benchmark.reading import loader, photograph, sets
 from hive_jax.benchmark.steps import Step
-from hive_jax.data.order import ByLength
+from hive_jax.data.sampler import LengthBucketSampler
 from hive_jax.training.metrics import Throughput
 
 _BUCKETS, _LONGEST = (32, 48, 64), 77
@@ -78,7 +78,7 @@ def _shares(batch_size: int) -> dict[int, float]:
     """The share of an epoch's batches that is padded to each length."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(_CAPTIONS[0], _CAPTIONS[1] + 1, _BATCHES * batch_size)
-    order = ByLength(tokens, 0, batch_size=batch_size, buckets=_BUCKETS)
+    order = LengthBucketSampler(tokens, 0, batch_size=batch_size, buckets=_BUCKETS)
     firsts = range(0, len(tokens), batch_size)
     padded = [order.padded_to(first, _LONGEST) for first in firsts]
     return {n: padded.count(n) / len(padded) for n in (*_BUCKETS, _LONGEST)}

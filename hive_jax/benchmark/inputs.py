@@ -7,12 +7,13 @@ import numpy as np
 
 from hive_jax.benchmark.cases import Size
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import Batch
+from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
+from hive_jax.io import atomic_dir
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
-from hive_jax.weights import huggingface, table, writing
+from hive_jax.weights import huggingface, table
 from hive_jax.weights.names import param_shapes
 
 _CODE = Path(__file__).parent.parent / "export/torch"
@@ -35,7 +36,7 @@ def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
     """
     theirs = layout(model)
     arrays = random_params(param_shapes(model), seed)
-    with writing.new_folder(folder) as temporary:
+    with atomic_dir(folder) as temporary:
         huggingface.write(temporary, theirs, arrays, np.dtype(np.float32))
         if model.fusion != "self_attention":
             for name in ("configuration_hive.py", "modeling_hive.py"):

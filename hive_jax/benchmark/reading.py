@@ -15,14 +15,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from hive_jax.config import MeshConfig
-from hive_jax.data.augment import augmented
-from hive_jax.data.bad import BadSamples
-from hive_jax.data.images import as_png, decode, opened
+from hive_jax.data.image_io import encode_png, open_image
+from hive_jax.data.invalid import InvalidSampleLog
 from hive_jax.data.loader import Loader
-from hive_jax.data.order import Order
-from hive_jax.data.sets.preparing import Plan, prepare
-from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.data.sampler import ShuffledSampler
+from hive_jax.data.sources.array_record_writer import ConversionPlan, write_array_record
+from hive_jax.data.sources.registry import SourceOptions, whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
+from hive_jax.data.transforms import augment_image, decode
 from hive_jax.errors import MissingInputError
 from hive_jax.training.sharding import batch_sharding, make_mesh
 
@@ -77,13 +77,13 @@ def _decoded(content: bytes) -> None:
 
 
 def _augmented(content: bytes, image_size: int, position: int) -> None:
-    with opened(content, "") as image:
-        augmented(image, image_size, 0, position)
+    with open_image(content, "") as image:
+        augment_image(image, image_size, 0, position)
 
 
 def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
     """The same set in every form; (what it is, source)."""
-    how = Opening(image_size, "hf_bicubic")
+    how = SourceOptions(image_size, "hf_bicubic")
     records = []
     (folder / "images").mkdir()
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
@@ -99,7 +99,7 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
     yield "zip", whole_source(f"{chat}.zip", how)
 
     def resized(content: bytes, where: str) -> bytes:
-        return as_png(decode(content, image_size, "hf_bicubic", where))
+        return encode_png(decode(content, image_size, "hf_bicubic", where))
 
     for name, images, change in (
         ("ArrayRecord", None, None),
@@ -107,9 +107,9 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
     ):
         source = whole_source(chat, how)
         out = folder / ("resized" if images else "as_they_are")
-        plan = Plan(chat, source.fingerprint, len(source), images, 8192)
+        plan = ConversionPlan(chat, source.fingerprint, len(source), images, 8192)
         try:
-            prepare(source, plan, out, threads, change, lambda count: None)
+            write_array_record(source, plan, out, threads, change, lambda count: None)
         except MissingInputError as error:
             tqdm.write(f"{name} is left out: {error}")
             continue
@@ -124,12 +124,12 @@ def loader(
     return Loader(
         source,
         load_tokenizer(BUILTIN),
-        order=Order(len(source), seed=0),
+        order=ShuffledSampler(len(source), seed=0),
         batch_size=batch_size,
         num_tokens=num_tokens,
         image_size=image_size,
         preprocessing="hf_bicubic",
-        bad=BadSamples("train", len(source), 0.0),
+        bad=InvalidSampleLog("train", len(source), 0.0),
         sharding=batch_sharding(mesh, batch_size),
         threads=threads,
     )

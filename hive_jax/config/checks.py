@@ -53,7 +53,7 @@ def _check_probe_config(config: ProbeConfig) -> None:
 
 
 PROBES = ("linear", "attentive", "zero_shot", "retrieval")
-# Of image files; see hive_jax/data/preprocessing.py.
+# Of image files; see hive_jax/data/transforms.py.
 PREPROCESSING = (
     *("hf_bicubic", "hf_bilinear", "hf_bicubic_pad", "hf_bilinear_pad"),
     "bv_bilinear",

@@ -53,16 +53,16 @@ class DataConfig:
       source: "tabletop", the built-in world, or tabletop:TEXT with what is said of a
         scene ("captions", "vague", "questions", "text"); or a set in LLaVA's format,
         llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat,take=first:1000 (see
-        hive_jax/data/sets/llava.py). Several are mixed, "2*llava:... + 1*llava:...".
+        hive_jax/data/sources/llava.py). Several are mixed, "2*llava:... + 1*llava:...".
       seed: of the built-in world, and of take=random:1000.
       preprocessing: of image files, "hf_bicubic", "hf_bilinear" or "bv_bilinear", and
         the first two with bars to a square, "hf_bicubic_pad" (see
-        hive_jax/data/preprocessing.py); empty: the one that the encoder's weights were
+        hive_jax/data/transforms.py); empty: the one that the encoder's weights were
         trained with.
       tokenizer: "builtin:tabletop", or a tokenizer.json, a SentencePiece .model, or
         a folder with either; empty: the one that came with the decoder's weights.
       augment: random crops, flips and colours of the images to train on (the paper's
-        table 4); see hive_jax/data/augment.py.
+        table 4); see hive_jax/data/transforms.py.
       buckets: increasing numbers of tokens below `num_tokens`: samples of about the same
         length come together, and are padded to the smallest of these that holds them.
         All texts are read once before the first step. Empty: in any order, padded to
@@ -157,9 +157,9 @@ class ProbeConfig:
         of them; and of two towers "zero_shot", classes by their names, and "retrieval",
         images by their texts and texts by their images.
       depth: of the block whose features are read; 0 for the last one.
-      train, test: as data.source of a run; see hive_jax/data/sets/sources.py.
+      train, test: as data.source of a run; see hive_jax/data/sources/registry.py.
       preprocessing, tokenizer: empty for those of the weights.
-      augment: crops, flips and colours; see hive_jax/data/augment.py. The encoder then
+      augment: crops, flips and colours; see hive_jax/data/transforms.py. The encoder then
         runs in every epoch, and once otherwise.
       num_seeds: classifiers trained, with seeds from `seed` on.
       warmup_epochs, peak_lr, weight_decay, clip_norm: of AdamW, with a cosine to 0; the

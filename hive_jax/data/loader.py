@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
-from hive_jax.data.bad import BadSample, BadSamples
-from hive_jax.data.batch import Batch, Sample
-from hive_jax.data.order import Order
-from hive_jax.data.pixels import pixels
+from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
+from hive_jax.data.sampler import ShuffledSampler
 from hive_jax.data.tokenizer import Tokenizer, encode_sample
+from hive_jax.data.transforms import load_pixels
+from hive_jax.data.types import Batch, Sample
 from hive_jax.errors import DataError
 
 # Rows that are no accident, if none of them has a supervised token.
@@ -27,12 +27,12 @@ class Loader:
     """Reads, tokenises and stacks samples in threads, ahead of the training.
 
     Args:
-      source: random-access samples; see hive_jax/data/sets/sources.py.
+      source: random-access samples; see hive_jax/data/sources/registry.py.
       tokenizer: for their text.
       order: of the samples.
       num_tokens: that longer texts are cut at, and shorter ones padded to where the
         order does not say otherwise.
-      preprocessing: of image files; see hive_jax/data/preprocessing.py.
+      preprocessing: of image files; see hive_jax/data/transforms.py.
       bad: counts what cannot be used, and ends the run if it is too much.
       sharding: of a batch's rows over the devices; each process reads only the
         rows of its own devices.
@@ -44,12 +44,12 @@ class Loader:
         source,
         tokenizer: Tokenizer,
         *,
-        order: Order,
+        order: ShuffledSampler,
         batch_size: int,
         num_tokens: int,
         image_size: int,
         preprocessing: str,
-        bad: BadSamples,
+        bad: InvalidSampleLog,
         sharding: jax.sharding.NamedSharding,
         threads: int,
         augment_seed: int | None = None,
@@ -96,20 +96,20 @@ class Loader:
 
     def image(self, index: int) -> np.ndarray:
         """The image of a sample as it is, uint8[image_size, image_size, 3]. Raises
-        BadSample."""
+        InvalidSample."""
         return self._pixels(index, self.source[index], None)
 
     def _read(
         self, position: int, index: int, length: int
-    ) -> dict[str, np.ndarray] | BadSample:
+    ) -> dict[str, np.ndarray] | InvalidSample:
         try:
             sample = self.source[index]
             row = encode_sample(sample, self.tokenizer, length)
             if not row["target"].any():
                 detail = "has no supervised token within data.num_tokens"
-                raise BadSample("no target", self.source.where(index), detail)
+                raise InvalidSample("no target", self.source.where(index), detail)
             return {"image": self._pixels(index, sample, position), **row}
-        except BadSample as bad:
+        except InvalidSample as bad:
             return bad
 
     def _pixels(self, index: int, sample: Sample, position: int | None) -> np.ndarray:
@@ -117,20 +117,21 @@ class Loader:
         seed = self._augment_seed
         augment = None if seed is None or position is None else (seed, position)
         size, where = self.spec.image.shape[1], self.source.where(index)
-        return pixels(sample.image, size, self._preprocessing, where, augment)
+        return load_pixels(sample.image, size, self._preprocessing, where, augment)
 
     def _collect(self, step: int, spec: Batch, futures: list) -> Batch:
         rows = [future.result() for future in futures]
         self._account(step, rows)
         rows = [
-            self._nothing(spec) if isinstance(row, BadSample) else row for row in rows
+            self._nothing(spec) if isinstance(row, InvalidSample) else row
+            for row in rows
         ]
         local = Batch(**{key: np.stack([r[key] for r in rows]) for key in rows[0]})
         return jax.tree.map(self._place, local, spec)
 
-    def _account(self, step: int, rows: list[dict | BadSample]) -> None:
+    def _account(self, step: int, rows: list[dict | InvalidSample]) -> None:
         """Counts the bad ones, and raises DataError if there are too many."""
-        found = [row for row in rows if isinstance(row, BadSample)]
+        found = [row for row in rows if isinstance(row, InvalidSample)]
         if len(found) == len(rows) >= _TELLING and all(
             x.reason == "no target" for x in found
         ):
@@ -139,7 +140,7 @@ class Loader:
                 f"data.source and data.num_tokens = {self.spec.tokens.shape[1]}"
             )
         for number, row in zip(self._rows, rows, strict=True):
-            if isinstance(row, BadSample):
+            if isinstance(row, InvalidSample):
                 position = step * self.batch_size + number
                 self.bad.add(position, self._order.index(position), row)
         if found:

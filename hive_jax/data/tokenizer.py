@@ -6,14 +6,14 @@ tokenised twice, so no template or merge can shift them.
 
 import dataclasses
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from hive_jax.data.batch import KINDS, Sample
-from hive_jax.errors import ConfigError, DataError, MissingInputError, OutputError
+from hive_jax.data.types import KINDS, Sample
+from hive_jax.errors import ConfigError, DataError, MissingInputError
+from hive_jax.io import atomic_dir
 
 BUILTIN = "builtin:tabletop"
 _BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
@@ -167,17 +167,10 @@ def copy_tokenizer(source: str, folder: Path) -> None:
         files = [path for path in files if path.is_file()]
     else:
         files = [file]
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with atomic_dir(folder) as temporary:
         for path in files:
             name = path.name if path.name in (*_FILES, *_SETTINGS) else _name_of(path)
             shutil.copyfile(path, temporary / name)
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _name_of(path: Path) -> str:
@@ -207,11 +200,11 @@ def encode_sample(
     """The text arrays of one sample, each [num_tokens]; see Batch.
 
     A begin-of-sequence token comes first where the vocabulary has one; text beyond
-    `num_tokens` is cut, and that of `shortened` not even tokenised. An image before the
+    `num_tokens` is cut, and that of `truncate_text` not even tokenised. An image before the
     first segment stands before everything, the begin-of-sequence token included, as in
     PaliGemma.
     """
-    sample = shortened(sample, num_tokens)
+    sample = truncate_text(sample, num_tokens)
     text = "".join(segment.text for segment in sample.segments)
     ids, spans = tokenizer.encode(text)
     target, seen, kind = _label_characters(sample)
@@ -245,7 +238,7 @@ def count_tokens(sample: Sample, tokenizer: Tokenizer) -> int:
     return len(tokenizer.encode(text)[0]) + (tokenizer.bos_id is not None)
 
 
-def shortened(sample: Sample, num_tokens: int) -> Sample:
+def truncate_text(sample: Sample, num_tokens: int) -> Sample:
     """The sample without text that is far beyond `num_tokens`, so that a text of any
     length costs no more than a long one; itself, if there is none."""
     room = max(_CHARACTERS, num_tokens * _CHARACTERS_PER_TOKEN)

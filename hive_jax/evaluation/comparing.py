@@ -13,6 +13,7 @@ from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.evaluation import mme
 from hive_jax.evaluation.kept import RESULT, SAMPLES
 from hive_jax.evaluation.statistics import Difference, compare, total
+from hive_jax.io import read_json
 
 # Settings in which evaluations that are compared must not differ.
 _SAME = (
@@ -52,34 +53,6 @@ class Row:
     differences: dict[str, Difference]
 
 
-def named(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """NAME=FOLDER arguments by name; the evaluations of several seeds have one name.
-
-    Raises ConfigError.
-    """
-    found = {}
-    for argument in arguments:
-        name, equals, folder = argument.partition("=")
-        if not equals:
-            name, folder = Path(argument).name, argument
-        if not name or not folder:
-            raise ConfigError(f"{argument!r}; expected NAME=FOLDER")
-        found.setdefault(name, []).append(folder)
-    return found
-
-
-def one_each(arguments: Sequence[str]) -> dict[str, str]:
-    """The same, where each name has one folder. Raises ConfigError."""
-    found = named(arguments)
-    for name, folders in found.items():
-        if len(folders) > 1:
-            raise ConfigError(
-                f"{name!r} names {' and '.join(folders)}; expected a name for each, as "
-                "in hive=FOLDER cascaded=FOLDER"
-            )
-    return {name: folder for name, (folder,) in found.items()}
-
-
 def read(folder: str) -> dict[str, Evaluation]:
     """Task -> its evaluation, of a run's workdir or an evaluation's folder.
 
@@ -92,7 +65,7 @@ def read(folder: str) -> dict[str, Evaluation]:
         if not (path.parent / SAMPLES).is_file():
             continue
         try:
-            result = json.loads(path.read_text("utf-8"))
+            result = read_json(path)
             lines = (path.parent / SAMPLES).read_text("utf-8").splitlines()
             samples = [json.loads(line) for line in lines]
             found[result["task"]] = Evaluation(path.parent, result, samples)

@@ -9,17 +9,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hive_jax.config import MeshConfig, nearest
-from hive_jax.data.ahead import in_order
-from hive_jax.data.images import decode
+from hive_jax.console import log, progress_bar, text_table
+from hive_jax.data.parallel import ordered_map
 from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError
 from hive_jax.evaluation.examples import Example, Examples, prompt
 from hive_jax.evaluation.generate import Decoding, Generator, Prompt
 from hive_jax.evaluation.kept import Kept, kept_in
 from hive_jax.evaluation.subject import Subject, open_run
 from hive_jax.evaluation.tasks import Task, find_task, read_task
-from hive_jax.training import report, sharding
-from hive_jax.training.metrics import progress_bar, say
+from hive_jax.training import sharding
 
 _THREADS = 8
 
@@ -79,7 +79,7 @@ def evaluate(
                 _answer(kept, subject, task, variant, examples, decoding, batch_size)
                 results[name] = _finish(kept, task, examples)
             else:
-                say(f"{name}: finished already; its figures are in {folder}")
+                log(f"{name}: finished already; its figures are in {folder}")
                 results[name] = kept.result
     return results
 
@@ -91,7 +91,7 @@ def table(results: dict[str, dict]) -> str:
         for name, result in results.items()
         for score, value in result["scores"].items()
     ]
-    return report.table(("task", "score", "questions"), rows)
+    return text_table(("task", "score", "questions"), rows)
 
 
 def _own_variant(subject: Subject) -> str:
@@ -168,7 +168,7 @@ def _answer(
 
     done = len(examples) - len(left)
     with progress_bar(kept.folder.name, len(examples), done) as bar:
-        loaded = in_order(load, range(len(batches)), _THREADS)
+        loaded = ordered_map(load, range(len(batches)), _THREADS)
         for chosen, prompts in zip(batches, loaded, strict=True):
             outputs = generator(prompts, batch_size)
             kept.add(

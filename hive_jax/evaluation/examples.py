@@ -90,7 +90,7 @@ class Examples(Sequence):
         return self._examples[index]
 
     def image(self, example: Example) -> bytes | None:
-        """The content of its image file; None for text alone. Raises BadSample."""
+        """The content of its image file; None for text alone. Raises InvalidSample."""
         return None if example.image is None else self._store.read(example.image)
 
 

@@ -3,27 +3,12 @@
 import functools
 from pathlib import Path
 
-from hive_jax.data.sets.parquet import ParquetStore
-from hive_jax.data.sets.stores import FolderStore, ZipStore
-from hive_jax.data.sets.text import as_json, as_utf8, is_utf8
+from hive_jax.data.sources.base import is_utf8
+from hive_jax.data.sources.image_store import FolderStore, ZipStore
+from hive_jax.data.sources.parquet import ParquetStore
 from hive_jax.errors import DataError, MissingInputError
 
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
-
-
-def read_json(path: Path):
-    """What a file of JSON holds. Raises MissingInputError, DataError."""
-    return as_json(read_text(path), str(path))
-
-
-def read_text(path: Path) -> str:
-    """The text of a file. Raises MissingInputError, DataError."""
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file")
-    try:
-        return as_utf8(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def expect(value, kind: type, where: str):
@@ -124,7 +109,7 @@ class Table:
         return {str(row) for row, there in enumerate(self._store.present()) if there}
 
     def read(self, name: str) -> bytes:
-        """The bytes of an image. Raises BadSample."""
+        """The bytes of an image. Raises InvalidSample."""
         return self._store.read(name)
 
     def _require(self, columns) -> None:

@@ -13,15 +13,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import Sample, Segment
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
+from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.models.hive import Hive
 from hive_jax.training import objectives, sharding
 from hive_jax.training.program import layers_apart
 
 _SHORTEST = 16  # tokens that prompts are padded to, or to twice as many, and so on
-# What ends every text of this project's data; see hive_jax/data/sets/llava.py.
+# What ends every text of this project's data; see hive_jax/data/sources/llava.py.
 END = "\n"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hive_jax.evaluation import files
 from hive_jax.evaluation.examples import Example, Examples, Scores, by_kind, percent
+from hive_jax.io import read_json
 
 _FILE = "testdev_balanced_questions.json"
 _COLUMNS = ("id", "imageId", "question", "answer")
@@ -27,7 +28,7 @@ def read(folder: str) -> Examples:
     if files.has_parquet(root):
         return _from_parquet(root)
     path = root / _FILE
-    records = files.expect(files.read_json(path), dict, str(path))
+    records = read_json(path)
     examples = []
     for name, record in records.items():
         where = f"{path}, question {name}"

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import hive_jax
 from hive_jax.config import differences
-from hive_jax.data.files import (
-    alone,
-    as_lines,
+from hive_jax.errors import OutputError
+from hive_jax.io import (
+    exclusive_lock,
+    json_lines,
+    output_errors,
     read_json,
     write_json,
     write_text,
-    written,
 )
-from hive_jax.errors import OutputError
 
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 _ANSWERS = "answers.jsonl"
@@ -42,7 +42,8 @@ class Kept:
     def __init__(self, folder: Path, settings: Mapping):
         self.folder, self._settings = folder, json.loads(json.dumps(settings))
         self.answers: dict[str, dict] = {}
-        self.result = read_json(folder / RESULT)
+        path = folder / RESULT
+        self.result = read_json(path) if path.is_file() else None
         if self.result is not None:
             settings = {k: v for k, v in self.result.items() if k not in _FOUND}
             self._require_same(settings)
@@ -54,8 +55,8 @@ class Kept:
         records = list(records)
         self.answers |= {record["id"]: record for record in records}
         path = self.folder / _ANSWERS
-        with written(path), path.open("a", encoding="utf-8") as file:
-            file.write(as_lines(records))
+        with output_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json_lines(records))
             file.flush()
             os.fsync(file.fileno())
 
@@ -64,7 +65,7 @@ class Kept:
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         found = (scores, parts, hive_jax.__version__, date)
         self.result = self._settings | dict(zip(_FOUND, found, strict=True))
-        write_text(self.folder / SAMPLES, as_lines(samples))
+        write_text(self.folder / SAMPLES, json_lines(samples))
         write_json(self.folder / RESULT, self.result)
         (self.folder / _ANSWERS).unlink(missing_ok=True)
         return self.result
@@ -72,7 +73,7 @@ class Kept:
     def _read(self) -> None:
         """The answers of an evaluation that was cut off; a torn last line is dropped."""
         path, lines = self.folder / _ANSWERS, []
-        with written(path):
+        with output_errors(path):
             if path.exists():
                 for line in path.read_bytes().splitlines():
                     try:
@@ -82,7 +83,7 @@ class Kept:
         settings, *answers = lines or [self._settings]
         self._require_same(settings)
         self.answers = {answer["id"]: answer for answer in answers}
-        write_text(path, as_lines((settings, *answers)))
+        write_text(path, json_lines((settings, *answers)))
 
     def _require_same(self, theirs: Mapping) -> None:
         if changed := differences(theirs, self._settings):
@@ -104,5 +105,5 @@ def kept_in(folder: Path, settings: Mapping) -> Iterator[Kept]:
       OutputError: the folder has an evaluation of other settings, each of which is
         named; another process is writing it; or it cannot be written.
     """
-    with alone(folder):
+    with exclusive_lock(folder):
         yield Kept(folder, settings)

@@ -15,11 +15,11 @@ import collections
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.sets.stores import FolderStore
-from hive_jax.data.sets.text import as_utf8
+from hive_jax.data.sources.image_store import FolderStore
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import files
 from hive_jax.evaluation.examples import Example, Examples, Scores, percent
+from hive_jax.io import decode_text
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene"),
@@ -109,7 +109,7 @@ def _lines_of(root: Path, category: str, store: FolderStore):
     texts = f"{category}/{inner}" if apart else category
     images = f"{category}/images" if apart else category
     for name in sorted(path.name for path in (root / texts).glob("*.txt")):
-        content = as_utf8(store.read(f"{texts}/{name}"), str(root / texts / name))
+        content = decode_text(store.read(f"{texts}/{name}"), str(root / texts / name))
         stem = f"{images}/{name.removesuffix('.txt')}"
         image = next(
             (stem + s for s in _IMAGES if store.has(stem + s)), stem + _IMAGES[0]

@@ -19,6 +19,7 @@ from hive_jax.evaluation import files
 from hive_jax.evaluation.answers import agreement, normalised, of_ten
 from hive_jax.evaluation.examples import Example, Examples, Scores, by_kind, percent
 from hive_jax.evaluation.lemmas import lemmatised
+from hive_jax.io import read_json
 
 _QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
 _ANNOTATIONS = "mscoco_val2014_annotations.json"
@@ -32,7 +33,7 @@ def read(folder: str) -> Examples:
     annotated = _annotations(root / _ANNOTATIONS)
     path = root / _QUESTIONS
     examples = []
-    for where, record in _listed(files.read_json(path), "questions", path):
+    for where, record in _listed(read_json(path), "questions", path):
         number = files.field(record, "question_id", int, where)
         if number not in annotated:
             raise DataError(f"{where}: {_ANNOTATIONS} has no answers to {number}")
@@ -77,7 +78,7 @@ def _listed(whole, key: str, path: Path | str):
 
 def _annotations(path: Path) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]]]:
     """question_id -> its answers, and the name of its type."""
-    whole, found = files.read_json(path), {}
+    whole, found = read_json(path), {}
     for where, record in _listed(whole, "annotations", path):
         said = _listed(record, "answers", where)
         answers = tuple(files.field(one, "answer", str, place) for place, one in said)

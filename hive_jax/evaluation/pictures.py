@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hive_jax.data.files import written
+from hive_jax.io import atomic_write
 
 
 def new_figure(width: float, height: float):
@@ -14,7 +14,5 @@ def new_figure(width: float, height: float):
 
 def save(figure, path: Path, dpi: int = 120) -> None:
     """Writes a PNG. Raises OutputError."""
-    with written(path):
-        temporary = path.with_name(f".{path.name}.tmp")
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
-        temporary.replace(path)

@@ -12,10 +12,10 @@ Or Parquet with the columns question_id, image, question, answer and category.
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.sets.text import as_json
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import files
 from hive_jax.evaluation.examples import Example, Examples, Scores, by_kind, percent
+from hive_jax.io import parse_json, read_text
 
 _KINDS = ("random", "popular", "adversarial")
 
@@ -37,11 +37,11 @@ def read(folder: str) -> Examples:
         raise MissingInputError(f"{folder}: expected Parquet, or coco_pope_random.json")
     examples = []
     for kind, path in paths.items():
-        for number, line in enumerate(files.read_text(path).split("\n"), 1):
+        for number, line in enumerate(read_text(path).split("\n"), 1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            record = files.expect(as_json(line, where), dict, where)
+            record = files.expect(parse_json(line, where), dict, where)
             image = f"val2014/{files.text(record, 'image', where)}"
             examples.append(_example(record, image, "text", "label", kind, where))
     return Examples(folder, examples, files.image_store(root, "val2014"))

@@ -24,6 +24,7 @@ from hive_jax.evaluation.examples import (
     by_kind,
     percent,
 )
+from hive_jax.io import read_json
 
 _SPLIT = "test"
 
@@ -37,8 +38,8 @@ def read(folder: str) -> Examples:
     if files.has_parquet(root):
         return _from_parquet(root)
     path, splits = root / "problems.json", root / "pid_splits.json"
-    problems = files.expect(files.read_json(path), dict, str(path))
-    names = files.expect(files.read_json(splits), dict, str(splits))
+    problems = read_json(path)
+    names = read_json(splits)
     examples = []
     for name in files.texts(names, _SPLIT, str(splits)):
         record = files.field(problems, name, dict, str(path))

@@ -1,18 +1,17 @@
 """A comparison as Markdown, JSON and a picture."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from hive_jax.data.files import write_json, write_text, written
 from hive_jax.errors import DataError
 from hive_jax.evaluation.comparing import Row
 from hive_jax.evaluation.pictures import new_figure, save
 from hive_jax.evaluation.statistics import Difference
+from hive_jax.io import output_errors, read_json, write_json, write_text
 
 COMPARISON = "compare.json"
 # The paper's tables 4 and 5, of SigLIP; see the README for what differs.
@@ -80,7 +79,7 @@ def write(folder: Path, rows: Sequence[Row], paper: bool = False) -> str:
 
     Raises OutputError.
     """
-    with written(folder):
+    with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     text = markdown(rows, paper)
     write_text(folder / "compare.md", text)
@@ -96,7 +95,7 @@ def write(folder: Path, rows: Sequence[Row], paper: bool = False) -> str:
 def read(folder: Path) -> list[Row]:
     """The rows that `write` has written. Raises DataError."""
     try:
-        found = json.loads((folder / COMPARISON).read_text("utf-8"))["rows"]
+        found = read_json(folder / COMPARISON)["rows"]
         return [
             Row(
                 row["title"],

@@ -14,6 +14,7 @@ from pathlib import Path
 from hive_jax.evaluation import files
 from hive_jax.evaluation.answers import agreement, normalised, of_ten
 from hive_jax.evaluation.examples import Example, Examples, Scores, percent
+from hive_jax.io import read_json
 
 _FILE = "TextVQA_0.5.1_val.json"
 
@@ -27,7 +28,7 @@ def read(folder: str) -> Examples:
         examples = [_example(row, image, where) for where, image, row in rows]
         return Examples(folder, examples, table)
     path = root / _FILE
-    whole = files.expect(files.read_json(path), dict, str(path))
+    whole = read_json(path)
     examples = []
     for number, record in enumerate(files.field(whole, "data", list, str(path))):
         where = f"{path}, data[{number}]"

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from hive_jax.config import RunConfig
-from hive_jax.weights.tensors import read_json
+from hive_jax.errors import CheckpointError
+from hive_jax.io import read_json
 
 _LOADING = {
     "encoder": """\
@@ -190,4 +191,4 @@ def _check(certificate: dict) -> str:
 def read_result(workdir: Path) -> dict | None:
     """The result.json of a run, if there is one."""
     path = workdir / "result.json"
-    return read_json(path) if path.is_file() else None
+    return read_json(path, error=CheckpointError) if path.is_file() else None

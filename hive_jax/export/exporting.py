@@ -24,6 +24,7 @@ from hive_jax.export.chosen import (
     with_image_token,
 )
 from hive_jax.export.processors import IMAGE_TOKEN, ExportedTokenizer, export_tokenizer
+from hive_jax.io import atomic_dir, atomic_write, require_absent, write_json
 from hive_jax.weights import huggingface, writing
 from hive_jax.weights.big_vision import save_npz, together
 from hive_jax.weights.names import fields
@@ -81,7 +82,7 @@ def export(
             f"--newline_ends is for a decoder, vlm or hive in Hugging Face's format; "
             f"this is the {part} as {format}"
         )
-    writing.require_absent(out)
+    require_absent(out)
     chosen = choose(workdir, part)
     if format == "big_vision":
         _write_npz(out, chosen, as_type)
@@ -89,7 +90,7 @@ def export(
     if format == "state_dict":
         _write_state_dict(out, chosen, as_type, target)
         return {}
-    with writing.new_folder(out) as folder:
+    with atomic_dir(out) as folder:
         return _write_folder(
             folder,
             workdir,
@@ -131,7 +132,7 @@ def _write_state_dict(out: str, chosen: Chosen, dtype: np.dtype, target: str) ->
         chosen, _ = with_image_token(chosen, token)
     layout = layout_of(chosen, token)
     make, _ = huggingface.tensors(layout, arrays_for(chosen, target), dtype)
-    with writing.new_file(out) as path:
+    with atomic_write(out, overwrite=False) as path:
         writing.save_safetensors(path, {name: made() for name, made in make.items()})
 
 
@@ -201,7 +202,7 @@ def _write_folder(
         for file in sorted(folder.iterdir())
         if file.suffix != ".safetensors"  # each of their tensors has its own
     }
-    writing.write_json(folder / CERTIFICATE, about)
+    write_json(folder / CERTIFICATE, about)
     return about
 
 
@@ -237,10 +238,10 @@ def _write_model(
             layout.config["text_config"].update(ids)
     if exported and part != "two_towers":
         generation = exported.generation_config()
-        writing.write_json(folder / "generation_config.json", generation)
+        write_json(folder / "generation_config.json", generation)
     if part != "decoder":
         processor = "LlavaProcessor" if part == "vlm" else ""
-        writing.write_json(
+        write_json(
             folder / "preprocessor_config.json",
             huggingface.image_processor(
                 run.model.encoder.image_size,
@@ -249,7 +250,7 @@ def _write_model(
             ),
         )
     if part == "vlm":
-        writing.write_json(
+        write_json(
             folder / "processor_config.json",
             {
                 "processor_class": "LlavaProcessor",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.errors import CheckpointError
-from hive_jax.weights.writing import write_json
+from hive_jax.io import write_json
 
 IMAGE_TOKEN = "<image>"
 _SPECIAL = {

@@ -5,9 +5,10 @@ from pathlib import Path
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.errors import CheckpointError
 from hive_jax.export import certificate
+from hive_jax.io import read_json
 from hive_jax.weights import huggingface
 from hive_jax.weights.parts import OPEN
-from hive_jax.weights.tensors import CERTIFICATE, read_json
+from hive_jax.weights.tensors import CERTIFICATE
 
 
 def recheck(folder: str, python: str = "") -> dict:
@@ -24,7 +25,7 @@ def recheck(folder: str, python: str = "") -> dict:
       MissingInputError, CheckpointError: it is no such folder, was changed since, or
         the outputs differ.
     """
-    about = read_json(Path(folder) / CERTIFICATE)
+    about = read_json(Path(folder) / CERTIFICATE, error=CheckpointError)
     part = about.get("part")
     if part not in OPEN:
         raise CheckpointError(f"{folder}/{CERTIFICATE} names the part {part!r}")

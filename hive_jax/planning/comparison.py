@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hive_jax.config import RunConfig
 from hive_jax.errors import OutputError
+from hive_jax.io import write_json
 from hive_jax.planning.advice import accumulate_that_fits
 from hive_jax.planning.chips import GIB
 from hive_jax.planning.plan import ASSUMED_MFU, Plan, make_plan
@@ -43,9 +43,7 @@ def write(content, path: str) -> None:
     Raises:
       OutputError: it cannot be written.
     """
-    with _partial(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        partial.replace(path)
+    write_json(path, content)
 
 
 def require_writable(path: str) -> None:

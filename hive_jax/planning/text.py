@@ -1,8 +1,8 @@
 """A plan as text: tables with units, then what to change."""
 
+from hive_jax.console import text_table
 from hive_jax.planning.chips import GIB
 from hive_jax.planning.plan import ASSUMED_MFU, Plan
-from hive_jax.training.report import table
 
 _LIMITS = {
     "compute": ("matrix products", 1e12, "TFLOP"),
@@ -68,7 +68,7 @@ def _memory(plan: Plan) -> str:
         rows.append(("a program may use", plan.available))
     unit, symbol = (GIB, "GiB") if plan.needed >= GIB / 10 else (2**20, "MiB")
     cells = [(name, f"{number / unit:,.3f}") for name, number in rows]
-    return table(("memory of each chip", symbol), cells)
+    return text_table(("memory of each chip", symbol), cells)
 
 
 def _verdict(plan: Plan) -> str:
@@ -93,7 +93,7 @@ def _collectives(plan: Plan) -> str:
     if not rows:
         return "No collectives."
     header = ("collectives of a step", "count", "arrays, GB", "received by a chip, GB")
-    lines = [table(header, rows)]
+    lines = [text_table(header, rows)]
     if plan.compiled.unknown_loops:
         lines.append(_unknown(plan))
     return "\n".join(lines)
@@ -121,7 +121,7 @@ def _work(plan: Plan) -> str:
         )
     if not rows:
         return ""
-    return table(("a step of a chip", "amount", "at most", "ms at least"), rows)
+    return text_table(("a step of a chip", "amount", "at most", "ms at least"), rows)
 
 
 def _stage(plan: Plan) -> str:
@@ -142,4 +142,4 @@ def _stage(plan: Plan) -> str:
         rows.append((label, *(f"{number:,.2f}" for number in numbers)))
     steps = f"{plan.config.total_steps:,} steps"
     header = (steps, "ms a step", "images/s a chip", "hours", "chip-hours")
-    return table(header, rows)
+    return text_table(header, rows)

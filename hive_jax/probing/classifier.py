@@ -10,8 +10,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.config import OptimizerConfig, ProbeConfig, Rule
-from hive_jax.data.order import Order
-from hive_jax.training.metrics import progress_bar
+from hive_jax.console import progress_bar
+from hive_jax.data.sampler import ShuffledSampler
 from hive_jax.training.optimizer import make_optimizer
 
 
@@ -24,7 +24,7 @@ def steps(config: ProbeConfig, count: int) -> tuple[int, int]:
 def schedule_of(config: ProbeConfig, count: int, seed: int) -> Iterator[np.ndarray]:
     """The images of each step, by number: epochs in a random order."""
     batch_size, total = steps(config, count)
-    order = Order(count, seed)
+    order = ShuffledSampler(count, seed)
     for step in range(total):
         first = step * batch_size
         yield np.array([order.index(first + row) for row in range(batch_size)])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from hive_jax.errors import ConfigError
+from hive_jax.console import parse_unique_paths
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.runs import is_run, open_run_tower
 from hive_jax.weights.parts import open_encoder
@@ -33,18 +33,7 @@ class Encoder:
 
 def named(init: str) -> dict[str, str]:
     """ "A=PATH,B=PATH" or a single path -> path by name. Raises ConfigError."""
-    found = {}
-    for part in init.split(","):
-        name, equals, path = part.partition("=")
-        if not equals:
-            name, path = _name_of(part), part
-        if not name or not path or name in found:
-            raise ConfigError(
-                f"config.init is {init!r}; expected a path, or NAME=PATH,NAME=PATH with "
-                "names that differ"
-            )
-        found[name] = path
-    return found
+    return parse_unique_paths(init.split(","), _name_of)
 
 
 def load(name: str, path: str) -> Encoder:

@@ -7,6 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import ConfigError
+from hive_jax.io import atomic_dir, write_json
 from hive_jax.probing.encoders import Encoder
 from hive_jax.weights import huggingface, writing
 
@@ -56,11 +57,11 @@ def export_classifier(
         "problem_type": "single_label_classification",
         "torch_dtype": "float32",
     }
-    with writing.new_folder(out) as folder:
-        writing.write_json(folder / "config.json", about)
+    with atomic_dir(out) as folder:
+        write_json(folder / "config.json", about)
         writing.write_tensors(folder, make, shapes, np.dtype(np.float32))
         processor = huggingface.image_processor(config.image_size, preprocessing)
-        writing.write_json(folder / "preprocessor_config.json", processor)
+        write_json(folder / "preprocessor_config.json", processor)
 
 
 def _up_to(encoder: Encoder, depth: int) -> dict[str, np.ndarray]:

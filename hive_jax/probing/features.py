@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from hive_jax.data.ahead import in_order
-from hive_jax.data.bad import BadSample
-from hive_jax.data.pixels import pixels
+from hive_jax.console import progress_bar
+from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.parallel import ordered_map
+from hive_jax.data.transforms import load_pixels
 from hive_jax.errors import DataError
 from hive_jax.models.layers import layer_norm
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.probing.encoders import Encoder
 from hive_jax.training import sharding
-from hive_jax.training.metrics import progress_bar
 from hive_jax.training.objectives import normalise_images
 
 LARGEST = 4 * 2**30  # bytes of features that are kept
@@ -113,7 +113,7 @@ class Labelled:
             rows = enumerate(chosen[number], starts[number])
             return [self._row(int(index), position, seed) for position, index in rows]
 
-        for rows in in_order(load, range(len(chosen)), self._threads):
+        for rows in ordered_map(load, range(len(chosen)), self._threads):
             images, classes = zip(*rows, strict=True)
             yield np.stack(images), np.array(classes, np.int32)
 
@@ -124,12 +124,12 @@ class Labelled:
             sample = self.source[index]
             if sample.label not in self._numbers:
                 detail = f"is of the class {sample.label!r}, none of those to train on"
-                raise BadSample("class", where, detail)
-            image = pixels(
+                raise InvalidSample("class", where, detail)
+            image = load_pixels(
                 sample.image, self._size, self._preprocessing, where, augment
             )
             return image, self._numbers[sample.label]
-        except BadSample as bad:
+        except InvalidSample as bad:
             if self._strict:
                 raise DataError(
                     f"{bad}. Accuracy over a part compares with nothing"

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.config import MeshConfig, ProbeConfig
-from hive_jax.data.sets.parts import classes_of
-from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.console import log
+from hive_jax.data.sources.base import classes_of
+from hive_jax.data.sources.registry import SourceOptions, whole_source
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.evaluation.kept import Kept, kept_in
 from hive_jax.models.probes import AttentiveProbe, LinearProbe
@@ -18,7 +19,6 @@ from hive_jax.probing.encoders import Encoder
 from hive_jax.probing.features import Labelled, Reader, extract, fits, in_parts
 from hive_jax.probing.figures import draw_confusion
 from hive_jax.training import sharding
-from hive_jax.training.metrics import say
 from hive_jax.training.objectives import compute_dtype
 
 
@@ -42,7 +42,7 @@ class Probe:
         self.config, self.encoder, self.depths = config, encoder, depths
         preprocessing = config.preprocessing or encoder.preprocessing
         size = encoder.config.image_size
-        how = Opening(size, preprocessing, config.seed)
+        how = SourceOptions(size, preprocessing, config.seed)
         train, test = (whole_source(text, how) for text in (config.train, config.test))
         self.classes = classes_of(train)
         if len(self.classes) < 2:
@@ -150,7 +150,7 @@ class Probe:
     def _count_bad(self) -> None:
         self._train.require(self.config.max_bad_fraction)
         if bad := self._train.bad:
-            say(
+            log(
                 f"{len(bad)} of {len(self._train)} images to train on cannot be read and "
                 f"are left out; one is {next(iter(bad.values()))}"
             )
@@ -176,7 +176,7 @@ def probe(
         with kept_in(folders[depth], settings[depth]) as kept:
             results[depth] = kept.result
     if all(results.values()):
-        say(f"{encoder.name}: finished already; its figures are in {out}")
+        log(f"{encoder.name}: finished already; its figures are in {out}")
         return results, None, work
     fitted = work.fitted()
     found, right = work.predicted(fitted)

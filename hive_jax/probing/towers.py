@@ -9,12 +9,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.config import ProbeConfig
-from hive_jax.data.ahead import in_order
-from hive_jax.data.batch import Sample, Segment
-from hive_jax.data.pixels import pixels
-from hive_jax.data.sets.parts import classes_of
-from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sources.base import classes_of
+from hive_jax.data.sources.registry import SourceOptions, whole_source
 from hive_jax.data.tokenizer import encode_sample, load_tokenizer
+from hive_jax.data.transforms import load_pixels
+from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.evaluation.kept import kept_in
 from hive_jax.models.siglip import (
@@ -116,12 +116,12 @@ class Embedder:
         def load(rows: np.ndarray) -> np.ndarray:
             return np.stack(
                 [
-                    pixels(source[i].image, size, preprocessing, source.where(i))
+                    load_pixels(source[i].image, size, preprocessing, source.where(i))
                     for i in rows.tolist()
                 ]
             )
 
-        parts = in_order(load, in_parts(len(source)), self._config.threads)
+        parts = ordered_map(load, in_parts(len(source)), self._config.threads)
         found = [self._of_images(towers.params["img"], part) for part in parts]
         return np.concatenate(found)
 
@@ -148,7 +148,7 @@ def evaluate_towers(config: ProbeConfig, towers: Towers, out: Path) -> dict:
       DataError: config.test has no classes, or an image that cannot be read.
     """
     preprocessing = config.preprocessing or towers.preprocessing
-    how = Opening(towers.image.image_size, preprocessing, config.seed)
+    how = SourceOptions(towers.image.image_size, preprocessing, config.seed)
     source = whole_source(config.test, how)
     settings = {
         "task": config.probe,

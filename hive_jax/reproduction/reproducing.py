@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from hive_jax.config import differences
-from hive_jax.data.files import alone, read_json, write_json, written
+from hive_jax.console import log, progress_bar
 from hive_jax.errors import ConfigError, HiveError, OutputError
+from hive_jax.io import exclusive_lock, output_errors, read_json, write_json
 from hive_jax.reproduction import steps
-from hive_jax.training.metrics import progress_bar, say
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SETTINGS = "reproduce.json"
@@ -36,7 +36,7 @@ def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}; expected 1 or more")
     root = Path(out).absolute()
-    with alone(root):
+    with exclusive_lock(root):
         _require_same(root, scale)
         todo = [steps.benchmarks(scale, root)]
         for seed in range(seeds):
@@ -47,7 +47,7 @@ def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
         with progress_bar("reproduce", len(todo), 0) as bar:
             for number, step in enumerate(todo, 1):
                 if not step.done.exists():
-                    say(f"[{number}/{len(todo)}] {step.name}")
+                    log(f"[{number}/{len(todo)}] {step.name}")
                     _run(step, root / "logs")
                 bar.update()
     return root / "comparison"
@@ -55,10 +55,10 @@ def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
 
 def _require_same(root: Path, scale: steps.Scale) -> None:
     settings = dataclasses.asdict(scale)
-    before = read_json(root / _SETTINGS)
-    if before is None:
-        write_json(root / _SETTINGS, settings)
-    elif changed := differences(before, settings):
+    path = root / _SETTINGS
+    if not path.is_file():
+        write_json(path, settings)
+    elif changed := differences(read_json(path), settings):
         listed = "\n  ".join(changed)
         raise OutputError(
             f"{root} has a reproduction of another scale (there -> now):\n  {listed}\n"
@@ -77,7 +77,7 @@ def _run(step: steps.Step, logs: Path) -> None:
         )
     }
     log = logs / f"{step.name.replace(', ', '_').replace(' ', '_')}.log"
-    with written(log):
+    with output_errors(log):
         logs.mkdir(exist_ok=True)
         with log.open("w", encoding="utf-8") as file:
             code = subprocess.call(

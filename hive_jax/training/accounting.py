@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hive_jax.data.bad import listed
-from hive_jax.training.metrics import say
+from hive_jax.console import log
+from hive_jax.data.invalid import listed
 from hive_jax.training.run import Run
 
 
@@ -39,7 +39,7 @@ def count_bad_samples(run: Run) -> dict[str, dict[str, int]]:
         counts[split] = loader.bad.counts
         if loader.bad:
             files = "bad_samples.jsonl" + " and its like" * (jax.process_count() > 1)
-            say(
+            log(
                 f"bad samples, {split}: {listed(counts[split])}; each is named in {files}"
             )
     return counts

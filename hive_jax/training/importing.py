@@ -16,18 +16,18 @@ from hive_jax.config import (
     check,
     to_dict,
 )
+from hive_jax.console import text_table
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer, require_fitting
 from hive_jax.errors import ConfigError
+from hive_jax.io import atomic_dir, require_absent
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
-from hive_jax.training import report
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.handover import placed
 from hive_jax.training.runs import TOKENIZER_FOLDER
 from hive_jax.training.state import TrainState
 from hive_jax.weights.names import param_shapes
 from hive_jax.weights.parts import open_decoder, open_encoder
-from hive_jax.weights.writing import new_folder, require_absent
 
 
 def import_weights(
@@ -76,7 +76,7 @@ def import_weights(
     meta = {"config": to_dict(config), "inputs": inputs, "samples_read": 0}
     step = np.zeros((), np.int32)
     state = TrainState(step=step, params=params, opt_state=())
-    with new_folder(out) as folder:
+    with atomic_dir(out) as folder:
         if known:
             copy_tokenizer(config.data.tokenizer, folder / TOKENIZER_FOLDER)
         with Checkpoints(str(folder)) as checkpoints:
@@ -134,6 +134,6 @@ def _table(parts: dict, fingerprints: dict[str, str]) -> str:
                 hashlib.sha256("".join(ours).encode()).hexdigest()[:16],
             )
         )
-    return report.table(
+    return text_table(
         ("part", "parameters", "stored as", "tensors left out", "fingerprint"), rows
     )

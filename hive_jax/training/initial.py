@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import Batch
+from hive_jax.data.types import Batch
 from hive_jax.models.siglip import patches
 from hive_jax.training import handover
 from hive_jax.training.objectives import init_params, normalise_images

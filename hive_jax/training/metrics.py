@@ -1,15 +1,15 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard files, a progress bar."""
+"""Where the numbers of a run go: metrics.jsonl, TensorBoard files, rates."""
 
 import contextlib
 import json
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Self
 
 import jax
-from tqdm import tqdm
+
+from hive_jax.console import log
+from hive_jax.io import write_text
 
 
 class MetricsWriter:
@@ -32,7 +32,7 @@ class MetricsWriter:
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
-            say("no TensorBoard files: pip install tensorboardX")
+            log("no TensorBoard files: pip install tensorboardX")
         else:
             board = str(workdir / "tensorboard")
             self._board = SummaryWriter(board, purge_step=step + 1)
@@ -47,7 +47,7 @@ class MetricsWriter:
                     self._board.add_scalar(name, value, step)
         except OSError as error:
             if not self._failed:
-                say(f"step {step}: metrics cannot be written: {error}")
+                log(f"step {step}: metrics cannot be written: {error}")
             self._failed = True
 
     def __enter__(self) -> Self:
@@ -70,9 +70,7 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except ValueError:  # the line that the kill cut short
             continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))
 
 
 class Throughput:
@@ -112,16 +110,3 @@ class Throughput:
         }
         self.restart(step)
         return rates
-
-
-def progress_bar(name: str, total: int, step: int) -> tqdm:
-    """A bar with rate and ETA on process 0 in a terminal; silent elsewhere."""
-    quiet = jax.process_index() != 0 or not sys.stderr.isatty()
-    return tqdm(desc=name, total=total, initial=step, disable=quiet, dynamic_ncols=True)
-
-
-def say(line: str) -> None:
-    """Prints a line from process 0, above the progress bar if there is one."""
-    if jax.process_index() == 0:
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from hive_jax.config import RunConfig
-from hive_jax.data.batch import Batch
+from hive_jax.data.types import Batch
 from hive_jax.models import stack
 from hive_jax.training import objectives, report, sharding, state, validation
 from hive_jax.training import optimizer as optimizers

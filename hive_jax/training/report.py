@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from hive_jax.config import Rule
+from hive_jax.console import text_table
 
 
 def parts(names) -> dict[str, list[str]]:
@@ -39,7 +40,7 @@ def parameter_table(
                 (part, f"{count:,}", "trainable", f"{peak_lr * multiplier:.1e}")
             )
     rows.append(("all", f"{total:,}", f"{trainable:,} trainable", ""))
-    return table(("part", "parameters", "", "peak lr"), rows)
+    return text_table(("part", "parameters", "", "peak lr"), rows)
 
 
 def distances(before: dict, after: dict) -> dict[str, float]:
@@ -62,16 +63,3 @@ def distances(before: dict, after: dict) -> dict[str, float]:
         size = float(sum(sums[name][1] for name in names)) ** 0.5
         moved[part] = change / size if size else change
     return moved
-
-
-def table(header: tuple, rows: list[tuple]) -> str:
-    """Text columns, the first aligned left and the others right."""
-    cells = [tuple(str(cell) for cell in row) for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = []
-    for row in cells:
-        first = row[0].ljust(widths[0])
-        rest = [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([first, *rest]).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)

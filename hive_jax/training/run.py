@@ -9,17 +9,16 @@ import jax
 import numpy as np
 
 from hive_jax.config import RunConfig, differences, to_dict
-from hive_jax.data.bad import BadSample, BadSamples
-from hive_jax.data.lengths import all_token_counts
+from hive_jax.console import log, progress_bar
+from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.loader import Loader
-from hive_jax.data.order import ByLength, Order
-from hive_jax.data.sets.sources import make_source
+from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
+from hive_jax.data.sources.registry import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, state
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initial import initial_params
-from hive_jax.training.metrics import progress_bar, say
 from hive_jax.training.program import Program
 
 
@@ -66,12 +65,12 @@ class Run:
         return Loader(
             source,
             self.tokenizer,
-            order=self._order(len(source)) if trains else Order(len(source)),
+            order=self._order(len(source)) if trains else ShuffledSampler(len(source)),
             batch_size=batch_size,
             num_tokens=config.data.num_tokens,
             image_size=config.model.encoder.image_size,
             preprocessing=config.data.preprocessing,
-            bad=BadSamples(
+            bad=InvalidSampleLog(
                 split, len(source), config.data.max_bad_fraction, source.where
             ),
             sharding=sharding.batch_sharding(self.mesh, batch_size),
@@ -87,20 +86,20 @@ class Run:
             with_image=with_image,
         )
 
-    def _order(self, size: int) -> Order:
+    def _order(self, size: int) -> ShuffledSampler:
         """The order that the train split is read in."""
         config = self.config
         if not config.data.buckets:
-            return Order(size, config.seed)
+            return ShuffledSampler(size, config.seed)
         with progress_bar("lengths of texts", size, 0) as bar:
-            tokens = all_token_counts(
+            tokens = count_all_tokens(
                 self._source("train", with_image=False),
                 self.tokenizer,
                 config.data.num_tokens,
                 config.data.threads,
                 bar.update,
             )
-        return ByLength(
+        return LengthBucketSampler(
             tokens,
             config.seed,
             batch_size=config.batch_size,
@@ -144,7 +143,7 @@ class Run:
     def _images(self) -> Iterator[np.ndarray]:
         """The images of the train split that can be read, in its order."""
         for index in range(len(self.loader.source)):
-            with contextlib.suppress(BadSample):
+            with contextlib.suppress(InvalidSample):
                 yield self.loader.image(index)
 
     def start(self) -> state.TrainState:
@@ -175,7 +174,7 @@ class Run:
             )
         restored, meta = checkpoints.restore(self.program.abstract_state)
         assert int(restored.step) == meta["step"]
-        say(f"continuing from step {meta['step']} in {checkpoints.directory}")
+        log(f"continuing from step {meta['step']} in {checkpoints.directory}")
         if changed:
-            say("config changed: " + ", ".join(changed))
+            log("config changed: " + ", ".join(changed))
         return self.program.running(restored)

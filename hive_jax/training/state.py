@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from hive_jax.config import Rule
-from hive_jax.data.batch import Batch
+from hive_jax.data.types import Batch
 from hive_jax.training import optimizer as optimizers
 from hive_jax.training import sharding
 from hive_jax.training.objectives import make_loss

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from hive_jax.config import RunConfig, to_dict
-from hive_jax.data.files import write_json
+from hive_jax.console import log, progress_bar, text_table
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
+from hive_jax.io import exclusive_lock, write_json
 from hive_jax.training import report
 from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
 from hive_jax.training.checkpointing.manager import Checkpoints
-from hive_jax.training.lock import WorkdirLock
-from hive_jax.training.metrics import MetricsWriter, Throughput, progress_bar, say
+from hive_jax.training.metrics import MetricsWriter, Throughput
 from hive_jax.training.run import Run
 from hive_jax.training.runs import TOKENIZER_FOLDER
 from hive_jax.training.signals import StopRequest
@@ -37,11 +37,11 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
       HiveError: before any training, for anything that cannot work.
     """
     run = Run(config)
-    say(run.program.parameter_table)
+    log(run.program.parameter_table)
     folder = Path(workdir)
     first = jax.process_index() == 0
     with (
-        WorkdirLock(workdir) if first else contextlib.nullcontext(),
+        exclusive_lock(workdir, "run.lock") if first else contextlib.nullcontext(),
         Checkpoints(workdir, keep=config.keep) as checkpoints,
         StopRequest() as stop,
     ):
@@ -58,7 +58,7 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
                 del state  # the report needs the room of the optimizer's moments
                 _finish(run, step, params, writer, folder)
                 return 0
-    say(f"stopped at step {step}, saved; run the same command to go on")
+    log(f"stopped at step {step}, saved; run the same command to go on")
     return PREEMPTED
 
 
@@ -126,7 +126,7 @@ def _validate(run: Run, params: dict, writer: MetricsWriter, step: int) -> dict:
         run.program.eval_step, params, run.validation, run.validation_batches
     )
     writer.write(step, {f"validation/{k}": v for k, v in values.items()})
-    say(f"step {step}: {summary_line(values)}")
+    log(f"step {step}: {summary_line(values)}")
     return values
 
 
@@ -136,7 +136,7 @@ def _finish(
     """Final validation, and how far each part moved from where it started; once."""
     path = folder / "result.json"
     if path.exists():
-        say(f"finished already; its figures are in {path}")
+        log(f"finished already; its figures are in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
     result["bad_samples"] = count_bad_samples(run)
@@ -144,10 +144,10 @@ def _finish(
         kept = run.program.kept_params(params)
         moved = report.distances(run.initial_params(), kept)
     except HiveError as error:  # the stage before is gone since
-        say(f"distances moved are not known: {error}")
+        log(f"distances moved are not known: {error}")
     else:
         rows = [(part, f"{distance:.3e}") for part, distance in moved.items()]
-        say(report.table(("part", "relative distance moved"), rows))
+        log(text_table(("part", "relative distance moved"), rows))
         result["relative_distance"] = moved
     _write_json(path, result)
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hive_jax.data.batch import KINDS, Batch
 from hive_jax.data.loader import Loader
+from hive_jax.data.types import KINDS, Batch
 from hive_jax.models.hive import Hive
 from hive_jax.training.losses import sigmoid_contrastive_loss
 from hive_jax.training.objectives import is_pair, normalise_images, token_losses

@@ -9,6 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.errors import CheckpointError, ConfigError
+from hive_jax.io import atomic_dir, write_json
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import big_vision, huggingface, parts, writing
@@ -100,7 +101,7 @@ def save_encoder(
       params: as from `load_encoder`, or of any `SiglipEncoder(config)`.
       format: "huggingface" or "big_vision".
       dtype: "float32", "bfloat16" or "float16", of the tensors in the files.
-      preprocessing: how images are prepared; see hive_jax/data/preprocessing.py.
+      preprocessing: how images are prepared; see hive_jax/data/transforms.py.
         transformers has no "bv_bilinear".
 
     Raises:
@@ -127,10 +128,10 @@ def save_encoder(
         short = {name: cast(name, array, as_type) for name, array in arrays.items()}
         big_vision.save_npz(path, unflatten_dict(short, sep="/"), about)
         return
-    with writing.new_folder(path) as folder:
+    with atomic_dir(path) as folder:
         huggingface.write(folder, huggingface.encoder(config), arrays, as_type)
         processor = huggingface.image_processor(config.image_size, preprocessing)
-        writing.write_json(folder / "preprocessor_config.json", processor)
+        write_json(folder / "preprocessor_config.json", processor)
 
 
 def require_params(config, params: Mapping) -> dict[str, np.ndarray]:

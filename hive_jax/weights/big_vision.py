@@ -20,11 +20,11 @@ import ml_dtypes
 import numpy as np
 
 from hive_jax.errors import CheckpointError, MissingInputError
+from hive_jax.io import atomic_write, parse_json
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights.table import Row
 from hive_jax.weights.tensors import Tensor, require_finite
-from hive_jax.weights.writing import new_file
 
 ABOUT = "hive_jax"
 _LAYER = re.compile(r"(.*\bencoderblock)_(\d+)/(.+)")
@@ -73,11 +73,8 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
     if about is None:
         return tensors, {}
     text = str(_read(file, path, ABOUT, about))
-    with _damage_named(path, ABOUT):
-        found = json.loads(text)
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: {ABOUT!r} in it is {found!r:.40}")
-    return tensors, found
+    where = f"{path}: {ABOUT!r}"
+    return tensors, parse_json(text, where, dict, error=CheckpointError)
 
 
 def _tensor(file: zipfile.ZipFile, path: Path, name: str, info) -> Tensor:
@@ -132,7 +129,10 @@ def save_npz(path: str | os.PathLike, params: Mapping, about: Mapping) -> None:
     """
     arrays = {name: np.asarray(leaf) for name, leaf in _flatten(params, "params")}
     arrays[ABOUT] = np.asarray(json.dumps(about))
-    with new_file(path) as temporary, open(temporary, "wb") as file:
+    with (
+        atomic_write(path, overwrite=False) as temporary,
+        open(temporary, "wb") as file,
+    ):
         np.savez(file, **arrays)
 
 

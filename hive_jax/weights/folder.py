@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError, MissingInputError
+from hive_jax.io import read_json
 from hive_jax.weights.huggingface import PROCESSORS
-from hive_jax.weights.tensors import CERTIFICATE, PICKLED, read_json, refused
+from hive_jax.weights.tensors import CERTIFICATE, PICKLED, refused
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
@@ -147,7 +148,7 @@ def _complete(
 
 
 def preprocessing(folder: Path) -> str:
-    """The name of a folder's image preprocessing; see `hive_jax.data.preprocessing`.
+    """The name of a folder's image preprocessing; see `hive_jax.data.transforms`.
 
     An export of ours says it itself, for transformers does not have them all.
 
@@ -155,13 +156,15 @@ def preprocessing(folder: Path) -> str:
       CheckpointError: it is another one than ours.
     """
     if (folder / CERTIFICATE).is_file():
-        return read_json(folder / CERTIFICATE).get("preprocessing", "")
+        return read_json(folder / CERTIFICATE, error=CheckpointError).get(
+            "preprocessing", ""
+        )
     for name, key in (
         ("preprocessor_config.json", ""),
         ("processor_config.json", "image_processor"),
     ):
         if (folder / name).is_file():
-            found = read_json(folder / name)
+            found = read_json(folder / name, error=CheckpointError)
             found = found.get(key) if key else found
             if found:
                 return _known_preprocessing(found, folder / name)

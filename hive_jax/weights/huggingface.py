@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hive_jax.errors import CheckpointError
+from hive_jax.io import write_json
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
@@ -163,9 +164,7 @@ def write(
       arrays: our parameters by name, those of `layout.model`.
     """
     make, shapes = tensors(layout, arrays, dtype)
-    writing.write_json(
-        folder / "config.json", layout.config | {"torch_dtype": dtype.name}
-    )
+    write_json(folder / "config.json", layout.config | {"torch_dtype": dtype.name})
     return writing.write_tensors(folder, make, shapes, dtype)
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from hive_jax.errors import CheckpointError
+from hive_jax.io import read_json
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import big_vision, folder, gemma, huggingface, siglip, table
 from hive_jax.weights.names import checked_shapes
-from hive_jax.weights.tensors import Tensor, open_safetensors, read_json
+from hive_jax.weights.tensors import Tensor, open_safetensors
 
 # What the names of each part begin with, in the models and versions that hold it.
 _VISION_PREFIXES = (
@@ -86,7 +87,7 @@ def open_encoder(path: str) -> Part:
     where = folder.locate(path)
     if not where.is_dir():
         return _from_npz(path, where, _IMAGE)
-    config = read_json(where / "config.json")
+    config = read_json(where / "config.json", error=CheckpointError)
     found = siglip.vision_config(folder.vision_part(config, path), path)
     tensors = open_safetensors(where)
     prefix = _prefix(tensors, _VISION_PREFIXES, "encoder.layers.0.")
@@ -106,7 +107,7 @@ def open_decoder(path: str, config: GemmaConfig | None = None) -> Part:
     where = folder.locate(path)
     if not where.is_dir():
         return _from_npz(path, where, _DECODER, config=config)
-    theirs = read_json(where / "config.json")
+    theirs = read_json(where / "config.json", error=CheckpointError)
     found = gemma.decoder_config(folder.text_part(theirs, path), path)
     tensors = open_safetensors(where)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
@@ -126,7 +127,9 @@ def open_two_towers(path: str) -> Part:
     where = folder.locate(path)
     if not where.is_dir():
         return _from_npz(path, where, _IMAGE, _TEXT)
-    vision, text = folder.two_tower_parts(read_json(where / "config.json"), path)
+    vision, text = folder.two_tower_parts(
+        read_json(where / "config.json", error=CheckpointError), path
+    )
     found = siglip.vision_config(vision, path), siglip.text_config(text, path)
     rows = [
         *siglip.vision_rows("img/", "vision_model.", found[0].map_head),
@@ -146,7 +149,7 @@ def open_hive(path: str) -> Part:
     """The whole model in a folder of `tools/export_hf.py`, "vlm" or "hive"; errors as
     `open_encoder`."""
     where = folder.locate(path)
-    theirs = read_json(where / "config.json")
+    theirs = read_json(where / "config.json", error=CheckpointError)
     found = _hive_config(theirs, path)
     if found.fusion == "self_attention":
         # The token is in the configuration alone, and no part of the tables.

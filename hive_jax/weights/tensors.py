@@ -6,13 +6,13 @@ Nothing here needs torch, and nothing is ever unpickled.
 import collections
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from hive_jax.errors import CheckpointError, MissingInputError
+from hive_jax.io import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CERTIFICATE = "hive_export.json"
@@ -102,19 +102,6 @@ def refused(path: Path) -> CheckpointError:
     )
 
 
-def read_json(path: Path) -> dict:
-    """A JSON object. MissingInputError and CheckpointError name the file."""
-    if not path.is_file():
-        raise MissingInputError(f"there is no {path}")
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {value!r:.40}")
-    return value
-
-
 def tensor_hash(array: np.ndarray) -> str:
     """SHA-256 of the bytes, as certificates have it."""
     return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
@@ -126,7 +113,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     path = folder / CERTIFICATE
     if not path.is_file():
         return {}
-    about = read_json(path)
+    about = read_json(path, error=CheckpointError)
     hashes, files = about.get("tensors"), about.get("files", {})
     if not isinstance(hashes, dict) or not isinstance(files, dict):
         raise CheckpointError(f"{path}: expected the hashes of 'tensors' and 'files'")
@@ -150,7 +137,7 @@ def _file_hash(path: Path) -> str:
 
 def _open_shards(folder: Path, hashes: dict) -> dict[str, Tensor]:
     index = folder / INDEX
-    shard_of = read_json(index).get("weight_map")
+    shard_of = read_json(index, error=CheckpointError).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(f"{index} has no weight_map")
     shards = sorted({str(shard) for shard in shard_of.values()})

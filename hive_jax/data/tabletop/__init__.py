@@ -8,6 +8,6 @@ claims.py     pairs of questions to answer with yes and with no, as MME asks
 benchmarks.py MME, GQA, OK-VQA and ScienceQA of these scenes, in their own formats
 """
 
-from hive_jax.data.tabletop.source import Tabletop
+from hive_jax.data.tabletop.dataset import Tabletop
 
 __all__ = ["Tabletop"]

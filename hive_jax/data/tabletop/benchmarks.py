@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hive_jax.data.images import as_png
-from hive_jax.data.tabletop.claims import CLAIMS, true_and_false
-from hive_jax.data.tabletop.draw import draw
-from hive_jax.data.tabletop.questions import ASKERS, LETTERS
+from hive_jax.data.image_io import encode_png
+from hive_jax.data.tabletop.questions import ASKERS, CLAIMS, LETTERS, true_and_false
+from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import Scene, scene
-from hive_jax.data.tabletop.words import article
+from hive_jax.data.tabletop.templates import article
 from hive_jax.errors import ConfigError, OutputError
 
 _GQA_TYPES = {  # structural and semantic, as GQA names them
@@ -163,7 +162,7 @@ def _write_scienceqa(root: Path, count: int, seed: int, image_size: int) -> None
         if with_image:
             _write(
                 root / "images/test" / str(index) / "image.png",
-                as_png(draw(one, image_size)),
+                encode_png(render(one, image_size)),
             )
     _write(root / "problems.json", json.dumps(problems))
     splits = {"train": [], "val": [], "test": list(problems)}
@@ -179,7 +178,7 @@ def _description(one: Scene, rng: np.random.Generator) -> str:
 
 def _save(one: Scene, image_size: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = draw(one, image_size)
+    pixels = render(one, image_size)
     Image.fromarray(pixels).save(path, "JPEG", quality=95, subsampling=0)
 
 

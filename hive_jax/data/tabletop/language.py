@@ -12,7 +12,6 @@ import dataclasses
 
 import numpy as np
 
-from hive_jax.data.batch import KINDS, Segment
 from hive_jax.data.tabletop.questions import Question, ask
 from hive_jax.data.tabletop.scene import (
     MATERIALS,
@@ -22,7 +21,7 @@ from hive_jax.data.tabletop.scene import (
     place,
     relations,
 )
-from hive_jax.data.tabletop.words import (
+from hive_jax.data.tabletop.templates import (
     COUNTS,
     PHRASES,
     article,
@@ -31,6 +30,7 @@ from hive_jax.data.tabletop.words import (
     plural,
     refer,
 )
+from hive_jax.data.types import KINDS, Segment
 
 MODES = ("captions", "vague", "questions", "text", "classes")
 CLASSES = tuple(f"{material} {shape}" for material in MATERIALS for shape in SHAPES)

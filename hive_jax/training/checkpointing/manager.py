@@ -23,6 +23,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
+from hive_jax.io import require_writable
 from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.integrity import (
     DamagedError,
@@ -30,7 +31,6 @@ from hive_jax.training.checkpointing.integrity import (
     fingerprint,
     first_line,
 )
-from hive_jax.training.lock import writable_directory
 
 _MAX_FAILED_SAVES = 3
 
@@ -62,7 +62,7 @@ class Checkpoints:
         self._current = None  # the step that this run last saved or restored
         self._failed_saves = 0
         if not read_only:
-            writable_directory(self.directory)
+            require_writable(self.directory)
         self._manager = self._open()
 
     def __enter__(self) -> Self:

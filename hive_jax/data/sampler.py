@@ -1,0 +1,134 @@
+"""Which sample stands where in a run: a function of the seed and the position alone.
+
+Sample number p of the whole run is row p of an endless sequence of epochs, each with
+every sample once, in an order of its own. Batches are cut from it one after the other,
+some of them across the end of an epoch.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.parallel import ordered_map
+from hive_jax.data.tokenizer import Tokenizer, count_tokens, truncate_text
+
+
+class ShuffledSampler:
+    """Endless epochs over the samples of a split.
+
+    Args:
+      size: samples of the split.
+      seed: of the shuffles; None keeps the order of the source.
+    """
+
+    def __init__(self, size: int, seed: int | None = None):
+        self.size, self.seed = size, seed
+        self._epoch = functools.lru_cache(maxsize=2)(self._arranged)
+
+    def index(self, position: int) -> int:
+        """The sample at a position of the run."""
+        epoch, row = divmod(position, self.size)
+        return row if self.seed is None else int(self._epoch(epoch)[row])
+
+    def padded_to(self, position: int, num_tokens: int) -> int:
+        """Tokens of the batch at a position, where the longest are cut at `num_tokens`."""
+        return num_tokens
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        return self._rng(epoch).permutation(self.size)
+
+    def _rng(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch])
+
+
+class LengthBucketSampler(ShuffledSampler):
+    """Batches of samples of about the same length, in a random order.
+
+    The shuffled samples of an epoch are sorted by the bucket that holds their text, cut
+    into batches, and the batches shuffled. Every other epoch is sorted the other way
+    round, so that the batch across the end of an epoch is of similar ones as well.
+
+    Args:
+      tokens: of each sample's text.
+      seed: of the shuffles.
+      batch_size: samples of an optimizer step, which are padded alike.
+      buckets: increasing numbers of tokens that texts are padded to; the longest are
+        padded, or cut, to what a batch has at most.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        seed: int,
+        *,
+        batch_size: int,
+        buckets: Sequence[int],
+    ):
+        super().__init__(len(tokens), seed)
+        self._batch_size, self._buckets = batch_size, tuple(buckets)
+        self._bucket = np.searchsorted(buckets, tokens).astype(np.uint8)
+
+    def padded_to(self, position: int, num_tokens: int) -> int:
+        first = position - position % self._batch_size
+        batch = [self.index(first + row) for row in range(self._batch_size)]
+        return (*self._buckets, num_tokens)[self._bucket[batch].max()]
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        rng = self._rng(epoch)
+        order = rng.permutation(self.size)
+        order = order[np.argsort(self._bucket[order], kind="stable")]
+        if epoch % 2:
+            order = order[::-1]
+        # The batch that began in the epoch before takes its last rows from this one.
+        begins = min(-epoch * self.size % self._batch_size, self.size)
+        count = (self.size - begins) // self._batch_size
+        ends = begins + count * self._batch_size
+        whole = order[begins:ends].reshape(count, self._batch_size)
+        parts = order[:begins], rng.permutation(whole).ravel(), order[ends:]
+        return np.concatenate(parts)
+
+
+_AT_ONCE = 256  # samples that a thread takes
+
+
+def count_all_tokens(
+    source,
+    tokenizer: Tokenizer,
+    num_tokens: int,
+    threads: int,
+    progress: Callable[[int], None],
+) -> np.ndarray:
+    """Tokens of each sample, int32[len(source)], 0 of a bad one; the same in every
+    process of a job, each of which reads its share of the samples.
+
+    Args:
+      source: best of text alone; no image is looked at.
+      num_tokens: that texts will be cut at; of far longer ones a part is counted.
+      progress: called with the number of samples that were read.
+    """
+    process, processes = jax.process_index(), jax.process_count()
+    share = -(-len(source) // processes)
+    mine = range(process * share, min((process + 1) * share, len(source)))
+    counts = np.zeros(share, np.int32)
+
+    def count(index: int) -> int:
+        try:
+            return count_tokens(truncate_text(source[index], num_tokens), tokenizer)
+        except InvalidSample:
+            return 0
+
+    def count_some(first: int) -> list[int]:
+        return [count(index) for index in mine[first : first + _AT_ONCE]]
+
+    done = 0
+    for some in ordered_map(count_some, range(0, len(mine), _AT_ONCE), threads):
+        counts[done : done + len(some)] = some
+        done += len(some)
+        progress(len(some))
+    if processes > 1:
+        counts = multihost_utils.process_allgather(counts).ravel()
+    return counts[: len(source)]

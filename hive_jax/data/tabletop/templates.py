@@ -1,0 +1,116 @@
+"""Words that captions and questions share: marking, plurals, ways to refer to a toy.
+
+Templates are marked strings. "a small|size star|shape" is the text "a small star"
+with the kinds of two words; an underscore in a marked word stands for a space.
+"""
+
+import re
+
+import numpy as np
+
+from hive_jax.data.tabletop.scene import Scene, Thing
+from hive_jax.data.types import Segment
+
+COUNTS = ("zero", "one", "two", "three")
+OPPOSITES = {
+    "left": "right",
+    "right": "left",
+    "behind": "in front",
+    "in front": "behind",
+}
+# Each relation's ways to be said, before the second toy.
+PHRASES = {
+    "left": ("to the left|relation of", "left|relation of"),
+    "right": ("to the right|relation of", "right|relation of"),
+    "behind": ("behind|relation",),
+    "in front": ("in_front|relation of",),
+}
+
+_MARK = re.compile(r"(\w+)\|(\w+)")
+# Ways to point at a toy, the most natural first.
+_REFERENCES = (
+    ("shape",),
+    ("colour", "shape"),
+    ("size", "shape"),
+    ("material", "shape"),
+    ("colour",),
+    ("material",),
+    ("size",),
+    ("size", "colour"),
+    ("material", "colour"),
+    ("size", "material"),
+)
+
+
+def mark(template: str, target: bool = True) -> Segment:
+    """A marked template as a Segment: sentences capitalised, a newline at the end."""
+    text, kinds, end = "", [], 0
+    for match in _MARK.finditer(template):
+        text += template[end : match.start()]
+        word = match[1].replace("_", " ")
+        kinds.append((len(text), len(text) + len(word), match[2]))
+        text, end = text + word, match.end()
+    text += template[end:]
+    text = re.sub(r"(^|[.] )([a-z])", lambda m: m[1] + m[2].upper(), text)
+    return Segment(text + "\n", target, tuple(kinds) if target else ())
+
+
+def strip_marks(template: str) -> str:
+    """A marked template as plain text."""
+    return _MARK.sub(lambda match: match[1].replace("_", " "), template)
+
+
+def sentence(template: str) -> str:
+    """A marked template as plain text that begins with a capital letter."""
+    text = strip_marks(template)
+    return text[0].upper() + text[1:]
+
+
+def pick(options, rng: np.random.Generator):
+    """One of a sequence, all equally likely."""
+    return options[int(rng.integers(len(options)))]
+
+
+def article(phrase: str) -> str:
+    """The phrase with "a" or "an" before it."""
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def plural(shape: str) -> str:
+    return shape + ("es" if shape.endswith("ss") else "s")
+
+
+def refer(
+    scene: Scene, thing: Thing, rng: np.random.Generator, hidden: str | None = None
+) -> str | None:
+    """A marked phrase such as "the red|colour star|shape" that fits one toy only.
+
+    Args:
+      scene: the scene, for what else is in it.
+      thing: the toy to point at.
+      rng: decides between one and two words where both would do.
+      hidden: an attribute that must not be said, because it is asked for.
+
+    Returns:
+      The phrase, or None if the toy cannot be told apart without `hidden`.
+    """
+    unique = [
+        names
+        for names in _REFERENCES
+        if hidden not in names and _fits(scene, thing, names) == 1
+    ]
+    if not unique:
+        return None
+    names = unique[0]
+    if rng.random() < 0.3:
+        names = pick(unique, rng)
+    words = [f"{getattr(thing, name)}|{name}" for name in names]
+    return " ".join(["the", *words] + ([] if "shape" in names else ["object"]))
+
+
+def _fits(scene: Scene, thing: Thing, names: tuple[str, ...]) -> int:
+    """How many toys of the scene share these attributes with `thing`."""
+    return sum(
+        all(getattr(other, name) == getattr(thing, name) for name in names)
+        for other in scene.things
+    )

@@ -1,0 +1,325 @@
+"""Files that are whole or absent, one JSON reader, and one lock.
+
+atomic_write, atomic_dir    a file or folder that appears under its name when complete
+read_json, parse_json       JSON from outside, with one clear error for all that can fail
+exclusive_lock              one process at a time in a folder
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from hive_jax.errors import DataError, HiveError, MissingInputError, OutputError
+
+# Python objects take about ten times the memory of the text they are parsed from.
+MAX_JSON_BYTES = 2**31
+HEARTBEAT_SECONDS = 10
+STALE_SECONDS = 60
+
+_JSON_TYPES = {dict: "an object", list: "a list"}
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@contextlib.contextmanager
+def output_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Raises an OSError of the block as OutputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yields a temporary path to write; it becomes `path` if the block succeeds.
+
+    Args:
+      path: the file; its folder is created.
+      overwrite: replace a file that exists already.
+
+    Raises:
+      OutputError: the file cannot be written, or exists and may not be overwritten.
+    """
+    path = Path(path)
+    if not overwrite:
+        require_absent(path)
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary folder to fill; it becomes `path` if the block succeeds.
+
+    Args:
+      path: the folder, which must not exist.
+
+    Raises:
+      OutputError: `path` exists, or cannot be written.
+    """
+    path = Path(path)
+    require_absent(path)
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.rglob("*"):
+            _flush(file)
+        _flush(temporary)
+        os.rename(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error}; nothing is left of it"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_absent(path: str | os.PathLike) -> None:
+    """Raises OutputError if `path` exists."""
+    if os.path.lexists(path):
+        raise OutputError(f"{path} exists and is not overwritten: choose another name")
+
+
+def require_writable(folder: str | os.PathLike) -> Path:
+    """Creates a folder. Raises OutputError unless files can be written in it."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"hive_jax")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}. Choose another folder, or "
+            f"free space and check the permissions."
+        ) from error
+    return Path(folder)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file atomically, in UTF-8. Raises OutputError."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Mapping | list) -> None:
+    """Writes a JSON file atomically, indented for people. Raises OutputError."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def json_lines(records: Iterable) -> str:
+    """JSON Lines: one record a line."""
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def read_json(
+    path: str | os.PathLike,
+    kind: type | None = dict,
+    *,
+    error: type[HiveError] = DataError,
+):
+    """The value of a JSON file in UTF-8, with or without a byte order mark.
+
+    Args:
+      path: the file.
+      kind: dict or list, the type expected at the top level; None for any.
+      error: raised for a file that cannot be used.
+
+    Raises:
+      MissingInputError: there is no such file.
+      HiveError: of type `error`; the file is unreadable, too large, of another
+        encoding, not JSON, nested too deeply, or of another type.
+    """
+    return parse_json(read_text(path, error=error), str(path), kind, error=error)
+
+
+def read_text(path: str | os.PathLike, *, error: type[HiveError] = DataError) -> str:
+    """The text of a file in UTF-8; for the arguments and errors see `read_json`."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file")
+    try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise error(f"{path}: {size:,} bytes; expected at most {MAX_JSON_BYTES:,}")
+        return decode_text(path.read_bytes(), str(path), error=error)
+    except OSError as failure:
+        raise error(f"{path} cannot be read: {failure.strerror}") from None
+
+
+def decode_text(
+    content: bytes, where: str, *, error: type[HiveError] = DataError
+) -> str:
+    """UTF-8 as text, without a byte order mark; `where` names it in the error."""
+    if content.startswith(_UTF16_MARKS):
+        raise error(f"{where} is UTF-16; expected UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as failure:
+        raise error(f"{where} is not UTF-8: {failure}") from None
+
+
+def parse_json(
+    text: str,
+    where: str,
+    kind: type | None = None,
+    *,
+    error: type[HiveError] = DataError,
+):
+    """The value of a JSON text; `where` names it in the error. See `read_json`."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise error(f"{where} is nested too deeply") from None
+    except ValueError as failure:
+        raise error(f"{where} is not JSON: {failure}") from None
+    if kind is not None and not isinstance(value, kind):
+        raise error(f"{where}: expected {_JSON_TYPES[kind]}, got {value!r:.40}")
+    return value
+
+
+@contextlib.contextmanager
+def exclusive_lock(folder: str | os.PathLike, lock_file: str = "") -> Iterator[None]:
+    """Creates and locks a folder until the block ends; a dying process frees it too.
+
+    The lock is flock's. A lock file also names its holder, whose heartbeat is the file's
+    modification time; that decides where flock does not reach: on file systems without
+    it (some of clusters), or where it knows this host alone. Such a holder counts as
+    gone after STALE_SECONDS of silence. The file stays, empty when free: removing it
+    would let two processes lock two files of one name.
+
+    Args:
+      folder: the folder, which is created.
+      lock_file: name of the lock file in it; empty to lock the folder by flock alone.
+
+    Raises:
+      OutputError: another process holds the lock, or the folder cannot be written.
+    """
+    path = Path(require_writable(folder), lock_file)
+    with output_errors(path):
+        flags = os.O_RDWR | os.O_CREAT if lock_file else os.O_RDONLY
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    released = threading.Event()
+    try:
+        me = _acquire(descriptor, path, names_holder=bool(lock_file))
+        if lock_file:
+            threading.Thread(
+                target=_beat, args=(path, released), name="lock", daemon=True
+            ).start()
+        try:
+            yield
+        finally:
+            released.set()
+            with contextlib.suppress(OSError):
+                if lock_file and _owner(descriptor)[0] == me:  # not taken over
+                    os.ftruncate(descriptor, 0)
+                # Closing is not enough: a forked child may have the file open too.
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, *, names_holder: bool) -> dict:
+    """Takes the lock, and returns the holder that it now names."""
+    has_flock = is_locked = True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        is_locked = False
+    except OSError:
+        has_flock = False
+    owner, age = _owner(descriptor) if names_holder else (None, 0.0)
+    if owner and is_locked:
+        # flock of this host is proof that no process here holds it.
+        is_here = owner["host"] == socket.gethostname()
+        is_locked = age > STALE_SECONDS or (has_flock and is_here)
+    if not is_locked:
+        raise OutputError(
+            f"{path}: {_holder(owner, age)}. Stop it, or choose another folder."
+        )
+    if owner:
+        logging.getLogger(__name__).warning(
+            "taking over %s: process %s on %s is gone",
+            path,
+            owner["pid"],
+            owner["host"],
+        )
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    if names_holder:
+        with output_errors(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(me).encode(), 0)
+    return me
+
+
+def _holder(owner: dict | None, age: float) -> str:
+    if owner is None:
+        return "another process is writing it"
+    return (
+        f"process {owner['pid']} on {owner['host']} is running here since "
+        f"{owner['since']} (last sign of life {age:.0f} s ago)"
+    )
+
+
+def _owner(descriptor: int) -> tuple[dict | None, float]:
+    """The holder in a lock file, None if free or torn; seconds since its heartbeat."""
+    age = time.time() - os.fstat(descriptor).st_mtime
+    try:
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return None, age
+    is_owner = isinstance(owner, dict) and {"host", "pid", "since"} <= owner.keys()
+    return (owner if is_owner else None), age
+
+
+def _beat(path: Path, released: threading.Event) -> None:
+    while not released.wait(HEARTBEAT_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+
+
+def _temporary(path: Path) -> Path:
+    """The path to write to before `path`; removes what killed processes left there."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        process = left.name.split(".")[-2]
+        if process.isdigit() and not _is_running(int(process)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,237 @@
+"""Names that somebody else has written, looked up in a folder and in a zip."""
+
+import os
+import socket
+import struct
+import subprocess
+import sys
+import zipfile
+from zlib import crc32
+
+import pytest
+
+from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.sources import image_store as stores
+from hive_jax.data.sources.image_store import open_store
+from hive_jax.errors import DataError
+
+SECRET = b"secret"
+LINKS = ("link/secret.txt", "link.txt", "folder-link/../../secret.txt")
+HOSTILE = (
+    "../secret.txt",
+    "a/../../secret.txt",
+    "a/../a/../../secret.txt",
+    "./../secret.txt",
+    "..",
+    "../",
+    "a/..",
+    "/etc/passwd",
+    "//etc/passwd",
+    "/",
+    "~/secret.txt",
+    "~root/x",
+    "..\\secret.txt",
+    "a\\..\\..\\secret.txt",
+    "\\\\host\\share\\x",
+    "\\\\?\\C:\\x",
+    "C:\\x",
+    "C:/x",
+    "c:x",
+    "file:///etc/passwd",
+    "http://169.254.169.254/latest",
+    "https://example.com/a.jpg",
+    "gs://bucket/a.jpg",
+    "s3://bucket/a.jpg",
+    "ftp://host/a",
+    "data:image/png;base64,AAAA",
+    "a\0.jpg",
+    "\0",
+    "a.jpg\0../secret.txt",
+    "",
+    "a" * 1025,
+    "a/" * 600,
+    "/dev/zero",
+    "/dev/random",
+    "/dev/stdin",
+    "/proc/self/environ",
+    "/proc/self/mem",
+    *LINKS,
+)
+# Of what is below the folder, what is no image file.
+IRREGULAR = ("pipe", "folder", "zero", "zero-link/zero", "socket", "loop", "a.jpg/b")
+MISSING = (
+    "missing.jpg",
+    "a.jpg ",
+    "A.JPG",
+    " a.jpg",
+    "folder/missing.jpg",
+    "a" * 300,
+    "é.jpg",
+    "%2e%2e/secret.txt",
+    "..%2fsecret.txt",
+    "....//secret.txt",
+    "．．/secret.txt",
+    ". ./secret.txt",
+    "$HOME/secret.txt",
+    "`id`",
+    "*",
+    "\udcff.jpg",
+    "\ud800.jpg",
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    root = tmp_path / "images"
+    (root / "folder").mkdir(parents=True)
+    (tmp_path / "secret.txt").write_bytes(SECRET)
+    (root / "a.jpg").write_bytes(b"image")
+    (root / "inside.jpg").symlink_to("folder/b.jpg")
+    (root / "folder/b.jpg").write_bytes(b"other")
+    (root / "link").symlink_to(tmp_path)
+    (root / "link.txt").symlink_to("../secret.txt")
+    (root / "folder-link").symlink_to("folder")
+    (root / "zero").symlink_to("/dev/zero")
+    (root / "zero-link").symlink_to("/dev")
+    (root / "loop").symlink_to("loop")
+    os.mkfifo(root / "pipe")
+    monkeypatch.chdir(root)  # the path of a socket is short
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind("socket")
+    return root
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("a.jpg", b"image")
+        out.writestr("folder/b.jpg", b"other")
+        out.writestr("../secret.txt", SECRET)
+        out.writestr("/etc/passwd", SECRET)
+    return path
+
+
+def test_files_are_read(folder, archive):
+    for store in (
+        open_store(str(folder), "images"),
+        open_store(str(archive), "images"),
+    ):
+        assert store.read("a.jpg") == b"image" and store.has("a.jpg")
+        assert store.read("folder/b.jpg") == b"other"
+        assert not store.has("missing.jpg") and not store.has("../secret.txt")
+    assert open_store(str(folder), "images").read("inside.jpg") == b"other"
+
+
+@pytest.mark.parametrize("name", HOSTILE + IRREGULAR + MISSING)
+def test_no_name_leads_anywhere_else(folder, archive, name):
+    for store in (
+        open_store(str(folder), "images"),
+        open_store(str(archive), "images"),
+    ):
+        with pytest.raises(InvalidSample) as caught:
+            store.read(name)
+        wanted = {"unsafe path"}
+        if name in LINKS[:2] and store.path == str(archive):
+            wanted = {"missing"}
+        if name in IRREGULAR + MISSING:
+            wanted = {"missing", "unreadable", "unsafe path"}
+        assert caught.value.reason in wanted
+        assert SECRET.decode() not in caught.value.detail
+
+
+def test_a_file_that_is_too_large(folder, archive, monkeypatch):
+    monkeypatch.setattr(stores, "MAX_BYTES", 4)
+    for store in (
+        open_store(str(folder), "images"),
+        open_store(str(archive), "images"),
+    ):
+        with pytest.raises(
+            InvalidSample, match="5 bytes; expected at most 4"
+        ) as caught:
+            store.read("a.jpg")
+        assert caught.value.reason == "too large"
+
+
+def test_a_zip_of_the_future(archive):
+    """One that only a later program can read, and a member that one can."""
+    content = archive.read_bytes()
+    central = content.index(b"PK\1\2")
+    newer = bytearray(content)
+    newer[central + 6] = 99
+    archive.write_bytes(newer)
+    with pytest.raises(DataError, match="expected a folder of images, or a zip"):
+        open_store(str(archive), "images")
+    newer = bytearray(content)
+    newer[central + 10] = 98  # the method
+    archive.write_bytes(newer)
+    with pytest.raises(InvalidSample, match="packed by method 98") as caught:
+        open_store(str(archive), "images").read("a.jpg")
+    assert caught.value.reason == "unreadable"
+
+
+def test_damage_in_a_zip_is_one_sample(archive):
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"a.jpg") + 5] ^= 0xFF  # the first byte of its data
+    archive.write_bytes(content)
+    store = open_store(str(archive), "images")
+    with pytest.raises(InvalidSample) as caught:
+        store.read("a.jpg")
+    assert caught.value.reason == "damaged"
+    assert store.read("folder/b.jpg") == b"other"
+
+
+BOMB = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.transforms import decode
+from hive_jax.data.sources.image_store import open_store
+store = open_store(sys.argv[2], "images")
+for name in sys.argv[3:]:
+    try:
+        decode(store.read(name), 32, "hf_bicubic", name)
+    except InvalidSample as error:
+        print(name, error.reason)
+# getrusage would count what the parent had before this program began.
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak.split()[1])
+"""
+
+
+def test_bombs_are_refused_before_they_are_large(tmp_path):
+    """400 megabytes of zeros, a zip that lies of them, in the ways to pack that know
+    no bound as well, and a picture of 10^10 pixels."""
+    path = tmp_path / "bombs.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        with out.open("zeros", "w", force_zip64=True) as member:
+            for _ in range(40):
+                member.write(bytes(10_000_000))
+        for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+            out.writestr(f"method {method}", bytes(50_000_000), method)
+        out.writestr("liar", bytes(50_000_000))
+        header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+        png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
+        png += struct.pack(">I", crc32(header)) + struct.pack(">I", 9) + b"IDAT"
+        out.writestr("picture.png", png + bytes(9))
+    content = path.read_bytes()
+    size = struct.pack("<I", 50_000_000)
+    path.write_bytes(content.replace(size, struct.pack("<I", 1000)))
+    names = ("zeros", "liar", "method 12", "method 14", "picture.png")
+    root = str(stores.__file__).rsplit("/hive_jax/", 1)[0]
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB, root, str(path), *names],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    *found, memory = done.stdout.splitlines()
+    assert found == [
+        "zeros too large",
+        "liar damaged",
+        "method 12 unreadable",
+        "method 14 unreadable",
+        "picture.png too large",
+    ]
+    assert int(memory) < 1_000_000  # kB

@@ -1,0 +1,150 @@
+"""CSV and Parquet, made here in the real formats."""
+
+import importlib.util
+import json
+import zipfile
+
+import pytest
+from helpers.llava_sets import encoded, photograph
+
+from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.sources.registry import SourceOptions, whole_source
+from hive_jax.errors import ConfigError, DataError, MissingInputError
+
+HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
+IMAGES = {f"{name}/{i}.jpg": encoded(photograph(i)) for i, name in enumerate("ab" * 3)}
+
+
+def opened(text: str):
+    return whole_source(text, SourceOptions(16, "hf_bicubic"))
+
+
+def bad(source, index: int) -> InvalidSample:
+    with pytest.raises(InvalidSample) as caught:
+        source[index]
+    return caught.value
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        for name, image in IMAGES.items():
+            out.writestr(name, image)
+    return path
+
+
+def test_csv(tmp_path, archive):
+    path = tmp_path / "labels.csv"
+    rows = "".join(f'{name},"{name[0]}, or not"\n' for name in IMAGES)
+    path.write_text("\ufefffile,caption\n" + rows + "a/0.jpg,\n../x,no\n", "utf-8")
+    source = opened(f"table:{path},images={archive},image=file,text=caption")
+    assert len(source) == len(IMAGES) + 2
+    for index, (name, image) in enumerate(IMAGES.items()):
+        sample = source[index]
+        assert sample.image == image
+        assert sample.segments[0].text == f"{name[0]}, or not\n"
+    assert [bad(source, i).reason for i in (6, 7)] == ["record", "unsafe path"]
+    path.write_text("image,label\na/0.jpg,hot_dog\n")
+    sample = opened(f"table:{path},images={archive}")[0]
+    assert sample.segments[0].text == "a photo of a hot dog\n"
+    with pytest.raises(ConfigError, match="say where its images are"):
+        opened(f"table:{path}")
+    with pytest.raises(DataError, match="columns image, label; expected img, and"):
+        opened(f"table:{path},images={archive},image=img")
+    with pytest.raises(MissingInputError, match="no such file"):
+        opened(f"table:{tmp_path}/no.csv,images={archive}")
+    path.write_text("image,label\n")
+    with pytest.raises(DataError, match="has no samples"):
+        opened(f"table:{path},images={archive}")
+
+
+def test_rows_of_csv_that_are_not_like_the_header(tmp_path, archive):
+    path = tmp_path / "labels.csv"
+    long = "a" * 900_000
+    path.write_text(f'image,text\na/0.jpg\n\na/0.jpg,a,b\na/0.jpg,"{long}"\n')
+    source = opened(f"table:{path},images={archive}")
+    assert len(source) == 3
+    assert "line 2 has fewer fields than the header" in bad(source, 0).detail
+    assert "line 4 has more fields than the header" in bad(source, 1).detail
+    assert source[2].segments[0].text == long + "\n"
+    for text, said in (
+        ('image,text\na/0.jpg,"a" b\n', "line 2: not CSV"),
+        ('image,text\na/0.jpg,a\nb/1.jpg,"a\n\n', "not CSV: unexpected end"),
+        (f"image,text\na/0.jpg,{long}{long}\n", "line 2: not CSV: field larger"),
+        ('image,"text\n', "not CSV"),
+        ("", "has the columns ; expected image"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=said):
+            opened(f"table:{path},images={archive}")
+    path.write_bytes(b"image,text\n\xff,\xff\n")
+    with pytest.raises(DataError, match="not CSV in UTF-8"):
+        opened(f"table:{path},images={archive}")
+
+
+def test_files_that_cannot_be_read(tmp_path, archive):
+    (tmp_path / "labels.csv").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match="cannot be read: Input/output error"):
+        opened(f"table:{tmp_path}/labels.csv,images={archive}")
+    (tmp_path / "chat.json").symlink_to("/proc/self/mem")
+    with pytest.raises(DataError, match="cannot be read: Input/output error"):
+        opened(f"llava:{tmp_path}/chat.json,images={archive}")
+
+
+def test_classes_of_csv_are_captions(tmp_path, archive):
+    path = tmp_path / "labels.csv"
+    path.write_text("image,label\na/0.jpg,hot_dog\na/0.jpg,\na/0.jpg,pizza\n")
+    source = opened(f"table:{path},images={archive}")
+    said = [source[i].segments[0].text for i in (0, 2)]
+    assert said == ["a photo of a hot dog\n", "a photo of a pizza\n"]
+    assert bad(source, 1).detail == "has no text"
+
+
+@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
+def test_parquet_with_the_classes_of_hugging_face(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"img": {"bytes": image, "path": name}, "fine_label": int(name[0] == "b")}
+        for name, image in IMAGES.items()
+    ]
+    rows.append({"img": None, "fine_label": 1})
+    for label in (-1, 2, None):
+        rows.append({"img": rows[0]["img"], "fine_label": label})
+    table = pyarrow.Table.from_pylist(rows)
+    features = {"fine_label": {"names": ["hot_dog", "pizza"], "_type": "ClassLabel"}}
+    about = json.dumps({"info": {"features": features}})
+    table = table.replace_schema_metadata({"huggingface": about})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet", row_group_size=2)
+    source = opened(f"table:{tmp_path},image=img,label=fine_label")
+    texts = [
+        ("a photo of a hot dog\n", "a photo of a pizza\n")[i % 2] for i in range(6)
+    ]
+    got = [source[i] for i in range(6)]
+    assert [sample.image for sample in got] == list(IMAGES.values())
+    assert [sample.segments[0].text for sample in got] == texts
+    assert bad(source, 6).reason == "missing"
+    assert "the row has no bytes" in bad(source, 6).detail
+    for index in (7, 8, 9):
+        assert bad(source, index).reason == "record"
+    assert "is of class -1; expected 0 to 1" in bad(source, 7).detail
+
+
+@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
+def test_parquet_without_names_of_classes(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"image": image, "label": 3} for image in IMAGES.values()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    rows = [{"image": image, "label": "hot_dog"} for image in IMAGES.values()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    source = opened(f"table:{tmp_path}")
+    assert source[5].segments[0].text == "a photo of a 3\n"
+    assert source[6].segments[0].text == "a photo of a hot dog\n"
+    assert source[6].image == source[0].image
+    source = opened(f"table:{tmp_path},text=label")
+    assert "label is a int; expected text" in bad(source, 0).detail
+    assert source[6].segments[0].text == "hot_dog\n"

@@ -1,0 +1,348 @@
+"""LLaVA's sets, made here in the real formats."""
+
+import importlib.util
+import json
+
+import pytest
+from helpers.llava_sets import encoded, photograph, record, write_parquet, write_set
+
+from hive_jax.config import DataConfig
+from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.sources.base import largest_remainder, normalize_weights
+from hive_jax.data.sources.registry import make_source
+from hive_jax.data.types import Segment
+from hive_jax.errors import ConfigError, DataError, MissingInputError
+
+COUNT = 10
+FORMS = ["folder", "lines", "zip", "parquet"]
+HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
+
+
+@pytest.fixture(scope="module")
+def files():
+    return {record(i)["image"]: encoded(photograph(i)) for i in range(COUNT)}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, files):
+    folder = tmp_path_factory.mktemp("llava")
+    records = [record(i) for i in range(COUNT)]
+    records[7]["image"] = None
+    written = write_set(folder, files, records)
+    if HAS_PYARROW:
+        written["parquet"] = write_parquet(folder, files, records)
+    return written
+
+
+def opened(source, split="train", **changes):
+    data = DataConfig(source=source, validation_size=2)
+    data = DataConfig(**{**vars(data), **changes})
+    return make_source(data, split, image_size=16, with_image=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_has_each_sample_once_and_the_same(sources, files, form):
+    if form == "parquet" and not HAS_PYARROW:
+        pytest.skip("needs pyarrow")
+    train, train_validation_split = (
+        opened(sources[form]),
+        opened(sources[form], "validation"),
+    )
+    assert (len(train), len(train_validation_split)) == (8, 2)
+    samples = [s[i] for s in (train_validation_split, train) for i in range(len(s))]
+    apart = [0, 5]  # at equal distances
+    order = [*apart, *(number for number in range(COUNT) if number not in apart)]
+    for number, sample in zip(order, samples, strict=True):
+        assert sample.segments == (Segment(f"caption number {number}\n"),)
+        wanted = None if number == 7 else files[record(number)["image"]]
+        assert sample.image == wanted
+    assert train.fingerprint != train_validation_split.fingerprint
+    assert "record 3" in train.where(2) and ("image" in train.where(2))
+
+
+def test_the_fingerprint_is_of_what_is_read(sources):
+    one = opened(sources["folder"]).fingerprint
+    assert opened(sources["zip"]).fingerprint == one
+    assert opened(sources["lines"]).fingerprint == one
+    assert opened(sources["zip"] + ",form=chat").fingerprint != one
+    assert opened(sources["zip"], validation_size=3).fingerprint != one
+
+
+def chat(tmp_path, turns, image="0/0.jpg", form="chat"):
+    """The one train sample that says these turns."""
+    said = [{"from": who, "value": text} for who, text in turns]
+    records = [record(0), record(0), record(0, image=image, conversations=said)]
+    sources = write_set(tmp_path, {"0/0.jpg": encoded(photograph(0))}, records)
+    return opened(f"{sources['zip']},form={form}")[0]
+
+
+def test_conversations_are_learnt_where_the_assistant_speaks(tmp_path):
+    turns = [
+        ("human", "<image>\nwhat is it?"),
+        ("gpt", "a star"),
+        ("human", "its colour?"),
+        ("gpt", "red"),
+    ]
+    sample = chat(tmp_path, turns)
+    assert sample.image_before == 0
+    assert sample.segments == (
+        Segment("what is it?\n", False),
+        Segment("a star\n", True),
+        Segment("its colour?\n", False),
+        Segment("red\n", True),
+    )
+
+
+def test_an_image_stands_before_its_turn(tmp_path):
+    turns = [
+        ("system", "be brief"),
+        ("user", "hello"),
+        ("assistant", "hi"),
+        ("user", "and this? <image>"),
+        ("assistant", "a cube"),
+    ]
+    sample = chat(tmp_path, turns)
+    assert sample.image_before == 3
+    assert sample.segments[3] == Segment("and this?\n", False)
+
+
+def test_text_without_an_image_is_kept(tmp_path):
+    sample = chat(tmp_path, [("human", "2 and 2?"), ("gpt", "4")], image=None)
+    assert sample.image is None and len(sample.segments) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "form", "said"),
+    [
+        ({"image": 3}, "plain", "image is a int"),
+        ({"image": True}, "plain", "image is a bool"),
+        ({"image": ["a.jpg", "b.jpg"]}, "plain", "has 2 images"),
+        ({"conversations": []}, "plain", "expected a list of turns"),
+        ({"conversations": None}, "plain", "conversations is missing"),
+        ({"conversations": [{"from": "gpt", "value": " "}]}, "plain", "no text from"),
+        ({"conversations": [{"from": "gpt", "value": 3}]}, "plain", "value is a int"),
+        ({"conversations": [{"from": "bard", "value": ""}]}, "plain", "'bard'"),
+        ({"conversations": ["hello"]}, "plain", "turn 0 is from None"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a \ud800"}]},
+            "plain",
+            "turn 0: value has half of a character",
+        ),
+        ({"image": None}, "chat", "no image, and <image> 1 times"),
+        (
+            {"conversations": [{"from": "gpt", "value": "a"}]},
+            "chat",
+            "an image, and <image> 0 times",
+        ),
+        ({"conversations": [{"from": "human", "value": "<image>"}]}, "chat", "no text"),
+    ],
+)
+def test_records_that_say_nothing_are_bad_samples(tmp_path, files, changes, form, said):
+    records = [record(i) for i in range(3)] + [record(3, **changes)]
+    source = write_set(tmp_path, files, records)["folder"]
+    train = opened(f"{source},form={form}")
+    with pytest.raises(InvalidSample, match=rf"chat\.json, record 3.*{said}") as caught:
+        train[1]
+    assert caught.value.reason == "record"
+    assert train[0].image
+
+
+def test_a_list_with_one_image_is_that_image(tmp_path, files):
+    records = [record(i, image=[record(i)["image"]]) for i in range(3)]
+    assert opened(write_set(tmp_path, files, records)["zip"])[0].image
+
+
+def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
+    source = write_set(tmp_path, files, [record(i) for i in range(5)])["lines"]
+    path = tmp_path / "chat.jsonl"
+    lines = path.read_text().splitlines()
+    lines[3], lines[4] = lines[3][:-9], "[" * 100_000
+    # What other systems take for ends of lines belongs to the text.
+    odd = "x\u2028y\u2029z\x85\u000b"
+    turns = [{"from": "gpt", "value": f"a {odd}b"}]
+    lines[1] = json.dumps(record(1, conversations=turns), ensure_ascii=False)
+    content = "\ufeff" + "\n\n".join(lines[:4]) + "\r\n\r\n" + lines[4]
+    path.write_bytes(content.encode("utf-8"))
+    train = opened(source)
+    for index, said in ((1, "line 7 is not JSON"), (2, "line 9 is nested too deeply")):
+        with pytest.raises(InvalidSample, match=said):
+            train[index]
+    assert train[0].segments[0].text == f"a {odd}b\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"hello", "neither a JSON list nor JSON lines"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[{]", "not JSON"),
+        (b"[" + b"9" * 5000 + b"]", "not JSON"),
+        (b"\xff\xfe[]", "is UTF-16; expected UTF-8"),
+        (b"[\xff]", "not UTF-8"),
+        (b"[]", "has 0 records"),
+        (json.dumps([record(0, image=None)]).encode(), "1 records; expected more than"),
+    ],
+)
+def test_files_that_are_no_set(tmp_path, content, said):
+    (tmp_path / "chat.json").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        opened(f"llava:{tmp_path}/chat.json,images={tmp_path}")
+
+
+def test_missing_inputs_are_named(tmp_path, files, sources):
+    with pytest.raises(MissingInputError, match=r"no\.json: no such file"):
+        opened("llava:no.json,images=.")
+    with pytest.raises(MissingInputError, match="images=nowhere: no such"):
+        opened(sources["folder"].replace("images=", "images=nowhere#").split("#")[0])
+    with pytest.raises(MissingInputError, match=r"say where they are.*FOLDER_OR_ZIP"):
+        opened(sources["folder"].split(",")[0])
+    empty = tmp_path / "images"
+    empty.mkdir()
+    with pytest.raises(MissingInputError, match=r"9 of 9 images are not in .*0/0\.jpg"):
+        opened(f"{sources['folder'].split(',')[0]},images={empty}")
+    with pytest.raises(MissingInputError, match="holds no .parquet"):
+        opened(f"llava:{empty}")
+    not_a_zip = tmp_path / "images.tar"
+    not_a_zip.write_bytes(b"no")
+    with pytest.raises(DataError, match="expected a folder of images, or a zip"):
+        opened(f"{sources['folder'].split(',')[0]},images={not_a_zip}")
+
+
+@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
+def test_parquet_of_other_columns(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "set.parquet"
+    path.write_bytes(b"no")
+    with pytest.raises(DataError, match="not Parquet"):
+        opened(f"llava:{path}")
+    for rows, said in (
+        ([{"text": "a"}], "has the columns text; expected"),
+        (
+            [{"conversations": [], "image": "a.jpg"}],
+            "the column image is string; expected the bytes",
+        ),
+    ):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        with pytest.raises(DataError, match=said):
+            opened(f"llava:{path}")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("lava:chat.json", "did you mean 'llava'"),
+        ("llava:chat.json,image=a.zip", "did you mean 'images'"),
+        ("llava:chat.json,images", "'images'; expected images=... or form=..."),
+        ("tabletop:caption", "did you mean 'captions'"),
+        ("tabletop,form=chat", "expected split=... or take=... for tabletop"),
+        ("", "expected one of"),
+    ],
+)
+def test_sources_that_are_none(source, said):
+    with pytest.raises(ConfigError, match=said):
+        opened(source)
+
+
+def test_an_unknown_form(sources):
+    with pytest.raises(ConfigError, match=r"form is 'chats'.*did you mean 'chat'"):
+        opened(f"{sources['zip']},form=chats")
+
+
+def test_images_that_are_not_needed_are_not_looked_for(sources):
+    chat = sources["folder"].split(",")[0]
+    data = DataConfig(source=chat, validation_size=2)
+    source = make_source(data, "train", image_size=16, with_image=False)
+    assert source[0].image is None and len(source) == 8
+    assert source[0].segments == (Segment("caption number 1\n"),)
+
+
+def numbers(source):
+    """The records that a source's samples are of."""
+    samples = (source[i] for i in range(len(source)))
+    return [int(s.segments[0].text.split()[-1]) for s in samples]
+
+
+def test_parts_of_a_set(sources):
+    one = sources["zip"]
+    assert numbers(opened(f"{one},take=first:6")) == [1, 2, 4, 5]
+    assert numbers(opened(f"{one},take=first:50%", "validation")) == [0, 2]
+    chosen = numbers(opened(f"{one},take=random:8"))
+    assert len(chosen) == 6 and chosen == sorted(set(chosen))
+    assert numbers(opened(f"{one},take=random:8")) == chosen
+    assert numbers(opened(f"{one},take=random:8", seed=3)) != chosen
+    fingerprints = {
+        opened(source).fingerprint
+        for source in (one, f"{one},take=first:9", f"{one},take=random:9")
+    }
+    assert len(fingerprints) == 3
+    with pytest.raises(DataError, match="there are 10 samples"):
+        opened(f"{one},take=first:11")
+    for wrong in ("last:3", "first", "first:0", "first:x", "random:-1", "first:nan%"):
+        with pytest.raises(ConfigError, match="expected first:N or random:N"):
+            opened(f"{one},take={wrong}")
+
+
+def test_a_mixture_has_every_sample_of_its_parts(sources):
+    first, second = f"{sources['zip']},take=first:4", f"{sources['lines']}"
+    mixed = opened(f"{first} + {second}")
+    assert numbers(mixed) == [*range(1, 4), *range(1, 10)]
+    assert "chat.jsonl, record 5" in mixed.where(7)
+    train_validation_split = opened(f"{first} + {second}", "validation")
+    assert numbers(train_validation_split) == [0, 0]
+    with pytest.raises(IndexError):
+        mixed[12]
+
+
+def test_weights_are_shares_of_the_samples(sources):
+    first, second = f"{sources['zip']},take=first:4", f"{sources['lines']}"
+    mixed = opened(f"3*{first} + 1*{second}")  # 3 and 9 records are not held out
+    assert numbers(mixed) == [1, 2, 3] * 9 + [*range(1, 10)]
+    assert opened(f"1*{first} + 3*{second}").fingerprint != mixed.fingerprint
+
+
+@pytest.mark.parametrize("weights", [("1e-9", "1"), ("1e-320", "1e308"), ("1", "1e9")])
+def test_a_mixture_of_nothing_but_repetition(sources, weights):
+    mixed = " + ".join(f"{weight}*{sources['zip']}" for weight in weights)
+    with pytest.raises(ConfigError, match="has 9 samples; for them .* there are 18"):
+        opened(mixed)
+    assert len(opened(mixed, "validation")) == 2
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "counts"),
+    [
+        (512, [1, 1, 1], [171, 171, 170]),
+        (64, [0.9, 0.1], [58, 6]),
+        (7, [1e6, 1, 1], [5, 1, 1]),
+        (10, [3, 3, 3, 1], [3, 3, 3, 1]),
+        (3, [1, 1, 1e9], [1, 1, 1]),
+        (100, [1e308, 1e308, 5e-324], [50, 49, 1]),
+        (9, [2.5], [9]),
+    ],
+)
+def test_what_is_held_out_is_shared_to_the_last(total, weights, counts):
+    shares = normalize_weights(weights)
+    assert sum(shares) == pytest.approx(1)
+    assert largest_remainder(total, shares) == counts
+
+
+def test_fewer_held_out_than_sources():
+    with pytest.raises(ConfigError, match="validation_size is 2; .* of the 3 sources"):
+        largest_remainder(2, normalize_weights([1, 2, 3]))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("2*llava:a.json + llava:b.json", "a weight for each source"),
+        ("-1*llava:a.json", "expected more than 0"),
+        ("tabletop + llava:b.json", "tabletop cannot be mixed"),
+        ("2*lava:a.json", "did you mean 'llava'"),
+    ],
+)
+def test_mixtures_that_are_none(source, said):
+    with pytest.raises(ConfigError, match=said):
+        opened(source)
