@@ -7,7 +7,7 @@ import pytest
 
 from hive_jax.console import text_table
 from hive_jax.training.metrics import MetricsWriter, Throughput
-from hive_jax.training.report import distances
+from hive_jax.training.optimizer import relative_distances
 from hive_jax.training.validation import summary_line, validate
 
 
@@ -63,10 +63,10 @@ def test_waiting_counts_only_while_the_device_is_idle(monkeypatch):
 def test_distances_by_part():
     before = {"llm": {"layers": {"w": np.full(4, 2.0)}}, "img": {"a": np.zeros(2)}}
     after = {"llm": {"layers": {"w": np.full(4, 3.0)}}, "img": {"a": np.full(2, 2.0)}}
-    moved = distances(before, after)
+    moved = relative_distances(before, after)
     assert moved["llm/layers"] == pytest.approx(0.5)
     assert moved["img/a"] == pytest.approx(8**0.5)
-    assert distances(before, before) == {"llm/layers": 0.0, "img/a": 0.0}
+    assert relative_distances(before, before) == {"llm/layers": 0.0, "img/a": 0.0}
 
 
 def test_table_columns_align():

@@ -8,7 +8,7 @@ import pytest
 from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.errors import ConfigError
 from hive_jax.training import optimizer
-from hive_jax.training.optimizer import assign_rules, learning_rate, make_optimizer
+from hive_jax.training.optimizer import assign_rules, make_optimizer, make_schedule
 
 NAMES = ["img/a", "img/b", "llm/layers/w", "llm/final_norm/scale", "fusion/gate"]
 
@@ -30,7 +30,7 @@ def test_the_first_rule_that_matches_the_whole_name_wins():
             [("text/.*", 1.0), (".*", 1.0)],
             r"'text/\.\*' matches no parameter; the model has fusion/gate, img/a",
         ),
-        ([(".*", 1.0), ("img/.*", None)], r"'img/\.\*' decides nothing, for earlier"),
+        ([(".*", 1.0), ("img/.*", None)], r"'img/\.\*' has no effect: earlier"),
         ([(".*", None)], "freeze every parameter"),
         ([("img/(", 1.0), (".*", 1.0)], r"'img/\(': missing \)"),
         ([], "no rule of config.rules matches parameter 'img/a'"),
@@ -73,7 +73,7 @@ def test_split():
 
 def rates(total, **changes):
     config = OptimizerConfig(**{"peak_lr": 1.0, "min_lr": 0.1} | changes)
-    schedule = learning_rate(config, total)
+    schedule = make_schedule(config, total)
     return [float(schedule(done)) for done in range(total)]
 
 
@@ -104,7 +104,7 @@ def test_a_run_of_one_step_has_the_peak():
 
 
 def test_learning_rate_stays_at_the_minimum_after_the_end():
-    schedule = learning_rate(OptimizerConfig(peak_lr=1.0, min_lr=0.1), 10)
+    schedule = make_schedule(OptimizerConfig(peak_lr=1.0, min_lr=0.1), 10)
     assert float(schedule(50)) == pytest.approx(0.1)
 
 

@@ -1,6 +1,6 @@
-"""Which parameters train, and fully decoupled AdamW over them.
+"""The optimizer: rules that select trainable parameters, schedule, decoupled AdamW.
 
-Everything here works on flat dicts, name -> leaf, with names as in
+Everything here works on flat dicts of parameters by slash-joined name, such as
 "llm/layers/mlp/linear".
 """
 
@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 
 from hive_jax.config import OptimizerConfig, Rule
+from hive_jax.console import text_table
 from hive_jax.errors import ConfigError
 from hive_jax.models.stack import Apart, is_apart
-from hive_jax.training.report import parts
 
-# Parameters with the layers, or connections, of a stack on their first axis.
+# Parameters whose first axis counts layers or connections.
 STACKED = re.compile(r"(llm/layers|fusion|.*/encoderblock)/.*")
 
 
@@ -26,11 +27,18 @@ def assign_rules(
     rules: tuple[Rule, ...],
     elsewhere: Callable[[], Iterable[str]] = lambda: (),
 ) -> dict[str, Rule]:
-    """The rule of each parameter: the first whose pattern matches its whole name.
+    """Returns the rule of each parameter: the first whose pattern matches its name.
 
-    Raises ConfigError for a parameter without a rule, and for a rule that decides
-    nothing here unless it would match one of `elsewhere()`: names of the model under
-    its other fusions, so that one list of rules serves all of them.
+    Args:
+      names: slash-joined parameter names of the model.
+      rules: ordered rules; patterns must match a whole name.
+      elsewhere: returns parameter names of the model under its other fusions. A rule
+        that matches one of these may be idle here, so one list of rules serves all
+        fusions.
+
+    Raises:
+      ConfigError: a parameter without a rule, a rule that decides nothing, an invalid
+        regular expression, or rules that freeze everything.
     """
     names = list(names)
     for rule in rules:
@@ -53,13 +61,13 @@ def assign_rules(
         for rule in idle:
             if any(_matches(rule, name) for name in names):
                 raise ConfigError(
-                    f"config.rules: {rule.pattern!r} decides nothing, for earlier "
-                    f"rules match all that it matches; put it before them"
+                    f"config.rules: {rule.pattern!r} has no effect: earlier rules match "
+                    f"all of its parameters; move it before them"
                 )
             if not any(_matches(rule, name) for name in others):
                 raise ConfigError(
                     f"config.rules: {rule.pattern!r} matches no parameter; the model "
-                    f"has {', '.join(parts(names))}"
+                    f"has {', '.join(group_names(names))}"
                 )
     if not any(trains(rule) for rule in assigned.values()):
         raise ConfigError("config.rules freeze every parameter: nothing would train")
@@ -67,26 +75,40 @@ def assign_rules(
 
 
 def trains(rule: Rule) -> bool:
+    """Returns whether parameters of this rule are trained."""
     return rule.multiplier is not None
 
 
 def _matches(rule: Rule, name: str) -> bool:
-    """A rule with `layers` speaks of stacked parameters alone."""
+    """Returns whether the rule matches; one with `layers` matches stacked parameters
+    only."""
     if rule.layers and not STACKED.fullmatch(name):
         return False
     return re.fullmatch(rule.pattern, name) is not None
 
 
 def split(params: Mapping, assigned: Mapping[str, Rule]) -> tuple[dict, dict]:
-    """A flat dict as (trainable, frozen)."""
+    """Splits flat parameters into (trainable, frozen).
+
+    Args:
+      params: parameters by name.
+      assigned: rule of each parameter, from `assign_rules`.
+    """
     trainable = {n: p for n, p in params.items() if trains(assigned[n])}
     frozen = {n: p for n, p in params.items() if not trains(assigned[n])}
     return trainable, frozen
 
 
-def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Updates done -> learning rate of the next: linear from peak / warm-up to peak at
-    the last step of the warm-up, then a cosine to the minimum at the last step."""
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Returns the learning-rate schedule: updates done -> rate of the next update.
+
+    Linear from peak_lr / warmup_steps to peak_lr at the last warm-up step, then a
+    cosine to min_lr at the last step.
+
+    Args:
+      config: peak_lr, min_lr and warmup_steps.
+      total_steps: length of the run.
+    """
     warmup = max(1, min(config.warmup_steps, total_steps))
     cosine_steps = max(total_steps - warmup, 1)
 
@@ -103,12 +125,17 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(
     config: OptimizerConfig, total_steps: int, assigned: Mapping[str, Rule]
 ) -> optax.GradientTransformation:
-    """AdamW over the trainable leaves, clipped by their global norm.
+    """Returns AdamW over the trainable leaves, clipped by their global norm.
 
-    Weight decay is fully decoupled (paper, table 3): it follows the schedule's shape
-    and not the learning rate, p -= shape * (peak_lr * multiplier * adam + decay * p).
+    Weight decay is fully decoupled (paper, table 3): it follows the shape of the
+    schedule, not the learning rate: p -= shape * (peak_lr * multiplier * adam + decay * p).
+
+    Args:
+      config: hyperparameters.
+      total_steps: length of the run.
+      assigned: rule of each parameter, from `assign_rules`.
     """
-    schedule = learning_rate(config, total_steps)
+    schedule = make_schedule(config, total_steps)
     return optax.chain(
         _scale_leaves(assigned, lambda rule: 1.0),
         optax.clip_by_global_norm(config.clip_norm),
@@ -123,7 +150,7 @@ def make_optimizer(
 def _scale_leaves(
     assigned: Mapping[str, Rule], factor: Callable[[Rule], float]
 ) -> optax.GradientTransformation:
-    """Multiplies each leaf by its rule's factor, and by 0 the layers it leaves out."""
+    """Scales each leaf by its rule's factor; layers outside `rule.layers` by 0."""
 
     def times(factor: float, leaf: jax.Array | Apart) -> jax.Array | Apart:
         return jax.tree.map(lambda x: x * factor, leaf)
@@ -138,13 +165,80 @@ def _scale_leaves(
                 f"config.rules: {rule.pattern!r} names layers {rule.layers}; {name} "
                 f"has layers 1 to {depth}"
             )
-        chosen = np.zeros(depth, np.float32)
-        chosen[np.asarray(rule.layers) - 1] = factor(rule)
+        factors = np.zeros(depth, np.float32)
+        factors[np.asarray(rule.layers) - 1] = factor(rule)
         if is_apart(leaf):
-            return Apart(tuple(map(times, chosen, leaf.layers)))
-        chosen = chosen.reshape((depth,) + (1,) * (leaf.ndim - 1))
-        return leaf * jnp.broadcast_to(chosen, leaf.shape)
+            return Apart(tuple(map(times, factors, leaf.layers)))
+        factors = factors.reshape((depth,) + (1,) * (leaf.ndim - 1))
+        return leaf * jnp.broadcast_to(factors, leaf.shape)
 
     return optax.stateless(
         lambda updates, params: {n: scale(n, leaf) for n, leaf in updates.items()}
     )
+
+
+def group_names(names) -> dict[str, list[str]]:
+    """Groups parameter names by their first two levels: "llm/layers", "img/MAPHead_0"."""
+    grouped = {}
+    for name in sorted(names):
+        grouped.setdefault("/".join(name.split("/")[:2]), []).append(name)
+    return grouped
+
+
+def parameter_table(
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    assigned: Mapping[str, Rule],
+    peak_lr: float,
+) -> str:
+    """Returns a text table of parameter groups: size, trainable or frozen, peak rate.
+
+    Args:
+      shapes: abstract parameters by name.
+      assigned: rule of each parameter, from `assign_rules`.
+      peak_lr: of the schedule, before the rules' multipliers.
+    """
+    rows, total, trainable = [], 0, 0
+    for group, names in group_names(shapes).items():
+        by_rate = {}
+        for name in names:
+            by_rate.setdefault(assigned[name].multiplier, []).append(name)
+        for multiplier, members in by_rate.items():
+            count = sum(shapes[name].size for name in members)
+            total += count
+            if multiplier is None:
+                rows.append((group, f"{count:,}", "frozen", ""))
+                continue
+            trainable += count
+            rows.append(
+                (group, f"{count:,}", "trainable", f"{peak_lr * multiplier:.1e}")
+            )
+    rows.append(("all", f"{total:,}", f"{trainable:,} trainable", ""))
+    return text_table(("group", "parameters", "", "peak lr"), rows)
+
+
+def relative_distances(before: dict, after: dict) -> dict[str, float]:
+    """Returns |after - before| / |before| of each parameter group.
+
+    A group that was all zero has no ratio; its |after| is returned instead.
+
+    Args:
+      before: nested dict of parameters.
+      after: the same parameters later.
+    """
+
+    @jax.jit
+    def squares(before, after):
+        return {
+            name: (jnp.sum(jnp.square(after[name] - leaf)), jnp.sum(jnp.square(leaf)))
+            for name, leaf in before.items()
+        }
+
+    sums = jax.device_get(
+        squares(flatten_dict(before, sep="/"), flatten_dict(after, sep="/"))
+    )
+    moved = {}
+    for group, names in group_names(sums).items():
+        change = float(sum(sums[name][0] for name in names)) ** 0.5
+        size = float(sum(sums[name][1] for name in names)) ** 0.5
+        moved[group] = change / size if size else change
+    return moved

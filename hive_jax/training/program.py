@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from hive_jax.config import RunConfig
 from hive_jax.data.types import Batch
 from hive_jax.models import stack
-from hive_jax.training import objectives, report, sharding, state, validation
+from hive_jax.training import objectives, optimizer, sharding, state, validation
 from hive_jax.training import optimizer as optimizers
 
 
@@ -51,7 +51,7 @@ class Program:
         self.optimizer = optimizers.make_optimizer(
             config.optimizer, config.total_steps, self.assigned
         )
-        self.schedule = optimizers.learning_rate(config.optimizer, config.total_steps)
+        self.schedule = optimizers.make_schedule(config.optimizer, config.total_steps)
         self.abstract_state = self._abstract(self._init_state)
         self._running = self._abstract(lambda p: self._init_state(self._apart(p)))
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self._running)
@@ -69,7 +69,7 @@ class Program:
     def parameter_table(self) -> str:
         """Parameters of each part, trainable or frozen, with the peak learning rate."""
         peak_lr = self.config.optimizer.peak_lr
-        return report.parameter_table(self._shapes, self.assigned, peak_lr)
+        return optimizer.parameter_table(self._shapes, self.assigned, peak_lr)
 
     def start(self, params: dict) -> state.TrainState:
         """The state of step 0, to train. It takes over those of `params` that are not

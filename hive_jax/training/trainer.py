@@ -13,7 +13,7 @@ from hive_jax.console import log, progress_bar, text_table
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
 from hive_jax.io import exclusive_lock, write_json
-from hive_jax.training import report
+from hive_jax.training import optimizer
 from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.metrics import MetricsWriter, Throughput
@@ -142,7 +142,7 @@ def _finish(
     result["bad_samples"] = count_bad_samples(run)
     try:
         kept = run.program.kept_params(params)
-        moved = report.distances(run.initial_params(), kept)
+        moved = optimizer.relative_distances(run.initial_params(), kept)
     except HiveError as error:  # the stage before is gone since
         log(f"distances moved are not known: {error}")
     else:
