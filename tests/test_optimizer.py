@@ -45,7 +45,7 @@ def test_a_rule_may_be_for_another_fusion_but_not_be_shadowed():
     rules = (Rule("fusion/projector", 1.0), Rule(".*", 1.0))
     elsewhere = ["fusion/projector", "img/a"]
     assert set(assign_rules(NAMES, rules, lambda: elsewhere)) == set(NAMES)
-    with pytest.raises(ConfigError, match="decides nothing"):
+    with pytest.raises(ConfigError, match="has no effect"):
         assign_rules(
             NAMES, (Rule(".*", 1.0), Rule("img/a", 1.0)), lambda: ["img/a", "img/b"]
         )
