@@ -109,7 +109,7 @@ def random_batch():
             image=rng.integers(0, 256, spec.image.shape, np.uint8),
             tokens=rng.integers(0, 32, spec.tokens.shape, np.int32),
             target=target,
-            sees_image=np.arange(run.data.num_tokens)[None] >= before,
+            image_mask=np.arange(run.data.num_tokens)[None] >= before,
             kind=rng.integers(0, len(KINDS), spec.kind.shape, np.int32),
         )
 

@@ -197,7 +197,7 @@ def test_evaluation_of_captions(hive2, hive2_losses):
     cases = {
         "right": batch,
         "wrong": batch.replace(image=neighbours),
-        "none": batch.replace(sees_image=np.zeros_like(batch.sees_image)),
+        "none": batch.replace(image_mask=np.zeros_like(batch.image_mask)),
     }
     assert set(sums) == set(cases)
     weight, kind = batch.target[:, 1:], batch.kind[:, 1:]

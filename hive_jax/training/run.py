@@ -61,7 +61,8 @@ class Run:
     def _loader(self, split: str, batch_size: int) -> Loader:
         config, trains = self.config, split == "train"
         source = self._source(
-            split, config.objective == "contrastive" or config.model.fusion != "none"
+            split,
+            config.objective == "contrastive" or config.model.fusion_class.uses_image,
         )
         return Loader(
             source,
