@@ -16,9 +16,8 @@ from hive_jax.config import RunConfig
 from hive_jax.data.batch import Sample, Segment
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
 from hive_jax.errors import ConfigError, DataError
-from hive_jax.models.hive import Hive
+from hive_jax.models.hive import Hive, unstack_layers
 from hive_jax.training import objectives, sharding
-from hive_jax.training.program import layers_apart
 
 _SHORTEST = 16  # tokens that prompts are padded to, or to twice as many, and so on
 # What ends every text of this project's data; see hive_jax/data/sets/llava.py.
@@ -104,7 +103,7 @@ class Generator:
         written = np.arange(vocab_size) < tokenizer.vocab_size
         special = {tokenizer.pad_id, tokenizer.bos_id} - ends - {None}
         written[list(special)] = False
-        self._params = jax.jit(lambda params: layers_apart(params, {"img"}))(params)
+        self._params = jax.jit(unstack_layers)(params)
         self._generate = jax.jit(
             make_generate(model, decoding, np.array(sorted(ends)), written)
         )

@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from hive_jax.models import gemma, stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.fusion import (
     Connections,
@@ -231,3 +232,10 @@ def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
     if x.shape[1] == position.shape[1]:
         return x
     return jnp.take_along_axis(x, position[..., None], axis=1)
+
+
+def unstack_layers(params: dict) -> dict:
+    """Parameters of a Hive for decoding; see `gemma.unstack_layers`."""
+    fusion = {name: stack.unstacked(p) for name, p in params.get("fusion", {}).items()}
+    llm = gemma.unstack_layers(params["llm"])
+    return params | {"llm": llm} | ({"fusion": fusion} if fusion else {})

@@ -14,7 +14,6 @@ import optax
 
 from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.errors import ConfigError
-from hive_jax.models.stack import Apart, is_apart
 from hive_jax.training.report import parts
 
 # Parameters with the layers, or connections, of a stack on their first axis.
@@ -125,14 +124,11 @@ def _scale_leaves(
 ) -> optax.GradientTransformation:
     """Multiplies each leaf by its rule's factor, and by 0 the layers it leaves out."""
 
-    def times(factor: float, leaf: jax.Array | Apart) -> jax.Array | Apart:
-        return jax.tree.map(lambda x: x * factor, leaf)
-
-    def scale(name: str, leaf: jax.Array | Apart) -> jax.Array | Apart:
+    def scale(name: str, leaf: jax.Array) -> jax.Array:
         rule = assigned[name]
         if not rule.layers:
-            return times(factor(rule), leaf)
-        depth = len(leaf.layers) if is_apart(leaf) else leaf.shape[0]
+            return leaf * factor(rule)
+        depth = leaf.shape[0]
         if max(rule.layers) > depth or min(rule.layers) < 1:
             raise ConfigError(
                 f"config.rules: {rule.pattern!r} names layers {rule.layers}; {name} "
@@ -140,8 +136,6 @@ def _scale_leaves(
             )
         chosen = np.zeros(depth, np.float32)
         chosen[np.asarray(rule.layers) - 1] = factor(rule)
-        if is_apart(leaf):
-            return Apart(tuple(map(times, chosen, leaf.layers)))
         chosen = chosen.reshape((depth,) + (1,) * (leaf.ndim - 1))
         return leaf * jnp.broadcast_to(chosen, leaf.shape)
 

@@ -179,4 +179,4 @@ class Run:
         say(f"continuing from step {meta['step']} in {checkpoints.directory}")
         if changed:
             say("config changed: " + ", ".join(changed))
-        return self.program.running(restored)
+        return restored
