@@ -108,7 +108,7 @@ def random_batch():
             image=rng.integers(0, 256, spec.image.shape, np.uint8),
             tokens=rng.integers(0, 32, spec.tokens.shape, np.int32),
             target=target,
-            sees_image=np.arange(run.data.num_tokens)[None] >= before,
+            image_mask=np.arange(run.data.num_tokens)[None] >= before,
             kind=rng.integers(0, len(KINDS), spec.kind.shape, np.int32),
         )
 
@@ -147,8 +147,7 @@ class Training:
         self.shapes = flatten_dict(self.program.abstract_params, sep="/")
 
     def start(self) -> state.TrainState:
-        """Step 0, as it is kept, with no parameter at zero: the gates are open, all
-        norms count."""
+        """Step 0, with no parameter at zero: the gates are open, all norms count."""
         rng = np.random.default_rng(1)
         values = {
             name: (rng.normal(size=p.shape) / p.shape[-1] ** 0.5).astype(np.float32)
@@ -156,13 +155,11 @@ class Training:
         }
         params = unflatten_dict(values, sep="/")
         shardings = jax.tree.map(lambda p: p.sharding, self.program.abstract_params)
-        running = self.program.start(jax.device_put(params, shardings))
-        return self.program.kept(running)
+        return self.program.start(jax.device_put(params, shardings))
 
-    def step(self, kept: state.TrainState, parts: tuple[Batch, ...]):
-        """One train step of a state as it is kept, which is donated."""
-        running, metrics = self.program.train_step(self.program.running(kept), parts)
-        return self.program.kept(running), metrics
+    def step(self, now: state.TrainState, parts: tuple[Batch, ...]):
+        """One train step of a state, which is donated."""
+        return self.program.train_step(now, parts)
 
     def steps(self, count: int, batch: Batch | None = None):
         """The state after `count` steps on one batch, and the metrics of each."""

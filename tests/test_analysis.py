@@ -48,7 +48,7 @@ def loss_of(config, weights, batch, offsets):
     """The sum over captions of the mean loss of their tokens, all in float32."""
     model = build_model(config)
     images = normalise_images(batch.image)
-    inputs = images, batch.tokens, batch.sees_image, offsets
+    inputs = images, batch.tokens, batch.image_mask, offsets
     hidden = model.apply({"params": weights}, *inputs)
     table = weights["llm"]["embedder"]["input_embedding"]
     nll = next_token_nll(
@@ -91,7 +91,7 @@ def test_offsets_of_zero_change_nothing():
 
     @jax.jit
     def hidden(offsets):
-        inputs = images, batch.tokens, batch.sees_image, offsets
+        inputs = images, batch.tokens, batch.image_mask, offsets
         return model.apply({"params": weights}, *inputs)
 
     with_zeros = hidden(jnp.zeros((4, 2, 9, 16)))
@@ -126,8 +126,8 @@ def test_at_full_size_and_in_bfloat16(fusion, parameter_shapes):
 
     def maps(weights, batch):
         images = normalise_images(batch.image)
-        inputs = images, batch.tokens, batch.sees_image
-        return model.apply({"params": weights}, *inputs, method="attention_maps")
+        inputs = images, batch.tokens, batch.image_mask
+        return model.apply({"params": weights}, *inputs, method="attention_weights")
 
     heads = config.model.decoder.num_heads
     found = jax.eval_shape(maps, weights, batch)
@@ -176,8 +176,8 @@ def test_attention_of_words(fusion):
     found = attention_maps(config, weights, TOKENIZER, shown())
     batch = batch_of(shown(), TOKENIZER)
     model = build_model(config)
-    inputs = normalise_images(batch.image), batch.tokens, batch.sees_image
-    maps = model.apply({"params": weights}, *inputs, method="attention_maps")
+    inputs = normalise_images(batch.image), batch.tokens, batch.image_mask
+    maps = model.apply({"params": weights}, *inputs, method="attention_weights")
     pairs = config.model.resolved_connections()
     for row, one in enumerate(found):
         caption = CAPTIONS[row]

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hive_jax.models import flash
+from hive_jax.models import attention
 from hive_jax.models.attention import (
     attend,
-    attend_and_tell,
     attend_causally,
+    attention_with_weights,
     causal_mask,
     rotate,
+    supports_flash,
 )
 
 
@@ -97,29 +98,29 @@ def test_attend_is_softmax_attention(heads, kv_heads, softcap):
 
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (4, 1)])
-def test_where_queries_look_is_what_they_read(heads, kv_heads, softcap):
+def test_attention_weights_times_values_are_the_output(heads, kv_heads, softcap):
     query, key, value, mask = random_inputs(heads, kv_heads)
     mask[0, 1] = False
     how = {"scale": 0.7, "softcap": softcap}
-    out, shares = attend_and_tell(query, key, value, mask, **how)
+    out, weights = attention_with_weights(query, key, value, mask, **how)
     batch, length = query.shape[:2]
-    assert shares.shape == (batch, heads, length, key.shape[1])
-    assert shares.dtype == jnp.float32
-    seen = np.broadcast_to(mask[:, None], shares.shape)
-    assert (np.asarray(shares)[~seen] == 0).all() and (shares >= 0).all()
-    anywhere = np.broadcast_to(mask.any(axis=-1)[:, None], shares.shape[:3])
-    np.testing.assert_allclose(shares.sum(axis=-1), anywhere, atol=1e-6)
+    assert weights.shape == (batch, heads, length, key.shape[1])
+    assert weights.dtype == jnp.float32
+    seen = np.broadcast_to(mask[:, None], weights.shape)
+    assert (np.asarray(weights)[~seen] == 0).all() and (weights >= 0).all()
+    anywhere = np.broadcast_to(mask.any(axis=-1)[:, None], weights.shape[:3])
+    np.testing.assert_allclose(weights.sum(axis=-1), anywhere, atol=1e-6)
     values = np.repeat(value, heads // kv_heads, axis=2)
-    wanted = np.einsum("bnts,bsnh->btnh", shares, values)
+    wanted = np.einsum("bnts,bsnh->btnh", weights, values)
     np.testing.assert_allclose(out, wanted, atol=1e-6)
 
 
 def test_mask_may_be_one_for_all_keys():
     query, key, value, _ = random_inputs()
-    sees = jnp.array([[True, False, True], [False, True, True]])
-    out = attend(query, key, value, sees[:, :, None], scale=1.0)
+    image_mask = jnp.array([[True, False, True], [False, True, True]])
+    out = attend(query, key, value, image_mask[:, :, None], scale=1.0)
     everything = attend(query, key, value, scale=1.0)
-    wanted = jnp.where(sees[:, :, None, None], everything, 0.0)
+    wanted = jnp.where(image_mask[:, :, None, None], everything, 0.0)
     np.testing.assert_array_equal(out, wanted)
 
 
@@ -215,8 +216,10 @@ def test_rotate_keeps_the_dtype_and_takes_a_traced_base():
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("window", [0, 3, 8])
-@pytest.mark.parametrize("local", [False, True])
-def test_flash_attention_is_asked_for_the_same(monkeypatch, kv_heads, window, local):
+@pytest.mark.parametrize("is_sliding", [False, True])
+def test_flash_attention_is_asked_for_the_same(
+    monkeypatch, kv_heads, window, is_sliding
+):
     """Scale, grouped heads and window as cuDNN takes them, by XLA's implementation of
     the same function, for cuDNN needs a GPU."""
     reference = jax.nn.dot_product_attention
@@ -230,11 +233,11 @@ def test_flash_attention_is_asked_for_the_same(monkeypatch, kv_heads, window, lo
     query = rng.normal(size=(2, 8, 4, 16)).astype(np.float32)
     key, value = rng.normal(size=(2, 2, 8, kv_heads, 16)).astype(np.float32)
 
-    def attention(use_flash):
+    def run_attention(use_flash):
         def loss(*operands):
             out = attend_causally(
                 *operands,
-                local=jnp.asarray(local),
+                is_sliding=jnp.asarray(is_sliding),
                 window=window,
                 scale=0.3,
                 softcap=0.0,
@@ -245,15 +248,15 @@ def test_flash_attention_is_asked_for_the_same(monkeypatch, kv_heads, window, lo
         run = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
         return jax.jit(run)(query, key, value)
 
-    wanted = attention(use_flash=True)  # there is no GPU: XLA's plain one
-    monkeypatch.setattr(flash, "serves", lambda query, key: True)
+    wanted = run_attention(use_flash=True)  # there is no GPU: XLA's plain one
+    monkeypatch.setattr(attention, "supports_flash", lambda query, key: True)
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     assert not asked
-    got = attention(use_flash=True)
+    got = run_attention(use_flash=True)
     assert set(asked) == {"cudnn"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, wanted)
     if window == 3:
-        other = attention(use_flash=False)
+        other = run_attention(use_flash=False)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), other, wanted
         )
@@ -268,4 +271,4 @@ def test_flash_attention_depends_on_the_gpu(monkeypatch, capability, largest):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for head_dim in (64, 128, 256):
         query = jnp.zeros((1, 512, 1, head_dim), jnp.bfloat16)
-        assert flash.serves(query, query) == (head_dim <= largest)
+        assert supports_flash(query, query) == (head_dim <= largest)

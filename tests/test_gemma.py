@@ -145,7 +145,7 @@ def test_presets_are_those_of_transformers(preset):
     # Gemma 1 has no such keys.
     layers = getattr(theirs, "layer_types", None) or ["full_attention"] * ours.depth
     local = [layer == "sliding_attention" for layer in layers]
-    assert ours.is_local().tolist() == local
+    assert ours.is_sliding().tolist() == local
     if any(local):
         assert ours.window == theirs.sliding_window
     scale = getattr(theirs, "query_pre_attn_scalar", theirs.head_dim) ** -0.5
@@ -184,7 +184,7 @@ def test_tiny_preset_is_a_gemma3():
 )
 def test_local_layers(depth, local_layers, table):
     config = GemmaConfig(depth=depth, local_layers=local_layers)
-    assert "".join("l" if local else "g" for local in config.is_local()) == table
+    assert "".join("l" if local else "g" for local in config.is_sliding()) == table
 
 
 def test_scan_equals_unrolled_in_value_and_gradient(params):
@@ -217,7 +217,7 @@ def test_segments_cut_anywhere_are_the_whole(params, ends):
         segments = gemma.segments(ends)
         assert len(segments) == len(ends)
         for segment in segments:
-            x = segment(x)
+            x, _ = segment(x)
         return gemma.logits(gemma.final_norm(x))
 
     stepwise = jax.jit(

@@ -87,7 +87,7 @@ def without_cache(fusion, prompt, count, **changes):
     written = np.arange(512) < TOKENIZER.vocab_size
     written[[TOKENIZER.pad_id, TOKENIZER.bos_id]] = False
     ends = {TOKENIZER.eos_id, *TOKENIZER.ids_with("\n")}
-    tokens, sees = whole["tokens"], whole["sees_image"]
+    tokens, sees = whole["tokens"], whole["image_mask"]
     sees[length:] = prompt.image is not None
 
     @jax.jit

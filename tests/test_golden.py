@@ -92,7 +92,7 @@ def towers(scan, remat):
 def test_gemma(name, scan):
     def run(gemma, tokens):
         (layers,) = gemma.segments((gemma.config.depth,))
-        hidden = gemma.final_norm(layers(gemma.embed(tokens)))
+        hidden = gemma.final_norm(layers(gemma.embed(tokens))[0])
         return hidden, gemma.logits(hidden)
 
     config = dataclasses.replace(GEMMAS[name], scan=scan)

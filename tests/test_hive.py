@@ -8,12 +8,12 @@ import pytest
 
 from hive_jax.models.fusion import (
     FUSIONS,
-    Fusion,
     default_connections,
+    interleave,
     resolve_connections,
 )
 from hive_jax.models.gemma import GemmaConfig
-from hive_jax.models.hive import Hive, HiveConfig, interleave
+from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.siglip import SiglipConfig
 
 # 9 patches; block 3 of the encoder is connected to nothing.
@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1, 1, (3, 24, 24, 3)).astype(np.float32)
 TOKENS = RNG.integers(0, 31, (3, 7))
 # The image comes first, after three tokens, not at all.
-SEES_IMAGE = np.array([[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1], [0] * 7], bool)
+IMAGE_MASK = np.array([[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1, 1], [0] * 7], bool)
 
 
 @functools.cache
@@ -41,7 +41,7 @@ def random_params(fusion):
     """All leaves random: norms, biases and gates matter."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(
-        model(fusion).init, jax.random.key(0), IMAGES, TOKENS, SEES_IMAGE
+        model(fusion).init, jax.random.key(0), IMAGES, TOKENS, IMAGE_MASK
     )
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype),
@@ -54,9 +54,9 @@ def compiled(fusion):
     return jax.jit(model(fusion).apply)
 
 
-def run(fusion, images=IMAGES, tokens=TOKENS, sees_image=SEES_IMAGE, params=None):
+def run(fusion, images=IMAGES, tokens=TOKENS, image_mask=IMAGE_MASK, params=None):
     params = random_params(fusion) if params is None else params
-    return np.asarray(compiled(fusion)({"params": params}, images, tokens, sees_image))
+    return np.asarray(compiled(fusion)({"params": params}, images, tokens, image_mask))
 
 
 def with_gates(params, gates):
@@ -142,7 +142,7 @@ def test_branches_of_the_tree(fusion):
 
 def test_gates_start_at_zero():
     def gate(rng):
-        variables = model("hive").init(rng, IMAGES, TOKENS, SEES_IMAGE)
+        variables = model("hive").init(rng, IMAGES, TOKENS, IMAGE_MASK)
         return variables["params"]["fusion"]["cross_attention"]["gate"]
 
     assert not np.any(jax.jit(gate)(jax.random.key(0)))
@@ -154,14 +154,14 @@ def test_gates_start_at_zero():
 @pytest.mark.parametrize("fusion", ["hive", "cascaded"])
 def test_with_gates_at_zero_the_image_is_not_there(fusion):
     params = with_gates(random_params(fusion), [0, 0])
-    blind = run(fusion, sees_image=np.zeros_like(SEES_IMAGE))
+    blind = run(fusion, image_mask=np.zeros_like(IMAGE_MASK))
     np.testing.assert_array_equal(run(fusion, params=params), blind)
 
 
 def test_with_gates_at_zero_the_decoder_is_alone_bit_for_bit():
     # Not compiled: XLA fuses, and so rounds, two programs in different ways.
     params = with_gates(random_params("hive"), [0, 0])
-    inputs = IMAGES, TOKENS, SEES_IMAGE
+    inputs = IMAGES, TOKENS, IMAGE_MASK
     hidden = model("hive").apply({"params": params}, *inputs)
     alone = model("none").apply({"params": {"llm": params["llm"]}}, *inputs)
     np.testing.assert_array_equal(hidden, alone)
@@ -171,26 +171,26 @@ def test_with_gates_at_zero_the_decoder_is_alone_bit_for_bit():
 def test_the_image_matters_exactly_where_it_is_seen(fusion):
     """A text before the image, and a row without one, do not depend on it."""
     changed = np.any(run(fusion) != run(fusion, images=-IMAGES), axis=-1)
-    np.testing.assert_array_equal(changed, SEES_IMAGE)
+    np.testing.assert_array_equal(changed, IMAGE_MASK)
 
 
 @pytest.mark.parametrize("fusion", WITH_IMAGES)
 def test_text_that_sees_no_image_is_text_alone(fusion):
     alone = run("none", params={"llm": random_params(fusion)["llm"]})
     difference = np.abs(run(fusion) - alone).max(axis=-1)
-    assert difference[~SEES_IMAGE].max() < 1e-5
-    assert difference[SEES_IMAGE].min() > 1e-3
+    assert difference[~IMAGE_MASK].max() < 1e-5
+    assert difference[IMAGE_MASK].min() > 1e-3
 
 
 @pytest.mark.parametrize("fusion", ["hive", "self_attention"])
 def test_padding_on_the_right_changes_nothing_to_its_left(fusion):
-    tokens, sees_image = TOKENS.copy(), SEES_IMAGE.copy()
+    tokens, image_mask = TOKENS.copy(), IMAGE_MASK.copy()
     tokens[:, 5:] = 0
-    sees_image[:, 5:] = False
+    image_mask[:, 5:] = False
     before = run(fusion)[:, :5]
-    padded = run(fusion, tokens=tokens, sees_image=sees_image)[:, :5]
+    padded = run(fusion, tokens=tokens, image_mask=image_mask)[:, :5]
     np.testing.assert_array_equal(padded, before)
-    shorter = run(fusion, tokens=TOKENS[:, :5], sees_image=SEES_IMAGE[:, :5])
+    shorter = run(fusion, tokens=TOKENS[:, :5], image_mask=IMAGE_MASK[:, :5])
     np.testing.assert_allclose(shorter, before, atol=1e-5)
 
 
@@ -204,12 +204,13 @@ def test_each_connected_layer_reads_its_depth_before_it_runs(fusion):
     def by_hand(hive):
         features = hive.img(IMAGES, (1, 2, 3)).features
         features = features[jnp.array(depths) - 1]
-        looked = hive.fusion.keys_values(features)
-        read_first, read_second = hive.fusion.readers(looked, SEES_IMAGE)
+        text = hive.llm.embed(TOKENS)
+        _, _, image_kv = hive.fusion.prepare(features, text, IMAGE_MASK)
         layer_1, layer_2, layer_3 = hive.llm.segments((1, 2, 3))
-        x = layer_1(read_first(hive.llm.embed(TOKENS))[0])
-        x = layer_3(read_second(layer_2(x))[0])
-        return hive.llm.final_norm(x)
+        x, _ = hive.fusion.before_layer(0, text, image_kv, IMAGE_MASK)
+        x, _ = layer_2(layer_1(x)[0])
+        x, _ = hive.fusion.before_layer(1, x, image_kv, IMAGE_MASK)
+        return hive.llm.final_norm(layer_3(x)[0])
 
     wanted = jax.jit(
         lambda params: model(fusion).apply({"params": params}, method=by_hand)
@@ -226,7 +227,7 @@ def gradient(fusion):
 
     def loss(img, params, images):
         params = {"params": params | {"img": img}}
-        hidden = model(fusion).apply(params, images, TOKENS, SEES_IMAGE)
+        hidden = model(fusion).apply(params, images, TOKENS, IMAGE_MASK)
         return jnp.sum(jnp.sin(hidden))
 
     return jax.jit(
@@ -263,21 +264,22 @@ def test_every_pixel_of_a_seen_image_matters(fusion):
 @pytest.mark.parametrize("fusion", ["hive", "cascaded"])
 def test_every_patch_of_every_connection_is_read(fusion):
     params = random_params(fusion)["fusion"]
-    module = Fusion(fusion, 2, 16, TINY.decoder)
+    module = FUSIONS[fusion](2, 16, TINY.decoder)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(2, 3, 9, 16)).astype(np.float32)
     x = rng.normal(size=(3, 7, 24)).astype(np.float32)
 
-    def reading(fusion, features):
-        looked = fusion.keys_values(features)
-        return [read(x)[0] for read in fusion.readers(looked, SEES_IMAGE)]
+    def attend(fusion, features):
+        _, _, image_kv = fusion.prepare(features, x, IMAGE_MASK)
+        arguments = x, image_kv, IMAGE_MASK
+        return [fusion.before_layer(number, *arguments)[0] for number in range(2)]
 
     def total(features):
-        read = module.apply({"params": params}, features, method=reading)
-        return sum(jnp.sum(jnp.sin(one)) for one in read)
+        outputs = module.apply({"params": params}, features, method=attend)
+        return sum(jnp.sum(jnp.sin(one)) for one in outputs)
 
     reached = np.any(jax.jit(jax.grad(total))(features), axis=-1)
-    has_image = SEES_IMAGE.any(axis=1)
+    has_image = IMAGE_MASK.any(axis=1)
     np.testing.assert_array_equal(
         reached, np.broadcast_to(has_image[None, :, None], (2, 3, 9))
     )
@@ -288,8 +290,8 @@ def test_every_patch_of_every_connection_is_read(fusion):
 
 def test_interleave():
     # a b i i c d, i i a b c d, and a text without an image, a b c d i i.
-    sees_image = jnp.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-    image, text = interleave(sees_image, 2)
+    image_mask = jnp.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
+    image, text = interleave(image_mask, 2)
     assert image.tolist() == [[2, 3], [0, 1], [4, 5]]
     assert text.tolist() == [[0, 1, 4, 5], [2, 3, 4, 5], [0, 1, 2, 3]]
 
@@ -306,7 +308,7 @@ def test_self_attention_is_the_decoder_on_text_with_image_tokens_inside():
         text = hive.llm.embed(tokens)
         x = jnp.concatenate([text[:, :before], image_tokens, text[:, before:]], axis=1)
         (layers,) = hive.llm.segments((3,))
-        hidden = hive.llm.final_norm(layers(x))
+        hidden = hive.llm.final_norm(layers(x)[0])
         end = before + image_tokens.shape[1]
         return jnp.concatenate([hidden[:, :before], hidden[:, end:]], axis=1)
 
@@ -333,7 +335,7 @@ def test_scan_equals_unrolled(fusion):
         decoder=dataclasses.replace(TINY.decoder, scan=True, remat="full"),
     )
     params = {"params": random_params(fusion)}
-    hidden = jax.jit(scanned.apply)(params, IMAGES, TOKENS, SEES_IMAGE)
+    hidden = jax.jit(scanned.apply)(params, IMAGES, TOKENS, IMAGE_MASK)
     np.testing.assert_allclose(hidden, run(fusion), atol=1e-5)
 
 
@@ -341,7 +343,7 @@ def test_scan_equals_unrolled(fusion):
 def test_hidden_states_are_of_the_computation_dtype(fusion):
     half = Hive(dataclasses.replace(TINY, fusion=fusion), jnp.bfloat16)
     params = {"params": random_params(fusion)}
-    hidden = jax.eval_shape(half.apply, params, IMAGES, TOKENS, SEES_IMAGE)
+    hidden = jax.eval_shape(half.apply, params, IMAGES, TOKENS, IMAGE_MASK)
     assert hidden.shape == (3, 7, 24)
     assert hidden.dtype == jnp.bfloat16
 
@@ -349,7 +351,7 @@ def test_hidden_states_are_of_the_computation_dtype(fusion):
 def test_bfloat16():
     half = Hive(TINY, jnp.bfloat16)
     params = {"params": random_params("hive")}
-    hidden = jax.jit(half.apply)(params, IMAGES, TOKENS, SEES_IMAGE)
+    hidden = jax.jit(half.apply)(params, IMAGES, TOKENS, IMAGE_MASK)
     difference = np.asarray(hidden, np.float32) - run("hive")
     assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(run("hive"))
 

@@ -101,7 +101,7 @@ def test_a_batch_without_a_target_has_loss_and_gradient_zero(
     batch = one.batch
     nothing = np.zeros_like(batch.target)
     before = one.start()
-    after, metrics = one.steps(1, batch.replace(target=nothing, sees_image=nothing))
+    after, metrics = one.steps(1, batch.replace(target=nothing, image_mask=nothing))
     assert metrics[0]["loss"] == 0
     assert all(metrics[0][name] == 0 for name in metrics[0] if "norm" in name)
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
@@ -112,8 +112,8 @@ def test_samples_without_an_image_have_finite_gradients(
     training, tiny_run, stage_rules, fusion
 ):
     one = training(tiny_run(fusion, rules=stage_rules(3, fusion)))
-    blind = np.zeros_like(one.batch.sees_image)
-    after, metrics = one.steps(2, one.batch.replace(sees_image=blind))
+    blind = np.zeros_like(one.batch.image_mask)
+    after, metrics = one.steps(2, one.batch.replace(image_mask=blind))
     assert metrics[0]["loss"] > 0
     assert metrics[0]["grad_norm/img"] == 0
     assert metrics[0]["grad_norm/fusion"] == 0

@@ -7,9 +7,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from hive_jax.data.types import KINDS, Batch
-from hive_jax.models import stack
 from hive_jax.training import objectives, state, validation
-from hive_jax.training.optimizer import STACKED, trains
+from hive_jax.training.optimizer import trains
 
 STAGES = (1, 2, 3)
 FUSIONS = ("hive", "cascaded", "self_attention")
@@ -141,19 +140,6 @@ def test_the_loss_goes_down_on_a_fixed_batch(hive2):
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_layers_train_apart_and_are_kept_stacked(hive2):
-    kept, _ = hive2.steps(1)
-    before = jax.device_get(kept)
-    running = hive2.program.running(kept)
-    trainable = hive2.program.trainable(running.params)
-    axes = {n: stack.axes_apart(p) for n, p in trainable.items()}
-    for name, apart in axes.items():
-        pairs = name.endswith("gating_einsum")
-        assert apart == (2 if pairs else 1 if STACKED.fullmatch(name) else 0), name
-    after = jax.device_get(hive2.program.kept(running))
-    jax.tree.map(np.testing.assert_array_equal, before, after)
-
-
 def test_initial_parameters_are_a_function_of_the_seed(tiny_run, random_batch):
     run = tiny_run(objective="contrastive")
     model, batch = objectives.build_model(run), random_batch(run)
@@ -197,7 +183,7 @@ def test_evaluation_of_captions(hive2, hive2_losses):
     cases = {
         "right": batch,
         "wrong": batch.replace(image=neighbours),
-        "none": batch.replace(sees_image=np.zeros_like(batch.sees_image)),
+        "none": batch.replace(image_mask=np.zeros_like(batch.image_mask)),
     }
     assert set(sums) == set(cases)
     weight, kind = batch.target[:, 1:], batch.kind[:, 1:]
@@ -249,8 +235,7 @@ def test_training_and_evaluation_of_two_towers(tiny_run, training):
 
 def traced(one, parts) -> str:
     """The train step before it is compiled."""
-    state = one.program.running(one.start())
-    return str(one.program.train_step.trace(state, parts).jaxpr)
+    return str(one.program.train_step.trace(one.start(), parts).jaxpr)
 
 
 def test_frozen_towers_are_not_differentiated(tiny_run, training, stage_rules):

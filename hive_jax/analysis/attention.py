@@ -47,7 +47,7 @@ def attention_maps(
       ConfigError: the model has no cross-attention, or a caption has no word.
     """
     model = require_reader(config)
-    if config.model.fusion not in ("hive", "cascaded"):
+    if not config.model.fusion_class.has_attention_weights:
         raise ConfigError(
             f"{config.name} has no cross-attention to draw: its fusion is "
             f"{config.model.fusion!r}, whose image tokens stand in the text"
@@ -75,8 +75,8 @@ def attention_maps(
 @functools.partial(jax.jit, static_argnums=0)
 def _maps(model: Hive, params: dict, batch: Batch) -> jax.Array:
     images = normalise_images(batch.image)
-    inputs = images, batch.tokens, batch.sees_image
-    return model.apply({"params": params}, *inputs, method="attention_maps")
+    inputs = images, batch.tokens, batch.image_mask
+    return model.apply({"params": params}, *inputs, method="attention_weights")
 
 
 def word_positions(

@@ -27,7 +27,7 @@ def make_feature_gradients(model: Hive):
     def loss(offsets, params, batch: Batch):
         images = normalise_images(batch.image)
         hidden = model.apply(
-            {"params": params}, images, batch.tokens, batch.sees_image, offsets
+            {"params": params}, images, batch.tokens, batch.image_mask, offsets
         )
         table = params["llm"]["embedder"]["input_embedding"]
         softcap = config.decoder.final_softcap
@@ -90,7 +90,7 @@ def same_towers(first: dict, other: dict) -> dict:
 def require_reader(config: RunConfig) -> Hive:
     """The model of a run that reads images. Raises ConfigError."""
     model = build_model(config)
-    if not isinstance(model, Hive) or config.model.fusion == "none":
+    if not isinstance(model, Hive) or not config.model.fusion_class.uses_image:
         raise ConfigError(
             f"{config.name} has no text that reads the image: its objective is "
             f"{config.objective!r}, its fusion {config.model.fusion!r}"

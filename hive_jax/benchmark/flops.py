@@ -55,103 +55,84 @@ class _Count:
     def __init__(self, config: RunConfig, assigned: Mapping[str, Rule]):
         self._config = config.model
         self._trained = {n for n, r in assigned.items() if r.multiplier is not None}
-        self._tokens = config.data.num_tokens
         self.flops = Flops()
-        connections = config.model.resolved_connections()
+        model, tokens = config.model, config.data.num_tokens
+        connections = model.resolved_connections()
         features = self._encoder(connections) if connections else False
-        if config.model.fusion == "self_attention":
-            self._self_attention(features)
-        else:
-            self._cross_attention(connections, features)
+        fusion, upstream = model.fusion_class, self.trains("llm/embedder")
+        sequence = tokens
+        if fusion.uses_image:
+            sequence += fusion.image_tokens_in_text(model.encoder.num_patches)
+        connected = {layer for _, layer in connections}
+        for layer in range(1, model.decoder.depth + 1):
+            if layer in connected:
+                towers = model.encoder, model.decoder
+                upstream = fusion.count_flops(self, *towers, tokens, features, upstream)
+            self._layer(sequence, upstream)
+            upstream = upstream or self.trains("llm/layers")
+        self._logits(tokens - 1, upstream)
 
-    def _trains(self, prefix: str) -> bool:
+    def trains(self, prefix: str) -> bool:
+        """Whether a parameter trains whose name starts with `prefix`."""
         return any(name.startswith(prefix) for name in self._trained)
 
+    def product(
+        self, part: str, rows: int, inner: int, columns: int, trains: bool, upstream
+    ) -> None:
+        """Adds [rows, inner] x [inner, columns] to a field of Flops, with a product for
+        the gradient of the weights if they train, and of the input if it is wanted."""
+        forward = 2.0 * rows * inner * columns
+        self._add(part, forward * (1 + trains + upstream))
+
+    def attention(
+        self, part: str, queries: int, keys: int, width: int, trains: bool
+    ) -> None:
+        """Adds both products of an attention; `width` = heads x head dimension."""
+        self._add(part, 2 * 2.0 * queries * keys * width * (3 if trains else 1))
+
+    def project(self, features: bool) -> bool:
+        """Adds a projector; whether the projected features have gradients."""
+        patches, width = self._config.encoder.num_patches, self._config.decoder.width
+        first = self.trains("fusion/projector/linear_1")
+        second = self.trains("fusion/projector/linear_2")
+        source = self._config.encoder.width
+        self.product("projector", patches, source, width, first, features)
+        before = features or first or self.trains("fusion/projector/norm")
+        self.product("projector", patches, width, width, second, before)
+        return features or self.trains("fusion/projector")
+
+    def _add(self, part: str, flops: float) -> None:
+        setattr(self.flops, part, getattr(self.flops, part) + flops)
+
     def _encoder(self, connections) -> bool:
-        """Up to the deepest depth that is read; whether its features train."""
+        """Up to the deepest connected depth; whether its features train."""
         c = self._config.encoder
         patches, width = c.num_patches, c.width
-        embeds = self._trains("img/embedding") or self._trains("img/pos_embedding")
-        block = self._trains("img/Transformer/encoderblock")
-        pixels = 3 * c.patch_size**2
-        self.flops.encoder += _product(
-            patches, pixels, width, self._trains("img/embedding/kernel"), False
-        )
+        embeds = self.trains("img/embedding") or self.trains("img/pos_embedding")
+        block = self.trains("img/Transformer/encoderblock")
+        pixels, kernel = 3 * c.patch_size**2, self.trains("img/embedding/kernel")
+        self.product("encoder", patches, pixels, width, kernel, False)
         for number in range(max(depth for depth, _ in connections)):
             upstream = embeds or (block and number > 0)
             weights = 4 * width * width + 2 * width * c.mlp_dim
-            self.flops.encoder += _product(patches, 1, weights, block, upstream)
+            self.product("encoder", patches, 1, weights, block, upstream)
             # The attention's operands have gradients where the block itself trains.
-            self.flops.encoder += _attention(patches, patches, width, block or upstream)
+            operands = block or upstream
+            self.attention("encoder", patches, patches, width, operands)
         return embeds or block
-
-    def _project(self, features: bool) -> None:
-        """One depth to the decoder's width."""
-        patches, width = self._config.encoder.num_patches, self._config.decoder.width
-        first = self._trains("fusion/projector/linear_1")
-        second = self._trains("fusion/projector/linear_2")
-        source = self._config.encoder.width
-        self.flops.projector += _product(patches, source, width, first, features)
-        before = features or first or self._trains("fusion/projector/norm")
-        self.flops.projector += _product(patches, width, width, second, before)
-
-    def _cross_attention(self, connections, features: bool) -> None:
-        c, tokens = self._config.decoder, self._tokens
-        patches = self._config.encoder.num_patches
-        fused = self._trains("fusion/cross_attention")
-        projected = features or self._trains("fusion/projector")
-        heads = c.num_heads * c.head_dim
-        upstream = self._trains("llm/embedder")
-        read_before = {layer for _, layer in connections}
-        for layer in range(1, c.depth + 1):
-            if layer in read_before:
-                self._project(features)
-                keys = 2 * c.num_kv_heads * c.head_dim
-                self.flops.image_keys += _product(
-                    patches, c.width, keys, fused, projected
-                )
-                self.flops.cross_attention += (
-                    _product(tokens, c.width, heads, fused, upstream)
-                    + _attention(tokens, patches, heads, fused or projected or upstream)
-                    + _product(tokens, heads, c.width, fused, True)
-                )
-                upstream = upstream or fused or projected
-            self._layer(tokens, upstream)
-            upstream = upstream or self._trains("llm/layers")
-        self._logits(upstream)
-
-    def _self_attention(self, features: bool) -> None:
-        self._project(features)
-        upstream = features or self._trains("fusion") or self._trains("llm/embedder")
-        tokens = self._tokens + self._config.encoder.num_patches
-        for _ in range(self._config.decoder.depth):
-            self._layer(tokens, upstream)
-            upstream = upstream or self._trains("llm/layers")
-        self._logits(upstream)
 
     def _layer(self, tokens: int, upstream: bool) -> None:
         c = self._config.decoder
-        trains = self._trains("llm/layers")
-        self.flops.text += _product(tokens, 1, _layer_weights(c), trains, upstream)
+        trains = self.trains("llm/layers")
+        self.product("text", tokens, 1, _layer_weights(c), trains, upstream)
         heads = c.num_heads * c.head_dim
-        self.flops.text += _attention(tokens, tokens, heads, trains or upstream)
+        self.attention("text", tokens, tokens, heads, trains or upstream)
 
-    def _logits(self, upstream: bool) -> None:
+    def _logits(self, positions: int, upstream: bool) -> None:
         c = self._config.decoder
-        table = self._trains("llm/embedder")
-        before = upstream or self._trains("llm/final_norm")
-        positions = self._tokens - 1
-        self.flops.logits += _product(positions, c.width, c.vocab_size, table, before)
-
-
-def _product(rows: int, width: int, columns: int, trains: bool, upstream: bool):
-    """[rows, width] x [width, columns], with the gradients that are wanted."""
-    return 2.0 * rows * width * columns * (1 + trains + upstream)
-
-
-def _attention(queries: int, keys: int, width: int, trains: bool) -> float:
-    """Both products of an attention with `width` = heads x head dimension."""
-    return 2 * 2.0 * queries * keys * width * (3 if trains else 1)
+        table = self.trains("llm/embedder")
+        before = upstream or self.trains("llm/final_norm")
+        self.product("logits", positions, c.width, c.vocab_size, table, before)
 
 
 def _layer_weights(c: GemmaConfig) -> int:

@@ -22,7 +22,7 @@ _CODE = Path(__file__).parent.parent / "export/torch"
 def layout(model: HiveConfig) -> huggingface.Layout:
     """The model as a class of transformers has it; the last token of the vocabulary
     stands for the image."""
-    if model.fusion == "self_attention":
+    if model.fusion_class.export_kind == "vlm":
         return huggingface.vlm(model, model.decoder.vocab_size - 1)
     return huggingface.hive(model)
 
@@ -38,7 +38,7 @@ def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
     arrays = random_params(param_shapes(model), seed)
     with atomic_dir(folder) as temporary:
         huggingface.write(temporary, theirs, arrays, np.dtype(np.float32))
-        if model.fusion != "self_attention":
+        if model.fusion_class.export_kind == "hive":
             for name in ("configuration_hive.py", "modeling_hive.py"):
                 shutil.copyfile(_CODE / name, temporary / name)
 
@@ -68,7 +68,7 @@ def random_batch(size: Size, seed: int = 0) -> Batch:
         image=rng.integers(0, 256, spec.image.shape, np.uint8),
         tokens=rng.integers(0, size.decoder.vocab_size - 1, text, np.int32),
         target=target,
-        sees_image=np.ones(text, bool),
+        image_mask=np.ones(text, bool),
         kind=np.zeros(text, np.int32),
     )
 

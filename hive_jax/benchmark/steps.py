@@ -99,7 +99,7 @@ def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
             image=rng.integers(0, 256, spec.image.shape, np.uint8),
             tokens=rng.integers(0, vocab_size, spec.tokens.shape, np.int32),
             target=target,
-            sees_image=np.ones(spec.sees_image.shape, bool),
+            image_mask=np.ones(spec.image_mask.shape, bool),
             kind=rng.integers(0, len(KINDS), spec.kind.shape, np.int32),
         )
 

@@ -12,6 +12,7 @@ from hive_jax.config.schema import (
     RunConfig,
 )
 from hive_jax.errors import ConfigError
+from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.stack import PROGRAM, REMAT_POLICIES
 
 
@@ -38,6 +39,7 @@ def _check_run_config(config: RunConfig) -> None:
 def _check_probe_config(config: ProbeConfig) -> None:
     expect = _Expect(config)
     expect.one_of(PROBES, "probe")
+    expect.one_of(tuple(FUSIONS), "model.fusion")
     expect.one_of(("auto", "float32", "bfloat16"), "dtype")
     expect.one_of(("", *PREPROCESSING), "preprocessing")
     expect.at_least(1, "epochs", "batch_size", "num_seeds", "threads")
@@ -90,6 +92,7 @@ class _Expect:
 
 def _check_run(config: RunConfig, expect: _Expect) -> None:
     expect.one_of(("caption", "contrastive"), "objective")
+    expect.one_of(tuple(FUSIONS), "model.fusion")
     expect.one_of(("auto", "float32", "bfloat16"), "dtype")
     expect.at_least(1, "total_steps", "batch_size", "accumulate", "data.threads")
     expect.at_least(1, "log_every", "eval_every", "checkpoint_every", "keep")

@@ -215,19 +215,19 @@ def encode_sample(
     out = {
         "tokens": np.full(num_tokens, tokenizer.pad_id, np.int32),
         "target": np.zeros(num_tokens, bool),
-        "sees_image": np.zeros(num_tokens, bool),
+        "image_mask": np.zeros(num_tokens, bool),
         "kind": np.zeros(num_tokens, np.int32),
     }
     length = len(prefix) + len(ids)
     out["tokens"][:length] = prefix + ids
     if sample.image is not None:
-        out["sees_image"][: len(prefix)] = sample.image_before == 0
+        out["image_mask"][: len(prefix)] = sample.image_before == 0
     for place, (start, end) in enumerate(spans, start=len(prefix)):
         # A token is where its last character is. One without a character of its own
         # (SentencePiece's bytes but the last of a character) is where it stands.
         last = min(max(end - 1, start), len(text) - 1)
         out["target"][place] = target[last] and place > 0
-        out["sees_image"][place] = seen[last]
+        out["image_mask"][place] = seen[last]
         out["kind"][place] = kind[min(start, last) : last + 1].max()
     return out
 

@@ -59,14 +59,14 @@ class Batch:
       image: uint8[B, height, width, 3]; zeros where a sample has none.
       tokens: int32[B, T], padded on the right.
       target: bool[B, T], tokens that the loss is taken on.
-      sees_image: bool[B, T], positions that may look at the image.
+      image_mask: bool[B, T], positions that may look at the image.
       kind: int32[B, T], index into KINDS of each token.
     """
 
     image: jax.Array | np.ndarray
     tokens: jax.Array | np.ndarray
     target: jax.Array | np.ndarray
-    sees_image: jax.Array | np.ndarray
+    image_mask: jax.Array | np.ndarray
     kind: jax.Array | np.ndarray
 
     @classmethod
@@ -79,6 +79,6 @@ class Batch:
             ),
             tokens=jax.ShapeDtypeStruct(text, np.int32),
             target=jax.ShapeDtypeStruct(text, np.bool_),
-            sees_image=jax.ShapeDtypeStruct(text, np.bool_),
+            image_mask=jax.ShapeDtypeStruct(text, np.bool_),
             kind=jax.ShapeDtypeStruct(text, np.int32),
         )

@@ -16,9 +16,8 @@ from hive_jax.config import RunConfig
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
-from hive_jax.models.hive import Hive
+from hive_jax.models.hive import Hive, unstack_layers
 from hive_jax.training import objectives, sharding
-from hive_jax.training.program import layers_apart
 
 _SHORTEST = 16  # tokens that prompts are padded to, or to twice as many, and so on
 # What ends every text of this project's data; see hive_jax/data/sources/llava.py.
@@ -97,14 +96,14 @@ class Generator:
             )
         self.tokenizer, self.decoding, self._mesh = tokenizer, decoding, mesh
         self.image_size = config.model.encoder.image_size
-        self.sees_images = config.model.fusion != "none"
+        self.sees_images = config.model.fusion_class.uses_image
         ends = {tokenizer.eos_id} - {None}
         ends = ends.union(*map(tokenizer.ids_with, (END, *decoding.stop)))
         vocab_size = config.model.decoder.vocab_size
         written = np.arange(vocab_size) < tokenizer.vocab_size
         special = {tokenizer.pad_id, tokenizer.bos_id} - ends - {None}
         written[list(special)] = False
-        self._params = jax.jit(lambda params: layers_apart(params, {"img"}))(params)
+        self._params = jax.jit(unstack_layers)(params)
         self._generate = jax.jit(
             make_generate(model, decoding, np.array(sorted(ends)), written)
         )
@@ -150,7 +149,7 @@ class Generator:
         rows = {
             "images": images,
             "tokens": [row["tokens"] for row in found],
-            "sees_image": [row["sees_image"] for row in found],
+            "image_mask": [row["image_mask"] for row in found],
             "lengths": lengths,
             "numbers": [p.number for p in prompts],
         }
@@ -174,7 +173,7 @@ class Generator:
 def make_generate(
     model: Hive, decoding: Decoding, ends: np.ndarray, written: np.ndarray
 ) -> Callable:
-    """(params, images uint8, tokens, sees_image, lengths, numbers) -> tokens
+    """(params, images uint8, tokens, image_mask, lengths, numbers) -> tokens
     int32[B, max_new_tokens] and how many of each row are written, int32[B].
 
     Args:
@@ -193,37 +192,37 @@ def make_generate(
         logits = nucleus(logits / decoding.temperature, decoding.top_p)
         return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
-    def generate(params, images, tokens, sees_image, lengths, numbers):
+    def generate(params, images, tokens, image_mask, lengths, numbers):
         variables = {"params": params}
         images = objectives.normalise_images(images)
-        room = decoding.max_new_tokens
-        hidden, position, memory = model.apply(
-            variables, images, tokens, sees_image, room, method="read"
+        max_new_tokens = decoding.max_new_tokens
+        hidden, position, state = model.apply(
+            variables, images, tokens, image_mask, max_new_tokens, method="prefill"
         )
         last = (lengths - 1)[:, None]
-        place = jnp.take_along_axis(position, last, axis=1)
+        position = jnp.take_along_axis(position, last, axis=1)
         hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0]
 
         def unfinished(carry):
             step, _, _, _, done, _, _ = carry
-            return (step < room) & ~done.all()
+            return (step < max_new_tokens) & ~done.all()
 
-        def write(carry):
-            step, hidden, place, memory, done, out, count = carry
+        def decode(carry):
+            step, hidden, position, state, done, out, count = carry
             token = choose(hidden, params, numbers, step)
             out = out.at[:, step].set(jnp.where(done, 0, token))
             count = count + ~done
             done = done | jnp.isin(token, ends)
-            place = place + 1
-            hidden, memory = model.apply(
-                variables, token[:, None], place, memory, method="write"
+            position = position + 1
+            hidden, state = model.apply(
+                variables, token[:, None], position, state, method="decode_step"
             )
-            return step + 1, hidden[:, 0], place, memory, done, out, count
+            return step + 1, hidden[:, 0], position, state, done, out, count
 
         rows = tokens.shape[0]
-        out = jnp.zeros((rows, room), jnp.int32)
-        carry = (0, hidden, place, memory, jnp.zeros(rows, bool), out, lengths * 0)
-        carry = jax.lax.while_loop(unfinished, write, carry)
+        out = jnp.zeros((rows, max_new_tokens), jnp.int32)
+        carry = (0, hidden, position, state, jnp.zeros(rows, bool), out, lengths * 0)
+        carry = jax.lax.while_loop(unfinished, decode, carry)
         return carry[-2], carry[-1]
 
     return generate

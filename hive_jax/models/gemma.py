@@ -15,14 +15,14 @@ import numpy as np
 
 from hive_jax.models import stack
 from hive_jax.models.attention import (
+    KeyValues,
     attend,
     attend_causally,
     causal_mask,
     rotate,
+    update_kv_cache,
 )
-from hive_jax.models.cache import KeysValues, extended
-from hive_jax.models.layers import RMSNorm, gelu, matmul
-from hive_jax.models.placement import ONE_DEVICE, Placement
+from hive_jax.models.layers import ONE_DEVICE, Placement, RMSNorm, gelu, matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class GemmaConfig:
     remat: str = "none"
     flash: bool = True
 
-    def is_local(self) -> np.ndarray:
+    def is_sliding(self) -> np.ndarray:
         """bool[depth]: which layers have a sliding window."""
         number = np.arange(1, self.depth + 1)
         return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
@@ -142,11 +142,8 @@ def merge_heads(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 class SelfAttention(nn.Module):
-    """Grouped-head causal self-attention, x[B, T, E] -> ([B, T, E], cache).
-
-    With a cache, x stands at `position` int32[B, T] and looks at what the cache holds
-    as well; the cache comes back with the keys and values of x.
-    """
+    """Grouped-query causal self-attention, x[B, T, E] -> ([B, T, E], cache); see
+    `DecoderBlock` for the arguments."""
 
     config: GemmaConfig
 
@@ -154,14 +151,16 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        local: jax.Array,
+        is_sliding: jax.Array,
         position: jax.Array | None = None,
-        cache: KeysValues | None = None,
-    ) -> tuple[jax.Array, KeysValues | None]:
+        cache: KeyValues | None = None,
+        extend: Callable | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
         c = self.config
-        base = jnp.where(local, c.local_rope_base, c.rope_base)
-        place = jnp.arange(x.shape[1])[None] if position is None else position
-        turned = place / jnp.where(local, 1.0, c.rope_factor)
+        base = jnp.where(is_sliding, c.local_rope_base, c.rope_base)
+        if position is None:
+            position = jnp.arange(x.shape[1])[None]
+        rope_position = position / jnp.where(is_sliding, 1.0, c.rope_factor)
         q_w = Einsum((c.num_heads, c.width, c.head_dim), (1,), (0,), name="q_einsum")()
         kv_w = Einsum(
             (2, c.num_kv_heads, c.width, c.head_dim), (2,), (0, 1), name="kv_einsum"
@@ -174,20 +173,26 @@ class SelfAttention(nn.Module):
         if c.qk_norm:
             query = RMSNorm(name="query_norm")(query)
             key = RMSNorm(name="key_norm")(key)
-        query, key = rotate(query, turned, base), rotate(key, turned, base)
+        query = rotate(query, rope_position, base)
+        key = rotate(key, rope_position, base)
         window = c.window if c.local_layers else 0
         how = {
             "scale": c.query_scale or c.head_dim**-0.5,
             "softcap": c.attention_softcap,
         }
-        if cache is None:
-            how |= {"local": local, "window": window, "use_flash": c.flash}
+        if cache is None and extend is None:
+            how |= {"is_sliding": is_sliding, "window": window, "use_flash": c.flash}
             out = attend_causally(query, key, value, **how)
-        else:
-            cache = extended(cache, key, value, place)
-            kept = jnp.arange(cache.key.shape[1])[None]
-            mask = causal_mask(place, kept, jnp.where(local, window, 0))
-            out = attend(query, cache.key, cache.value, mask, **how)
+            return merge_heads(out, out_w), None
+        key_position = position
+        if cache is not None:
+            cache = update_kv_cache(cache, key, value, position)
+            key, value = cache.key, cache.value
+            key_position = jnp.arange(key.shape[1])[None]
+        mask = causal_mask(position, key_position, jnp.where(is_sliding, window, 0))
+        if extend is not None:
+            query, key, value, mask = extend(query, key, value, mask)
+        out = attend(query, key, value, mask, **how)
         return merge_heads(out, out_w), cache
 
 
@@ -212,11 +217,7 @@ class GatedMlp(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """One decoder layer, x[B, T, E] -> ([B, T, E], cache); see SelfAttention.
-
-    `local` (bool scalar) picks between the windows and rotary bases of local and
-    global layers, so that one compiled block serves both in a scan.
-    """
+    """One decoder layer, x[B, T, E] -> ([B, T, E], cache)."""
 
     config: GemmaConfig
 
@@ -224,13 +225,27 @@ class DecoderBlock(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        local: jax.Array,
+        is_sliding: jax.Array,
         position: jax.Array | None = None,
-        cache: KeysValues | None = None,
-    ) -> tuple[jax.Array, KeysValues | None]:
+        cache: KeyValues | None = None,
+        extend: Callable | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Args:
+          x: [B, T, E].
+          is_sliding: bool scalar, picks between windows and rotary bases of sliding and
+            global layers, so that one compiled block serves both in a scan.
+          position: int32[B, T], by default 0 .. T - 1.
+          cache: keys and values of earlier tokens, which x attends to as well.
+          extend: changes (query, key, value, mask) before the softmax, to attend to
+            more than the text; see `Fusion.before_layer`.
+
+        Returns:
+          [B, T, E], and the cache with the keys and values of x.
+        """
         c = self.config
         y = RMSNorm(name="pre_attention_norm")(x)
-        y, cache = SelfAttention(c, name="attn")(y, local, position, cache)
+        attention = SelfAttention(c, name="attn")
+        y, cache = attention(y, is_sliding, position, cache, extend)
         x = x + (RMSNorm(name="post_attention_norm")(y) if c.post_norms else y)
         y = RMSNorm(name="pre_ffw_norm")(x)
         y = GatedMlp(c.mlp_dim, name="mlp")(y)
@@ -272,50 +287,56 @@ class Gemma(nn.Module):
         self.final_norm = RMSNorm()
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        (layers,) = self.segments((self.config.depth,))
-        return self.logits(self.final_norm(layers(self.embed(tokens))))
+        (run_layers,) = self.segments((self.config.depth,))
+        x, _ = run_layers(self.embed(tokens))
+        return self.logits(self.final_norm(x))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32[B, T] -> [B, T, E], scaled by sqrt(E)."""
         table = {"input_embedding": self.embedder.input_embedding}
-        table = self.placement.weights(table)["input_embedding"]
+        table = self.placement.gather_params(table)["input_embedding"]
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         return x * jnp.asarray(self.config.width**0.5, self.dtype)
 
-    def segments(self, ends: Sequence[int]) -> list[Callable[[jax.Array], jax.Array]]:
-        """The layers cut after each layer in `ends`, as functions [B, T, E] -> same.
+    def segments(self, ends: Sequence[int]) -> list[Callable]:
+        """The layers, cut after each layer in `ends`.
 
-        `ends` are layer numbers counted from 1, increasing, the last one the depth.
+        Args:
+          ends: layer numbers counted from 1, increasing, the last one the depth.
+
+        Returns:
+          functions (x[B, T, E], position=None, caches=(), extend=None) -> (x, caches)
+          that run one segment: with a KV cache for each of its layers, or without. The
+          arguments are those of `DecoderBlock`.
         """
-        c, place = self.config, self.placement
+        c, placement = self.config, self.placement
         block = DecoderBlock(c, parent=None)
 
-        def apply(layer, x):
-            params, local = layer
-            x, _ = block.apply({"params": place.weights(params)}, x, local)
-            return place.rows(x)
+        def apply(params, is_sliding, x, *arguments):
+            variables = {"params": placement.gather_params(params)}
+            return block.apply(variables, x, is_sliding, *arguments)
 
-        def segment(piece):
-            def run(x):
-                x = place.rows(x)
-                return stack.run(apply, piece, x, scan=c.scan, remat=c.remat)
+        def segment(piece, is_sliding):
+            def run(x, position=None, caches=(), extend=None):
+                if caches:
+                    layers, updated = stack.unstack(piece), []
+                    for *layer, cache in zip(layers, is_sliding, caches, strict=True):
+                        x, cache = apply(*layer, x, position, cache, extend)
+                        updated.append(cache)
+                    return x, tuple(updated)
+
+                def one(layer, x):
+                    x, _ = apply(*layer, x, position, None, extend)
+                    return placement.shard_activations(x)
+
+                x = placement.shard_activations(x)
+                layers = piece, is_sliding
+                return stack.run(one, layers, x, scan=c.scan, remat=c.remat), ()
 
             return run
 
-        pieces = stack.cut((self.layers, jnp.asarray(c.is_local())), ends)
-        return [segment(piece) for piece in pieces]
-
-    def cached_layers(self) -> list[Callable]:
-        """Each layer as a function (x[B, T, E], position int32[B, T], cache) ->
-        (x, cache), to read a prompt and to write after it."""
-        c, place = self.config, self.placement
-        block = DecoderBlock(c, parent=None)
-
-        def layer(params, local):
-            variables = {"params": place.weights(params)}
-            return lambda x, *where: block.apply(variables, x, local, *where)
-
-        return [*map(layer, stack.unstack(self.layers), jnp.asarray(c.is_local()))]
+        is_sliding = stack.cut(jnp.asarray(c.is_sliding()), ends)
+        return [*map(segment, stack.cut(self.layers, ends), is_sliding)]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[B, T, E] after `final_norm` -> float32[B, T, V]."""
@@ -332,3 +353,18 @@ def unembed(hidden: jax.Array, table_VE: jax.Array, softcap: float) -> jax.Array
         preferred_element_type=jnp.float32,
     )
     return jnp.tanh(logits / softcap) * softcap if softcap else logits
+
+
+def unstack_layers(params: dict) -> dict:
+    """Parameters of a decoder for decoding: each layer in arrays of its own.
+
+    On a CPU, decoding from stacked layers takes about twice as long, for each step then
+    copies all weights out of the stack.
+    """
+    layers = stack.unstack(params["layers"])
+    layers = [
+        layer | {"mlp": layer["mlp"] | {"gating_einsum": stack.unstacked(gating)}}
+        for layer in layers
+        for gating in [layer["mlp"]["gating_einsum"]]
+    ]
+    return params | {"layers": stack.UnstackedLayers(tuple(layers))}

@@ -1,21 +1,31 @@
-"""HIVE on one screen: an LLM that reads chosen depths of a vision encoder.
+"""HIVE on one screen: an LLM that attends to chosen depths of a vision encoder.
 
-    images -> img  -> features of the connected depths
-    tokens -> llm layer, layer, [read depth 2] layer, layer, [read depth 4] ... -> logits
+    images -> img -> features of the connected depths -> keys and values
+    tokens -> llm layer, layer, [+ depth 2] layer, layer, [+ depth 4] layer ... -> logits
 
-The parameter tree has three branches: `img`, `llm` and `fusion` (what connects them).
+To connect another depth, add its pair to `HiveConfig.connections`; how a connection
+acts is the fusion's (hive_jax/models/fusion.py). The parameter tree has three
+branches: `img`, `llm` and `fusion`.
 """
 
 import dataclasses
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models.cache import KeysValues, Memory
-from hive_jax.models.fusion import Connections, Fusion, resolve_connections
+from hive_jax.models import gemma, stack
+from hive_jax.models.attention import KeyValues
+from hive_jax.models.fusion import (
+    Connections,
+    Fusion,
+    fusion_named,
+    resolve_connections,
+    text_position,
+)
 from hive_jax.models.gemma import Gemma, GemmaConfig
-from hive_jax.models.placement import ONE_DEVICE, Placement
+from hive_jax.models.layers import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
 
 
@@ -24,13 +34,13 @@ class HiveConfig:
     """The whole model.
 
     Attributes:
-      fusion: "hive": each connected decoder layer reads its own encoder depth;
-        "cascaded": all of them read the last one; "self_attention": the image's
-        tokens stand in the text (LLaVA); "none": the decoder alone.
+      fusion: a key of FUSIONS. "hive": each connected decoder layer attends to its own
+        encoder depth; "cascaded": all of them to the last one; "self_attention": image
+        tokens in the text (LLaVA); "none": the decoder alone.
       connections: pairs (encoder depth, decoder layer), counted from 1; empty for
         evenly spaced ones.
-      num_connections: how many of these; 0 for 25 % of the depths. Not read where
-        connections are given.
+      num_connections: how many evenly spaced ones; 0 for 25 % of the depths. Ignored
+        if `connections` are given.
     """
 
     encoder: SiglipConfig = dataclasses.field(default_factory=SiglipConfig)
@@ -38,6 +48,11 @@ class HiveConfig:
     fusion: str = "hive"
     connections: Connections = ()
     num_connections: int = 0
+
+    @property
+    def fusion_class(self) -> type[Fusion]:
+        """The class of `fusion`. Raises ValueError for an unknown name."""
+        return fusion_named(self.fusion)
 
     def resolved_connections(self) -> Connections:
         """The connections in use; see `resolve_connections`."""
@@ -50,14 +65,26 @@ class HiveConfig:
         )
 
 
-class Hive(nn.Module):
-    """images float[B, height, width, 3] in [-1, 1], tokens int32[B, T] and
-    sees_image bool[B, T] -> hidden [B, T, E] after the final norm.
+@flax.struct.dataclass
+class DecodeState:
+    """What `prefill` computes and `decode_step` continues from.
 
-    `offsets` [L, B, P, D] are added to the outputs of the encoder's blocks. `logits`
-    turns hidden states into float32[B, T, V]. A position that does not
-    see the image (text before it, or a sample without one) does not depend on it.
-    `dtype` is the dtype of the computation.
+    Attributes:
+      caches: the KV cache of each decoder layer, a slot for each position.
+      image_kv: the image's keys and values of each connection.
+      image_mask: bool[B, 1], whether the new tokens see an image.
+    """
+
+    caches: tuple[KeyValues, ...]
+    image_kv: tuple[KeyValues, ...]
+    image_mask: jax.Array
+
+
+class Hive(nn.Module):
+    """Hidden states [B, T, E] after the final norm; `logits` turns them into logits.
+
+    A token whose `image_mask` is False (text before the image, or a sample without one)
+    does not depend on the image. `dtype` is the dtype of the computation.
     """
 
     config: HiveConfig
@@ -71,147 +98,144 @@ class Hive(nn.Module):
         if self.connections:
             self.img = SiglipEncoder(c.encoder, self.dtype, self.placement)
             count, width = len(self.connections), c.encoder.width
-            self.fusion = Fusion(c.fusion, count, width, c.decoder, self.placement)
+            self.fusion = c.fusion_class(count, width, c.decoder, self.placement)
 
     def __call__(
         self,
         images: jax.Array,
         tokens: jax.Array,
-        sees_image: jax.Array,
+        image_mask: jax.Array,
         offsets: jax.Array | None = None,
     ) -> jax.Array:
-        if self.config.fusion in ("hive", "cascaded"):
-            looked = self._look(images, offsets)
-            hidden = self._cross_attended(looked, tokens, sees_image)[0]
-        elif self.config.fusion == "self_attention":
-            hidden = self._concatenated(images, tokens, sees_image, offsets)
-        else:
-            hidden = self._decode(self.llm.embed(tokens))
-        return self.llm.final_norm(hidden)
-
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        return self.llm.logits(hidden)
-
-    def read(
-        self, images: jax.Array, tokens: jax.Array, sees_image: jax.Array, room: int
-    ) -> tuple[jax.Array, jax.Array, Memory]:
-        """As when called, and what `write` goes on from.
-
-        Rows may be padded on the right: each is continued after its own last token.
+        """The forward pass of training.
 
         Args:
-          room: tokens that can be written.
+          images: float[B, height, width, 3] in [-1, 1].
+          tokens: int32[B, T].
+          image_mask: bool[B, T], tokens that see the image.
+          offsets: [L, B, P, D], added to the outputs of the encoder's blocks.
 
         Returns:
-          hidden [B, T, E]; position int32[B, T] of each token, the next one's being one
-          more; the memory.
+          hidden [B, T, E].
         """
-        x, kept = self.llm.embed(tokens), ()
-        position = jnp.broadcast_to(jnp.arange(x.shape[1])[None], tokens.shape)
-        places, readers = position, {}
-        if self.config.fusion == "self_attention":
-            x, places = self._with_image(images, x, sees_image)
-            position = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
-        elif self.connections:
-            kept = self._look(images)
-            readers = self._readers(kept, sees_image)
+        x, position, image_kv = self._embed(images, tokens, image_mask, offsets)
+        x, _, _ = self._run_layers(x, image_kv, image_mask)
+        return self.llm.final_norm(_text_of(x, position))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[B, T, E] -> float32[B, T, V]."""
+        return self.llm.logits(hidden)
+
+    def prefill(
+        self,
+        images: jax.Array,
+        tokens: jax.Array,
+        image_mask: jax.Array,
+        max_new_tokens: int,
+    ) -> tuple[jax.Array, jax.Array, DecodeState]:
+        """Runs on images and prompts, and fills the KV cache.
+
+        Prompts may be padded on the right: each is continued after its own last token.
+
+        Args:
+          images, tokens, image_mask: as when called.
+          max_new_tokens: slots of the cache for `decode_step`.
+
+        Returns:
+          hidden [B, T, E]; position int32[B, T] of each token, where the next one's is
+          one more; the state for `decode_step`.
+        """
+        x, position, image_kv = self._embed(images, tokens, image_mask)
         c = self.config.decoder
-        slots = jnp.zeros((len(x), x.shape[1] + room, c.num_kv_heads, c.head_dim))
-        cache = KeysValues(slots.astype(x.dtype), slots.astype(x.dtype))
-        memory = Memory((cache,) * c.depth, kept, sees_image.any(1, keepdims=True))
-        hidden, memory = self._remembered(x, position, readers, memory)
-        return jnp.take_along_axis(hidden, places[..., None], axis=1), places, memory
+        shape = (len(x), x.shape[1] + max_new_tokens, c.num_kv_heads, c.head_dim)
+        empty = KeyValues(jnp.zeros(shape, x.dtype), jnp.zeros(shape, x.dtype))
+        x, caches, _ = self._run_layers(
+            x, image_kv, image_mask, text_position(x), (empty,) * c.depth
+        )
+        hidden = self.llm.final_norm(_text_of(x, position))
+        image_mask = image_mask.any(1, keepdims=True)
+        return hidden, position, DecodeState(caches, image_kv, image_mask)
 
-    def write(
-        self, tokens: jax.Array, position: jax.Array, memory: Memory
-    ) -> tuple[jax.Array, Memory]:
-        """Next tokens int32[B, T] at position int32[B, T] -> hidden [B, T, E]."""
-        readers = {}
-        if memory.image:
-            readers = self._readers(memory.image, memory.sees_image)
-        return self._remembered(self.llm.embed(tokens), position, readers, memory)
+    def decode_step(
+        self, tokens: jax.Array, position: jax.Array, state: DecodeState
+    ) -> tuple[jax.Array, DecodeState]:
+        """Runs on the next tokens of each text.
 
-    def _remembered(self, x, position, readers, memory):
-        caches = []
-        layers = zip(self.llm.cached_layers(), memory.text, strict=True)
-        for number, (layer, cache) in enumerate(layers, 1):
-            if number in readers:
-                x, _ = readers[number](x)
-            x, cache = layer(x, position, cache)
-            caches.append(cache)
-        return self.llm.final_norm(x), memory.replace(text=tuple(caches))
+        Args:
+          tokens: int32[B, T].
+          position: int32[B, T], of these tokens.
+          state: of `prefill`, or of the last step.
 
-    def attention_maps(
-        self, images: jax.Array, tokens: jax.Array, sees_image: jax.Array
+        Returns:
+          hidden [B, T, E] and the new state.
+        """
+        x = self.llm.embed(tokens)
+        x, caches, _ = self._run_layers(
+            x, state.image_kv, state.image_mask, position, state.caches
+        )
+        return self.llm.final_norm(x), state.replace(caches=caches)
+
+    def attention_weights(
+        self, images: jax.Array, tokens: jax.Array, image_mask: jax.Array
     ) -> jax.Array:
-        """Where the cross-attention of each connection looks, float32[M, B, N, T, P]:
-        the shares of a token's heads among the patches, zero where it sees no image."""
-        looked = self._look(images)
-        return jnp.stack(self._cross_attended(looked, tokens, sees_image)[1])
+        """Attention weights of each connection, float32[M, B, N, T, P], of tokens on
+        patches; zero where a token sees no image. Arguments as when called."""
+        x, _, image_kv = self._embed(images, tokens, image_mask)
+        _, _, inputs = self._run_layers(x, image_kv, image_mask)
+        weights = [
+            self.fusion.attention_weights(connection, x, image_kv, image_mask)
+            for connection, x in enumerate(inputs)
+        ]
+        return jnp.stack(weights)
 
-    def _look(self, images, offsets=None) -> tuple[KeysValues, ...]:
-        """What the connections read of the images."""
-        depths = tuple(depth for depth, _ in self.connections)
-        return self.fusion.keys_values(self.img(images, depths, offsets).features)
-
-    def _readers(self, looked, sees_image) -> dict:
-        """Decoder layer -> what happens before it."""
-        readers = self.fusion.readers(looked, sees_image)
-        return {layer: r for (_, layer), r in zip(self.connections, readers)}
-
-    def _cross_attended(self, looked, tokens, sees_image):
-        """Hidden states, and where each connection looked, which is computed only if
-        it is asked for."""
-        before, shares = self._readers(looked, sees_image), []
-        hidden = self.llm.embed(tokens)
-        starts = sorted({1, *before})
-        ends = [start - 1 for start in starts[1:]] + [self.config.decoder.depth]
-        segments = self.llm.segments(ends)
-        for start, layers in zip(starts, segments, strict=True):
-            if start in before:
-                hidden, share = before[start](hidden)
-                shares.append(share)
-            hidden = layers(hidden)
-        return hidden, shares
-
-    def _concatenated(self, images, tokens, sees_image, offsets):
+    def _embed(self, images, tokens, image_mask, offsets=None):
+        """The sequence that the decoder runs on, the position of the text in it, and
+        the image's keys and values; see `Fusion.prepare`."""
         text = self.llm.embed(tokens)
-        x, places = self._with_image(images, text, sees_image, offsets)
-        return jnp.take_along_axis(self._decode(x), places[..., None], axis=1)
+        if not self.connections:
+            return text, text_position(text), ()
+        depths = tuple(depth for depth, _ in self.connections)
+        features = self.img(images, depths, offsets).features
+        return self.fusion.prepare(features, text, image_mask)
 
-    def _with_image(self, images, text, sees_image, offsets=None):
-        """Image and text in one sequence [B, P + T, E], and where the text is."""
-        features = self.img(images, (self.connections[0][0],), offsets).features
-        image = self.fusion.project(features)[0]
-        image_place, text_place = interleave(sees_image, image.shape[1])
-        x = jnp.concatenate([image.astype(text.dtype), text], axis=1)
-        order = jnp.argsort(jnp.concatenate([image_place, text_place], axis=1), axis=1)
-        return jnp.take_along_axis(x, order[..., None], axis=1), text_place
+    def _run_layers(self, x, image_kv, image_mask, position=None, caches=()):
+        """All decoder layers, in training (without caches), prefill and decoding.
 
-    def _decode(self, x):
-        (layers,) = self.llm.segments((self.config.decoder.depth,))
-        return layers(x)
+        Returns:
+          x; the updated caches; the hidden states before each connection.
+        """
+        connected = {
+            layer: number for number, (_, layer) in enumerate(self.connections)
+        }
+        starts = {1, *connected}
+        if connected and self.fusion.extends_attention:
+            starts |= {layer + 1 for layer in connected}
+        starts = sorted(starts - {self.config.decoder.depth + 1})
+        ends = [start - 1 for start in starts[1:]] + [self.config.decoder.depth]
+        updated, inputs = (), []
+        segments = self.llm.segments(ends)
+        for start, end, run_layers in zip(starts, ends, segments, strict=True):
+            extend_attention = None
+            if start in connected:
+                inputs.append(x)
+                # In HIVE: x = x + tanh(gate) * cross_attention(x, image_kv)
+                x, extend_attention = self.fusion.before_layer(
+                    connected[start], x, image_kv, image_mask
+                )
+            x, new = run_layers(x, position, caches[start - 1 : end], extend_attention)
+            updated += new
+        return x, updated, inputs
 
 
-def interleave(sees_image: jax.Array, num_patches: int) -> tuple[jax.Array, jax.Array]:
-    """The places of P image tokens and T text tokens in one sequence.
+def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
+    """Hidden states [B, T, E] of the text in x[B, S, E], at position int32[B, T]."""
+    if x.shape[1] == position.shape[1]:
+        return x
+    return jnp.take_along_axis(x, position[..., None], axis=1)
 
-    The image comes after the leading text that does not see it: with two patches `i`,
-    text `a b` before and `c d` after the image, the sequence is `a b i i c d`, so the
-    image is at 2 3 and the text at 0 1 4 5. A row without an image has its image
-    tokens at the end, where causal attention hides them.
 
-    Args:
-      sees_image: bool[B, T]; a row without True has no image.
-      num_patches: P.
-
-    Returns:
-      int32[B, P] and int32[B, T].
-    """
-    length = sees_image.shape[1]
-    has_image = sees_image.any(axis=1, keepdims=True)
-    first = jnp.argmax(sees_image, axis=1, keepdims=True)
-    before = jnp.where(has_image, first, length)
-    image = before + jnp.arange(num_patches)[None]
-    text = jnp.arange(length)[None]
-    return image, text + jnp.where(text >= before, num_patches, 0)
+def unstack_layers(params: dict) -> dict:
+    """Parameters of a Hive for decoding; see `gemma.unstack_layers`."""
+    fusion = {name: stack.unstacked(p) for name, p in params.get("fusion", {}).items()}
+    llm = gemma.unstack_layers(params["llm"])
+    return params | {"llm": llm} | ({"fusion": fusion} if fusion else {})

@@ -6,10 +6,38 @@ Shapes, here and in every file of models/:
     E decoder width    F MLP width        V vocabulary       M connections
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def _identity(x):
+    return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Sharding constraints of a model on several devices; they change no value.
+
+    Without them, a compiler that sees weights and batch split over the same devices
+    (fsdp) may split the computation as the weights are, with the whole batch on every
+    device.
+
+    Attributes:
+      shard_activations: activations [B, ...] -> the same, with B split over devices.
+      gather_params: a layer's parameter tree -> the same, gathered for the layer's
+        computation, kernels in the dtype of the computation.
+    """
+
+    shard_activations: Callable[[jax.Array], jax.Array] = _identity
+    gather_params: Callable[[dict], dict] = _identity
+
+
+ONE_DEVICE = Placement()
 
 xavier = nn.initializers.xavier_uniform()
 

@@ -14,16 +14,17 @@ import jax.numpy as jnp
 from hive_jax.models import stack
 from hive_jax.models.attention import attend_to_all
 from hive_jax.models.layers import (
+    ONE_DEVICE,
     Dense,
     LayerNorm,
     MergeHeads,
     MlpBlock,
+    Placement,
     SplitHeads,
     add_to_all,
     last_axis,
     matmul,
 )
-from hive_jax.models.placement import ONE_DEVICE, Placement
 
 # big_vision's table of ViT sizes: width, depth, MLP width, heads.
 VARIANTS = {
@@ -155,14 +156,16 @@ class Transformer(nn.Module):
         block = EncoderBlock(self.mlp_dim, self.num_heads, self.flash, parent=None)
         init = stack.stacked_init(block, self.depth, x[:1])
         layers = stack.parameters(self, "encoderblock", init)
-        place = self.placement
+        placement = self.placement
 
         def apply(layer, x):
             params, offset = layer
-            x = place.rows(block.apply({"params": place.weights(params)}, x))
+            x = placement.shard_activations(
+                block.apply({"params": placement.gather_params(params)}, x)
+            )
             return x if offset is None else x + offset.astype(x.dtype)
 
-        x = place.rows(x)
+        x = placement.shard_activations(x)
         ends = sorted({*depths, self.depth})
         at_depth = {}
         pieces = stack.cut((layers, offsets), ends)

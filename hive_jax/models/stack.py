@@ -4,8 +4,8 @@ One parameter tree serves two programs: a scan over layers (compiles fast, one
 block's code) and an unrolled loop. Stacks are cut at given layers, so that the
 caller can read or change the residual stream there.
 
-An unrolled program may be given its layers apart, an array for each. To it a stack is a
-detour: it would copy every layer's weights out of one, and gradients into another.
+Decoding may be given its layers unstacked: a loop over tokens would otherwise copy each
+layer's weights out of the stack at every step.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import flax.struct
 import jax
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_policies
 
 # Fields of a tower's configuration that say how it is run, and not what it is.
@@ -28,47 +27,31 @@ REMAT_POLICIES = {
 
 
 @flax.struct.dataclass
-class Apart:
-    """A leaf of a stacked tree whose layers are arrays of their own, or apart again."""
+class UnstackedLayers:
+    """Layers with a parameter tree each, in place of a tree with stacked leaves."""
 
-    layers: tuple["jax.Array | Apart", ...]
+    layers: tuple
 
-    def __getitem__(self, number: int) -> "jax.Array | Apart":
-        return self.layers[number]
-
-
-def is_apart(leaf) -> bool:
-    return isinstance(leaf, Apart)
+    def __getitem__(self, index):
+        return self.layers[index]
 
 
-def take_apart(leaf: jax.Array, axes: int = 1) -> jax.Array | Apart:
-    """[L, ...] -> L arrays [...]; with 2 axes [L, M, ...] -> L times M arrays."""
-    if not axes:
-        return leaf
-    pieces = jax.lax.split(leaf, (1,) * leaf.shape[0], axis=0)
-    return Apart(tuple(take_apart(piece[0], axes - 1) for piece in pieces))
-
-
-def axes_apart(leaf) -> int:
-    """How many leading axes of a leaf have been taken apart."""
-    return 1 + axes_apart(leaf[0]) if is_apart(leaf) else 0
-
-
-def put_together(tree):
-    """A tree with every `Apart` stacked again."""
-
-    def stacked(leaf):
-        return jnp.stack([*map(stacked, leaf.layers)]) if is_apart(leaf) else leaf
-
-    return jax.tree.map(stacked, tree, is_leaf=is_apart)
+def unstacked(tree) -> UnstackedLayers:
+    """A tree of leaves [L, ...] -> L trees, each in arrays of its own."""
+    return UnstackedLayers(tuple(unstack(tree)))
 
 
 def parameters(module: nn.Module, name: str, init: Callable):
-    """The stacked parameters of a module, as `module.param` has them; those that are
-    given with their layers apart are left so."""
+    """A module's stacked parameters: `module.param`, or UnstackedLayers as given.
+
+    Args:
+      module: a module in its setup.
+      name: of the parameters.
+      init: initializer of the stacked parameters.
+    """
     if module.has_variable("params", name):
         given = module.get_variable("params", name)
-        if any(map(is_apart, jax.tree.leaves(given, is_leaf=is_apart))):
+        if isinstance(given, UnstackedLayers):
             return given
     return module.param(name, init)
 
@@ -93,25 +76,28 @@ def cut(stacked, ends: Sequence[int]) -> list:
     zero-padded copy of the whole stack for every piece.
     """
     starts = (0, *ends[:-1])
+    if isinstance(stacked, UnstackedLayers):
+        bounds = zip(starts, ends, strict=True)
+        return [UnstackedLayers(stacked[start:end]) for start, end in bounds]
     sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-
-    def pieces_of(leaf):
-        if is_apart(leaf):
-            bounds = zip(starts, ends, strict=True)
-            return [Apart(leaf.layers[start:end]) for start, end in bounds]
-        return jax.lax.split(leaf, sizes, axis=0)
-
-    leaves, treedef = jax.tree.flatten(stacked, is_leaf=is_apart)
-    pieces = zip(*map(pieces_of, leaves), strict=True)
+    leaves, treedef = jax.tree.flatten(stacked)
+    pieces = zip(*(jax.lax.split(leaf, sizes, axis=0) for leaf in leaves), strict=True)
     return [treedef.unflatten(piece) for piece in pieces]
 
 
 def unstack(stacked) -> list:
     """One tree for each layer of a stacked tree."""
-    leaves, treedef = jax.tree.flatten(stacked, is_leaf=is_apart)
-    apart = [leaf if is_apart(leaf) else take_apart(leaf) for leaf in leaves]
-    layers = zip(*(leaf.layers for leaf in apart), strict=True)
+    if isinstance(stacked, UnstackedLayers):
+        return list(stacked.layers)
+    leaves, treedef = jax.tree.flatten(stacked)
+    layers = zip(*map(_split_leaf, leaves), strict=True)
     return [treedef.unflatten(layer) for layer in layers]
+
+
+def _split_leaf(leaf: jax.Array) -> list[jax.Array]:
+    """[L, ...] -> L arrays [...]."""
+    pieces = jax.lax.split(leaf, (1,) * leaf.shape[0], axis=0)
+    return [piece[0] for piece in pieces]
 
 
 def run(
@@ -121,7 +107,7 @@ def run(
 
     Args:
       apply: (one layer's slice of `stacked`, x) -> x.
-      stacked: any tree whose leaves have the layers on axis 0, or apart.
+      stacked: any tree whose leaves have the layers on axis 0.
       scan: one compiled block and `lax.scan`, or unrolled code.
       remat: a key of REMAT_POLICIES.
     """
@@ -130,7 +116,6 @@ def run(
     if REMAT_POLICIES[remat] is not None:
         apply = jax.checkpoint(apply, policy=REMAT_POLICIES[remat])
     if scan:
-        stacked = put_together(stacked)
         x, _ = jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, stacked)
         return x
     for layer in unstack(stacked):

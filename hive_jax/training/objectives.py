@@ -13,7 +13,7 @@ from hive_jax.config import RunConfig
 from hive_jax.data.types import Batch
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import Hive, HiveConfig
-from hive_jax.models.placement import ONE_DEVICE
+from hive_jax.models.layers import ONE_DEVICE
 from hive_jax.models.siglip import TwoTowers
 from hive_jax.training import sharding
 from hive_jax.training.losses import (
@@ -99,7 +99,7 @@ def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
 
 def is_pair(batch: Batch) -> jax.Array:
     """bool[B]: samples with an image and a text; bad ones have neither."""
-    return batch.target.any(axis=1) & batch.sees_image.any(axis=1)
+    return batch.target.any(axis=1) & batch.image_mask.any(axis=1)
 
 
 def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
@@ -111,6 +111,6 @@ def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
 def _hidden(model: Hive, params: dict, batch: Batch):
     """Hidden states [B, T, E], and what turns them into logits."""
     images = normalise_images(batch.image)
-    hidden = model.apply({"params": params}, images, batch.tokens, batch.sees_image)
+    hidden = model.apply({"params": params}, images, batch.tokens, batch.image_mask)
     table = params["llm"]["embedder"]["input_embedding"]
     return hidden, table, model.config.decoder.final_softcap

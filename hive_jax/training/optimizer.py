@@ -16,7 +16,6 @@ from flax.traverse_util import flatten_dict
 from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.console import text_table
 from hive_jax.errors import ConfigError
-from hive_jax.models.stack import Apart, is_apart
 
 # Parameters whose first axis counts layers or connections.
 STACKED = re.compile(r"(llm/layers|fusion|.*/encoderblock)/.*")
@@ -152,14 +151,11 @@ def _scale_leaves(
 ) -> optax.GradientTransformation:
     """Scales each leaf by its rule's factor; layers outside `rule.layers` by 0."""
 
-    def times(factor: float, leaf: jax.Array | Apart) -> jax.Array | Apart:
-        return jax.tree.map(lambda x: x * factor, leaf)
-
-    def scale(name: str, leaf: jax.Array | Apart) -> jax.Array | Apart:
+    def scale(name: str, leaf: jax.Array) -> jax.Array:
         rule = assigned[name]
         if not rule.layers:
-            return times(factor(rule), leaf)
-        depth = len(leaf.layers) if is_apart(leaf) else leaf.shape[0]
+            return leaf * factor(rule)
+        depth = leaf.shape[0]
         if max(rule.layers) > depth or min(rule.layers) < 1:
             raise ConfigError(
                 f"config.rules: {rule.pattern!r} names layers {rule.layers}; {name} "
@@ -167,8 +163,6 @@ def _scale_leaves(
             )
         factors = np.zeros(depth, np.float32)
         factors[np.asarray(rule.layers) - 1] = factor(rule)
-        if is_apart(leaf):
-            return Apart(tuple(map(times, factors, leaf.layers)))
         factors = factors.reshape((depth,) + (1,) * (leaf.ndim - 1))
         return leaf * jnp.broadcast_to(factors, leaf.shape)
 

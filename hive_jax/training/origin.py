@@ -52,7 +52,7 @@ def _from_parts(config: RunConfig) -> RunConfig:
     model, data = config.model, config.data
     encoder, decoder = ENCODER_OF_WEIGHTS, DECODER_OF_WEIGHTS
     preprocessing = tokenizer = ""
-    needs_encoder = model.fusion != "none" or config.objective == "contrastive"
+    needs_encoder = model.fusion_class.uses_image or config.objective == "contrastive"
     if needs_encoder and not (model.encoder.width and data.preprocessing):
         part = config.init_encoder and open_encoder_for(config)
         if part:
@@ -126,7 +126,7 @@ def _require_known(config: RunConfig) -> None:
     """Raises ConfigError for what no weights told."""
     contrastive = config.objective == "contrastive"
     encoder, decoder = config.model.encoder, config.model.decoder
-    if encoder.width == 0 and (contrastive or config.model.fusion != "none"):
+    if encoder.width == 0 and (contrastive or config.model.fusion_class.uses_image):
         raise _unknown(config, "encoder")
     if decoder.width == 0 and not contrastive:
         raise _unknown(config, "decoder")

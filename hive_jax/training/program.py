@@ -4,12 +4,11 @@ The trainer runs these steps; the plan and the benchmarks compile the very same 
 """
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from hive_jax.config import RunConfig
 from hive_jax.data.types import Batch
-from hive_jax.models import stack
 from hive_jax.training import objectives, optimizer, sharding, state, validation
 from hive_jax.training import optimizer as optimizers
 
@@ -23,8 +22,7 @@ class Program:
         keep them.
       assigned: name -> the rule of each parameter.
       schedule: step -> learning rate.
-      train_step: (state, parts) -> (state, metrics), jitted; the state is that of
-        `start` or `running`, and donated.
+      train_step: (state, parts) -> (state, metrics), jitted; the state is donated.
       eval_step: (params, batch) -> sums, jitted.
 
     Raises:
@@ -53,8 +51,7 @@ class Program:
         )
         self.schedule = optimizers.make_schedule(config.optimizer, config.total_steps)
         self.abstract_state = self._abstract(self._init_state)
-        self._running = self._abstract(lambda p: self._init_state(self._apart(p)))
-        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self._running)
+        self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
         everywhere = sharding.replicated(mesh)
         self.train_step = jax.jit(
             state.make_train_step(self.model, self.optimizer, self.assigned, mesh),
@@ -72,38 +69,9 @@ class Program:
         return optimizer.parameter_table(self._shapes, self.assigned, peak_lr)
 
     def start(self, params: dict) -> state.TrainState:
-        """The state of step 0, to train. It takes over those of `params` that are not
-        stacks: do not use them afterwards."""
-        init = jax.jit(
-            lambda params: self._init_state(self._apart(params)),
-            out_shardings=self._shardings,
-        )
-        return init(params)
-
-    def running(self, kept: state.TrainState) -> state.TrainState:
-        """A state that was kept, to train. It takes over what is not a stack: do not
-        use `kept` afterwards."""
-
-        def take(kept):
-            return jax.tree.map(
-                lambda to, leaf: stack.take_apart(leaf, stack.axes_apart(to)),
-                self._running,
-                kept,
-                is_leaf=stack.is_apart,
-            )
-
-        return jax.jit(take, out_shardings=self._shardings)(kept)
-
-    def kept(self, running: state.TrainState) -> state.TrainState:
-        """A state that trains, as checkpoints keep it: layers stacked. What is not a
-        stack is shared with it."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        return self._put_together(shardings, running)
-
-    def kept_params(self, params: dict) -> dict:
-        """The same for parameters alone."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
-        return self._put_together(shardings, params)
+        """The train state of step 0. It shares its arrays with `params`: do not use
+        these after the first train step, which donates them."""
+        return jax.jit(self._init_state, out_shardings=self._shardings)(params)
 
     def trainable(self, params: dict) -> dict:
         """The leaves that train, a flat dict, as the optimizer takes them."""
@@ -112,23 +80,7 @@ class Program:
     def lower_train_step(self) -> jax.stages.Lowered:
         """The train step on the shapes of a whole batch; nothing is computed."""
         parts = (self.batch,) * self.config.accumulate
-        return self.train_step.lower(self._running, parts)
-
-    def _put_together(self, shardings, tree):
-        """Only stacks are made; what has no layers apart is passed on as it is."""
-        if not any(map(stack.is_apart, jax.tree.leaves(tree, is_leaf=stack.is_apart))):
-            return tree
-        return jax.jit(stack.put_together, out_shardings=shardings)(tree)
-
-    def _apart(self, params: dict) -> dict:
-        """Parameters with the layers apart of stacks that no scan reads."""
-        model = self.config.model
-        scanned = {
-            "img": model.encoder.scan,
-            "llm": model.decoder.scan,
-            "txt": self.config.text_tower.scan,
-        }
-        return layers_apart(params, {part for part, scans in scanned.items() if scans})
+        return self.train_step.lower(self.abstract_state, parts)
 
     def _abstract(self, init) -> state.TrainState:
         """Shapes, dtypes and shardings of the state that `init` makes of parameters."""
@@ -138,19 +90,6 @@ class Program:
 
     def _init_state(self, params: dict) -> state.TrainState:
         return state.init_state(params, self.optimizer, self.assigned)
-
-
-def layers_apart(params: dict, stacked: set[str]) -> dict:
-    """Parameters with the layers apart of all stacks but those of the parts `stacked`,
-    as "img"; for programs that do not scan over layers."""
-
-    def apart(name: str, leaf: jax.Array):
-        if name.split("/")[0] in stacked or not optimizers.STACKED.fullmatch(name):
-            return leaf
-        return stack.take_apart(leaf, 2 if name.endswith("gating_einsum") else 1)
-
-    flat = flatten_dict(params, sep="/")
-    return unflatten_dict({n: apart(n, leaf) for n, leaf in flat.items()}, sep="/")
 
 
 def _placed(tree, shardings):

@@ -60,7 +60,8 @@ class Run:
     def _loader(self, split: str, batch_size: int) -> Loader:
         config, trains = self.config, split == "train"
         source = self._source(
-            split, config.objective == "contrastive" or config.model.fusion != "none"
+            split,
+            config.objective == "contrastive" or config.model.fusion_class.uses_image,
         )
         return Loader(
             source,
@@ -177,4 +178,4 @@ class Run:
         log(f"continuing from step {meta['step']} in {checkpoints.directory}")
         if changed:
             log("config changed: " + ", ".join(changed))
-        return self.program.running(restored)
+        return restored

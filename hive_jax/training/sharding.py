@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError
-from hive_jax.models.placement import ONE_DEVICE, Placement
+from hive_jax.models.layers import ONE_DEVICE, Placement
 
 # Pattern -> mesh axis of each trailing dimension; leading axes (layers, connections)
 # are never sharded. The first match wins; parameters without a match (norms, biases,
@@ -165,13 +165,14 @@ def placement(mesh: Mesh, dtype: jnp.dtype) -> Placement:
         where = NamedSharding(mesh, spec)
         return jax.lax.with_sharding_constraint(leaf.astype(dtype), where)
 
-    def weights(params: dict) -> dict:
+    def gather_params(params: dict) -> dict:
         flat = flatten_dict(params, sep="/")
         flat = {n: jax.tree.map(partial(used, n), leaf) for n, leaf in flat.items()}
         return unflatten_dict(flat, sep="/")
 
     return Placement(
-        rows=lambda x: jax.lax.with_sharding_constraint(x, rows), weights=weights
+        shard_activations=lambda x: jax.lax.with_sharding_constraint(x, rows),
+        gather_params=gather_params,
     )
 
 

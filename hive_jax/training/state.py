@@ -19,8 +19,7 @@ from hive_jax.training.objectives import make_loss
 @flax.struct.dataclass
 class TrainState:
     """step: int32[], updates done; params: nested dict, trainable and frozen;
-    opt_state: of the trainable leaves alone. While it trains, stacks that an unrolled
-    program reads have their layers apart (models/stack.py)."""
+    opt_state: of the trainable leaves alone."""
 
     step: jax.Array
     params: dict
@@ -38,9 +37,7 @@ def state_shardings(mesh, state: TrainState, optimizer) -> TrainState:
     flat = flatten_dict(state.params, sep="/")
 
     def place(name, leaf):
-        return jax.tree.map(
-            lambda x: sharding.param_sharding(mesh, name, x.shape), leaf
-        )
+        return sharding.param_sharding(mesh, name, leaf.shape)
 
     params = {name: place(name, leaf) for name, leaf in flat.items()}
     everywhere = sharding.replicated(mesh)

@@ -112,7 +112,7 @@ def _loop(
                 throughput.restart(step)
             checkpoints.check()
             if saving:
-                checkpoints.save(step, run.program.kept(state), run.meta(step))
+                checkpoints.save(step, state, run.meta(step))
             if stopping:
                 break
     batches.close()
@@ -141,8 +141,7 @@ def _finish(
     result = {"step": step, "validation": _validate(run, params, writer, step)}
     result["bad_samples"] = count_bad_samples(run)
     try:
-        kept = run.program.kept_params(params)
-        moved = optimizer.relative_distances(run.initial_params(), kept)
+        moved = optimizer.relative_distances(run.initial_params(), params)
     except HiveError as error:  # the stage before is gone since
         log(f"distances moved are not known: {error}")
     else:

@@ -27,16 +27,16 @@ def make_eval_step(model: nn.Module) -> Callable:
         weight = batch.target[:, 1:].astype(jnp.float32)
         kinds = jax.nn.one_hot(batch.kind[:, 1:], len(KINDS)) * weight[:, :, None]
 
-        def by_kind(image, sees_image):
-            altered = batch.replace(image=image, sees_image=sees_image)
+        def by_kind(image, image_mask):
+            altered = batch.replace(image=image, image_mask=image_mask)
             nll = token_losses(model, params, altered)
             return (nll[:, :, None] * kinds).sum((0, 1)), kinds.sum((0, 1))
 
-        sees, blind = batch.sees_image, jnp.zeros_like(batch.sees_image)
+        mask, blind = batch.image_mask, jnp.zeros_like(batch.image_mask)
         out = {"none": by_kind(batch.image, blind)}
-        if model.config.fusion != "none":
-            out["right"] = by_kind(batch.image, sees)
-            out["wrong"] = by_kind(jnp.roll(batch.image, 1, axis=0), sees)
+        if model.config.fusion_class.uses_image:
+            out["right"] = by_kind(batch.image, mask)
+            out["wrong"] = by_kind(jnp.roll(batch.image, 1, axis=0), mask)
         return out
 
     def towers(params, batch: Batch):

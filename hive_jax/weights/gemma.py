@@ -148,7 +148,7 @@ def their_config(config: GemmaConfig) -> dict:
     theirs["final_logit_softcapping"] = config.final_softcap or None
     theirs["sliding_window"] = config.window
     kinds = (_GLOBAL, _LOCAL)
-    theirs["layer_types"] = [kinds[int(local)] for local in config.is_local()]
+    theirs["layer_types"] = [kinds[int(local)] for local in config.is_sliding()]
     if family == "gemma3_text":
         theirs["rope_local_base_freq"] = config.local_rope_base
         if config.rope_factor != 1:

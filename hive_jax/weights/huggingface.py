@@ -92,7 +92,7 @@ def vlm(config: HiveConfig, image_token_id: int) -> Layout:
     Raises:
       CheckpointError: it is of another fusion.
     """
-    if config.fusion != "self_attention":
+    if config.fusion_class.export_kind != "vlm":
         raise CheckpointError(
             f"the model's fusion is {config.fusion!r}; only 'self_attention' is a "
             "LLaVA. Export this one as 'hive', or its encoder alone"
@@ -127,7 +127,7 @@ def hive(config: HiveConfig) -> Layout:
     Raises:
       CheckpointError: it is of another fusion.
     """
-    if config.fusion not in ("hive", "cascaded"):
+    if config.fusion_class.export_kind != "hive":
         raise CheckpointError(
             f"the model's fusion is {config.fusion!r}; expected 'hive' or 'cascaded'. "
             "'self_attention' is exported as 'vlm'"

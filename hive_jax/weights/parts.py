@@ -151,7 +151,7 @@ def open_hive(path: str) -> Part:
     where = folder.locate(path)
     theirs = read_json(where / "config.json", error=CheckpointError)
     found = _hive_config(theirs, path)
-    if found.fusion == "self_attention":
+    if found.fusion_class.export_kind == "vlm":
         # The token is in the configuration alone, and no part of the tables.
         layout = huggingface.vlm(found, theirs.get("image_token_index", 0))
     else:

@@ -304,7 +304,7 @@ def test_samples_without_an_image_have_a_black_one_that_is_not_seen(make_loader)
 
     (batch,) = make_loader(Texts()).batches(0, 1)
     assert not np.asarray(batch.image).any()
-    assert not np.asarray(batch.sees_image).any()
+    assert not np.asarray(batch.image_mask).any()
     assert np.asarray(batch.target).any(axis=1).all()
 
 
@@ -395,7 +395,7 @@ def test_a_bad_sample_keeps_its_place_without_weight(make_loader, tokenizer):
             if index in BAD:
                 assert not image.any() and (tokens == tokenizer.pad_id).all()
                 assert not np.asarray(batch.target[row]).any()
-                assert not np.asarray(batch.sees_image[row]).any()
+                assert not np.asarray(batch.image_mask[row]).any()
             else:
                 assert (image == index).all() and np.asarray(batch.target[row]).any()
 

@@ -127,14 +127,14 @@ def test_words_of_the_built_in_world_are_single_tokens(tabletop):
 
 
 def encoded(tokenizer, segments, num_tokens=32, image=IMAGE, **changes):
-    """Rows (text of the token, target, sees_image, kind), and the arrays."""
+    """Rows (text of the token, target, image_mask, kind), and the arrays."""
     segments = tuple(Segment(*segment) for segment in segments)
     sample = Sample(image, segments, **changes)
     row = encode_sample(sample, tokenizer, num_tokens)
     assert {key: value.dtype for key, value in row.items()} == {
         "tokens": np.int32,
         "target": np.bool_,
-        "sees_image": np.bool_,
+        "image_mask": np.bool_,
         "kind": np.int32,
     }
     assert {value.shape for value in row.values()} == {(num_tokens,)}
@@ -155,7 +155,7 @@ def test_a_caption(tokenizer):
     assert row["target"].tolist() == [False] + [True] * (length - 1) + [False] * (
         32 - length
     )
-    assert row["sees_image"].tolist() == [True] * length + [False] * (32 - length)
+    assert row["image_mask"].tolist() == [True] * length + [False] * (32 - length)
     assert text_where(row, "kind", tokenizer, COLOUR).strip() == "red"
     assert text_where(row, "kind", tokenizer, SHAPE).strip() == "cube"
     assert not row["kind"][length:].any()
@@ -172,7 +172,7 @@ def test_a_question_and_its_answer(tokenizer):
         ],
     )
     assert text_where(row, "target", tokenizer) == " two red"
-    assert text_where(row, "sees_image", tokenizer) == (
+    assert text_where(row, "image_mask", tokenizer) == (
         "the ball is two. the cube is red"
     )
     assert text_where(row, "kind", tokenizer, COUNT).strip() == "two"
@@ -182,19 +182,19 @@ def test_a_question_and_its_answer(tokenizer):
 def test_an_image_in_the_middle(tokenizer):
     segments = [("look at", False), (" the table", False), (" a ball", True)]
     row = encoded(tokenizer, segments, image_before=1)
-    assert text_where(row, "sees_image", tokenizer) == " the table a ball"
-    assert not row["sees_image"][0]
+    assert text_where(row, "image_mask", tokenizer) == " the table a ball"
+    assert not row["image_mask"][0]
     assert text_where(row, "target", tokenizer) == " a ball"
     first = encoded(tokenizer, segments, image_before=0)
-    assert text_where(first, "sees_image", tokenizer) == "look at the table a ball"
-    assert first["sees_image"][0]  # the begin-of-sequence token stands after it
+    assert text_where(first, "image_mask", tokenizer) == "look at the table a ball"
+    assert first["image_mask"][0]  # the begin-of-sequence token stands after it
     last = encoded(tokenizer, segments, image_before=2)
-    assert text_where(last, "sees_image", tokenizer) == " a ball"
+    assert text_where(last, "image_mask", tokenizer) == " a ball"
 
 
 def test_a_sample_without_an_image(tokenizer):
     row = encoded(tokenizer, [("a red", False), (" cube", True)], image=None)
-    assert not row["sees_image"].any()
+    assert not row["image_mask"].any()
     assert text_where(row, "target", tokenizer) == " cube"
 
 
@@ -253,9 +253,9 @@ def test_every_byte_of_a_character_has_its_labels(tokenizer):
     assert ids[1 + sum(bytes_of)] == tokenizer.pad_id
     assert np.flatnonzero(row["target"]).tolist() == [*range(start, start + 6)]
     assert np.flatnonzero(row["kind"]).tolist() == [*range(start, start + 4)]
-    assert row["sees_image"].sum() == 1 + sum(bytes_of)
+    assert row["image_mask"].sum() == 1 + sum(bytes_of)
     row = encoded(tokenizer, [("é", False), ("漢", True)], image_before=1)
-    assert np.flatnonzero(row["sees_image"]).tolist() == [3, 4, 5]
+    assert np.flatnonzero(row["image_mask"]).tolist() == [3, 4, 5]
 
 
 def test_a_token_over_two_segments_is_where_it_ends(tabletop):
@@ -281,7 +281,7 @@ def test_without_bos_the_first_token_is_never_a_target():
     row = encoded(WithoutBos(), [("ab", True), ("c", False)], 4)
     assert row["tokens"].tolist() == [97, 98, 99, 0]
     assert row["target"].tolist() == [False, True, False, False]
-    assert row["sees_image"].tolist() == [True, True, True, False]
+    assert row["image_mask"].tolist() == [True, True, True, False]
 
 
 def test_a_hugging_face_folder(tabletop, tmp_path):

@@ -188,7 +188,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids=None,
         pixel_values=None,
         attention_mask=None,
-        sees_image=None,
+        image_mask=None,
         past_key_values=None,
         labels=None,
         use_cache=None,
@@ -205,7 +205,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             gives them.
           pixel_values: float [B, 3, S, S] in [-1, 1]. Without them the tokens see the
             image that `past_key_values` keeps, or none.
-          sees_image: bool [B, T], False for a token that does not see the image of its
+          image_mask: bool [B, T], False for a token that does not see the image of its
             sample. By default all do; with the image of a cache, as the last token did.
           past_key_values: a Cache, which keeps images too (see `Image`).
           cache: the same; its name from transformers 5.24 on.
@@ -214,13 +214,13 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
           kwargs: what else the decoder takes, output_hidden_states for example.
 
         Raises:
-          ValueError: pixel_values or sees_image of another shape than expected, or
-            sees_image without an image.
+          ValueError: pixel_values or image_mask of another shape than expected, or
+            image_mask without an image.
         """
         if cache is None:
             cache = past_key_values
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        image = self._image(pixel_values, sees_image, cache, tokens.shape[:2])
+        image = self._image(pixel_values, image_mask, cache, tokens.shape[:2])
         outputs = self.language_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -247,7 +247,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _image(self, pixel_values, sees_image, cache, shape) -> Image | None:
+    def _image(self, pixel_values, image_mask, cache, shape) -> Image | None:
         """The image for tokens of `shape` (B, T): a new one, the cached one or none."""
         kept = getattr(cache, "image", None)
         if kept and not torch.compiler.is_compiling() and not cache.get_seq_length():
@@ -262,14 +262,14 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             sees = torch.ones(shape, dtype=torch.bool, device=pixel_values.device)
         elif kept:
             keys_values, sees = kept.keys_values, kept.sees.expand(shape)
-        elif sees_image is None:
+        elif image_mask is None:
             return None
         else:
-            raise ValueError("sees_image came without pixel_values; give both or none")
-        if sees_image is not None:
+            raise ValueError("image_mask came without pixel_values; give both or none")
+        if image_mask is not None:
             meaning = "one bool for each token of this call"
-            _require_shape("sees_image", sees_image, shape, meaning)
-            sees = sees_image.bool()
+            _require_shape("image_mask", image_mask, shape, meaning)
+            sees = image_mask.bool()
         return Image(keys_values, sees)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -284,22 +284,22 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return torch.tanh(logits / limit) * limit if limit else logits
 
     def prepare_inputs_for_generation(
-        self, input_ids, inputs_embeds=None, sees_image=None, **kwargs
+        self, input_ids, inputs_embeds=None, image_mask=None, **kwargs
     ):
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
-        if sees_image is not None:
+        if image_mask is not None:
             # New tokens see the image if the last one of the prompt does.
-            new = max(0, input_ids.shape[1] - sees_image.shape[1])
-            last = sees_image[:, -1:].expand(-1, new)
-            sees_image = torch.cat([sees_image, last], dim=1)
+            new = max(0, input_ids.shape[1] - image_mask.shape[1])
+            last = image_mask[:, -1:].expand(-1, new)
+            image_mask = torch.cat([image_mask, last], dim=1)
             cache = inputs.get(_CACHE)
             if cache is not None and cache.get_seq_length():
                 ids, embeds = inputs["input_ids"], inputs.get("inputs_embeds")
                 tokens = ids if embeds is None else embeds
-                sees_image = sees_image[:, -tokens.shape[1] :]
-            inputs["sees_image"] = sees_image
+                image_mask = image_mask[:, -tokens.shape[1] :]
+            inputs["image_mask"] = image_mask
         return inputs
 
     def _update_model_kwargs_for_generation(
