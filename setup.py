@@ -20,9 +20,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["hive_jax", "hive_jax.*"]),
-    package_data={
-        "hive_jax": ["assets/*", "benchmark/torch/*.py", "export/torch/*.py"]
-    },
+    package_data={"hive_jax": ["assets/*", "export/torch/*.py"]},
     install_requires=[
         "absl-py",
         "einops",

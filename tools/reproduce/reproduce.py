@@ -9,8 +9,8 @@ from pathlib import Path
 from hive_jax.config import differences
 from hive_jax.data.files import alone, read_json, write_json, written
 from hive_jax.errors import ConfigError, HiveError, OutputError
-from hive_jax.reproduction import steps
 from hive_jax.training.metrics import progress_bar, say
+from tools.reproduce import steps
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SETTINGS = "reproduce.json"
