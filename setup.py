@@ -21,10 +21,8 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["hive_jax", "hive_jax.*"]), "hive_jax.configs"],
     package_dir={"hive_jax.configs": "configs"},
+    package_data={"hive_jax": ["assets/*", "export/torch/*.py"]},
     entry_points={"console_scripts": ["hive_jax = hive_jax.__main__:main"]},
-    package_data={
-        "hive_jax": ["assets/*", "benchmark/torch/*.py", "export/torch/*.py"]
-    },
     install_requires=[
         "absl-py",
         "einops",

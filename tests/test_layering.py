@@ -1,7 +1,7 @@
 """Imports point one way, and every module is there for something.
 
 train.py > training > weights, data > config > models > (nothing of ours)
-export > training; planning > benchmark > training; analysis > evaluation; train.py > command.py > config
+export > training; planning > training; analysis > evaluation; train.py > command.py > config
 chat.py, compare.py, evaluate.py > evaluation > training; probe.py > probing > evaluation
 errors, io and console serve all of them but models
 """
@@ -27,10 +27,7 @@ BELOW = {
     "weights": {"errors", "models"},
     "training": {"errors", "models", "config", "data", "weights"},
     "export": {"errors", "models", "config", "data", "weights", "training"},
-    "benchmark": {
-        *("errors", "models", "config", "data", "weights", "training", "export"),
-    },
-    "planning": {"errors", "models", "config", "data", "training", "benchmark"},
+    "planning": {"errors", "models", "config", "data", "training"},
     "analysis": {
         *("errors", "models", "config", "data", "weights", "training", "evaluation"),
         *("probing", "export"),
@@ -41,7 +38,6 @@ BELOW = {
     },
     "probe": {"errors", "config", "data", "weights", "training", "probing", "command"},
     "command": {"errors", "config"},
-    "reproduction": {"errors", "config", "data", "training"},
     "compare": {"errors", "evaluation"},
     "chat": {"errors", "config", "data", "training", "evaluation"},
     "evaluate": {"errors", "training", "evaluation"},
@@ -77,7 +73,7 @@ TORCH = {
     PACKAGE / "export/torch": {
         *("check.py", "configuration_hive.py", "modeling_hive.py"),
     },
-    PACKAGE / "benchmark/torch": {
+    ROOT / "tools/benchmark/torch": {
         *("losses.py", "peers.py", "training.py", "worker.py"),
     },
 }
@@ -177,7 +173,7 @@ def test_every_module_is_used():
     tools = [
         ast.parse(path.read_text(encoding="utf-8"))
         for folder in ("tools", "configs")
-        for path in sorted((ROOT / folder).glob("*.py"))
+        for path in sorted((ROOT / folder).rglob("*.py"))
     ]
     used = set().union(*map(ours, [*TREES.values(), *tools]))
     packages = {name.rpartition(".")[0] for name in TREES}
@@ -185,6 +181,16 @@ def test_every_module_is_used():
         f"hive_jax.{name}" for name in ("train", "evaluate", "chat", "probe", "compare")
     }
     assert set(TREES) - used - packages == commands
+
+
+def test_the_package_imports_no_tool():
+    """tools/ may import everything; it stays out of the wheel, and out of the way."""
+    roots = {
+        name.split(".")[0]
+        for tree in TREES.values()
+        for name in imported(ast.walk(tree))
+    }
+    assert not roots & {"tools", "tests", "configs"}
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -5,12 +5,12 @@ import math
 
 from flax.traverse_util import flatten_dict
 
-from hive_jax.benchmark.flops import step_flops
 from hive_jax.config import MeshConfig, RunConfig
 from hive_jax.planning import advice
 from hive_jax.planning.compiled import Compiled, State, compile_step, state_of
 from hive_jax.planning.topology import Topology
 from hive_jax.training import sharding
+from hive_jax.training.flops import step_flops
 from hive_jax.training.program import Program
 
 # Model FLOPs utilisation that trainings of such sizes publish: levanter 1.4B on v3

@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hive_jax
-from hive_jax.analysis import charts, page, sections
-from hive_jax.analysis.included import included
-from hive_jax.analysis.samples import samples
+from hive_jax.analysis import charts
 from hive_jax.analysis.shown import shown_scenes
 from hive_jax.analysis.visualizing import visualize
 from hive_jax.console import progress_bar
 from hive_jax.evaluation.subject import Subject, open_run
 from hive_jax.io import write_text
+from tools.report import page, sections
+from tools.report.included import included
+from tools.report.samples import samples
 
 _OF_ALL = {
     "curves": "What the runs wrote while they trained.",

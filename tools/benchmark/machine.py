@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from hive_jax.benchmark.workers import available_cpus
+from tools.benchmark.worker_process import available_cpus
 
 
 def machine() -> dict[str, str | int]:

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 
-from hive_jax.benchmark.cases import Size, case
-from hive_jax.benchmark.grids import Rules
-from hive_jax.benchmark.steps import Step, compute_dtype, matmul_rate, noise
 from hive_jax.config import RunConfig
 from hive_jax.models.attention import attend_to_all
+from tools.benchmark.cases import Size, case
+from tools.benchmark.grid import Rules
+from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, noise
 
 _WARM_UP, _TIMED, _IN_A_ROW = 3, 15, 10
 _TOGETHER = 6  # programs that are compiled at once

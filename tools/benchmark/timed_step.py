@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hive_jax.benchmark.flops import step_flops
 from hive_jax.config import RunConfig
 from hive_jax.data.types import KINDS, Batch
 from hive_jax.training import sharding
+from hive_jax.training.flops import step_flops
 from hive_jax.training.program import Program
 
 

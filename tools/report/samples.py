@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from hive_jax.analysis import page
 from hive_jax.analysis.shown import Shown, shown_scenes
 from hive_jax.console import log
 from hive_jax.data.image_io import encode_png
@@ -11,6 +10,7 @@ from hive_jax.errors import ConfigError
 from hive_jax.evaluation.evaluating import make_generator
 from hive_jax.evaluation.generate import Decoding, Prompt
 from hive_jax.evaluation.subject import Subject
+from tools.report import page
 
 _SAMPLES = 6
 

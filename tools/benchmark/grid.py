@@ -12,12 +12,12 @@ import jax
 import optax
 from tqdm import tqdm
 
-from hive_jax.benchmark.cases import FUSIONS, Size, case
-from hive_jax.benchmark.flops import example_flops
-from hive_jax.benchmark.steps import Step, compute_dtype, matmul_rate, peak_bytes
 from hive_jax.config import RunConfig
 from hive_jax.training import sharding
+from hive_jax.training.flops import example_flops
 from hive_jax.training.program import Program
+from tools.benchmark.cases import FUSIONS, Size, case
+from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, peak_bytes
 
 PAPER = {"flops": 0.14, "memory": 1 - 0.593, "step": 1 / 3.43}
 

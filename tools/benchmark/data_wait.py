@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hive_jax.benchmark.cases import Size, case
-from hive_jax.benchmark.grids import Rules
-from hive_jax.benchmark.reading import loader, photograph, sets
-from hive_jax.benchmark.steps import Step
 from hive_jax.data.sampler import LengthBucketSampler
 from hive_jax.training.metrics import Throughput
+from tools.benchmark.cases import Size, case
+from tools.benchmark.data_throughput import loader, photograph, sets
+from tools.benchmark.grid import Rules
+from tools.benchmark.timed_step import Step
 
 _BUCKETS, _LONGEST = (32, 48, 64), 77
 _CAPTIONS = (10, _LONGEST)  # tokens of a caption, all numbers between alike

@@ -1,24 +1,23 @@
 """One run, or several side by side, as one page of HTML that needs no other file.
 
-python tools/report.py workdir/stage3 --out report.html
-python tools/report.py hive=RUN cascaded=RUN --include comparison export/hive
+python -m tools.report workdir/stage3 --out report.html
+python -m tools.report hive=RUN cascaded=RUN --include comparison export/hive
 """
 
 import argparse
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from hive_jax.analysis.reporting import write_report
 from hive_jax.console import parse_unique_paths, report_errors
 from hive_jax.training import runtime
+from tools.report.report import write_report
 
 
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN")
     parser.add_argument("--out", default="report.html", help="file to write")
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=[],
         metavar="FOLDER",
         help="what other commands have written: hive_jax.compare, hive_jax.probe "
-        "--sweep_depths, tools/export_hf.py, tools/benchmark.py",
+        "--sweep_depths, tools/export_hf.py, tools.benchmark",
     )
     args = parser.parse_args(arguments)
     runtime.enable_compilation_cache()

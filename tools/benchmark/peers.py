@@ -16,16 +16,16 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hive_jax.benchmark.cases import SIZES, Size
-from hive_jax.benchmark.variants import VARIANTS, Setting, make_jobs, write_inputs
-from hive_jax.benchmark.workers import (
+from hive_jax.errors import ConfigError, HiveError, MissingInputError
+from tools.benchmark.cases import SIZES, Size
+from tools.benchmark.variants import VARIANTS, Setting, make_jobs, write_inputs
+from tools.benchmark.worker_process import (
     OutOfMemory,
     Worker,
     available_cpus,
     in_turns,
     on_cpus,
 )
-from hive_jax.errors import ConfigError, HiveError, MissingInputError
 
 # Updates before the losses that are compared.
 UPDATES = (0, 2)

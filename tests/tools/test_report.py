@@ -15,18 +15,18 @@ from PIL import Image
 from random_runs import save_random, save_talking
 from test_export import run_config
 
-from hive_jax.analysis.included import included
-from hive_jax.analysis.page import page, picture, table
-from hive_jax.analysis.reporting import write_report
 from hive_jax.analysis.shown import shown_file, shown_scenes
 from hive_jax.analysis.visualizing import newest_run, visualize
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.evaluation.subject import open_run
-from tools import report
 from tools import visualize as visualize_tool
+from tools.report import __main__ as report_command
+from tools.report.included import included
+from tools.report.page import page, picture, table
+from tools.report.report import write_report
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 METRICS = (
     '{"step": 1, "train/loss": 3.0}\n{"step": 2, "train/loss": 2.0}\n',
     '{"step": 1, "train/loss": 4.0}\n',
@@ -198,7 +198,7 @@ def test_the_page_needs_no_other_file(runs, drawn, tmp_path):
     out = tmp_path / "report.html"
     named = [f"{name}<b>={workdir}" for name, workdir in runs.items()]
     arguments = [*named, "--out", str(out), "--include", str(chart)]
-    assert report.main(arguments) == 0
+    assert report_command.main(arguments) == 0
     text = out.read_text("utf-8")
     found = Page(text)
     assert all(link.startswith("#") for link in found.links) and "url(" not in text
@@ -262,7 +262,8 @@ def test_what_cannot_be_reported(runs, tmp_path):
         write_report(out, runs, include=[str(tmp_path)])
     assert not Path(out).exists()
     assert (
-        report.main([f"a={runs['hive']}", f"a={runs['hive']}"]) == ConfigError.exit_code
+        report_command.main([f"a={runs['hive']}", f"a={runs['hive']}"])
+        == ConfigError.exit_code
     )
 
 

@@ -1,8 +1,8 @@
 """The paper, small: base, HIVE and both baselines, their probes, VLMs and benchmarks.
 
-    python tools/reproduce.py --scale tabletop --seeds 3 --out reproduction
-    python tools/reproduce.py --scale tabletop --quick --out quick
-    python tools/reproduce.py --scale tabletop_long --seeds 1 --out long
+    python -m tools.reproduce --scale tabletop --seeds 3 --out reproduction
+    python -m tools.reproduce --scale tabletop --quick --out quick
+    python -m tools.reproduce --scale tabletop_long --seeds 1 --out long
 
 Run it again after an interruption and it goes on where it stopped. The tables, beside
 the paper's, are in OUT/comparison; accuracy at every depth is in OUT/depths.
@@ -10,19 +10,18 @@ the paper's, are in OUT/comparison; accuracy at every depth is in OUT/depths.
 
 import argparse
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.console import report_errors
-from hive_jax.reproduction.reproducing import reproduce
-from hive_jax.reproduction.steps import QUICK, SCALES
+from tools.reproduce.reproduce import reproduce
+from tools.reproduce.steps import QUICK, SCALES
 
 
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tools.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--scale", default="tabletop", choices=[*SCALES])
     parser.add_argument("--seeds", type=int, help="default: 3, and 1 with --quick")

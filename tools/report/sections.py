@@ -6,7 +6,6 @@ from pathlib import Path
 
 from flax.traverse_util import flatten_dict
 
-from hive_jax.analysis import page
 from hive_jax.config import to_dict
 from hive_jax.console import log
 from hive_jax.errors import HiveError, MissingInputError
@@ -14,6 +13,7 @@ from hive_jax.evaluation import comparing, tables
 from hive_jax.evaluation.comparing import Row
 from hive_jax.evaluation.subject import Subject
 from hive_jax.io import read_json
+from tools.report import page
 
 
 def results(runs: Mapping[str, str]) -> str:

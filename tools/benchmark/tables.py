@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from hive_jax.benchmark.cases import FUSIONS
-from hive_jax.benchmark.grids import PAPER
-from hive_jax.benchmark.machine import described, machine
 from hive_jax.errors import OutputError
+from tools.benchmark.cases import FUSIONS
+from tools.benchmark.grid import PAPER
+from tools.benchmark.machine import described, machine
 
 _COLOURS = {"hive": "#2a7f9e", "cascaded": "#9ecae1", "self_attention": "#d1495b"}
 

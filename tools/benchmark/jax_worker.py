@@ -1,6 +1,6 @@
 """A process that trains with hive_jax on request; `workers.py` has the protocol.
 
-python -m hive_jax.benchmark.worker JOB.json
+python -m tools.benchmark.jax_worker JOB.json
 
 The job: `config`, a RunConfig as a tree; `weights`, a folder that `open_hive` reads;
 `batch`, an .npz with the fields of a Batch.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hive_jax.benchmark.cases import Size
+import hive_jax
 from hive_jax.config import RunConfig
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
@@ -15,8 +15,9 @@ from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
 from hive_jax.weights import huggingface, table
 from hive_jax.weights.names import param_shapes
+from tools.benchmark.cases import Size
 
-_CODE = Path(__file__).parent.parent / "export/torch"
+_CODE = Path(hive_jax.__path__[0]) / "export/torch"
 
 
 def layout(model: HiveConfig) -> huggingface.Layout:

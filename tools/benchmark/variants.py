@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from hive_jax.benchmark import inputs, worker
-from hive_jax.benchmark.cases import Size, case
 from hive_jax.config import to_dict
 from hive_jax.models.hive import HiveConfig
+from tools.benchmark import jax_worker, peer_inputs
+from tools.benchmark.cases import Size, case
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Variant:
         if self.peer:
             script = Path(__file__).parent / "torch/worker.py"
             return [sys.executable, str(script)]
-        return [sys.executable, "-m", worker.__name__]
+        return [sys.executable, "-m", jax_worker.__name__]
 
 
 VARIANTS = {
@@ -88,8 +88,8 @@ def write_inputs(folder: Path, size: Size, names: Iterable[str]) -> None:
     folder.mkdir()
     for fusion in {VARIANTS[name].fusion for name in names}:
         model = HiveConfig(size.encoder, size.decoder, fusion)
-        inputs.write_weights(folder / fusion, model)
-    inputs.write_batch(folder / "batch.npz", inputs.random_batch(size))
+        peer_inputs.write_weights(folder / fusion, model)
+    peer_inputs.write_batch(folder / "batch.npz", peer_inputs.random_batch(size))
 
 
 def make_jobs(
@@ -128,7 +128,7 @@ def _for_torch(run, variant: Variant, setting: Setting) -> Mapping:
     options = ("peak_lr", "beta1", "beta2", "clip_norm")
     return {
         "peer": variant.peer,
-        "multipliers": inputs.multipliers(run),
+        "multipliers": peer_inputs.multipliers(run),
         "optimizer": {name: getattr(run.optimizer, name) for name in options},
         "device": "cuda" if setting.device == "gpu" else "cpu",
         "dtype": setting.dtype,

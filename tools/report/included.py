@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from hive_jax.analysis import page, sections
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import tables
 from hive_jax.export.certificate import summary
 from hive_jax.io import read_json
 from hive_jax.weights.tensors import CERTIFICATE
+from tools.report import page, sections
 
 _DEPTHS = "depths.png"
 _CHARTS = ("flops", "memory", "step", "input", "peers")
@@ -15,7 +15,7 @@ _CHARTS = ("flops", "memory", "step", "input", "peers")
 
 def included(folder: str) -> list[tuple[str, str]]:
     """(heading, HTML) of all that is in a folder of hive_jax.compare, hive_jax.probe
-    --sweep_depths, tools/export_hf.py or tools/benchmark.py.
+    --sweep_depths, tools/export_hf.py or tools.benchmark.
 
     Raises:
       MissingInputError: it is none of these.
@@ -40,7 +40,7 @@ def included(folder: str) -> list[tuple[str, str]]:
     if not found:
         raise MissingInputError(
             f"{folder}: expected a folder of hive_jax.compare, of hive_jax.probe "
-            "--sweep_depths, of tools/export_hf.py or of tools/benchmark.py"
+            "--sweep_depths, of tools/export_hf.py or of tools.benchmark"
         )
     return found
 

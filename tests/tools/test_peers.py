@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 pytest.importorskip("torch")
 
-from hive_jax.benchmark import peers
-from hive_jax.benchmark.cases import SIZES
-from hive_jax.benchmark.inputs import random_params
-from hive_jax.benchmark.variants import VARIANTS
-from hive_jax.benchmark.workers import OutOfMemory, Worker, WorkerError
 from hive_jax.errors import ConfigError
+from tools.benchmark import peers
+from tools.benchmark.cases import SIZES
+from tools.benchmark.peer_inputs import random_params
+from tools.benchmark.variants import VARIANTS
+from tools.benchmark.worker_process import OutOfMemory, Worker, WorkerError
 
 STAGE_3 = {3: importlib.import_module("configs.stage3").RULES}
 

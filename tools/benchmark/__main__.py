@@ -1,11 +1,11 @@
 """Measures what HIVE costs: FLOPs, memory, time; against self-attention and PyTorch.
 
-    python tools/benchmark.py flops                       counted, full size
-    python tools/benchmark.py memory                      compiled, full size
-    python tools/benchmark.py step                        timed on this machine
-    python tools/benchmark.py peers                       timed against PyTorch
-    python tools/benchmark.py input                       images read a second, waits
-    python tools/benchmark.py gpu --part ceilings|grid|ablations
+    python -m tools.benchmark flops                       counted, full size
+    python -m tools.benchmark memory                      compiled, full size
+    python -m tools.benchmark step                        timed on this machine
+    python -m tools.benchmark peers                       timed against PyTorch
+    python -m tools.benchmark input                       images read a second, waits
+    python -m tools.benchmark gpu --part ceilings|grid|ablations
 
 Each prints a table, and writes NAME.json and NAME.png to --out.
 """
@@ -19,12 +19,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from hive_jax.benchmark import grids, reports
-from hive_jax.benchmark.cases import SIZES, STAGES, Size
 from hive_jax.console import report_errors
+from tools.benchmark import grid, tables
+from tools.benchmark.cases import SIZES, STAGES, Size
 
 _FULL = "siglip_l16_384+gemma3_1b"
 
@@ -38,37 +35,37 @@ def rules(stages) -> dict[int, tuple]:
 
 
 def flops(arguments) -> None:
-    rows = grids.flops(SIZES[arguments.size], rules(arguments.stages))
-    _report(arguments, "flops", rows, reports.flops_table, "total", 1e9)
+    rows = grid.flops(SIZES[arguments.size], rules(arguments.stages))
+    _report(arguments, "flops", rows, tables.flops_table, "total", 1e9)
 
 
 def memory(arguments) -> None:
-    rows = grids.memory(
+    rows = grid.memory(
         SIZES[arguments.size],
         rules(arguments.stages),
         arguments.dtype,
         arguments.batch_size,
     )
-    _report(arguments, "memory", rows, reports.memory_table, "peak", 1e9)
+    _report(arguments, "memory", rows, tables.memory_table, "peak", 1e9)
 
 
 def step(arguments) -> None:
-    rows = grids.step(
+    rows = grid.step(
         _size(arguments),
         rules(arguments.stages),
         arguments.dtype,
         arguments.rounds,
     )
-    _report(arguments, "step", rows, reports.step_table, "seconds", 1e-3)
+    _report(arguments, "step", rows, tables.step_table, "seconds", 1e-3)
 
 
 def peers(arguments) -> None:
-    from hive_jax.benchmark.peers import compare
+    from tools.benchmark.peers import compare
 
     found = compare(
         SIZES[arguments.size], rules(arguments.stages), rounds=arguments.rounds
     )
-    print(reports.peers_table(found))
+    print(tables.peers_table(found))
     values = {
         f"stage {stage}, {name}": entry["images_per_second"]
         for stage, entries in found["stages"].items()
@@ -85,7 +82,7 @@ def _size(arguments) -> Size:
 
 
 def gpu(arguments) -> None:
-    from hive_jax.benchmark import gpu as parts
+    from tools.benchmark import gpu as parts
 
     size = _size(arguments)
     # Rows of 8 tokens fill the tiles of the hardware.
@@ -99,9 +96,9 @@ def gpu(arguments) -> None:
     found = []
     for row in rows:
         found.append(row)
-        print(reports.gpu_table([row]).splitlines()[-1], flush=True)
-        reports.write(arguments.out, name, _settings(arguments), found)
-    print(reports.gpu_table(found))
+        print(tables.gpu_table([row]).splitlines()[-1], flush=True)
+        tables.write(arguments.out, name, _settings(arguments), found)
+    print(tables.gpu_table(found))
     key, unit = "images_per_second", 1.0
     if arguments.part == "ceilings":
         key, unit = "flop_per_second", 1e12
@@ -111,17 +108,17 @@ def gpu(arguments) -> None:
 
 
 def reading(arguments) -> None:
-    from hive_jax.benchmark import feeding
-    from hive_jax.benchmark.reading import reading as parts
+    from tools.benchmark import data_wait
+    from tools.benchmark.data_throughput import reading as parts
 
     threads, of_stages = arguments.threads, rules(arguments.stages)
     found = parts(arguments.image_size, arguments.count, threads)
     rows = list(tqdm(found, desc="parts", total=7))
-    print(reports.reading_table(rows))
+    print(tables.reading_table(rows))
     inputs = (_size(arguments), of_stages, arguments.dtype, arguments.rounds)
     for run, table in (
-        (feeding.waiting(*inputs, threads), reports.waiting_table),
-        (feeding.padding(*inputs), reports.padding_table),
+        (data_wait.waiting(*inputs, threads), tables.waiting_table),
+        (data_wait.padding(*inputs), tables.padding_table),
     ):
         more = list(tqdm(run, desc="stages", total=len(of_stages)))
         print(table(more))
@@ -139,14 +136,14 @@ _LABELS = {
 
 def _report(arguments, name, rows, table, key, unit) -> None:
     print(table(rows))
-    reports.write(arguments.out, name, _settings(arguments), rows)
-    reports.chart(arguments.out / f"{name}.png", rows, key, unit, _LABELS[name])
+    tables.write(arguments.out, name, _settings(arguments), rows)
+    tables.chart(arguments.out / f"{name}.png", rows, key, unit, _LABELS[name])
     print(f"written to {arguments.out}/{name}.json and {name}.png")
 
 
 def _save(arguments, name: str, rows: list, values: dict, label: str) -> None:
-    reports.write(arguments.out, name, _settings(arguments), rows)
-    reports.bars(arguments.out / f"{name}.png", values, label)
+    tables.write(arguments.out, name, _settings(arguments), rows)
+    tables.bars(arguments.out / f"{name}.png", values, label)
     print(f"written to {arguments.out}/{name}.json and {name}.png")
 
 
@@ -155,7 +152,9 @@ def _settings(arguments) -> dict:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.benchmark", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run, size: str, name: str = "") -> argparse.ArgumentParser:
@@ -203,6 +202,8 @@ def _positive(text: str) -> int:
 
 @report_errors
 def main() -> int:
+    # Read when JAX first looks for devices: peers share the memory of one GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     arguments = _parser().parse_args()
     arguments.run(arguments)
     return 0

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from hive_jax.config import ProbeConfig, RunConfig, from_dict, to_dict
 from hive_jax.errors import HiveError, OutputError
-from hive_jax.reproduction import reproducing, steps
+from tools.reproduce import reproduce, steps
 
 SMALL = steps.Scale((2, 2, 2), (2, 2), 7, 50, 20, depths=False)
 
@@ -91,7 +91,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         with pytest.raises(
             HiveError, match="(?s)seed 0, base ended with code 66.*no such run"
         ):
-            reproducing.reproduce(str(out), SMALL, 1)
+            reproduce.reproduce(str(out), SMALL, 1)
     said = capsys.readouterr().out
     assert "[1/3] benchmarks" in said and "[2/3] seed 0, base" in said
     assert first.done.exists()
@@ -101,13 +101,13 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     works = steps.Step("seed 0, base", command, out / "more/mme")
     with monkeypatch.context() as patch:
         only(patch, first, works)
-        reproducing.reproduce(str(out), SMALL, 1)
+        reproduce.reproduce(str(out), SMALL, 1)
     said = capsys.readouterr().out
     assert "benchmarks" not in said and "[2/3] seed 0, base" in said
     with pytest.raises(OutputError, match="(?s)another scale.*images: 7 -> 350"):
-        reproducing.reproduce(str(out), steps.SCALES["tabletop"], 1)
+        reproduce.reproduce(str(out), steps.SCALES["tabletop"], 1)
 
 
 def test_no_seeds(tmp_path):
     with pytest.raises(HiveError, match="--seeds is 0"):
-        reproducing.reproduce(str(tmp_path), SMALL, 0)
+        reproduce.reproduce(str(tmp_path), SMALL, 0)

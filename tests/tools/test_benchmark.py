@@ -11,15 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from hive_jax.benchmark import feeding, gpu, grids, reports
-from hive_jax.benchmark.cases import FUSIONS, SIZES, STAGES, case
-from hive_jax.benchmark.flops import example_flops, step_flops
-from hive_jax.benchmark.reading import reading
-from hive_jax.benchmark.steps import Step
 from hive_jax.training import sharding
+from hive_jax.training.flops import example_flops, step_flops
 from hive_jax.training.program import Program
+from tools.benchmark import data_wait, gpu, grid, tables
+from tools.benchmark.cases import FUSIONS, SIZES, STAGES, case
+from tools.benchmark.data_throughput import reading
+from tools.benchmark.timed_step import Step
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RULES = {n: importlib.import_module(f"configs.stage{n}").RULES for n in STAGES}
 FULL = SIZES["siglip_l16_384+gemma3_1b"]
 
@@ -50,7 +50,7 @@ def test_our_count_is_that_of_xla(stage, fusion):
         encoder=dataclasses.replace(FULL.encoder, depth=4),
         decoder=dataclasses.replace(FULL.decoder, depth=4, vocab_size=4096),
     )
-    rows = grids.flops(size, {stage: RULES[stage]})
+    rows = grid.flops(size, {stage: RULES[stage]})
     (row,) = (row for row in rows if row["fusion"] == fusion)
     np.testing.assert_allclose(row["xla"], row["total"], rtol=0.02)
 
@@ -101,7 +101,7 @@ def test_the_parts_for_one_gpu_run_through_anywhere(monkeypatch):
     assert fusions == ["hive", "self_attention", "hive", "cascaded"]
     assert rows[0]["images_per_second"] > 0  # the first one always runs
     assert all("minutes are over" in row["left_out"] for row in rows[1:])
-    table = reports.gpu_table(rows).splitlines()
+    table = tables.gpu_table(rows).splitlines()
     assert len(table) == 2 + len(rows)
     assert len({line.count("|") for line in table}) == 1
 
@@ -126,7 +126,7 @@ def test_ablations_are_other_programs_for_the_same_work():
 
 
 def test_the_command_prints_a_table_and_writes_json_and_a_chart(tmp_path):
-    command = [sys.executable, "tools/benchmark.py", "flops", "--size", "micro"]
+    command = [sys.executable, "-m", "tools.benchmark", "flops", "--size", "micro"]
     command += ["--stages", "1", "--out", str(tmp_path)]
     done = subprocess.run(
         command, check=False, cwd=ROOT, capture_output=True, text=True
@@ -146,28 +146,28 @@ def test_reading_is_timed_in_its_parts_and_from_every_form():
     names = [*parts, "batches, folder", "batches, zip"]
     assert [row["what"] for row in rows][:5] == names
     assert all(row["images_per_second"] > 0 for row in rows)
-    assert reports.reading_table(rows).count("\n") == len(rows) + 1
+    assert tables.reading_table(rows).count("\n") == len(rows) + 1
 
 
 def test_what_data_costs_a_step(monkeypatch):
-    monkeypatch.setattr(feeding, "_BUCKETS", (6,))
-    monkeypatch.setattr(feeding, "_LONGEST", 16)
-    monkeypatch.setattr(feeding, "_CAPTIONS", (4, 16))
+    monkeypatch.setattr(data_wait, "_BUCKETS", (6,))
+    monkeypatch.setattr(data_wait, "_LONGEST", 16)
+    monkeypatch.setattr(data_wait, "_CAPTIONS", (4, 16))
     inputs = SIZES["micro"], {1: RULES[1]}, "float32"
-    (row,) = feeding.waiting(*inputs, steps=2, threads=2)
+    (row,) = data_wait.waiting(*inputs, steps=2, threads=2)
     assert row["images_per_second"] > 0 and 0 <= row["data_wait"] < 1
-    assert reports.waiting_table([row]).count("\n") == 2
-    (row,) = feeding.padding(*inputs, rounds=2)
+    assert tables.waiting_table([row]).count("\n") == 2
+    (row,) = data_wait.padding(*inputs, rounds=2)
     assert 0.5 * row["flops"] < row["flops_by_length"] < row["flops"]
     assert row["seconds_by_length"] > 0
-    assert reports.padding_table([row]).count("\n") == 2
+    assert tables.padding_table([row]).count("\n") == 2
 
 
 def test_memory_is_compiled_and_not_used(tmp_path):
-    rows = grids.memory(SIZES["micro"], {2: RULES[2]}, "float32", batch_size=8)
+    rows = grid.memory(SIZES["micro"], {2: RULES[2]}, "float32", batch_size=8)
     assert [row["fusion"] for row in rows] == list(FUSIONS)
     for row in rows:
         assert row["peak"] == row["state"] + row["temporary"]
         assert row["temporary"] > 0
-    reports.chart(tmp_path / "memory.png", rows, "peak", 1e9, "GB")
-    assert reports.memory_table(rows).count("\n") == 4
+    tables.chart(tmp_path / "memory.png", rows, "peak", 1e9, "GB")
+    assert tables.memory_table(rows).count("\n") == 4

@@ -1,1 +1,0 @@
-"""The paper, small: every run that its tables need, and the tables."""

@@ -1,0 +1,1 @@
+"""Programs run from a checkout: doors into the package, and what maintainers run."""

@@ -1,0 +1,1 @@
+"""What HIVE costs, measured: against self-attention and against PyTorch."""

@@ -1,0 +1,1 @@
+"""One page of HTML about one or several runs."""

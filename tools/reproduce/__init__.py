@@ -1,0 +1,1 @@
+"""The experiments behind the tables of the paper, at a small scale."""
