@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import ml_dtypes
 import numpy as np
 
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.weights import huggingface, load_decoder, writing
 from hive_jax.weights.names import param_shapes
 from hive_jax.weights.table import pieces, their_shapes
@@ -30,9 +30,9 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHARD_BYTES = 500_000_000
 
 
-def decoder(gigabytes: float) -> GemmaConfig:
+def decoder(gigabytes: float) -> DecoderConfig:
     """As deep as the files shall be large, of layers of 63 million parameters."""
-    config = GemmaConfig(
+    config = DecoderConfig(
         vocab_size=65_536,
         width=2048,
         mlp_dim=8192,
@@ -47,10 +47,10 @@ def decoder(gigabytes: float) -> GemmaConfig:
     )
     embedding, layer = 2 * 65_536 * 2048, 2 * 63_000_000
     depth = round((gigabytes * 1e9 - embedding) / layer)
-    return GemmaConfig(**{**vars(config), "depth": max(1, depth)})
+    return DecoderConfig(**{**vars(config), "depth": max(1, depth)})
 
 
-def write(folder: Path, config: GemmaConfig) -> int:
+def write(folder: Path, config: DecoderConfig) -> int:
     """Writes the folder; returns the bytes of its largest tensor."""
     layout = huggingface.decoder(config)
     shapes = their_shapes(pieces(layout.rows, param_shapes(config)))

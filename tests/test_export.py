@@ -24,7 +24,7 @@ from hive_jax.export import certificate
 from hive_jax.export.chosen import choose, rounded, with_image_token
 from hive_jax.export.exporting import FORMATS, export
 from hive_jax.export.recheck import recheck
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training.checkpoints import Checkpoints
@@ -36,10 +36,10 @@ from hive_jax.weights.writing import DTYPES
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 ENCODER = SiglipConfig(32, 3, 48, 2, patch_size=8, image_size=28)
-GEMMA3 = GemmaConfig(
+GEMMA3 = DecoderConfig(
     *(512, 32, 3, 48, 4, 2, 16), post_norms=True, qk_norm=True, local_layers=2, window=6
 )
-GEMMA1 = GemmaConfig(512, 32, 3, 48, 4, 2, 16)
+GEMMA1 = DecoderConfig(512, 32, 3, 48, 4, 2, 16)
 TEXT = TextTowerConfig(512, 8, 32, 2, 48, 2, out_dim=32)
 DATA = DataConfig(tokenizer="builtin:tabletop", preprocessing="hf_bicubic")
 

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.data.preprocessing import resized
-from hive_jax.models.gemma import Gemma
+from hive_jax.models.decoder import Decoder
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights import (
@@ -121,7 +121,7 @@ def test_decoder_in_shards(tmp_path, decoder):
     path = write_folder(tmp_path, layout, max_shard_bytes=9000)
     assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 2
     model = loaded(layout.config["architectures"][0], path)
-    got = jax.jit(Gemma(decoder).apply)(variables(decoder), TOKENS)
+    got = jax.jit(Decoder(decoder).apply)(variables(decoder), TOKENS)
     assert_close(got, model(torch.tensor(TOKENS)).logits)
 
 

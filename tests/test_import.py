@@ -24,7 +24,7 @@ from hive_jax.errors import (
     MissingInputError,
     OutputError,
 )
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import initial
@@ -42,7 +42,7 @@ from hive_jax.weights.writing import DTYPES, new_folder, write_json
 
 ASSET = str(kill_loop.ROOT / "hive_jax/assets/tokenizer.json")
 ENCODER = SiglipConfig(32, 4, 48, 2, patch_size=8, image_size=32)
-DECODER = GemmaConfig(512, 24, 4, 40, 4, 2, 8, post_norms=True, qk_norm=True)
+DECODER = DecoderConfig(512, 24, 4, 40, 4, 2, 8, post_norms=True, qk_norm=True)
 
 
 def random_params(config) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import huggingface, writing
@@ -26,8 +26,8 @@ _SIZES = {
     "num_heads": 4,
     "head_dim": 8,
 }
-GEMMA1 = GemmaConfig(**_SIZES)
-GEMMA2 = GemmaConfig(
+GEMMA1 = DecoderConfig(**_SIZES)
+GEMMA2 = DecoderConfig(
     **_SIZES,
     num_kv_heads=2,
     query_scale=6**-0.5,
@@ -37,7 +37,7 @@ GEMMA2 = GemmaConfig(
     local_layers=1,
     window=3,
 )
-GEMMA3 = GemmaConfig(
+GEMMA3 = DecoderConfig(
     **_SIZES,
     post_norms=True,
     qk_norm=True,
@@ -49,7 +49,7 @@ GEMMA3 = GemmaConfig(
 )
 
 
-def hive_config(fusion: str, decoder: GemmaConfig = GEMMA3) -> HiveConfig:
+def hive_config(fusion: str, decoder: DecoderConfig = GEMMA3) -> HiveConfig:
     return HiveConfig(IMAGE, decoder, fusion, ((1, 1),))
 
 

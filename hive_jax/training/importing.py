@@ -22,7 +22,7 @@ from hive_jax.data.tokenizer import (
     require_fitting,
 )
 from hive_jax.errors import ConfigError
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training import report
 from hive_jax.training.checkpoints import Checkpoints
@@ -41,7 +41,7 @@ def import_weights(
     *,
     image_size: int = 0,
     tokenizer: str = "",
-    decoder_config: GemmaConfig | None = None,
+    decoder_config: DecoderConfig | None = None,
 ) -> str:
     """Writes a folder for config.init: step 0 of a run with the weights of others.
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models.gemma import unembed
+from hive_jax.models.decoder import unembed
 
 # Elements of the logits that a device holds at a time: half a gigabyte.
 MAX_LOGITS = 2**27

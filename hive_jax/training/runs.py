@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.config import RunConfig, from_dict
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.checkpoints import Checkpoints
 
@@ -27,7 +27,7 @@ class RunTower:
 
     source: str
     branch: str
-    config: SiglipConfig | GemmaConfig
+    config: SiglipConfig | DecoderConfig
     preprocessing: str
     tokenizer: str
 

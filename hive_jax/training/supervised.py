@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from hive_jax.models.gemma import unembed
+from hive_jax.models.decoder import unembed
 from hive_jax.training import sharding
 from hive_jax.training.losses import MAX_LOGITS, chosen, one_hot
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.errors import CheckpointError, ConfigError
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import big_vision, huggingface, parts, writing
 from hive_jax.weights.names import fields, param_shapes
@@ -62,14 +62,14 @@ def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig
 
 
 def load_decoder(
-    path: str, config: GemmaConfig | None = None
-) -> tuple[GemmaConfig, dict]:
-    """A Gemma 1, 2 or 3 decoder, for `Gemma(config).apply({"params": params}, tokens)`.
+    path: str, config: DecoderConfig | None = None
+) -> tuple[DecoderConfig, dict]:
+    """A Gemma 1, 2 or 3 decoder, for `Decoder(config).apply({"params": params}, tokens)`.
 
     Args:
       path: as for `load_encoder`.
       config: what the decoder is; needed for big_vision's .npz of a Gemma 2, whose
-        arrays do not show it (`gemma_config("gemma2_2b")`).
+        arrays do not show it (`decoder_config("gemma2_2b")`).
 
     Returns, raises: as `load_encoder`.
     """

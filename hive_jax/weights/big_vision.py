@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights.table import Row
 from hive_jax.weights.tensors import Tensor, require_finite
@@ -274,7 +274,7 @@ def text_config(shapes: Shapes) -> TextTowerConfig:
     )
 
 
-def decoder_config(shapes: Shapes) -> GemmaConfig:
+def decoder_config(shapes: Shapes) -> DecoderConfig:
     """The decoder with these arrays, which show all there is of a Gemma 1.
 
     Raises:
@@ -292,6 +292,6 @@ def decoder_config(shapes: Shapes) -> GemmaConfig:
             "with --decoder_config (tools/import_weights.py), config= (load_decoder), "
             "or set all of config.model.decoder"
         )
-    return GemmaConfig(
+    return DecoderConfig(
         vocab_size, width, depth, mlp_dim, num_heads, num_kv_heads, head_dim
     )

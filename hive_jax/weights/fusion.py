@@ -1,6 +1,6 @@
 """What connects the towers, in PyTorch's names: LLaVA's projector, and HIVE's own."""
 
-from hive_jax.weights.gemma import EINSUM, EINSUM_OUT
+from hive_jax.weights.hf_decoder import EINSUM, EINSUM_OUT
 from hive_jax.weights.siglip import dense, prefixed
 from hive_jax.weights.table import Row
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import fusion, gemma, siglip, table, writing
+from hive_jax.weights import fusion, hf_decoder, siglip, table, writing
 from hive_jax.weights.names import param_shapes
 
 # What a preprocessor_config.json says of each preprocessing that transformers has.
@@ -30,11 +30,6 @@ PROCESSORS = {
 }
 # Its nearest to the one that it has not: its own filters all antialias.
 _NEAREST = {"bv_bilinear": "hf_bilinear"}
-_CLASSES = {
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +70,12 @@ def two_towers(image: SiglipConfig, text: TextTowerConfig) -> Layout:
     return Layout((image, text), theirs, rows)
 
 
-def decoder(config: GemmaConfig) -> Layout:
-    """GemmaForCausalLM, Gemma2ForCausalLM or Gemma3ForCausalLM."""
-    theirs = gemma.their_config(config)
-    theirs = {"architectures": [_CLASSES[theirs["model_type"]]]} | theirs
-    return Layout(config, theirs, gemma.decoder_rows("", "model.", config))
+def decoder(config: DecoderConfig) -> Layout:
+    """The class of the decoder's family."""
+    theirs = hf_decoder.config_to_hf(config)
+    family = hf_decoder.FAMILIES[theirs["model_type"]]
+    theirs = {"architectures": [family.architecture]} | theirs
+    return Layout(config, theirs, hf_decoder.rows("", "model.", config))
 
 
 def vlm(config: HiveConfig, image_token_id: int) -> Layout:
@@ -97,25 +93,26 @@ def vlm(config: HiveConfig, image_token_id: int) -> Layout:
             "LLaVA. Export this one as 'hive', or its encoder alone"
         )
     depth = config.resolved_connections()[0][0]
+    text_config = hf_decoder.config_to_hf(config.decoder)
     theirs = {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "vision_config": siglip.their_vision_config(config.encoder),
-        "text_config": gemma.their_config(config.decoder),
+        "text_config": text_config,
         "image_token_index": image_token_id,
         "image_seq_length": config.encoder.num_patches,
         "vision_feature_layer": depth - config.encoder.depth - 1,
         "vision_feature_select_strategy": "full",
         "projector_hidden_act": "gelu_pytorch_tanh",
         "multimodal_projector_bias": True,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": text_config["tie_word_embeddings"],
     }
     rows = [
         *siglip.vision_rows(
             "img/", "vision_tower.vision_model.", config.encoder.map_head
         ),
         *fusion.llava_rows("fusion/", ""),
-        *gemma.decoder_rows("llm/", "language_model.model.", config.decoder),
+        *hf_decoder.rows("llm/", "language_model.model.", config.decoder),
     ]
     return Layout(config, theirs, rows)
 
@@ -132,6 +129,7 @@ def hive(config: HiveConfig) -> Layout:
             "'self_attention' is exported as 'vlm'"
         )
     code = "modeling_hive.HiveForConditionalGeneration"
+    text_config = hf_decoder.config_to_hf(config.decoder)
     theirs = {
         "architectures": ["HiveForConditionalGeneration"],
         "model_type": "hive",
@@ -143,13 +141,13 @@ def hive(config: HiveConfig) -> Layout:
         "fusion": config.fusion,
         "connections": [list(pair) for pair in config.resolved_connections()],
         "vision_config": siglip.their_vision_config(config.encoder),
-        "text_config": gemma.their_config(config.decoder),
-        "tie_word_embeddings": True,
+        "text_config": text_config,
+        "tie_word_embeddings": text_config["tie_word_embeddings"],
     }
     rows = [
         *siglip.vision_rows("img/", "vision_model.", config.encoder.map_head),
         *fusion.hive_rows("fusion/"),
-        *gemma.decoder_rows("llm/", "language_model.", config.decoder),
+        *hf_decoder.rows("llm/", "language_model.", config.decoder),
     ]
     return Layout(config, theirs, rows)
 
@@ -206,10 +204,11 @@ def fold_embedding_scale(
     arrays: Mapping[str, np.ndarray], config: HiveConfig, back: bool = False
 ) -> dict[str, np.ndarray]:
     """The arrays of a vlm for transformers 4, which multiplies the image's tokens by
-    sqrt(width) as well where the decoder is a Gemma 1 or 2: the projector's last layer
+    sqrt(width) as well for some families (Gemma 1 and 2): the projector's last layer
     is divided by that, or multiplied on the way `back`. Others are returned as they
     are."""
-    if gemma.family_of(config.decoder) == "gemma3_text":
+    family = hf_decoder.family_of(config.decoder)
+    if not hf_decoder.FAMILIES[family].scales_image_tokens:
         return dict(arrays)
     factor = np.float32(config.decoder.width ** (0.5 if back else -0.5))
     last = "fusion/projector/linear_2/"

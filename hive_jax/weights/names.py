@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.gemma import Gemma, GemmaConfig
+from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
 from hive_jax.models.stack import PROGRAM
 
 
 def fields(tower) -> dict:
-    """What a SiglipConfig, TextTowerConfig or GemmaConfig says of the model."""
+    """What a SiglipConfig, TextTowerConfig or DecoderConfig says of the model."""
     values = dataclasses.asdict(tower)
     return {name: value for name, value in values.items() if name not in PROGRAM}
 
@@ -26,7 +26,7 @@ def param_shapes(config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a model's parameters; nothing is computed.
 
     Args:
-      config: SiglipConfig, GemmaConfig, (SiglipConfig, TextTowerConfig) or HiveConfig.
+      config: SiglipConfig, DecoderConfig, (SiglipConfig, TextTowerConfig) or HiveConfig.
     """
     model, inputs = _model(config)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
@@ -48,8 +48,8 @@ def scanned(config):
 def _model(config):
     """The module, and inputs of the right shapes."""
     config, tokens = scanned(config), jnp.zeros((1, 1), jnp.int32)
-    if isinstance(config, GemmaConfig):
-        return Gemma(config), (tokens,)
+    if isinstance(config, DecoderConfig):
+        return Decoder(config), (tokens,)
     if isinstance(config, SiglipConfig):
         return SiglipEncoder(config), (_image(config),)
     if isinstance(config, HiveConfig):
@@ -72,7 +72,13 @@ def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{source}: no model is {config}: {error}") from None
 
 
-_MAY_BE_ZERO = ("local_layers", "query_scale", "attention_softcap", "final_softcap")
+_MAY_BE_ZERO = (
+    "norm_offset",
+    "local_layers",
+    "query_scale",
+    "attention_softcap",
+    "final_softcap",
+)
 _LIMITS = {"vocab_size": 10_000_000, "window": 10_000_000}
 
 

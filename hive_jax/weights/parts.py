@@ -12,10 +12,10 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import big_vision, folder, gemma, huggingface, siglip, table
+from hive_jax.weights import big_vision, folder, hf_decoder, huggingface, siglip, table
 from hive_jax.weights.names import checked_shapes
 from hive_jax.weights.tensors import Tensor, open_safetensors, read_json
 
@@ -51,14 +51,14 @@ class Part:
     """A model at a path: all its tensors are there and fit, and none is read yet.
 
     Attributes:
-      config: SiglipConfig, GemmaConfig, (SiglipConfig, TextTowerConfig), or HiveConfig.
+      config: SiglipConfig, DecoderConfig, (SiglipConfig, TextTowerConfig), or HiveConfig.
       left_out: tensors of the same files that belong to other parts.
       preprocessing: name of the image preprocessing; "" if the source says nothing.
       tokenizer: path, or "builtin:NAME"; "" if the source has none.
     """
 
     source: str
-    config: SiglipConfig | GemmaConfig | tuple | HiveConfig
+    config: SiglipConfig | DecoderConfig | tuple | HiveConfig
     shapes: dict[str, tuple[int, ...]]
     pieces: list[table.Piece]
     tensors: Mapping[str, Tensor]
@@ -96,7 +96,7 @@ def open_encoder(path: str) -> Part:
     return dataclasses.replace(part, preprocessing=folder.preprocessing(where))
 
 
-def open_decoder(path: str, config: GemmaConfig | None = None) -> Part:
+def open_decoder(path: str, config: DecoderConfig | None = None) -> Part:
     """The Gemma at a path; errors as `open_encoder`.
 
     Args:
@@ -107,15 +107,12 @@ def open_decoder(path: str, config: GemmaConfig | None = None) -> Part:
     if not where.is_dir():
         return _from_npz(path, where, _DECODER, config=config)
     theirs = read_json(where / "config.json")
-    found = gemma.decoder_config(folder.text_part(theirs, path), path)
+    found = hf_decoder.config_from_hf(folder.text_part(theirs, path), path)
     tensors = open_safetensors(where)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
-    head = next((name for name in tensors if name.endswith("lm_head.weight")), "")
-    if head:
-        _require_tied(path, tensors[head], tensors.get(f"{prefix}embed_tokens.weight"))
     nested = prefix if "text_config" in theirs else ""
-    tensors = {name: tensor for name, tensor in tensors.items() if name != head}
-    part = _part(path, found, gemma.decoder_rows("", prefix, found), tensors, nested)
+    tensors = hf_decoder.without_tied_head(tensors, prefix, path)
+    part = _part(path, found, hf_decoder.rows("", prefix, found), tensors, nested)
     has_tokenizer = any((where / name).is_file() for name in folder.TOKENIZER_FILES)
     return dataclasses.replace(part, tokenizer=str(where) if has_tokenizer else "")
 
@@ -139,7 +136,7 @@ def open_two_towers(path: str) -> Part:
 
 _IMAGE = ("img", SiglipConfig, big_vision.vision_config)
 _TEXT = ("txt", TextTowerConfig, big_vision.text_config)
-_DECODER = ("llm", GemmaConfig, big_vision.decoder_config)
+_DECODER = ("llm", DecoderConfig, big_vision.decoder_config)
 
 
 def open_hive(path: str) -> Part:
@@ -161,7 +158,7 @@ def open_hive(path: str) -> Part:
 
 def _hive_config(theirs: dict, path: str) -> HiveConfig:
     vision = siglip.vision_config(folder.vision_part(theirs, path), path)
-    text = gemma.decoder_config(folder.text_part(theirs, path), path)
+    text = hf_decoder.config_from_hf(folder.text_part(theirs, path), path)
     try:
         if theirs["model_type"] == "hive":
             fusion = theirs["fusion"]
@@ -256,13 +253,6 @@ def _prefix(tensors: Mapping[str, Tensor], known: tuple[str, ...], first: str) -
         (p for p in known if any(name.startswith(p + first) for name in tensors)),
         known[0],
     )
-
-
-def _require_tied(path: str, head: Tensor, table_: Tensor | None) -> None:
-    if table_ is not None and not np.array_equal(head.read(), table_.read()):
-        raise CheckpointError(
-            f"{path}: lm_head.weight is not the embedding table; expected tied weights"
-        )
 
 
 # How each part of an export is opened.
