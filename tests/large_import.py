@@ -22,9 +22,8 @@ import ml_dtypes
 import numpy as np
 
 from hive_jax.models.decoder import DecoderConfig
-from hive_jax.weights import huggingface, load_decoder, writing
-from hive_jax.weights.names import param_shapes
-from hive_jax.weights.table import pieces, their_shapes
+from hive_jax.weights import hf_models, load_decoder, safetensors, writing
+from hive_jax.weights.mapping import param_shapes, tensor_shapes, tensor_slices
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHARD_BYTES = 500_000_000
@@ -52,14 +51,14 @@ def decoder(gigabytes: float) -> DecoderConfig:
 
 def write(folder: Path, config: DecoderConfig) -> int:
     """Writes the folder; returns the bytes of its largest tensor."""
-    layout = huggingface.decoder(config)
-    shapes = their_shapes(pieces(layout.rows, param_shapes(config)))
+    layout = hf_models.decoder(config)
+    shapes = tensor_shapes(tensor_slices(layout.rows, param_shapes(config)))
     noise = np.random.default_rng(0).normal(size=1_000_003).astype(BFLOAT16)
     make = {
         name: lambda shape=shape: np.resize(noise, shape)
         for name, shape in shapes.items()
     }
-    writing.write_tensors(folder, make, shapes, BFLOAT16, SHARD_BYTES)
+    safetensors.write_tensors(folder, make, shapes, BFLOAT16, SHARD_BYTES)
     writing.write_json(folder / "config.json", layout.config)
     return max(int(np.prod(shape)) for shape in shapes.values()) * BFLOAT16.itemsize
 

@@ -29,9 +29,8 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.state import TrainState
-from hive_jax.weights import huggingface, parts
-from hive_jax.weights.tensors import tensor_hash
-from hive_jax.weights.writing import DTYPES
+from hive_jax.weights import hf_models, sources
+from hive_jax.weights.safetensors import DTYPES, tensor_hash
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -150,7 +149,7 @@ def test_what_transformers_cannot_prepare_is_said(tmp_path, name, kind, part):
     exact = name == "hf_bicubic_pad"
     assert made["image_processor"] == (name if exact else "hf_bilinear")
     assert ("No image processor of transformers" in card) != exact
-    assert parts.OPEN[part](out).preprocessing == name
+    assert sources.OPEN[part](out).preprocessing == name
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder", "vlm", "hive"])
@@ -159,10 +158,10 @@ def test_round_trip_is_bit_equal(runs, tmp_path, part):
     out = tmp_path / "export"
     made = export(workdir, part, str(out), check=False)
     opened = {
-        "encoder": parts.open_encoder,
-        "decoder": parts.open_decoder,
-        "vlm": parts.open_hive,
-        "hive": parts.open_hive,
+        "encoder": sources.open_encoder,
+        "decoder": sources.open_decoder,
+        "vlm": sources.open_hive,
+        "hive": sources.open_hive,
     }[part](str(out))
     stored = stored_params(workdir)
     roots = {"encoder": "img/", "decoder": "llm/"}
@@ -211,7 +210,7 @@ def test_target_v4_folds_the_embedding_scale(runs, tmp_path):
             out = tmp_path / f"{kind}_{target}"
             made = export(runs(kind), "vlm", str(out), target=target, check=False)
             assert made["target"] == target
-            tensors[target] = parts.open_hive(str(out)).tensors[name].read()
+            tensors[target] = sources.open_hive(str(out)).tensors[name].read()
         np.testing.assert_allclose(tensors["v4"], tensors["v5"] * factor, rtol=1e-6)
     made = export(runs("self_attention"), "vlm", str(tmp_path / "x"), target="v4")
     assert not made["check"]["run"] and "transformers 4" in made["check"]["reason"]
@@ -223,10 +222,10 @@ def test_what_is_checked_is_what_the_files_hold(runs, tmp_path, target):
     workdir, out = runs("self_attention_gemma1"), tmp_path / "out"
     options = {"dtype": "bfloat16", "target": target}
     export(workdir, "vlm", str(out), check=False, **options)
-    held = dict(parts.open_hive(str(out)).leaves())
+    held = dict(sources.open_hive(str(out)).leaves())
     chosen, _ = with_image_token(choose(workdir, "vlm"), 512)
     if target == "v4":
-        held = huggingface.fold_embedding_scale(held, chosen.model, back=True)
+        held = hf_models.fold_embedding_scale(held, chosen.model, back=True)
     checked = rounded(chosen, target, DTYPES["bfloat16"])
     assert set(held) == set(checked)
     for name, array in held.items():

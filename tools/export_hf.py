@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hive_jax.errors import reporting
 from hive_jax.export.certificate import summary
 from hive_jax.export.exporting import FORMATS, PARTS, TARGETS, export
-from hive_jax.weights.writing import DTYPES
+from hive_jax.weights.safetensors import DTYPES
 
 
 @reporting

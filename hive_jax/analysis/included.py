@@ -7,7 +7,7 @@ from hive_jax.analysis import page, sections
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import tables
 from hive_jax.export.certificate import summary
-from hive_jax.weights.tensors import CERTIFICATE
+from hive_jax.weights.safetensors import CERTIFICATE
 
 _DEPTHS = "depths.png"
 _CHARTS = ("flops", "memory", "step", "input", "peers")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hive_jax.config import RunConfig
-from hive_jax.weights.tensors import read_json
+from hive_jax.weights.safetensors import read_json
 
 _LOADING = {
     "encoder": """\

@@ -13,7 +13,7 @@ from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
-from hive_jax.weights.names import scanned
+from hive_jax.weights.mapping import scanned
 
 NUM_IMAGES = 4
 NEW_TOKENS = 16

@@ -29,8 +29,8 @@ from hive_jax.training.checkpoints import Checkpoints
 from hive_jax.training.handover import placed
 from hive_jax.training.runs import TOKENIZER_FOLDER
 from hive_jax.training.state import TrainState
-from hive_jax.weights.names import param_shapes
-from hive_jax.weights.parts import open_decoder, open_encoder
+from hive_jax.weights.mapping import param_shapes
+from hive_jax.weights.sources import open_decoder, open_encoder
 from hive_jax.weights.writing import new_folder, require_absent
 
 
@@ -127,7 +127,7 @@ def _config(parts, encoder, decoder, image_size, tokenizer) -> RunConfig:
 def _table(parts: dict, fingerprints: dict[str, str]) -> str:
     rows = []
     for branch, part in parts.items():
-        dtypes = {part.tensors[piece.theirs].dtype for piece in part.pieces}
+        dtypes = {part.tensors[one.tensor_name].dtype for one in part.tensor_slices}
         ours = [v for k, v in fingerprints.items() if k.startswith(f"params/{branch}/")]
         rows.append(
             (

@@ -18,7 +18,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 @dataclasses.dataclass(frozen=True)
 class RunTower:
-    """A tower of a run's last checkpoint, as weights.parts.Part has those of files.
+    """A tower of a run's last checkpoint, as weights.sources.WeightSource has those of files.
 
     Attributes:
       source: the workdir.

@@ -11,10 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import big_vision, huggingface, parts, writing
-from hive_jax.weights.names import fields, param_shapes
-from hive_jax.weights.positions import resize_positions
-from hive_jax.weights.tensors import cast
+from hive_jax.weights import big_vision, hf_models, safetensors, sources, writing
+from hive_jax.weights.mapping import fields, param_shapes, resize_positions
+from hive_jax.weights.safetensors import cast
 
 FORMATS = ("huggingface", "big_vision")
 
@@ -40,7 +39,7 @@ def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig
       CheckpointError: the files are damaged or of another model; every tensor that is
         missing, unexpected or of another shape or dtype is listed.
     """
-    part = parts.open_encoder(path)
+    part = sources.open_encoder(path)
     params = part.params()
     if part.preprocessing not in ("", "hf_bicubic"):
         _log.warning(
@@ -73,14 +72,14 @@ def load_decoder(
 
     Returns, raises: as `load_encoder`.
     """
-    part = parts.open_decoder(path, config)
+    part = sources.open_decoder(path, config)
     return part.config, part.params()
 
 
 def load_two_towers(path: str) -> tuple[SiglipConfig, TextTowerConfig, dict]:
     """Both towers of a SigLIP, for `TwoTowers(image, text).apply(...)`; arguments and
     errors as `load_encoder`."""
-    part = parts.open_two_towers(path)
+    part = sources.open_two_towers(path)
     return *part.config, part.params()
 
 
@@ -112,8 +111,8 @@ def save_encoder(
     """
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
-    as_type = writing.dtype_named(dtype)
-    known = list(huggingface.PROCESSORS)
+    as_type = safetensors.dtype_named(dtype)
+    known = list(hf_models.PROCESSORS)
     if format == "big_vision":
         known.append("bv_bilinear")
     if preprocessing not in known:
@@ -128,8 +127,8 @@ def save_encoder(
         big_vision.save_npz(path, unflatten_dict(short, sep="/"), about)
         return
     with writing.new_folder(path) as folder:
-        huggingface.write(folder, huggingface.encoder(config), arrays, as_type)
-        processor = huggingface.image_processor(config.image_size, preprocessing)
+        hf_models.write(folder, hf_models.encoder(config), arrays, as_type)
+        processor = hf_models.image_processor(config.image_size, preprocessing)
         writing.write_json(folder / "preprocessor_config.json", processor)
 
 

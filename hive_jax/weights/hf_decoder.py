@@ -10,9 +10,9 @@ import numpy as np
 
 from hive_jax.errors import CheckpointError
 from hive_jax.models.decoder import DecoderConfig
-from hive_jax.weights.siglip import prefixed, require
-from hive_jax.weights.table import Row
-from hive_jax.weights.tensors import Tensor
+from hive_jax.weights.hf_siglip import prefixed, require
+from hive_jax.weights.mapping import Row
+from hive_jax.weights.safetensors import Tensor
 
 EINSUM, EINSUM_OUT = "(N H) E -> N E H", "E (N H) -> N H E"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.weights.hf_decoder import FAMILIES
-from hive_jax.weights.huggingface import PROCESSORS
-from hive_jax.weights.tensors import CERTIFICATE, PICKLED, read_json, refused
+from hive_jax.weights.hf_models import PROCESSORS
+from hive_jax.weights.safetensors import CERTIFICATE, PICKLED, read_json, refused
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
