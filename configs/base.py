@@ -21,9 +21,8 @@ from hive_jax.config import (
 )
 from hive_jax.errors import ConfigError
 from hive_jax.models.fusion import FUSIONS
-from hive_jax.models.gemma import gemma_config
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import siglip_config
+from hive_jax.models.presets import decoder_config, siglip_config
 
 # Rules (pattern, learning-rate multiplier or None for frozen), for stages to combine.
 #
@@ -83,7 +82,7 @@ def paper(fusion: str) -> RunConfig:
     that nobody may ship with this package.
     """
     encoder = siglip_config("L", patch_size=16, image_size=384)
-    decoder = gemma_config("gemma3_1b")
+    decoder = decoder_config("gemma3_1b")
     return RunConfig(
         init_encoder="google/siglip-large-patch16-384",
         init_decoder="google/gemma-3-1b-pt",

@@ -13,7 +13,7 @@ import dataclasses
 
 from configs import base
 from hive_jax.errors import ConfigError
-from hive_jax.models.gemma import gemma_config
+from hive_jax.models.presets import decoder_config
 from hive_jax.models.siglip import SiglipConfig
 
 
@@ -26,7 +26,7 @@ def get_config(arguments=None):
     config.data.tokenizer = "builtin:tabletop"
     config.model.num_connections = 0
     config.model.encoder.update(dataclasses.asdict(SiglipConfig()))
-    config.model.decoder.update(dataclasses.asdict(gemma_config("tiny")))
+    config.model.decoder.update(dataclasses.asdict(decoder_config("tiny")))
     config.rules = ((".*", 1.0),)
     config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.99
     config.optimizer.weight_decay = 1e-4

@@ -21,7 +21,7 @@ from hive_jax.config import (
     from_dict,
 )
 from hive_jax.data.types import KINDS, Batch
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training import objectives, sharding, state
@@ -53,7 +53,7 @@ def tiny_run():
         encoder = SiglipConfig(
             width=16, depth=2, mlp_dim=32, num_heads=2, patch_size=8, image_size=16
         )
-        decoder = GemmaConfig(
+        decoder = DecoderConfig(
             vocab_size=32,
             width=16,
             depth=2,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import transformers
 
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 
 # Threads that wait for each other cost these sizes a hundred times what they bring.
@@ -75,7 +75,7 @@ def gemma1(kv_heads: int = 1):
     config = transformers.GemmaConfig(
         **_SIZES, num_hidden_layers=2, num_key_value_heads=kv_heads
     )
-    ours = GemmaConfig(**_OUR_SIZES, depth=2, num_kv_heads=kv_heads)
+    ours = DecoderConfig(**_OUR_SIZES, depth=2, num_kv_heads=kv_heads)
     return transformers.GemmaForCausalLM(config), ours
 
 
@@ -89,7 +89,7 @@ def gemma2(kv_heads: int = 1):
         sliding_window=5,
         query_pre_attn_scalar=6,
     )
-    ours = GemmaConfig(
+    ours = DecoderConfig(
         **_OUR_SIZES,
         depth=3,
         num_kv_heads=kv_heads,
@@ -118,7 +118,7 @@ def gemma3(kv_heads: int = 1, rope_factor: float = 1.0):
             "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
         },
     )
-    ours = GemmaConfig(
+    ours = DecoderConfig(
         **_OUR_SIZES,
         depth=7,
         num_kv_heads=kv_heads,

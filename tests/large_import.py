@@ -15,25 +15,25 @@ import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 import ml_dtypes
 import numpy as np
 
 from hive_jax.io import write_json
-from hive_jax.models.gemma import GemmaConfig
-from hive_jax.weights import huggingface, load_decoder, writing
-from hive_jax.weights.names import param_shapes
-from hive_jax.weights.table import pieces, their_shapes
+from hive_jax.models.decoder import DecoderConfig
+from hive_jax.weights import hf_models, load_decoder, safetensors
+from hive_jax.weights.mapping import param_shapes, tensor_shapes, tensor_slices
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHARD_BYTES = 500_000_000
 
 
-def decoder(gigabytes: float) -> GemmaConfig:
+def decoder(gigabytes: float) -> DecoderConfig:
     """As deep as the files shall be large, of layers of 63 million parameters."""
-    config = GemmaConfig(
+    config = DecoderConfig(
         vocab_size=65_536,
         width=2048,
         mlp_dim=8192,
@@ -48,19 +48,19 @@ def decoder(gigabytes: float) -> GemmaConfig:
     )
     embedding, layer = 2 * 65_536 * 2048, 2 * 63_000_000
     depth = round((gigabytes * 1e9 - embedding) / layer)
-    return GemmaConfig(**{**vars(config), "depth": max(1, depth)})
+    return DecoderConfig(**{**vars(config), "depth": max(1, depth)})
 
 
-def write(folder: Path, config: GemmaConfig) -> int:
+def write(folder: Path, config: DecoderConfig) -> int:
     """Writes the folder; returns the bytes of its largest tensor."""
-    layout = huggingface.decoder(config)
-    shapes = their_shapes(pieces(layout.rows, param_shapes(config)))
+    layout = hf_models.decoder(config)
+    shapes = tensor_shapes(tensor_slices(layout.rows, param_shapes(config)))
     noise = np.random.default_rng(0).normal(size=1_000_003).astype(BFLOAT16)
     make = {
         name: lambda shape=shape: np.resize(noise, shape)
         for name, shape in shapes.items()
     }
-    writing.write_tensors(folder, make, shapes, BFLOAT16, SHARD_BYTES)
+    safetensors.write_tensors(folder, make, shapes, BFLOAT16, SHARD_BYTES)
     write_json(folder / "config.json", layout.config)
     return max(int(np.prod(shape)) for shape in shapes.values()) * BFLOAT16.itemsize
 

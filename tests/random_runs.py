@@ -9,8 +9,8 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.state import TrainState
-from hive_jax.weights.names import param_shapes
-from hive_jax.weights.parts import open_decoder, open_encoder
+from hive_jax.weights.mapping import param_shapes
+from hive_jax.weights.sources import open_decoder, open_encoder
 
 
 def save_random(config: RunConfig, workdir: str, step: int = 7) -> None:

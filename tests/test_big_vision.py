@@ -12,7 +12,7 @@ from tiny_weights import GEMMA1, GEMMA2, GEMMA3, IMAGE, TEXT, arrays
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
 from hive_jax.weights.big_vision import apart, open_npz, save_npz, together
-from hive_jax.weights.names import fields
+from hive_jax.weights.mapping import fields
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -18,14 +18,13 @@ vit = pytest.importorskip("big_vision.models.vit")
 gemma = pytest.importorskip("big_vision.models.ppp.gemma")
 paligemma = pytest.importorskip("big_vision.models.proj.paligemma.paligemma")
 
-from hive_jax.models.gemma import Gemma, GemmaConfig, gemma_config
+from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.presets import SIGLIP_VARIANTS, decoder_config, siglip_config
 from hive_jax.models.siglip import (
-    VARIANTS,
     SiglipConfig,
     SiglipEncoder,
     TextTowerConfig,
     TwoTowers,
-    siglip_config,
 )
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers, save_encoder
 from hive_jax.weights.big_vision import save_npz
@@ -68,7 +67,7 @@ def decoders(name, kv_heads):
     both = {**DECODER, "num_kv_heads": kv_heads, "head_dim": 16}
     both["post_norms"] = name != "gemma1"
     model = gemma.Model(variant=name, norm_eps=1e-6, scan=True, **both, **theirs)
-    return GemmaConfig(**both, **ours), model
+    return DecoderConfig(**both, **ours), model
 
 
 def theirs(function, *arguments):
@@ -179,8 +178,8 @@ def test_gemma(name, kv_heads):
     config, model = decoders(name, kv_heads)
     params = randomised(model, TOKENS)
     logits, _ = theirs(jax.jit(model.apply), {"params": params}, TOKENS)
-    assert shapes(abstract(Gemma(config), TOKENS)) == shapes(params)
-    assert_close(jax.jit(Gemma(config).apply)({"params": params}, TOKENS), logits)
+    assert shapes(abstract(Decoder(config), TOKENS)) == shapes(params)
+    assert_close(jax.jit(Decoder(config).apply)({"params": params}, TOKENS), logits)
 
 
 @pytest.mark.parametrize("name", ["gemma1", "gemma2"])
@@ -207,10 +206,10 @@ def test_paligemma_in_its_sizes(preset):
     both = abstract(model, image, text, text)
     encoder = siglip_config("So400m", 14, 224)
     encoder = dataclasses.replace(encoder, map_head=False, scan=True)
-    decoder = dataclasses.replace(gemma_config(preset), vocab_size=257_152, scan=True)
+    decoder = dataclasses.replace(decoder_config(preset), vocab_size=257_152, scan=True)
     connector = both["img"].pop("head")
     assert connector["kernel"].shape == (encoder.width, decoder.width)
-    img, llm = abstract(SiglipEncoder(encoder), image), abstract(Gemma(decoder), text)
+    img, llm = abstract(SiglipEncoder(encoder), image), abstract(Decoder(decoder), text)
     assert shapes({"img": img, "llm": llm}) == shapes(both)
     hidden = gemma.get_config(preset)
     assert decoder.attention_softcap == hidden.get("attn_logits_softcap", 0.0)
@@ -218,9 +217,9 @@ def test_paligemma_in_its_sizes(preset):
 
 
 def test_sizes_of_image_towers():
-    for variant in VARIANTS.keys() - {"tiny"}:
+    for variant in SIGLIP_VARIANTS.keys() - {"tiny"}:
         sizes = vit.decode_variant(variant)
-        assert VARIANTS[variant] == tuple(sizes[key] for key in IMAGE)
+        assert SIGLIP_VARIANTS[variant] == tuple(sizes[key] for key in IMAGE)
 
 
 @pytest.mark.parametrize(("scan", "dtype"), [(True, "float32"), (False, "bfloat16")])

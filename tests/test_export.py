@@ -19,22 +19,21 @@ from hive_jax.export import certificate
 from hive_jax.export.chosen import choose, rounded, with_image_token
 from hive_jax.export.exporting import FORMATS, export
 from hive_jax.export.recheck import recheck
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.state import TrainState
-from hive_jax.weights import huggingface, parts
-from hive_jax.weights.tensors import tensor_hash
-from hive_jax.weights.writing import DTYPES
+from hive_jax.weights import hf_models, sources
+from hive_jax.weights.safetensors import DTYPES, tensor_hash
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 ENCODER = SiglipConfig(32, 3, 48, 2, patch_size=8, image_size=28)
-GEMMA3 = GemmaConfig(
+GEMMA3 = DecoderConfig(
     *(512, 32, 3, 48, 4, 2, 16), post_norms=True, qk_norm=True, local_layers=2, window=6
 )
-GEMMA1 = GemmaConfig(512, 32, 3, 48, 4, 2, 16)
+GEMMA1 = DecoderConfig(512, 32, 3, 48, 4, 2, 16)
 TEXT = TextTowerConfig(512, 8, 32, 2, 48, 2, out_dim=32)
 DATA = DataConfig(tokenizer="builtin:tabletop", preprocessing="hf_bicubic")
 
@@ -145,7 +144,7 @@ def test_what_transformers_cannot_prepare_is_said(tmp_path, name, kind, part):
     exact = name == "hf_bicubic_pad"
     assert made["image_processor"] == (name if exact else "hf_bilinear")
     assert ("No image processor of transformers" in card) != exact
-    assert parts.OPEN[part](out).preprocessing == name
+    assert sources.OPEN[part](out).preprocessing == name
 
 
 @pytest.mark.parametrize("part", ["encoder", "decoder", "vlm", "hive"])
@@ -154,10 +153,10 @@ def test_round_trip_is_bit_equal(runs, tmp_path, part):
     out = tmp_path / "export"
     made = export(workdir, part, str(out), check=False)
     opened = {
-        "encoder": parts.open_encoder,
-        "decoder": parts.open_decoder,
-        "vlm": parts.open_hive,
-        "hive": parts.open_hive,
+        "encoder": sources.open_encoder,
+        "decoder": sources.open_decoder,
+        "vlm": sources.open_hive,
+        "hive": sources.open_hive,
     }[part](str(out))
     stored = stored_params(workdir)
     roots = {"encoder": "img/", "decoder": "llm/"}
@@ -206,7 +205,7 @@ def test_target_v4_folds_the_embedding_scale(runs, tmp_path):
             out = tmp_path / f"{kind}_{target}"
             made = export(runs(kind), "vlm", str(out), target=target, check=False)
             assert made["target"] == target
-            tensors[target] = parts.open_hive(str(out)).tensors[name].read()
+            tensors[target] = sources.open_hive(str(out)).tensors[name].read()
         np.testing.assert_allclose(tensors["v4"], tensors["v5"] * factor, rtol=1e-6)
     made = export(runs("self_attention"), "vlm", str(tmp_path / "x"), target="v4")
     assert not made["check"]["run"] and "transformers 4" in made["check"]["reason"]
@@ -218,10 +217,10 @@ def test_what_is_checked_is_what_the_files_hold(runs, tmp_path, target):
     workdir, out = runs("self_attention_gemma1"), tmp_path / "out"
     options = {"dtype": "bfloat16", "target": target}
     export(workdir, "vlm", str(out), check=False, **options)
-    held = dict(parts.open_hive(str(out)).leaves())
+    held = dict(sources.open_hive(str(out)).leaves())
     chosen, _ = with_image_token(choose(workdir, "vlm"), 512)
     if target == "v4":
-        held = huggingface.fold_embedding_scale(held, chosen.model, back=True)
+        held = hf_models.fold_embedding_scale(held, chosen.model, back=True)
     checked = rounded(chosen, target, DTYPES["bfloat16"])
     assert set(held) == set(checked)
     for name, array in held.items():

@@ -12,7 +12,7 @@ from hive_jax.config import DataConfig, MeshConfig, RunConfig
 from hive_jax.data.tokenizer import encode_sample, load_tokenizer
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.evaluation.generate import Decoding, Generator, Prompt, nucleus
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import objectives, sharding
@@ -33,7 +33,7 @@ WORDS = ("", "What colour is the star?", "How many objects are there?", "red " *
 
 @functools.cache
 def run(fusion, **changes) -> RunConfig:
-    decoder = GemmaConfig(512, 32, 4, 48, 4, 2, 8, qk_norm=True, post_norms=True)
+    decoder = DecoderConfig(512, 32, 4, 48, 4, 2, 8, qk_norm=True, post_norms=True)
     decoder = dataclasses.replace(decoder, **changes)
     encoder = SiglipConfig(16, 4, 24, 2, patch_size=8, image_size=24)
     model = HiveConfig(encoder, decoder, fusion, num_connections=2)

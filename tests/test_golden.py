@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from hive_jax.models.gemma import Gemma, GemmaConfig
+from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.siglip import (
     SiglipConfig,
     SiglipEncoder,
@@ -30,8 +30,8 @@ GEMMA = {
     "head_dim": 16,
 }
 GEMMAS = {
-    "gemma1": GemmaConfig(**GEMMA, num_kv_heads=1),
-    "gemma2": GemmaConfig(
+    "gemma1": DecoderConfig(**GEMMA, num_kv_heads=1),
+    "gemma2": DecoderConfig(
         **GEMMA,
         num_kv_heads=2,
         attention_softcap=50.0,
@@ -101,7 +101,7 @@ def test_gemma(name, scan):
     found, params = load_decoder(path, None if name == "gemma1" else config)
     assert dataclasses.replace(found, scan=scan) == config
     wanted = expected(name)
-    apply = jax.jit(lambda p, x: Gemma(config).apply({"params": p}, x, method=run))
+    apply = jax.jit(lambda p, x: Decoder(config).apply({"params": p}, x, method=run))
     hidden, logits = apply(params, wanted["tokens"])
     assert_close(hidden, wanted["pre_logits"])
     assert_close(logits, wanted["logits"])

@@ -6,20 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.fusion import (
     FUSIONS,
     default_connections,
     interleave,
     resolve_connections,
 )
-from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.siglip import SiglipConfig
 
 # 9 patches; block 3 of the encoder is connected to nothing.
 TINY = HiveConfig(
     SiglipConfig(16, 3, 24, 2, patch_size=8, image_size=24, map_head=False),
-    GemmaConfig(31, 24, 3, 32, 4, 2, 8, post_norms=True, qk_norm=True),
+    DecoderConfig(31, 24, 3, 32, 4, 2, 8, post_norms=True, qk_norm=True),
     connections=((1, 1), (2, 3)),
 )
 WITH_IMAGES = ("hive", "cascaded", "self_attention")

@@ -6,25 +6,8 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
-
-from hive_jax.data.transforms import resize_image
-from hive_jax.models.gemma import Gemma
-from hive_jax.models.hive import Hive
-from hive_jax.models.siglip import SiglipEncoder, TwoTowers
-from hive_jax.weights import (
-    huggingface,
-    load_decoder,
-    load_encoder,
-    load_two_towers,
-    parts,
-    save_encoder,
-)
-
-pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 from huggingface_models import (
     assert_close,
     gemma1,
@@ -48,6 +31,23 @@ from tiny_weights import (
     stored,
     write_folder,
 )
+
+from hive_jax.data.transforms import resize_image
+from hive_jax.models.decoder import Decoder
+from hive_jax.models.hive import Hive
+from hive_jax.models.siglip import SiglipEncoder, TwoTowers
+from hive_jax.weights import (
+    hf_models,
+    load_decoder,
+    load_encoder,
+    load_two_towers,
+    save_encoder,
+    sources,
+)
+
+pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
@@ -102,7 +102,7 @@ def test_save_encoder(tmp_path, map_head, dtype):
 IMAGE_FILE = np.random.default_rng(0).integers(0, 256, (31, 50, 3), np.uint8)
 
 
-@pytest.mark.parametrize("preprocessing", huggingface.PROCESSORS)
+@pytest.mark.parametrize("preprocessing", hf_models.PROCESSORS)
 def test_image_processor(tmp_path, preprocessing):
     folder = tmp_path / "encoder"
     params = variables(IMAGE)["params"]
@@ -112,22 +112,22 @@ def test_image_processor(tmp_path, preprocessing):
     pixels = processor(image, return_tensors="np")["pixel_values"][0]
     wanted = resize_image(image, 8, preprocessing).transpose(2, 0, 1) / 127.5 - 1.0
     np.testing.assert_allclose(pixels, wanted, atol=1e-6)
-    assert parts.open_encoder(str(folder)).preprocessing == preprocessing
+    assert sources.open_encoder(str(folder)).preprocessing == preprocessing
 
 
 @DECODERS
 def test_decoder_in_shards(tmp_path, decoder):
-    layout = huggingface.decoder(decoder)
+    layout = hf_models.decoder(decoder)
     path = write_folder(tmp_path, layout, max_shard_bytes=9000)
     assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 2
     model = loaded(layout.config["architectures"][0], path)
-    got = jax.jit(Gemma(decoder).apply)(variables(decoder), TOKENS)
+    got = jax.jit(Decoder(decoder).apply)(variables(decoder), TOKENS)
     assert_close(got, model(torch.tensor(TOKENS)).logits)
 
 
 def test_two_towers(tmp_path):
     model = loaded(
-        "SiglipModel", write_folder(tmp_path, huggingface.two_towers(IMAGE, TEXT))
+        "SiglipModel", write_folder(tmp_path, hf_models.two_towers(IMAGE, TEXT))
     )
     wanted = model(torch.tensor(TOKENS[:, :6]), torch_images(IMAGES))
     apply = jax.jit(TwoTowers(IMAGE, TEXT).apply)
@@ -147,7 +147,7 @@ def test_vlm(tmp_path, decoder):
     config, image_token = hive_config("self_attention", decoder), 60
     model = loaded(
         "LlavaForConditionalGeneration",
-        write_folder(tmp_path, huggingface.vlm(config, image_token)),
+        write_folder(tmp_path, hf_models.vlm(config, image_token)),
     )
     count = config.encoder.num_patches
     prompt = np.concatenate([np.full((2, count), image_token), TOKENS], axis=1)
@@ -185,15 +185,15 @@ def test_theirs_to_ours_to_theirs(tmp_path, make, shard, dtype):
     wanted = stored(path)
     if make is siglip2:
         image, text, params = load_two_towers(path)
-        layout = huggingface.two_towers(image, text)
+        layout = hf_models.two_towers(image, text)
     elif make is vision_tower:
         config, params = load_encoder(path)
-        layout = huggingface.encoder(config)
+        layout = hf_models.encoder(config)
         wanted = {of_version_4(name): tensor for name, tensor in wanted.items()}
     else:
         config, params = load_decoder(path)
-        layout = huggingface.decoder(config)
+        layout = hf_models.decoder(config)
     as_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
     (tmp_path / "ours").mkdir()
-    huggingface.write(tmp_path / "ours", layout, flatten_dict(params, sep="/"), as_type)
+    hf_models.write(tmp_path / "ours", layout, flatten_dict(params, sep="/"), as_type)
     assert stored(tmp_path / "ours") == wanted

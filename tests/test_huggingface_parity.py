@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from hive_jax.models.gemma import Gemma
+from hive_jax.models.decoder import Decoder
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
 
@@ -117,7 +117,7 @@ def test_decoder(tmp_path, family, kv_heads, dtype):
     assert config == expected
     assert num_scalars(params) == sum(p.numel() for p in model.parameters())
     wanted = model(torch.tensor(TOKENS)).logits
-    assert_close(run(Gemma, config, params)(TOKENS), wanted)
+    assert_close(run(Decoder, config, params)(TOKENS), wanted)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_logits_depend_on(tmp_path, key):
     config, params = load_decoder(save(randomised(model), tmp_path))
     changed = dataclasses.replace(config, **{key: 2 * getattr(config, key)})
     wanted = model(torch.tensor(TOKENS)).logits.detach().numpy()
-    assert np.abs(run(Gemma, changed, params)(TOKENS) - wanted).max() > 0.01
+    assert np.abs(run(Decoder, changed, params)(TOKENS) - wanted).max() > 0.01
 
 
 LOADERS = [

@@ -20,7 +20,7 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
 from hive_jax.io import atomic_dir, write_json
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import initial
@@ -29,16 +29,15 @@ from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.origin import complete
 from hive_jax.training.runs import stored_config
 from hive_jax.training.sharding import make_mesh
-from hive_jax.weights import huggingface
+from hive_jax.weights import hf_models
 from hive_jax.weights.big_vision import save_npz
-from hive_jax.weights.names import fields, param_shapes
-from hive_jax.weights.parts import open_encoder
-from hive_jax.weights.positions import resize_positions
-from hive_jax.weights.writing import DTYPES
+from hive_jax.weights.mapping import fields, param_shapes, resize_positions
+from hive_jax.weights.safetensors import DTYPES
+from hive_jax.weights.sources import open_encoder
 
 ASSET = str(kill_loop.ROOT / "hive_jax/assets/tokenizer.json")
 ENCODER = SiglipConfig(32, 4, 48, 2, patch_size=8, image_size=32)
-DECODER = GemmaConfig(512, 24, 4, 40, 4, 2, 8, post_norms=True, qk_norm=True)
+DECODER = DecoderConfig(512, 24, 4, 40, 4, 2, 8, post_norms=True, qk_norm=True)
 
 
 def random_params(config) -> dict:
@@ -52,9 +51,9 @@ def random_params(config) -> dict:
 def write_hub_folder(path, layout, arrays) -> str:
     """A model as it is on the hub, written without torch."""
     with atomic_dir(path) as folder:
-        huggingface.write(folder, layout, arrays, DTYPES["float32"])
+        hf_models.write(folder, layout, arrays, DTYPES["float32"])
         if isinstance(layout.model, SiglipConfig):
-            processor = huggingface.image_processor(32, "hf_bilinear")
+            processor = hf_models.image_processor(32, "hf_bilinear")
             write_json(folder / "preprocessor_config.json", processor)
         else:
             shutil.copy(ASSET, folder / "tokenizer.json")
@@ -67,8 +66,8 @@ def hub(tmp_path_factory):
     """Folders of an encoder and a decoder, and their parameters."""
     folder = tmp_path_factory.mktemp("hub")
     img, llm = random_params(ENCODER), random_params(DECODER)
-    encoder = write_hub_folder(folder / "siglip", huggingface.encoder(ENCODER), img)
-    decoder = write_hub_folder(folder / "gemma", huggingface.decoder(DECODER), llm)
+    encoder = write_hub_folder(folder / "siglip", hf_models.encoder(ENCODER), img)
+    decoder = write_hub_folder(folder / "gemma", hf_models.decoder(DECODER), llm)
     return encoder, decoder, img, llm
 
 
@@ -168,7 +167,7 @@ def test_only_the_towers_in_use_are_compared_and_read(hub, imported):
 def test_tokenizer_larger_than_the_table(hub, tmp_path):
     small = dataclasses.replace(DECODER, vocab_size=500)
     arrays = random_params(small)
-    path = write_hub_folder(tmp_path / "gemma", huggingface.decoder(small), arrays)
+    path = write_hub_folder(tmp_path / "gemma", hf_models.decoder(small), arrays)
     with pytest.raises(ConfigError, match="512 tokens, the model a table of 500"):
         import_weights("", path, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

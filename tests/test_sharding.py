@@ -14,9 +14,8 @@ from jax.sharding import PartitionSpec
 
 from hive_jax.config import MeshConfig, RunConfig
 from hive_jax.errors import ConfigError
-from hive_jax.models.gemma import gemma_config
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import siglip_config
+from hive_jax.models.presets import decoder_config, siglip_config
 from hive_jax.training.checkpointing.integrity import fingerprint
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.objectives import build_model
@@ -255,7 +254,7 @@ def test_every_large_parameter_of_the_full_model_is_split(
 ):
     mesh = make_mesh(MeshConfig(data=-1, fsdp=4, tensor=tensor))
     encoder = dataclasses.replace(siglip_config("L", 16, 384), scan=True)
-    decoder = dataclasses.replace(gemma_config("gemma3_1b"), scan=True)
+    decoder = dataclasses.replace(decoder_config("gemma3_1b"), scan=True)
     shapes = parameter_shapes(RunConfig(model=HiveConfig(encoder, decoder, fusion)))
     large = {name: p.shape for name, p in shapes.items() if p.size > 1_000_000}
     assert len(large) > 15

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hive_jax.models.presets import siglip_config
 from hive_jax.models.siglip import (
     SiglipConfig,
     SiglipEncoder,
@@ -14,7 +15,6 @@ from hive_jax.models.siglip import (
     TextTowerConfig,
     TwoTowers,
     patches,
-    siglip_config,
 )
 
 # 20 = 2 * 8 + 4: a remainder of 4 pixels.

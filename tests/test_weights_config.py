@@ -6,9 +6,9 @@ import pytest
 from tiny_weights import GEMMA1, GEMMA2, GEMMA3
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.gemma import gemma_config
-from hive_jax.models.siglip import TextTowerConfig, siglip_config
-from hive_jax.weights import folder, gemma, siglip
+from hive_jax.models.presets import decoder_config, siglip_config
+from hive_jax.models.siglip import TextTowerConfig
+from hive_jax.weights import hf_decoder, hf_folder, hf_siglip
 
 ACTIVATION = {"hidden_activation": "gelu_pytorch_tanh"}
 # As the config.json of published models are written, older ones and newer ones,
@@ -76,7 +76,7 @@ GEMMA3_4B = {
     },
 }
 OUR_GEMMA3_4B = dataclasses.replace(
-    gemma_config("gemma3_1b"),
+    decoder_config("gemma3_1b"),
     vocab_size=262_208,
     width=2560,
     depth=34,
@@ -109,15 +109,17 @@ SIGLIP2_GIANT = {
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
-        (GEMMA_2B, gemma_config("gemma_2b")),
-        (GEMMA2_2B, gemma_config("gemma2_2b")),
-        (GEMMA3_1B, gemma_config("gemma3_1b")),
+        (GEMMA_2B, decoder_config("gemma_2b")),
+        (GEMMA2_2B, decoder_config("gemma2_2b")),
+        (GEMMA3_1B, decoder_config("gemma3_1b")),
         (GEMMA3_4B, OUR_GEMMA3_4B),
     ],
     ids=["gemma-2b", "gemma-2-2b", "gemma-3-1b", "gemma-3-4b"],
 )
 def test_published_decoders(theirs, ours):
-    assert gemma.decoder_config(folder.text_part(theirs, "here"), "here") == ours
+    assert (
+        hf_decoder.config_from_hf(hf_folder.text_part(theirs, "here"), "here") == ours
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,10 @@ def test_published_decoders(theirs, ours):
     ids=["siglip-base", "its image tower", "siglip2-giant", "gemma-3-4b"],
 )
 def test_published_image_towers(theirs, ours):
-    assert siglip.vision_config(folder.vision_part(theirs, "here"), "here") == ours
+    assert (
+        hf_siglip.vision_config_from_hf(hf_folder.vision_part(theirs, "here"), "here")
+        == ours
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,15 +154,15 @@ def test_published_image_towers(theirs, ours):
     ids=["siglip-base", "siglip2-giant"],
 )
 def test_published_text_towers(theirs, ours):
-    _, text = folder.two_tower_parts(theirs, "here")
-    assert siglip.text_config(text, "here") == ours
+    _, text = hf_folder.two_tower_parts(theirs, "here")
+    assert hf_siglip.text_config_from_hf(text, "here") == ours
 
 
 @pytest.mark.parametrize("preset", ["gemma_2b", "gemma2_2b", "gemma3_1b"])
 def test_there_and_back(preset):
-    ours = gemma_config(preset)
-    text = folder.text_part(gemma.their_config(ours), "here")
-    assert gemma.decoder_config(text, "here") == ours
+    ours = decoder_config(preset)
+    text = hf_folder.text_part(hf_decoder.config_to_hf(ours), "here")
+    assert hf_decoder.config_from_hf(text, "here") == ours
 
 
 @pytest.mark.parametrize(
@@ -173,4 +178,4 @@ def test_there_and_back(preset):
 )
 def test_decoders_that_no_class_computes(config):
     with pytest.raises(CheckpointError):
-        gemma.their_config(config)
+        hf_decoder.config_to_hf(config)

@@ -9,11 +9,11 @@ import safetensors.numpy
 from tiny_weights import GEMMA1, GEMMA3, IMAGE, TEXT, arrays, write_folder
 
 from hive_jax.errors import CheckpointError
-from hive_jax.weights import huggingface, load_decoder, load_encoder, load_two_towers
-from hive_jax.weights import parts as weights
+from hive_jax.weights import hf_models, load_decoder, load_encoder, load_two_towers
+from hive_jax.weights import sources as weights
 from hive_jax.weights.big_vision import save_npz
-from hive_jax.weights.names import fields
-from hive_jax.weights.tensors import tensor_hash
+from hive_jax.weights.mapping import fields
+from hive_jax.weights.safetensors import tensor_hash
 
 OTHER_DTYPES = ("float16", "bfloat16", "float64", "int32")
 # A SigLIP's projections are as wide as the tower: 4 in each of 2 layers, and the
@@ -81,7 +81,7 @@ def folder_of(layout, path):
 
 
 def test_decoder(tmp_path):
-    path, tensors, write = folder_of(huggingface.decoder(GEMMA3), tmp_path)
+    path, tensors, write = folder_of(hf_models.decoder(GEMMA3), tmp_path)
     assert not any(len({*t.shape}) == 1 for t in tensors.values() if t.ndim > 1)
     count, through = sweep(tensors, tensors, write, lambda: weights.open_decoder(path))
     assert count == cases(tensors, tensors) == 41 * 7 + 22
@@ -89,7 +89,7 @@ def test_decoder(tmp_path):
 
 
 def test_image_tower_beside_a_text_tower(tmp_path):
-    path, tensors, write = folder_of(huggingface.two_towers(IMAGE, TEXT), tmp_path)
+    path, tensors, write = folder_of(hf_models.two_towers(IMAGE, TEXT), tmp_path)
     vision = [name for name in tensors if name.startswith("vision_model.")]
     count, through = sweep(tensors, vision, write, lambda: load_encoder(path))
     assert count == cases(tensors, vision) == 48 * 7 + 19
@@ -97,7 +97,7 @@ def test_image_tower_beside_a_text_tower(tmp_path):
 
 
 def test_two_towers(tmp_path):
-    path, tensors, write = folder_of(huggingface.two_towers(IMAGE, TEXT), tmp_path)
+    path, tensors, write = folder_of(hf_models.two_towers(IMAGE, TEXT), tmp_path)
     count, through = sweep(
         tensors, tensors, write, lambda: weights.open_two_towers(path)
     )
@@ -107,7 +107,7 @@ def test_two_towers(tmp_path):
 
 def test_two_towers_with_a_certificate(tmp_path):
     """The hashes show what shapes cannot."""
-    path, tensors, write = folder_of(huggingface.two_towers(IMAGE, TEXT), tmp_path)
+    path, tensors, write = folder_of(hf_models.two_towers(IMAGE, TEXT), tmp_path)
     certify(tmp_path, tensors)
     load_two_towers(path)
     count, through = sweep(tensors, tensors, write, lambda: load_two_towers(path))
@@ -123,7 +123,7 @@ def certify(folder, tensors):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_changed_bits_and_a_certificate(tmp_path, dtype):
     """One bit of each tensor; without hashes they are values like others."""
-    write_folder(tmp_path, huggingface.decoder(GEMMA3), dtype)
+    write_folder(tmp_path, hf_models.decoder(GEMMA3), dtype)
     file = tmp_path / "model.safetensors"
     tensors = safetensors.numpy.load_file(file)
     for name, tensor in tensors.items():
@@ -142,7 +142,7 @@ def test_changed_bits_and_a_certificate(tmp_path, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_values_that_are_not_finite(tmp_path, dtype, value):
     """Each tensor alone, and all that are damaged in one message."""
-    write_folder(tmp_path, huggingface.decoder(GEMMA3), dtype)
+    write_folder(tmp_path, hf_models.decoder(GEMMA3), dtype)
     file = tmp_path / "model.safetensors"
     tensors = safetensors.numpy.load_file(file)
     changed = {name: np.array(tensor) for name, tensor in tensors.items()}

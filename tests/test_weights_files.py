@@ -7,9 +7,9 @@ import pytest
 from tiny_weights import GEMMA1, IMAGE, write_folder
 
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.weights import huggingface, load_decoder, load_encoder, load_two_towers
+from hive_jax.weights import hf_models, load_decoder, load_encoder, load_two_towers
 
-ENCODER = huggingface.encoder(IMAGE)
+ENCODER = hf_models.encoder(IMAGE)
 INDEX = "model.safetensors.index.json"
 
 
@@ -39,7 +39,7 @@ def test_truncated_file(tmp_path):
 @pytest.mark.parametrize("bit", [1, 16, 128])
 def test_flipped_bits_in_the_header(tmp_path, bit):
     """Another name, shape, dtype or place: refused, or the values are the same."""
-    path = write_folder(tmp_path, huggingface.decoder(GEMMA1))
+    path = write_folder(tmp_path, hf_models.decoder(GEMMA1))
     file = tmp_path / "model.safetensors"
     content = file.read_bytes()
     _, params = load_decoder(path)

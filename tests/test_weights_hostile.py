@@ -9,7 +9,7 @@ import numpy as np
 from conftest import ROOT
 from tiny_weights import IMAGE, write_folder
 
-from hive_jax.weights import huggingface
+from hive_jax.weights import hf_models
 
 # What it prints is compared below; a second hand at the same files shows that the
 # watch would see them run.
@@ -51,7 +51,7 @@ def hostile_files(folder):
     """Folders whose configuration points at code beside it, and pickled objects."""
     for name in ("trusting", "unknown"):
         path = folder / name
-        write_folder(path, huggingface.encoder(IMAGE))
+        write_folder(path, hf_models.encoder(IMAGE))
         (path / "hostile.py").write_text("open(__file__ + '.was_here', 'w').close()")
         config = json.loads((path / "config.json").read_text())
         config["auto_map"] = dict.fromkeys(

@@ -7,15 +7,15 @@ from tiny_weights import GEMMA3, IMAGE, TEXT, write_folder
 
 from hive_jax.errors import CheckpointError
 from hive_jax.weights import (
-    huggingface,
+    hf_models,
     load_decoder,
     load_encoder,
     load_two_towers,
-    parts,
+    sources,
 )
 
 REFUSED = [
-    (huggingface.encoder(IMAGE), load_encoder, change, message)
+    (hf_models.encoder(IMAGE), load_encoder, change, message)
     for change, message in [
         ({"model_type": "bert"}, "model_type is 'bert'; expected one with an image"),
         ({"model_type": "siglip2_vision_model"}, "NaFlex"),
@@ -36,7 +36,7 @@ REFUSED = [
     ]
 ]
 REFUSED += [
-    (huggingface.decoder(GEMMA3), load_decoder, change, message)
+    (hf_models.decoder(GEMMA3), load_decoder, change, message)
     for change, message in [
         ({"model_type": "llama"}, "model_type is 'llama'; expected one with a decoder"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
@@ -65,8 +65,8 @@ REFUSED += [
     ]
 ]
 REFUSED += [
-    (huggingface.encoder(IMAGE), load_two_towers, {}, "expected one with two towers"),
-    (huggingface.two_towers(IMAGE, TEXT), load_decoder, {}, "one with a decoder"),
+    (hf_models.encoder(IMAGE), load_two_towers, {}, "expected one with two towers"),
+    (hf_models.two_towers(IMAGE, TEXT), load_decoder, {}, "one with a decoder"),
 ]
 
 
@@ -119,14 +119,14 @@ LLAVA = "LlavaImageProcessor"
 @pytest.mark.parametrize("version", [4, 5])
 def test_preprocessing(tmp_path, version, change, found):
     """Of the file of an image processor, and of version 5's for a whole processor."""
-    path = write_folder(tmp_path, huggingface.encoder(IMAGE))
+    path = write_folder(tmp_path, hf_models.encoder(IMAGE))
     content = SIGLIP_IMAGES | change
     if version == 5:
         content = {"image_processor": content, "processor_class": "SiglipProcessor"}
     name = "preprocessor_config.json" if version == 4 else "processor_config.json"
     (tmp_path / name).write_text(json.dumps(content))
     if found.startswith("hf_"):
-        assert parts.open_encoder(path).preprocessing == found
+        assert sources.open_encoder(path).preprocessing == found
         return
     with pytest.raises(CheckpointError) as error:
         load_encoder(path)
@@ -135,5 +135,5 @@ def test_preprocessing(tmp_path, version, change, found):
 
 
 def test_no_word_about_preprocessing(tmp_path):
-    path = write_folder(tmp_path, huggingface.encoder(IMAGE))
-    assert parts.open_encoder(path).preprocessing == ""
+    path = write_folder(tmp_path, hf_models.encoder(IMAGE))
+    assert sources.open_encoder(path).preprocessing == ""

@@ -23,8 +23,8 @@ from tiny_weights import (
 )
 
 from hive_jax.errors import CheckpointError, ConfigError, OutputError
-from hive_jax.weights import huggingface, load_encoder, parts, save_encoder
-from hive_jax.weights.names import param_shapes
+from hive_jax.weights import hf_models, load_encoder, save_encoder, sources
+from hive_jax.weights.mapping import param_shapes
 
 FORMATS = pytest.mark.parametrize("format", ["huggingface", "big_vision"])
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -35,14 +35,14 @@ def params():
 
 
 LAYOUTS = {
-    "encoder": (huggingface.encoder(IMAGE), parts.open_encoder),
-    "two towers": (huggingface.two_towers(IMAGE, TEXT), parts.open_two_towers),
-    "gemma1": (huggingface.decoder(GEMMA1), parts.open_decoder),
-    "gemma2": (huggingface.decoder(GEMMA2), parts.open_decoder),
-    "gemma3": (huggingface.decoder(GEMMA3), parts.open_decoder),
-    "vlm": (huggingface.vlm(hive_config("self_attention"), 60), parts.open_hive),
-    "hive": (huggingface.hive(hive_config("hive")), parts.open_hive),
-    "cascaded": (huggingface.hive(hive_config("cascaded", GEMMA2)), parts.open_hive),
+    "encoder": (hf_models.encoder(IMAGE), sources.open_encoder),
+    "two towers": (hf_models.two_towers(IMAGE, TEXT), sources.open_two_towers),
+    "gemma1": (hf_models.decoder(GEMMA1), sources.open_decoder),
+    "gemma2": (hf_models.decoder(GEMMA2), sources.open_decoder),
+    "gemma3": (hf_models.decoder(GEMMA3), sources.open_decoder),
+    "vlm": (hf_models.vlm(hive_config("self_attention"), 60), sources.open_hive),
+    "hive": (hf_models.hive(hive_config("hive")), sources.open_hive),
+    "cascaded": (hf_models.hive(hive_config("cascaded", GEMMA2)), sources.open_hive),
 }
 
 
@@ -77,15 +77,15 @@ def test_parts_of_a_whole(tmp_path):
     for fusion in ("self_attention", "hive"):
         config = hive_config(fusion)
         layout = (
-            huggingface.vlm(config, 60)
+            hf_models.vlm(config, 60)
             if fusion == "self_attention"
-            else huggingface.hive(config)
+            else hf_models.hive(config)
         )
         path = write_folder(tmp_path / fusion, layout)
         whole = arrays(config)
         for branch, part in (
-            ("img/", parts.open_encoder(path)),
-            ("llm/", parts.open_decoder(path)),
+            ("img/", sources.open_encoder(path)),
+            ("llm/", sources.open_decoder(path)),
         ):
             for name, array in part.leaves():
                 np.testing.assert_array_equal(array, whole[branch + name])
@@ -93,9 +93,7 @@ def test_parts_of_a_whole(tmp_path):
 
 
 def test_index_of_shards(tmp_path):
-    write_folder(
-        tmp_path, huggingface.decoder(GEMMA3), "bfloat16", max_shard_bytes=9000
-    )
+    write_folder(tmp_path, hf_models.decoder(GEMMA3), "bfloat16", max_shard_bytes=9000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     count = len(files)
@@ -119,7 +117,7 @@ def test_save_and_load_encoder(tmp_path, format, dtype):
     assert [file.name for file in path.parent.iterdir()] == ["encoder.npz"]
     config, got = load_encoder(str(path))
     assert config == IMAGE
-    assert parts.open_encoder(str(path)).preprocessing == "hf_bilinear"
+    assert sources.open_encoder(str(path)).preprocessing == "hf_bilinear"
     as_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
     for name, array in flatten_dict(got, sep="/").items():
         wanted = arrays(IMAGE)[name].astype(as_type)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import huggingface, writing
-from hive_jax.weights.names import param_shapes
+from hive_jax.weights import hf_models, safetensors
+from hive_jax.weights.mapping import param_shapes
 
 IMAGE = SiglipConfig(24, 2, 40, 2, patch_size=4, image_size=8)
 TEXT = TextTowerConfig(61, 6, 20, 1, 36, 2, out_dim=24)
@@ -26,8 +26,8 @@ _SIZES = {
     "num_heads": 4,
     "head_dim": 8,
 }
-GEMMA1 = GemmaConfig(**_SIZES)
-GEMMA2 = GemmaConfig(
+GEMMA1 = DecoderConfig(**_SIZES)
+GEMMA2 = DecoderConfig(
     **_SIZES,
     num_kv_heads=2,
     query_scale=6**-0.5,
@@ -37,7 +37,7 @@ GEMMA2 = GemmaConfig(
     local_layers=1,
     window=3,
 )
-GEMMA3 = GemmaConfig(
+GEMMA3 = DecoderConfig(
     **_SIZES,
     post_norms=True,
     qk_norm=True,
@@ -49,7 +49,7 @@ GEMMA3 = GemmaConfig(
 )
 
 
-def hive_config(fusion: str, decoder: GemmaConfig = GEMMA3) -> HiveConfig:
+def hive_config(fusion: str, decoder: DecoderConfig = GEMMA3) -> HiveConfig:
     return HiveConfig(IMAGE, decoder, fusion, ((1, 1),))
 
 
@@ -70,12 +70,12 @@ def arrays(config, seed: int = 0) -> dict[str, np.ndarray]:
 def write_folder(folder: Path, layout, dtype: str = "float32", **options) -> str:
     """A folder of random parameters. `options` go to the writer of tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    as_type, model = writing.dtype_named(dtype), arrays(layout.model)
-    huggingface.write(folder, layout, model, as_type)
+    as_type, model = safetensors.dtype_named(dtype), arrays(layout.model)
+    hf_models.write(folder, layout, model, as_type)
     if options:
         (folder / "model.safetensors").unlink()
-        make, shapes = huggingface.tensors(layout, model, as_type)
-        writing.write_tensors(folder, make, shapes, as_type, **options)
+        make, shapes = hf_models.tensors(layout, model, as_type)
+        safetensors.write_tensors(folder, make, shapes, as_type, **options)
     return str(folder)
 
 

@@ -10,12 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from hive_jax.console import report_errors
 from hive_jax.export.certificate import summary
 from hive_jax.export.exporting import FORMATS, PARTS, TARGETS, export
-from hive_jax.weights.writing import DTYPES
+from hive_jax.weights.safetensors import DTYPES
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
 @report_errors

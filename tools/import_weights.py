@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from hive_jax.console import report_errors
-from hive_jax.models.gemma import PRESETS
+from hive_jax.models.presets import DECODERS
 from hive_jax.training.importing import import_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,7 +32,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--decoder_config",
-        choices=sorted(PRESETS),
+        choices=sorted(DECODERS),
         help="what a big_vision .npz of a Gemma 2 does not say",
     )
     args = parser.parse_args()
@@ -42,7 +42,7 @@ def main() -> int:
         args.out,
         image_size=args.image_size,
         tokenizer=args.tokenizer,
-        decoder_config=PRESETS.get(args.decoder_config),
+        decoder_config=DECODERS.get(args.decoder_config),
     )
     print(f"{table}\n{args.out}: start from it with --config.init={args.out}")
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 from hive_jax.config import RunConfig
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
+from hive_jax.models.decoder import head
 from hive_jax.models.hive import Hive
 from hive_jax.training.losses import next_token_nll
 from hive_jax.training.objectives import build_model, normalise_images
@@ -29,8 +30,7 @@ def make_feature_gradients(model: Hive):
         hidden = model.apply(
             {"params": params}, images, batch.tokens, batch.image_mask, offsets
         )
-        table = params["llm"]["embedder"]["input_embedding"]
-        softcap = config.decoder.final_softcap
+        table, softcap = head(config.decoder, params["llm"])
         nll = next_token_nll(hidden, table, softcap, batch.tokens)
         target = batch.target[:, 1:]
         count = jnp.maximum(target.sum(axis=1, keepdims=True), 1)

@@ -12,6 +12,7 @@ from hive_jax.config.schema import (
     RunConfig,
 )
 from hive_jax.errors import ConfigError
+from hive_jax.models.decoder import ACTIVATIONS
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.stack import PROGRAM, REMAT_POLICIES
 
@@ -199,6 +200,7 @@ def _check_decoder(config: RunConfig, expect: _Expect) -> None:
     _check_sizes(config, expect, tower)
     expect.multiple(f"{tower}.num_heads", f"{tower}.num_kv_heads")
     expect(config.model.decoder.head_dim % 2 == 0, f"{tower}.head_dim", "even")
+    expect.one_of(tuple(ACTIVATIONS), f"{tower}.activation")
     expect(config.model.decoder.rope_factor > 0, f"{tower}.rope_factor", "more than 0")
 
 

@@ -6,13 +6,13 @@ They are here and nowhere else: `configs/*.py` change values of
 
 import dataclasses
 
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 
 # A tower of width 0 is the one in the weights that a run starts from.
 ENCODER_OF_WEIGHTS = SiglipConfig(0, 0, 0, 0, 0, 0)
-DECODER_OF_WEIGHTS = GemmaConfig(0, 0, 0, 0, 0, 0, 0)
+DECODER_OF_WEIGHTS = DecoderConfig(0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)

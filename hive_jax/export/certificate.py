@@ -20,7 +20,7 @@ from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.transforms import resize_image
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.export import reference
-from hive_jax.weights import huggingface
+from hive_jax.weights import hf_models
 
 # Of the largest value: activations of large models are in the hundreds.
 TOLERANCE = 1e-4
@@ -85,7 +85,7 @@ def _files(part, config, inputs, preprocessing, tokenizer) -> dict[str, np.ndarr
         size = inputs["pixel_values"].shape[-1]
         image = Image.fromarray(inputs["image_file"])
         image = resize_image(
-            image, size, huggingface.nearest_preprocessing(preprocessing)
+            image, size, hf_models.nearest_preprocessing(preprocessing)
         )
         pixels = image.astype(np.float32) / 127.5 - 1.0
         wanted["image processor"] = pixels.transpose(2, 0, 1)[None]

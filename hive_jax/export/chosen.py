@@ -9,7 +9,7 @@ from hive_jax.config import RunConfig
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError
 from hive_jax.training.handover import restore_run
-from hive_jax.weights import huggingface
+from hive_jax.weights import hf_models
 
 # Roots of our parameters in each part; one root alone is taken off.
 ROOTS = {
@@ -86,15 +86,15 @@ def _require_own_tokenizer(workdir: str, run: RunConfig, meta: dict) -> None:
         )
 
 
-def layout_of(chosen: Chosen, image_token_id: int | None) -> huggingface.Layout:
+def layout_of(chosen: Chosen, image_token_id: int | None) -> hf_models.Layout:
     """The part as transformers has it. CheckpointError if it has no such part."""
     model = chosen.model
     return {
-        "encoder": huggingface.encoder,
-        "two_towers": lambda towers: huggingface.two_towers(*towers),
-        "decoder": huggingface.decoder,
-        "vlm": lambda whole: huggingface.vlm(whole, image_token_id),
-        "hive": huggingface.hive,
+        "encoder": hf_models.encoder,
+        "two_towers": lambda towers: hf_models.two_towers(*towers),
+        "decoder": hf_models.decoder,
+        "vlm": lambda whole: hf_models.vlm(whole, image_token_id),
+        "hive": hf_models.hive,
     }[chosen.part](model)
 
 
@@ -117,7 +117,7 @@ def with_image_token(chosen: Chosen, image_token_id: int) -> tuple[Chosen, int]:
 def arrays_for(chosen: Chosen, target: str) -> dict[str, np.ndarray]:
     """The parameters as a version of transformers, "v4" or "v5", needs them."""
     if chosen.part == "vlm" and target == "v4":
-        return huggingface.fold_embedding_scale(chosen.arrays, chosen.model)
+        return hf_models.fold_embedding_scale(chosen.arrays, chosen.model)
     return chosen.arrays
 
 
@@ -127,5 +127,5 @@ def rounded(chosen: Chosen, target: str, dtype: np.dtype) -> dict[str, np.ndarra
     if dtype != np.float32:
         arrays = {k: a.astype(dtype).astype(np.float32) for k, a in arrays.items()}
     if chosen.part == "vlm" and target == "v4":
-        return huggingface.fold_embedding_scale(arrays, chosen.model, back=True)
+        return hf_models.fold_embedding_scale(arrays, chosen.model, back=True)
     return arrays

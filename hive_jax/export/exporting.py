@@ -25,11 +25,11 @@ from hive_jax.export.chosen import (
 )
 from hive_jax.export.processors import IMAGE_TOKEN, ExportedTokenizer, export_tokenizer
 from hive_jax.io import atomic_dir, atomic_write, require_absent, write_json
-from hive_jax.weights import huggingface, writing
+from hive_jax.weights import hf_models, safetensors
 from hive_jax.weights.big_vision import save_npz, together
-from hive_jax.weights.names import fields
-from hive_jax.weights.parts import OPEN
-from hive_jax.weights.tensors import CERTIFICATE, cast
+from hive_jax.weights.mapping import fields
+from hive_jax.weights.safetensors import CERTIFICATE, cast
+from hive_jax.weights.sources import OPEN
 
 PARTS = tuple(ROOTS)
 FORMATS = ("huggingface", "big_vision", "state_dict")
@@ -76,7 +76,7 @@ def export(
     ):
         if value not in known:
             raise ConfigError(f"--{name} is {value!r}; expected one of {known}")
-    as_type = writing.dtype_named(dtype)
+    as_type = safetensors.dtype_named(dtype)
     if newline_ends and (part in ("encoder", "two_towers") or format != "huggingface"):
         raise ConfigError(
             f"--newline_ends is for a decoder, vlm or hive in Hugging Face's format; "
@@ -131,9 +131,11 @@ def _write_state_dict(out: str, chosen: Chosen, dtype: np.dtype, target: str) ->
         token = export_tokenizer(path, image=True).image_token_id
         chosen, _ = with_image_token(chosen, token)
     layout = layout_of(chosen, token)
-    make, _ = huggingface.tensors(layout, arrays_for(chosen, target), dtype)
+    make, _ = hf_models.tensors(layout, arrays_for(chosen, target), dtype)
     with atomic_write(out, overwrite=False) as path:
-        writing.save_safetensors(path, {name: made() for name, made in make.items()})
+        safetensors.save_safetensors(
+            path, {name: made() for name, made in make.items()}
+        )
 
 
 def _write_folder(
@@ -162,7 +164,7 @@ def _write_folder(
         "target": target,
         "run": {"name": run.name, "step": chosen.step},
         "preprocessing": run.data.preprocessing,
-        "image_processor": huggingface.nearest_preprocessing(run.data.preprocessing),
+        "image_processor": hf_models.nearest_preprocessing(run.data.preprocessing),
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,
@@ -243,9 +245,9 @@ def _write_model(
         processor = "LlavaProcessor" if part == "vlm" else ""
         write_json(
             folder / "preprocessor_config.json",
-            huggingface.image_processor(
+            hf_models.image_processor(
                 run.model.encoder.image_size,
-                huggingface.nearest_preprocessing(run.data.preprocessing),
+                hf_models.nearest_preprocessing(run.data.preprocessing),
                 processor,
             ),
         )
@@ -263,4 +265,4 @@ def _write_model(
     if part == "hive":
         for name in _CODE:
             shutil.copyfile(Path(__file__).parent / "torch" / name, folder / name)
-    return huggingface.write(folder, layout, arrays_for(chosen, target), dtype)
+    return hf_models.write(folder, layout, arrays_for(chosen, target), dtype)

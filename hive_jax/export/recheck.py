@@ -6,9 +6,9 @@ from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.errors import CheckpointError
 from hive_jax.export import certificate
 from hive_jax.io import read_json
-from hive_jax.weights import huggingface
-from hive_jax.weights.parts import OPEN
-from hive_jax.weights.tensors import CERTIFICATE
+from hive_jax.weights import hf_models
+from hive_jax.weights.safetensors import CERTIFICATE
+from hive_jax.weights.sources import OPEN
 
 
 def recheck(folder: str, python: str = "") -> dict:
@@ -32,7 +32,7 @@ def recheck(folder: str, python: str = "") -> dict:
     found = OPEN[part](folder)  # compares the other files with their hashes
     arrays = dict(found.leaves())
     if part == "vlm" and about.get("target") == "v4":
-        arrays = huggingface.fold_embedding_scale(arrays, found.config, back=True)
+        arrays = hf_models.fold_embedding_scale(arrays, found.config, back=True)
     tokenizer = Path(folder) / "tokenizer.json"
     return certificate.check(
         Path(folder),

@@ -10,10 +10,10 @@ from flax.traverse_util import unflatten_dict
 
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tokenizer import Tokenizer
-from hive_jax.models.gemma import Gemma, GemmaConfig
+from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
-from hive_jax.weights.names import scanned
+from hive_jax.weights.mapping import scanned
 
 NUM_IMAGES = 4
 NEW_TOKENS = 16
@@ -68,7 +68,7 @@ def fixed_inputs(
     return inputs
 
 
-def _longer_than_windows(decoder: GemmaConfig) -> tuple[int, int]:
+def _longer_than_windows(decoder: DecoderConfig) -> tuple[int, int]:
     """A shape of tokens in which local layers do not see all that global ones see; the
     longest windows are left to the comparison of configurations."""
     if decoder.local_layers and decoder.window <= 1024:
@@ -95,7 +95,7 @@ def reference(
     """The outputs that `torch/check.py` gives under the same names, in float32.
 
     Args:
-      config: SiglipConfig, (SiglipConfig, TextTowerConfig), GemmaConfig or HiveConfig.
+      config: SiglipConfig, (SiglipConfig, TextTowerConfig), DecoderConfig or HiveConfig.
       arrays: its parameters by name.
       generated: int[B, NEW_TOKENS] after the prompt, for a model with both. "greedy"
         is then the likeliest token after each beginning of it: equal to `generated`,
@@ -107,7 +107,7 @@ def reference(
     variables = {"params": params}
     with jax.default_matmul_precision("highest"):
         if part == "decoder":
-            logits = jax.jit(Gemma(config).apply)(variables, inputs["tokens"])
+            logits = jax.jit(Decoder(config).apply)(variables, inputs["tokens"])
             found = {"logits": logits}
         else:
             images = inputs["pixel_values"].transpose(0, 2, 3, 1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hive_jax.models import stack
 from hive_jax.models.attention import KeyValues, attention_with_weights
-from hive_jax.models.gemma import Einsum, GemmaConfig, merge_heads, split_heads
+from hive_jax.models.decoder import DecoderConfig, Einsum, merge_heads, split_heads
 from hive_jax.models.layers import (
     ONE_DEVICE,
     Dense,
@@ -110,7 +110,7 @@ class CrossAttention(nn.Module):
     once an image, and cached while decoding.
     """
 
-    config: GemmaConfig
+    config: DecoderConfig
 
     def setup(self):
         c = self.config
@@ -170,7 +170,7 @@ class Fusion(nn.Module):
 
     count: int
     encoder_width: int
-    config: GemmaConfig
+    config: DecoderConfig
     placement: Placement = ONE_DEVICE
 
     uses_image = True

@@ -15,8 +15,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models import gemma, stack
+from hive_jax.models import decoder, stack
 from hive_jax.models.attention import KeyValues
+from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.fusion import (
     Connections,
     Fusion,
@@ -24,7 +25,6 @@ from hive_jax.models.fusion import (
     resolve_connections,
     text_position,
 )
-from hive_jax.models.gemma import Gemma, GemmaConfig
 from hive_jax.models.layers import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
 
@@ -44,7 +44,7 @@ class HiveConfig:
     """
 
     encoder: SiglipConfig = dataclasses.field(default_factory=SiglipConfig)
-    decoder: GemmaConfig = dataclasses.field(default_factory=GemmaConfig)
+    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
     fusion: str = "hive"
     connections: Connections = ()
     num_connections: int = 0
@@ -94,7 +94,7 @@ class Hive(nn.Module):
     def setup(self):
         c = self.config
         self.connections = c.resolved_connections()
-        self.llm = Gemma(c.decoder, self.dtype, self.placement)
+        self.llm = Decoder(c.decoder, self.dtype, self.placement)
         if self.connections:
             self.img = SiglipEncoder(c.encoder, self.dtype, self.placement)
             count, width = len(self.connections), c.encoder.width
@@ -235,7 +235,7 @@ def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def unstack_layers(params: dict) -> dict:
-    """Parameters of a Hive for decoding; see `gemma.unstack_layers`."""
+    """Parameters of a Hive for decoding; see `decoder.unstack_layers`."""
     fusion = {name: stack.unstacked(p) for name, p in params.get("fusion", {}).items()}
-    llm = gemma.unstack_layers(params["llm"])
+    llm = decoder.unstack_layers(params["llm"])
     return params | {"llm": llm} | ({"fusion": fusion} if fusion else {})

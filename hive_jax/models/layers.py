@@ -191,14 +191,18 @@ layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 class RMSNorm(nn.Module):
-    """Gemma's RMSNorm: x / rms(x) * (1 + scale), epsilon 1e-6, in float32."""
+    """x / rms(x) * (offset + scale), computed in float32; by default Gemma's."""
+
+    offset: float = 1.0
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", init, (x.shape[-1],))
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)
-        return (y * (1.0 + last_axis(scale, y))).astype(x.dtype)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * (self.offset + last_axis(scale, y))).astype(x.dtype)
 
 
 class MlpBlock(nn.Module):

@@ -26,20 +26,6 @@ from hive_jax.models.layers import (
     matmul,
 )
 
-# big_vision's table of ViT sizes: width, depth, MLP width, heads.
-VARIANTS = {
-    "tiny": (64, 8, 256, 2),
-    "Ti": (192, 12, 768, 3),
-    "S": (384, 12, 1536, 6),
-    "M": (512, 12, 2048, 8),
-    "B": (768, 12, 3072, 12),
-    "L": (1024, 24, 4096, 16),
-    "So400m": (1152, 27, 4304, 16),
-    "H": (1280, 32, 5120, 16),
-    "g": (1408, 40, 6144, 16),
-    "g-opt": (1536, 40, 6144, 16),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class SiglipConfig:
@@ -77,16 +63,6 @@ class TextTowerConfig:
     scan: bool = False
     remat: str = "none"
     flash: bool = True
-
-
-def siglip_config(variant: str, patch_size: int, image_size: int) -> SiglipConfig:
-    """The configuration of a named size, e.g. siglip_config("L", 16, 384)."""
-    if variant not in VARIANTS:
-        raise ValueError(
-            f"SigLIP variant is {variant!r}; expected one of {list(VARIANTS)}"
-        )
-    width, depth, mlp_dim, num_heads = VARIANTS[variant]
-    return SiglipConfig(width, depth, mlp_dim, num_heads, patch_size, image_size)
 
 
 @flax.struct.dataclass

@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from hive_jax.console import parse_unique_paths
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.runs import is_run, open_run_tower
-from hive_jax.weights.parts import open_encoder
+from hive_jax.weights.sources import open_encoder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from hive_jax.errors import ConfigError
 from hive_jax.io import atomic_dir, write_json
 from hive_jax.probing.encoders import Encoder
-from hive_jax.weights import huggingface, writing
+from hive_jax.weights import hf_models, safetensors
 
 
 def export_classifier(
@@ -30,16 +30,16 @@ def export_classifier(
       ConfigError: transformers has no such preprocessing.
       OutputError: there is something at `out`, or it cannot be written.
     """
-    if preprocessing not in huggingface.PROCESSORS:
+    if preprocessing not in hf_models.PROCESSORS:
         raise ConfigError(
             f"preprocessing is {preprocessing!r}; transformers has "
-            f"{', '.join(huggingface.PROCESSORS)} alone"
+            f"{', '.join(hf_models.PROCESSORS)} alone"
         )
     config = dataclasses.replace(encoder.config, depth=depth, map_head=False)
-    layout = huggingface.encoder(config)
+    layout = hf_models.encoder(config)
     arrays = _up_to(encoder, depth)
     classifier = probe["classifier"]
-    make, shapes = huggingface.tensors(layout, arrays, np.dtype(np.float32))
+    make, shapes = hf_models.tensors(layout, arrays, np.dtype(np.float32))
     kernel, bias = np.asarray(classifier["kernel"]), np.asarray(classifier["bias"])
     make |= {
         "classifier.weight": lambda: np.ascontiguousarray(kernel.T),
@@ -59,8 +59,8 @@ def export_classifier(
     }
     with atomic_dir(out) as folder:
         write_json(folder / "config.json", about)
-        writing.write_tensors(folder, make, shapes, np.dtype(np.float32))
-        processor = huggingface.image_processor(config.image_size, preprocessing)
+        safetensors.write_tensors(folder, make, shapes, np.dtype(np.float32))
+        processor = hf_models.image_processor(config.image_size, preprocessing)
         write_json(folder / "preprocessor_config.json", processor)
 
 

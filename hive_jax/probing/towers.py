@@ -29,7 +29,7 @@ from hive_jax.probing.features import in_parts
 from hive_jax.training.handover import restore_run
 from hive_jax.training.objectives import compute_dtype, normalise_images
 from hive_jax.training.runs import is_run, stored_config
-from hive_jax.weights.parts import open_two_towers
+from hive_jax.weights.sources import open_two_towers
 
 RANKS = (1, 5, 10)
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from hive_jax.config import Rule, RunConfig
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig, head_name
 
 
 @dataclasses.dataclass
@@ -130,12 +130,12 @@ class _Count:
 
     def _logits(self, positions: int, upstream: bool) -> None:
         c = self._config.decoder
-        table = self.trains("llm/embedder")
+        table = self.trains(f"llm/{head_name(c)}")
         before = upstream or self.trains("llm/final_norm")
         self.product("logits", positions, c.width, c.vocab_size, table, before)
 
 
-def _layer_weights(c: GemmaConfig) -> int:
+def _layer_weights(c: DecoderConfig) -> int:
     """Elements of a decoder layer's matrices."""
     attention = c.width * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     return attention + 3 * c.width * c.mlp_dim

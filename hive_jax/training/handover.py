@@ -16,9 +16,8 @@ from hive_jax.models.stack import PROGRAM
 from hive_jax.training import sharding
 from hive_jax.training.origin import open_decoder_for, open_encoder_for
 from hive_jax.training.runs import RunTower, checkpoints_of, stored_config
-from hive_jax.weights.names import fields
-from hive_jax.weights.parts import Part
-from hive_jax.weights.positions import resize_positions
+from hive_jax.weights.mapping import fields, resize_positions
+from hive_jax.weights.sources import WeightSource
 
 
 def restore_run(workdir: str) -> tuple[RunConfig, dict, dict]:
@@ -156,7 +155,7 @@ def params_of_weights(config: RunConfig, abstract: dict) -> dict:
 
 
 def _require_tower(
-    part: Part | RunTower, tower, name: str, resize: bool = False
+    part: WeightSource | RunTower, tower, name: str, resize: bool = False
 ) -> None:
     """Raises CheckpointError unless the weights are those of the config's tower."""
     theirs, ours = fields(part.config), fields(tower)
@@ -177,7 +176,7 @@ def _require_tower(
         )
 
 
-def placed(part: Part | RunTower, abstract: dict) -> dict:
+def placed(part: WeightSource | RunTower, abstract: dict) -> dict:
     """The parameters where `abstract` has them, the position embedding at its size. A
     leaf's copy on the host goes before the next one is read."""
     flat, params = flatten_dict(abstract, sep="/"), {}

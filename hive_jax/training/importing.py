@@ -20,14 +20,14 @@ from hive_jax.console import text_table
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer, require_fitting
 from hive_jax.errors import ConfigError
 from hive_jax.io import atomic_dir, require_absent
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.handover import placed
 from hive_jax.training.runs import TOKENIZER_FOLDER
 from hive_jax.training.state import TrainState
-from hive_jax.weights.names import param_shapes
-from hive_jax.weights.parts import open_decoder, open_encoder
+from hive_jax.weights.mapping import param_shapes
+from hive_jax.weights.sources import open_decoder, open_encoder
 
 
 def import_weights(
@@ -37,7 +37,7 @@ def import_weights(
     *,
     image_size: int = 0,
     tokenizer: str = "",
-    decoder_config: GemmaConfig | None = None,
+    decoder_config: DecoderConfig | None = None,
 ) -> str:
     """Writes a folder for config.init: step 0 of a run with the weights of others.
 
@@ -123,7 +123,7 @@ def _config(parts, encoder, decoder, image_size, tokenizer) -> RunConfig:
 def _table(parts: dict, fingerprints: dict[str, str]) -> str:
     rows = []
     for branch, part in parts.items():
-        dtypes = {part.tensors[piece.theirs].dtype for piece in part.pieces}
+        dtypes = {part.tensors[one.tensor_name].dtype for one in part.tensor_slices}
         ours = [v for k, v in fingerprints.items() if k.startswith(f"params/{branch}/")]
         rows.append(
             (

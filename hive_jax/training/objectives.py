@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from hive_jax.config import RunConfig
 from hive_jax.data.types import Batch
+from hive_jax.models.decoder import head
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.layers import ONE_DEVICE
@@ -112,5 +113,4 @@ def _hidden(model: Hive, params: dict, batch: Batch):
     """Hidden states [B, T, E], and what turns them into logits."""
     images = normalise_images(batch.image)
     hidden = model.apply({"params": params}, images, batch.tokens, batch.image_mask)
-    table = params["llm"]["embedder"]["input_embedding"]
-    return hidden, table, model.config.decoder.final_softcap
+    return hidden, *head(model.config.decoder, params["llm"])

@@ -13,7 +13,7 @@ from hive_jax.training.runs import (
     open_run_tower,
     stored_config,
 )
-from hive_jax.weights.parts import Part, open_decoder, open_encoder
+from hive_jax.weights.sources import WeightSource, open_decoder, open_encoder
 
 
 def default_workdir(name: str) -> str:
@@ -70,14 +70,14 @@ def _from_parts(config: RunConfig) -> RunConfig:
     )
 
 
-def open_encoder_for(config: RunConfig) -> Part | RunTower:
+def open_encoder_for(config: RunConfig) -> WeightSource | RunTower:
     """The weights of config.init_encoder."""
     if is_run(config.init_encoder):
         return open_run_tower(config.init_encoder, "img")
     return open_encoder(config.init_encoder)
 
 
-def open_decoder_for(config: RunConfig) -> Part | RunTower:
+def open_decoder_for(config: RunConfig) -> WeightSource | RunTower:
     """The weights of config.init_decoder. What a .npz does not say is config's."""
     if is_run(config.init_decoder):
         return open_run_tower(config.init_decoder, "llm")

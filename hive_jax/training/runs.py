@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.config import RunConfig, from_dict
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 
@@ -18,7 +18,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 @dataclasses.dataclass(frozen=True)
 class RunTower:
-    """A tower of a run's last checkpoint, as weights.parts.Part has those of files.
+    """A tower of a run's last checkpoint, as weights.sources.WeightSource has those of files.
 
     Attributes:
       source: the workdir.
@@ -27,7 +27,7 @@ class RunTower:
 
     source: str
     branch: str
-    config: SiglipConfig | GemmaConfig
+    config: SiglipConfig | DecoderConfig
     preprocessing: str
     tokenizer: str
 

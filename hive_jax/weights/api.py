@@ -10,12 +10,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.io import atomic_dir, write_json
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import big_vision, huggingface, parts, writing
-from hive_jax.weights.names import fields, param_shapes
-from hive_jax.weights.positions import resize_positions
-from hive_jax.weights.tensors import cast
+from hive_jax.weights import big_vision, hf_models, safetensors, sources
+from hive_jax.weights.mapping import fields, param_shapes, resize_positions
+from hive_jax.weights.safetensors import cast
 
 FORMATS = ("huggingface", "big_vision")
 
@@ -41,7 +40,7 @@ def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig
       CheckpointError: the files are damaged or of another model; every tensor that is
         missing, unexpected or of another shape or dtype is listed.
     """
-    part = parts.open_encoder(path)
+    part = sources.open_encoder(path)
     params = part.params()
     if part.preprocessing not in ("", "hf_bicubic"):
         _log.warning(
@@ -63,25 +62,25 @@ def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig
 
 
 def load_decoder(
-    path: str, config: GemmaConfig | None = None
-) -> tuple[GemmaConfig, dict]:
-    """A Gemma 1, 2 or 3 decoder, for `Gemma(config).apply({"params": params}, tokens)`.
+    path: str, config: DecoderConfig | None = None
+) -> tuple[DecoderConfig, dict]:
+    """A Gemma 1, 2 or 3 decoder, for `Decoder(config).apply({"params": params}, tokens)`.
 
     Args:
       path: as for `load_encoder`.
       config: what the decoder is; needed for big_vision's .npz of a Gemma 2, whose
-        arrays do not show it (`gemma_config("gemma2_2b")`).
+        arrays do not show it (`decoder_config("gemma2_2b")`).
 
     Returns, raises: as `load_encoder`.
     """
-    part = parts.open_decoder(path, config)
+    part = sources.open_decoder(path, config)
     return part.config, part.params()
 
 
 def load_two_towers(path: str) -> tuple[SiglipConfig, TextTowerConfig, dict]:
     """Both towers of a SigLIP, for `TwoTowers(image, text).apply(...)`; arguments and
     errors as `load_encoder`."""
-    part = parts.open_two_towers(path)
+    part = sources.open_two_towers(path)
     return *part.config, part.params()
 
 
@@ -113,8 +112,8 @@ def save_encoder(
     """
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
-    as_type = writing.dtype_named(dtype)
-    known = list(huggingface.PROCESSORS)
+    as_type = safetensors.dtype_named(dtype)
+    known = list(hf_models.PROCESSORS)
     if format == "big_vision":
         known.append("bv_bilinear")
     if preprocessing not in known:
@@ -129,8 +128,8 @@ def save_encoder(
         big_vision.save_npz(path, unflatten_dict(short, sep="/"), about)
         return
     with atomic_dir(path) as folder:
-        huggingface.write(folder, huggingface.encoder(config), arrays, as_type)
-        processor = huggingface.image_processor(config.image_size, preprocessing)
+        hf_models.write(folder, hf_models.encoder(config), arrays, as_type)
+        processor = hf_models.image_processor(config.image_size, preprocessing)
         write_json(folder / "preprocessor_config.json", processor)
 
 

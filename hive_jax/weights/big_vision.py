@@ -21,10 +21,10 @@ import numpy as np
 
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.io import atomic_write, parse_json
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights.table import Row
-from hive_jax.weights.tensors import Tensor, require_finite
+from hive_jax.weights.mapping import Row
+from hive_jax.weights.safetensors import Tensor, require_finite
 
 ABOUT = "hive_jax"
 _LAYER = re.compile(r"(.*\bencoderblock)_(\d+)/(.+)")
@@ -183,20 +183,20 @@ def together(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def rows(names, branch: str, tensors: Mapping[str, Tensor]) -> list[Row]:
-    """The table of a branch: our names are theirs, but for layers stored one by one.
+    """The table of a branch, whose names are the same but for unstacked layers.
 
     Args:
-      names: of our arrays in the branch.
-      branch: what their names begin with, e.g. "img/", or "".
+      names: of the parameters in the branch.
+      branch: what the file's names start with, e.g. "img/", or "".
     """
     one_by_one = any(_LAYER.fullmatch(n) for n in tensors if n.startswith(branch))
 
-    def theirs(name: str) -> str:
+    def tensor_name(name: str) -> str:
         if one_by_one:
             name = name.replace("encoderblock/", "encoderblock_{}/", 1)
         return branch + name
 
-    return [Row(name, theirs(name)) for name in names]
+    return [Row(name, tensor_name(name)) for name in names]
 
 
 class Shapes(dict):
@@ -274,7 +274,7 @@ def text_config(shapes: Shapes) -> TextTowerConfig:
     )
 
 
-def decoder_config(shapes: Shapes) -> GemmaConfig:
+def decoder_config(shapes: Shapes) -> DecoderConfig:
     """The decoder with these arrays, which show all there is of a Gemma 1.
 
     Raises:
@@ -292,6 +292,6 @@ def decoder_config(shapes: Shapes) -> GemmaConfig:
             "with --decoder_config (tools/import_weights.py), config= (load_decoder), "
             "or set all of config.model.decoder"
         )
-    return GemmaConfig(
+    return DecoderConfig(
         vocab_size, width, depth, mlp_dim, num_heads, num_kv_heads, head_dim
     )

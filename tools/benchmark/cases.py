@@ -3,9 +3,10 @@
 import dataclasses
 
 from hive_jax.config import DataConfig, MeshConfig, OptimizerConfig, Rule, RunConfig
-from hive_jax.models.gemma import GemmaConfig, gemma_config
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, siglip_config
+from hive_jax.models.presets import decoder_config, siglip_config
+from hive_jax.models.siglip import SiglipConfig
 
 FUSIONS = ("hive", "cascaded", "self_attention")
 STAGES = (1, 2, 3)
@@ -16,7 +17,7 @@ class Size:
     """Two towers, the length of the text and the images of a step."""
 
     encoder: SiglipConfig
-    decoder: GemmaConfig
+    decoder: DecoderConfig
     num_tokens: int
     batch_size: int
 
@@ -25,25 +26,25 @@ SIZES = {
     # Runs through in no time: for tests.
     "micro": Size(
         SiglipConfig(32, 4, 64, 2, patch_size=8, image_size=32),
-        GemmaConfig(128, 32, 4, 64, 2, 1, 16, qk_norm=True, post_norms=True),
+        DecoderConfig(128, 32, 4, 64, 2, 1, 16, qk_norm=True, post_norms=True),
         num_tokens=8,
         batch_size=4,
     ),
     # Large enough for a CPU's matrix products to be what counts.
     "tiny": Size(
         SiglipConfig(256, 6, 1024, 4, patch_size=16, image_size=192),
-        GemmaConfig(8192, 288, 6, 1728, 4, 1, 64, qk_norm=True, post_norms=True),
+        DecoderConfig(8192, 288, 6, 1728, 4, 1, 64, qk_norm=True, post_norms=True),
         num_tokens=20,
         batch_size=8,
     ),
     "siglip_l16_384+gemma3_1b": Size(
-        siglip_config("L", 16, 384), gemma_config("gemma3_1b"), 77, 128
+        siglip_config("L", 16, 384), decoder_config("gemma3_1b"), 77, 128
     ),
     "siglip_l16_384+gemma3_270m": Size(
-        siglip_config("L", 16, 384), gemma_config("gemma3_270m"), 77, 128
+        siglip_config("L", 16, 384), decoder_config("gemma3_270m"), 77, 128
     ),
     "siglip_so400m14_224+gemma_2b": Size(
-        siglip_config("So400m", 14, 224), gemma_config("gemma_2b"), 77, 64
+        siglip_config("So400m", 14, 224), decoder_config("gemma_2b"), 77, 64
     ),
 }
 

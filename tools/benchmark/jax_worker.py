@@ -21,7 +21,7 @@ from hive_jax.config import MeshConfig, from_dict
 from hive_jax.data.types import Batch
 from hive_jax.training import sharding
 from hive_jax.training.program import Program
-from hive_jax.weights.parts import open_hive
+from hive_jax.weights.sources import open_hive
 
 
 def main(job_path: str) -> int:

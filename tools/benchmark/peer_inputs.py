@@ -13,19 +13,19 @@ from hive_jax.io import atomic_dir
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
-from hive_jax.weights import huggingface, table
-from hive_jax.weights.names import param_shapes
+from hive_jax.weights import hf_models, mapping
+from hive_jax.weights.mapping import param_shapes
 from tools.benchmark.cases import Size
 
 _CODE = Path(hive_jax.__path__[0]) / "export/torch"
 
 
-def layout(model: HiveConfig) -> huggingface.Layout:
+def layout(model: HiveConfig) -> hf_models.Layout:
     """The model as a class of transformers has it; the last token of the vocabulary
     stands for the image."""
     if model.fusion_class.export_kind == "vlm":
-        return huggingface.vlm(model, model.decoder.vocab_size - 1)
-    return huggingface.hive(model)
+        return hf_models.vlm(model, model.decoder.vocab_size - 1)
+    return hf_models.hive(model)
 
 
 def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
@@ -38,7 +38,7 @@ def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
     theirs = layout(model)
     arrays = random_params(param_shapes(model), seed)
     with atomic_dir(folder) as temporary:
-        huggingface.write(temporary, theirs, arrays, np.dtype(np.float32))
+        hf_models.write(temporary, theirs, arrays, np.dtype(np.float32))
         if model.fusion_class.export_kind == "hive":
             for name in ("configuration_hive.py", "modeling_hive.py"):
                 shutil.copyfile(_CODE / name, temporary / name)
@@ -98,5 +98,5 @@ def multipliers(run: RunConfig) -> dict[str, float | None]:
         )
     if trains(rules["llm/embedder/input_embedding"]):
         raise ConfigError("the peers do not train the token embeddings; freeze them")
-    pieces = table.pieces(layout(run.model).rows, shapes)
-    return {piece.theirs: rules[piece.ours].multiplier for piece in pieces}
+    slices = mapping.tensor_slices(layout(run.model).rows, shapes)
+    return {one.tensor_name: rules[one.param_name].multiplier for one in slices}

@@ -6,7 +6,7 @@ from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import tables
 from hive_jax.export.certificate import summary
 from hive_jax.io import read_json
-from hive_jax.weights.tensors import CERTIFICATE
+from hive_jax.weights.safetensors import CERTIFICATE
 from tools.report import page, sections
 
 _DEPTHS = "depths.png"

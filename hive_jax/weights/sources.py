@@ -13,12 +13,19 @@ from flax.traverse_util import unflatten_dict
 
 from hive_jax.errors import CheckpointError
 from hive_jax.io import read_json
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import big_vision, folder, gemma, huggingface, siglip, table
-from hive_jax.weights.names import checked_shapes
-from hive_jax.weights.tensors import Tensor, open_safetensors
+from hive_jax.weights import (
+    big_vision,
+    hf_decoder,
+    hf_folder,
+    hf_models,
+    hf_siglip,
+    mapping,
+)
+from hive_jax.weights.mapping import checked_shapes
+from hive_jax.weights.safetensors import Tensor, open_safetensors
 
 # What the names of each part begin with, in the models and versions that hold it.
 _VISION_PREFIXES = (
@@ -48,20 +55,20 @@ _BUFFERS = ("position_ids", "rotary_emb.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class WeightSource:
     """A model at a path: all its tensors are there and fit, and none is read yet.
 
     Attributes:
-      config: SiglipConfig, GemmaConfig, (SiglipConfig, TextTowerConfig), or HiveConfig.
+      config: SiglipConfig, DecoderConfig, (SiglipConfig, TextTowerConfig), or HiveConfig.
       left_out: tensors of the same files that belong to other parts.
       preprocessing: name of the image preprocessing; "" if the source says nothing.
       tokenizer: path, or "builtin:NAME"; "" if the source has none.
     """
 
     source: str
-    config: SiglipConfig | GemmaConfig | tuple | HiveConfig
+    config: SiglipConfig | DecoderConfig | tuple | HiveConfig
     shapes: dict[str, tuple[int, ...]]
-    pieces: list[table.Piece]
+    tensor_slices: list[mapping.TensorSlice]
     tensors: Mapping[str, Tensor]
     left_out: list[str]
     preprocessing: str = ""
@@ -69,14 +76,14 @@ class Part:
 
     def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
         """Names and float32 arrays. CheckpointError at the end names what is damaged."""
-        return table.to_ours(self.pieces, self.tensors, self.shapes)
+        return mapping.read_params(self.tensor_slices, self.tensors, self.shapes)
 
     def params(self) -> dict:
         """All leaves, as the module's `apply` takes them."""
         return unflatten_dict(dict(self.leaves()), sep="/")
 
 
-def open_encoder(path: str) -> Part:
+def open_encoder(path: str) -> WeightSource:
     """The SigLIP image tower at a path.
 
     Raises:
@@ -84,94 +91,96 @@ def open_encoder(path: str) -> Part:
       CheckpointError: damaged files, or no image tower that we compute; all tensors
         that are missing, unexpected or of another shape or dtype are listed.
     """
-    where = folder.locate(path)
+    where = hf_folder.locate(path)
     if not where.is_dir():
         return _from_npz(path, where, _IMAGE)
     config = read_json(where / "config.json", error=CheckpointError)
-    found = siglip.vision_config(folder.vision_part(config, path), path)
+    found = hf_siglip.vision_config_from_hf(hf_folder.vision_part(config, path), path)
     tensors = open_safetensors(where)
     prefix = _prefix(tensors, _VISION_PREFIXES, "encoder.layers.0.")
     nested = "" if config["model_type"] == "siglip_vision_model" else prefix
-    rows = siglip.vision_rows("", prefix, found.map_head)
-    part = _part(path, found, rows, tensors, nested)
-    return dataclasses.replace(part, preprocessing=folder.preprocessing(where))
+    rows = hf_siglip.vision_rows("", prefix, found.map_head)
+    part = _weight_source(path, found, rows, tensors, nested)
+    return dataclasses.replace(part, preprocessing=hf_folder.preprocessing(where))
 
 
-def open_decoder(path: str, config: GemmaConfig | None = None) -> Part:
+def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource:
     """The Gemma at a path; errors as `open_encoder`.
 
     Args:
       config: what the decoder is, for a .npz of a Gemma 2 or 3, whose arrays do not
         show it.
     """
-    where = folder.locate(path)
+    where = hf_folder.locate(path)
     if not where.is_dir():
         return _from_npz(path, where, _DECODER, config=config)
-    theirs = read_json(where / "config.json", error=CheckpointError)
-    found = gemma.decoder_config(folder.text_part(theirs, path), path)
+    hf = read_json(where / "config.json", error=CheckpointError)
+    found = hf_decoder.config_from_hf(hf_folder.text_part(hf, path), path)
     tensors = open_safetensors(where)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
-    head = next((name for name in tensors if name.endswith("lm_head.weight")), "")
-    if head:
-        _require_tied(path, tensors[head], tensors.get(f"{prefix}embed_tokens.weight"))
-    nested = prefix if "text_config" in theirs else ""
-    tensors = {name: tensor for name, tensor in tensors.items() if name != head}
-    part = _part(path, found, gemma.decoder_rows("", prefix, found), tensors, nested)
-    has_tokenizer = any((where / name).is_file() for name in folder.TOKENIZER_FILES)
+    nested = prefix if "text_config" in hf else ""
+    tensors = hf_decoder.without_tied_head(tensors, prefix, path)
+    part = _weight_source(
+        path, found, hf_decoder.rows("", prefix, found), tensors, nested
+    )
+    has_tokenizer = any((where / name).is_file() for name in hf_folder.TOKENIZER_FILES)
     return dataclasses.replace(part, tokenizer=str(where) if has_tokenizer else "")
 
 
-def open_two_towers(path: str) -> Part:
+def open_two_towers(path: str) -> WeightSource:
     """Both SigLIP towers at a path, with temperature and bias; errors as
     `open_encoder`."""
-    where = folder.locate(path)
+    where = hf_folder.locate(path)
     if not where.is_dir():
         return _from_npz(path, where, _IMAGE, _TEXT)
-    vision, text = folder.two_tower_parts(
+    vision, text = hf_folder.two_tower_parts(
         read_json(where / "config.json", error=CheckpointError), path
     )
-    found = siglip.vision_config(vision, path), siglip.text_config(text, path)
+    found = (
+        hf_siglip.vision_config_from_hf(vision, path),
+        hf_siglip.text_config_from_hf(text, path),
+    )
     rows = [
-        *siglip.vision_rows("img/", "vision_model.", found[0].map_head),
-        *siglip.text_rows("txt/", "text_model."),
-        *siglip.SCALARS,
+        *hf_siglip.vision_rows("img/", "vision_model.", found[0].map_head),
+        *hf_siglip.text_rows("txt/", "text_model."),
+        *hf_siglip.SCALARS,
     ]
-    part = _part(path, found, rows, open_safetensors(where), "")
-    return dataclasses.replace(part, preprocessing=folder.preprocessing(where))
+    part = _weight_source(path, found, rows, open_safetensors(where), "")
+    return dataclasses.replace(part, preprocessing=hf_folder.preprocessing(where))
 
 
 _IMAGE = ("img", SiglipConfig, big_vision.vision_config)
 _TEXT = ("txt", TextTowerConfig, big_vision.text_config)
-_DECODER = ("llm", GemmaConfig, big_vision.decoder_config)
+_DECODER = ("llm", DecoderConfig, big_vision.decoder_config)
 
 
-def open_hive(path: str) -> Part:
+def open_hive(path: str) -> WeightSource:
     """The whole model in a folder of `tools/export_hf.py`, "vlm" or "hive"; errors as
     `open_encoder`."""
-    where = folder.locate(path)
-    theirs = read_json(where / "config.json", error=CheckpointError)
-    found = _hive_config(theirs, path)
+    where = hf_folder.locate(path)
+    hf = read_json(where / "config.json", error=CheckpointError)
+    found = _hive_config(hf, path)
     if found.fusion_class.export_kind == "vlm":
         # The token is in the configuration alone, and no part of the tables.
-        layout = huggingface.vlm(found, theirs.get("image_token_index", 0))
+        layout = hf_models.vlm(found, hf.get("image_token_index", 0))
     else:
-        layout = huggingface.hive(found)
-    part = _part(path, found, layout.rows, open_safetensors(where), "")
+        layout = hf_models.hive(found)
+    part = _weight_source(path, found, layout.rows, open_safetensors(where), "")
     return dataclasses.replace(
-        part, preprocessing=folder.preprocessing(where), tokenizer=str(where)
+        part, preprocessing=hf_folder.preprocessing(where), tokenizer=str(where)
     )
 
 
-def _hive_config(theirs: dict, path: str) -> HiveConfig:
-    vision = siglip.vision_config(folder.vision_part(theirs, path), path)
-    text = gemma.decoder_config(folder.text_part(theirs, path), path)
+def _hive_config(hf: dict, path: str) -> HiveConfig:
+    vision = hf_siglip.vision_config_from_hf(hf_folder.vision_part(hf, path), path)
+    text = hf_decoder.config_from_hf(hf_folder.text_part(hf, path), path)
     try:
-        if theirs["model_type"] == "hive":
-            fusion = theirs["fusion"]
-            connections = tuple(map(tuple, theirs["connections"]))
+        if hf["model_type"] == "hive":
+            fusion = hf["fusion"]
+            connections = tuple(map(tuple, hf["connections"]))
         else:
             fusion = "self_attention"
-            connections = ((vision.depth + 1 + theirs["vision_feature_layer"], 1),)
+            connections = ((vision.depth + 1 + hf["vision_feature_layer"], 1),)
         found = HiveConfig(vision, text, fusion, connections)
         return dataclasses.replace(found, connections=found.resolved_connections())
     except (KeyError, TypeError, ValueError) as error:
@@ -180,7 +189,7 @@ def _hive_config(theirs: dict, path: str) -> HiveConfig:
         ) from None
 
 
-def _from_npz(path: str, where: Path, *branches: tuple, config=None) -> Part:
+def _from_npz(path: str, where: Path, *branches: tuple, config=None) -> WeightSource:
     """One branch of a .npz, or the whole of a file of several.
 
     The configuration is the one in the file, else the argument, else what the arrays
@@ -206,7 +215,7 @@ def _from_npz(path: str, where: Path, *branches: tuple, config=None) -> Part:
     found = configs[0] if alone else tuple(configs)
     names = checked_shapes(found, source)
     rows = big_vision.rows(names, first if nested else "", tensors)
-    part = _part(source, found, rows, tensors, first if nested else "")
+    part = _weight_source(source, found, rows, tensors, first if nested else "")
     return dataclasses.replace(
         part,
         source=path,
@@ -231,21 +240,25 @@ def _from_about(kind: type, fields: dict, path: str):
         ) from None
 
 
-def _part(path: str, config, rows: list[table.Row], tensors, nested: str) -> Part:
+def _weight_source(
+    path: str, config, rows: list[mapping.Row], tensors, nested: str
+) -> WeightSource:
     """Checks everything but the values. `nested` is what the part's names begin with
-    where other parts are beside it, else ""."""
+    where other components are in the same files, else ""."""
     shapes = checked_shapes(config, path)
-    pieces = table.pieces(rows, shapes)
+    tensor_slices = mapping.tensor_slices(rows, shapes)
 
-    def beside(name: str) -> bool:
+    def belongs_to_other_component(name: str) -> bool:
         # The connector of PaliGemma's image tower, or a classifier of big_vision's.
         if name.startswith(("img/head/", "head/")) or name.endswith(_BUFFERS):
             return True
         begins = _begins(name.removeprefix("model."))
         return not name.startswith(nested) and begins in _OTHER_PARTS
 
-    left_out = table.require_fit(path, pieces, tensors, beside)
-    return Part(path, config, shapes, pieces, tensors, left_out)
+    left_out = mapping.require_fit(
+        path, tensor_slices, tensors, belongs_to_other_component
+    )
+    return WeightSource(path, config, shapes, tensor_slices, tensors, left_out)
 
 
 def _begins(name: str) -> str:
@@ -259,13 +272,6 @@ def _prefix(tensors: Mapping[str, Tensor], known: tuple[str, ...], first: str) -
         (p for p in known if any(name.startswith(p + first) for name in tensors)),
         known[0],
     )
-
-
-def _require_tied(path: str, head: Tensor, table_: Tensor | None) -> None:
-    if table_ is not None and not np.array_equal(head.read(), table_.read()):
-        raise CheckpointError(
-            f"{path}: lm_head.weight is not the embedding table; expected tied weights"
-        )
 
 
 # How each part of an export is opened.

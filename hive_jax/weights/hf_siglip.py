@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from hive_jax.errors import CheckpointError
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights.table import Row
+from hive_jax.weights.mapping import Row
 
 _FIELDS = {
     "width": "hidden_size",
@@ -29,55 +29,60 @@ _TEXT_FIELDS = _FIELDS | {
 _FIXED = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 
 
-def vision_config(theirs: Mapping, source: str) -> SiglipConfig:
+def vision_config_from_hf(hf: Mapping, source: str) -> SiglipConfig:
     """The image tower of a SiglipVisionConfig, complete with defaults.
 
     Raises:
       CheckpointError: it asks for what our module does not compute.
     """
-    require(theirs, _FIXED | {"num_channels": 3}, source)
-    ours = {name: theirs[key] for name, key in _VISION_FIELDS.items()}
+    require(hf, _FIXED | {"num_channels": 3}, source)
+    config = {name: hf[key] for name, key in _VISION_FIELDS.items()}
     for name in ("patch_size", "image_size"):
-        if not isinstance(ours[name], int):
+        if not isinstance(config[name], int):
             raise CheckpointError(
-                f"{source}: {name} is {ours[name]!r}; expected one number, the side of "
+                f"{source}: {name} is {config[name]!r}; expected one number, the side of "
                 "a square"
             )
-    return SiglipConfig(**ours)
+    return SiglipConfig(**config)
 
 
-def text_config(theirs: Mapping, source: str) -> TextTowerConfig:
-    """The text tower of a SiglipTextConfig; errors as `vision_config`."""
-    require(theirs, _FIXED, source)
-    return TextTowerConfig(**{name: theirs[key] for name, key in _TEXT_FIELDS.items()})
+def text_config_from_hf(hf: Mapping, source: str) -> TextTowerConfig:
+    """The text tower of a SiglipTextConfig; errors as `vision_config_from_hf`."""
+    require(hf, _FIXED, source)
+    return TextTowerConfig(**{name: hf[key] for name, key in _TEXT_FIELDS.items()})
 
 
-def their_vision_config(config: SiglipConfig) -> dict:
+def vision_config_to_hf(config: SiglipConfig) -> dict:
     """The way back: a SiglipVisionConfig's JSON."""
-    theirs = {key: getattr(config, name) for name, key in _VISION_FIELDS.items()}
-    return {"model_type": "siglip_vision_model", **theirs, "num_channels": 3} | _FIXED
+    hf = {key: getattr(config, name) for name, key in _VISION_FIELDS.items()}
+    return {"model_type": "siglip_vision_model", **hf, "num_channels": 3} | _FIXED
 
 
-def their_text_config(config: TextTowerConfig) -> dict:
+def text_config_to_hf(config: TextTowerConfig) -> dict:
     """The way back: a SiglipTextConfig's JSON."""
-    theirs = {key: getattr(config, name) for name, key in _TEXT_FIELDS.items()}
-    return {"model_type": "siglip_text_model", **theirs} | _FIXED
+    hf = {key: getattr(config, name) for name, key in _TEXT_FIELDS.items()}
+    return {"model_type": "siglip_text_model", **hf} | _FIXED
 
 
-def require(theirs: Mapping, fixed: Mapping, source: str) -> None:
+def require(hf: Mapping, fixed: Mapping, source: str) -> None:
     """Raises CheckpointError unless the configuration has the `fixed` values."""
     wrong = [
-        f"{key} is {theirs.get(key)!r}; expected {value!r}"
+        f"{key} is {hf.get(key)!r}; expected {value!r}"
         for key, value in fixed.items()
-        if theirs.get(key) != value
+        if hf.get(key) != value
     ]
     if wrong:
         listed = "\n  ".join(wrong)
         raise CheckpointError(f"{source}: a model we do not have:\n  {listed}")
 
 
-def vision_rows(ours: str, theirs: str, map_head: bool) -> list[Row]:
-    """The image tower; `ours` and `theirs` are what the names begin with."""
+def vision_rows(param_prefix: str, hf_prefix: str, map_head: bool) -> list[Row]:
+    """The table of the image tower's tensors.
+
+    Args:
+      param_prefix, hf_prefix: what the names of either side start with.
+      map_head: whether it has an attention pooling head.
+    """
     rows = [
         Row(
             "embedding/kernel",
@@ -96,11 +101,11 @@ def vision_rows(ours: str, theirs: str, map_head: bool) -> list[Row]:
             *_norm("MAPHead_0/LayerNorm_0", "head.layernorm"),
             *_mlp("MAPHead_0/MlpBlock_0", "head.mlp"),
         ]
-    return prefixed(rows, ours, theirs)
+    return prefixed(rows, param_prefix, hf_prefix)
 
 
-def text_rows(ours: str, theirs: str) -> list[Row]:
-    """The text tower."""
+def text_rows(param_prefix: str, hf_prefix: str) -> list[Row]:
+    """The table of the text tower's tensors; arguments as for `vision_rows`."""
     rows = [
         Row("Embed_0/embedding", "embeddings.token_embedding.weight"),
         Row("pos_embedding", "embeddings.position_embedding.weight", "T D -> 1 T D"),
@@ -108,30 +113,36 @@ def text_rows(ours: str, theirs: str) -> list[Row]:
         *_norm("Encoder_0/encoder_norm", "final_layer_norm"),
         *dense("head", "head"),
     ]
-    return prefixed(rows, ours, theirs)
+    return prefixed(rows, param_prefix, hf_prefix)
 
 
 # The sigmoid loss's temperature and bias.
 SCALARS = [Row("t", "logit_scale"), Row("b", "logit_bias")]
 
 
-def dense(ours: str, theirs: str) -> list[Row]:
+def dense(param_name: str, tensor_name: str) -> list[Row]:
     """A Dense and an nn.Linear."""
     return [
-        Row(f"{ours}/kernel", f"{theirs}.weight", "O I -> I O"),
-        Row(f"{ours}/bias", f"{theirs}.bias"),
+        Row(f"{param_name}/kernel", f"{tensor_name}.weight", "O I -> I O"),
+        Row(f"{param_name}/bias", f"{tensor_name}.bias"),
     ]
 
 
-def prefixed(rows: list[Row], ours: str, theirs: str) -> list[Row]:
+def prefixed(rows: list[Row], param_prefix: str, hf_prefix: str) -> list[Row]:
     """The same rows with both names continued to the left."""
     return [
-        Row(ours + row.ours, theirs + row.theirs, row.layout, row.slot, row.third)
+        Row(
+            param_prefix + row.param_name,
+            hf_prefix + row.tensor_name,
+            row.layout,
+            row.slot,
+            row.third,
+        )
         for row in rows
     ]
 
 
-def _blocks(ours: str) -> list[Row]:
+def _blocks(param_name: str) -> list[Row]:
     attention = "MultiHeadDotProductAttention_0"
     rows = [
         *_norm("LayerNorm_0", "layer_norm1"),
@@ -142,47 +153,52 @@ def _blocks(ours: str) -> list[Row]:
         *_norm("LayerNorm_1", "layer_norm2"),
         *_mlp("MlpBlock_0", "mlp"),
     ]
-    return prefixed(rows, ours, "encoder.layers.{}.")
+    return prefixed(rows, param_name, "encoder.layers.{}.")
 
 
-def _norm(ours: str, theirs: str) -> list[Row]:
+def _norm(param_name: str, tensor_name: str) -> list[Row]:
     return [
-        Row(f"{ours}/scale", f"{theirs}.weight"),
-        Row(f"{ours}/bias", f"{theirs}.bias"),
+        Row(f"{param_name}/scale", f"{tensor_name}.weight"),
+        Row(f"{param_name}/bias", f"{tensor_name}.bias"),
     ]
 
 
-def _mlp(ours: str, theirs: str) -> list[Row]:
+def _mlp(param_name: str, tensor_name: str) -> list[Row]:
     return [
-        *dense(f"{ours}/Dense_0", f"{theirs}.fc1"),
-        *dense(f"{ours}/Dense_1", f"{theirs}.fc2"),
+        *dense(f"{param_name}/Dense_0", f"{tensor_name}.fc1"),
+        *dense(f"{param_name}/Dense_1", f"{tensor_name}.fc2"),
     ]
 
 
 _SPLIT_KERNEL, _SPLIT_BIAS = "(N H) D -> D N H", "(N H) -> N H"
 
 
-def _projection(ours: str, theirs: str) -> list[Row]:
+def _projection(param_name: str, tensor_name: str) -> list[Row]:
     return [
-        Row(f"{ours}/kernel", f"{theirs}.weight", _SPLIT_KERNEL),
-        Row(f"{ours}/bias", f"{theirs}.bias", _SPLIT_BIAS),
+        Row(f"{param_name}/kernel", f"{tensor_name}.weight", _SPLIT_KERNEL),
+        Row(f"{param_name}/bias", f"{tensor_name}.bias", _SPLIT_BIAS),
     ]
 
 
-def _output(ours: str, theirs: str) -> list[Row]:
+def _output(param_name: str, tensor_name: str) -> list[Row]:
     return [
-        Row(f"{ours}/kernel", f"{theirs}.weight", "D (N H) -> N H D"),
-        Row(f"{ours}/bias", f"{theirs}.bias"),
+        Row(f"{param_name}/kernel", f"{tensor_name}.weight", "D (N H) -> N H D"),
+        Row(f"{param_name}/bias", f"{tensor_name}.bias"),
     ]
 
 
-def _pooling_attention(ours: str) -> list[Row]:
+def _pooling_attention(param_name: str) -> list[Row]:
     """torch's MultiheadAttention, with query, key and value below each other."""
-    rows = _output(f"{ours}/out", "head.attention.out_proj")
+    rows = _output(f"{param_name}/out", "head.attention.out_proj")
     for third, name in enumerate(("query", "key", "value")):
         joint = "head.attention.in_proj_"
         rows += [
-            Row(f"{ours}/{name}/kernel", f"{joint}weight", _SPLIT_KERNEL, third=third),
-            Row(f"{ours}/{name}/bias", f"{joint}bias", _SPLIT_BIAS, third=third),
+            Row(
+                f"{param_name}/{name}/kernel",
+                f"{joint}weight",
+                _SPLIT_KERNEL,
+                third=third,
+            ),
+            Row(f"{param_name}/{name}/bias", f"{joint}bias", _SPLIT_BIAS, third=third),
         ]
     return rows

@@ -1,4 +1,6 @@
-"""The decoder: Gemma 1, 2 and 3 from one configuration.
+"""The decoder: all families from one configuration.
+
+By default it is a Gemma; hive_jax/weights/hf_decoder.py lists the families.
 
 Parameters carry the names of big_vision's models/ppp/gemma.py, with the layers
 stacked on a leading axis: `embedder/input_embedding` [V, E],
@@ -12,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from hive_jax.models import stack
 from hive_jax.models.attention import (
@@ -24,13 +27,19 @@ from hive_jax.models.attention import (
 )
 from hive_jax.models.layers import ONE_DEVICE, Placement, RMSNorm, gelu, matmul
 
+ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
+
 
 @dataclasses.dataclass(frozen=True)
-class GemmaConfig:
+class DecoderConfig:
     """A decoder. Layers come in groups of `local_layers` layers with a sliding
     window and one global layer; local_layers 0 makes all of them global.
 
     Attributes:
+      activation: of the gated MLP, a key of ACTIVATIONS.
+      norm_offset: RMSNorms multiply by norm_offset + scale (Gemma: 1).
+      norm_eps: epsilon of the RMSNorms.
+      embed_scale: multiply embeddings by sqrt(width).
       query_scale: factor on the logits; 0 means head_dim ** -0.5.
       attention_softcap, final_softcap: 0 means none.
       post_norms: a norm after attention and MLP too (Gemma 2 and 3).
@@ -56,6 +65,10 @@ class GemmaConfig:
     rope_base: float = 10_000.0
     local_rope_base: float = 10_000.0
     rope_factor: float = 1.0
+    activation: str = "gelu"
+    norm_offset: float = 1.0
+    norm_eps: float = 1e-6
+    embed_scale: bool = True
     scan: bool = False
     remat: str = "none"
     flash: bool = True
@@ -64,48 +77,6 @@ class GemmaConfig:
         """bool[depth]: which layers have a sliding window."""
         number = np.arange(1, self.depth + 1)
         return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
-
-
-_GEMMA3 = {
-    "vocab_size": 262_144,
-    "head_dim": 256,
-    "post_norms": True,
-    "qk_norm": True,
-    "local_layers": 5,
-    "window": 512,
-    "rope_base": 1_000_000.0,
-}
-
-PRESETS = {
-    "tiny": GemmaConfig(qk_norm=True, post_norms=True),
-    "gemma_2b": GemmaConfig(256_000, 2048, 18, 16_384, 8, 1, 256),
-    "gemma2_2b": GemmaConfig(
-        256_000,
-        2304,
-        26,
-        9216,
-        8,
-        4,
-        256,
-        attention_softcap=50.0,
-        final_softcap=30.0,
-        post_norms=True,
-        local_layers=1,
-    ),
-    "gemma3_270m": GemmaConfig(
-        width=640, depth=18, mlp_dim=2048, num_heads=4, num_kv_heads=1, **_GEMMA3
-    ),
-    "gemma3_1b": GemmaConfig(
-        width=1152, depth=26, mlp_dim=6912, num_heads=4, num_kv_heads=1, **_GEMMA3
-    ),
-}
-
-
-def gemma_config(preset: str) -> GemmaConfig:
-    """The configuration of a named size, e.g. gemma_config("gemma3_1b")."""
-    if preset not in PRESETS:
-        raise ValueError(f"decoder is {preset!r}; expected one of {list(PRESETS)}")
-    return PRESETS[preset]
 
 
 class Einsum(nn.Module):
@@ -145,7 +116,7 @@ class SelfAttention(nn.Module):
     """Grouped-query causal self-attention, x[B, T, E] -> ([B, T, E], cache); see
     `DecoderBlock` for the arguments."""
 
-    config: GemmaConfig
+    config: DecoderConfig
 
     @nn.compact
     def __call__(
@@ -171,8 +142,8 @@ class SelfAttention(nn.Module):
         query = split_heads(x, q_w)
         key, value = split_heads(x, kv_w[0]), split_heads(x, kv_w[1])
         if c.qk_norm:
-            query = RMSNorm(name="query_norm")(query)
-            key = RMSNorm(name="key_norm")(key)
+            query = _norm(c, "query_norm")(query)
+            key = _norm(c, "key_norm")(key)
         query = rotate(query, rope_position, base)
         key = rotate(key, rope_position, base)
         window = c.window if c.local_layers else 0
@@ -197,29 +168,30 @@ class SelfAttention(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    """GeGLU: (gelu(x W_gate) * x W_up) W_down."""
+    """Gated MLP: (activation(x W_gate) * x W_up) W_down."""
 
-    mlp_dim: int
+    config: DecoderConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
+        c = self.config
         init = nn.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0,)
         )
-        shape = (2, width, self.mlp_dim)
+        shape = (2, c.width, c.mlp_dim)
         gating = stack.parameters(self, "gating_einsum", lambda rng: init(rng, shape))
         down = self.param(
-            "linear", nn.initializers.lecun_normal(), (self.mlp_dim, width)
+            "linear", nn.initializers.lecun_normal(), (c.mlp_dim, c.width)
         )
-        hidden = gelu(matmul(x, gating[0])) * matmul(x, gating[1])
+        activation = ACTIVATIONS[c.activation]
+        hidden = activation(matmul(x, gating[0])) * matmul(x, gating[1])
         return matmul(hidden, down)
 
 
 class DecoderBlock(nn.Module):
     """One decoder layer, x[B, T, E] -> ([B, T, E], cache)."""
 
-    config: GemmaConfig
+    config: DecoderConfig
 
     @nn.compact
     def __call__(
@@ -243,19 +215,22 @@ class DecoderBlock(nn.Module):
           [B, T, E], and the cache with the keys and values of x.
         """
         c = self.config
-        y = RMSNorm(name="pre_attention_norm")(x)
+        y = _norm(c, "pre_attention_norm")(x)
         attention = SelfAttention(c, name="attn")
         y, cache = attention(y, is_sliding, position, cache, extend)
-        x = x + (RMSNorm(name="post_attention_norm")(y) if c.post_norms else y)
-        y = RMSNorm(name="pre_ffw_norm")(x)
-        y = GatedMlp(c.mlp_dim, name="mlp")(y)
-        return x + (RMSNorm(name="post_ffw_norm")(y) if c.post_norms else y), cache
+        x = x + (_norm(c, "post_attention_norm")(y) if c.post_norms else y)
+        y = GatedMlp(c, name="mlp")(_norm(c, "pre_ffw_norm")(x))
+        return x + (_norm(c, "post_ffw_norm")(y) if c.post_norms else y), cache
+
+
+def _norm(c: DecoderConfig, name: str | None = None) -> RMSNorm:
+    return RMSNorm(c.norm_offset, c.norm_eps, name=name)
 
 
 class Embedder(nn.Module):
     """The token embedding table, tied to the output head."""
 
-    config: GemmaConfig
+    config: DecoderConfig
 
     def setup(self):
         self.input_embedding = self.param(
@@ -265,7 +240,7 @@ class Embedder(nn.Module):
         )
 
 
-class Gemma(nn.Module):
+class Decoder(nn.Module):
     """The decoder. Called on tokens int32[B, T] it returns logits float32[B, T, V];
     `embed`, `segments` and `logits` are the same in steps, for fusion.
 
@@ -273,7 +248,7 @@ class Gemma(nn.Module):
     logits are float32 in any case.
     """
 
-    config: GemmaConfig
+    config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
     placement: Placement = ONE_DEVICE
 
@@ -284,7 +259,7 @@ class Gemma(nn.Module):
         block = DecoderBlock(c, parent=None)
         init = stack.stacked_init(block, c.depth, *example)
         self.layers = stack.parameters(self, "layers", init)
-        self.final_norm = RMSNorm()
+        self.final_norm = _norm(c)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         (run_layers,) = self.segments((self.config.depth,))
@@ -292,10 +267,12 @@ class Gemma(nn.Module):
         return self.logits(self.final_norm(x))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """int32[B, T] -> [B, T, E], scaled by sqrt(E)."""
+        """int32[B, T] -> [B, T, E]; see `DecoderConfig.embed_scale`."""
         table = {"input_embedding": self.embedder.input_embedding}
         table = self.placement.gather_params(table)["input_embedding"]
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+        if not self.config.embed_scale:
+            return x
         return x * jnp.asarray(self.config.width**0.5, self.dtype)
 
     def segments(self, ends: Sequence[int]) -> list[Callable]:
@@ -344,8 +321,33 @@ class Gemma(nn.Module):
         return unembed(hidden, table, self.config.final_softcap)
 
 
+def head_name(config: DecoderConfig) -> str:
+    """Name of the output head's table: the embeddings, which are tied to it."""
+    return "embedder/input_embedding"
+
+
+def head(config: DecoderConfig, params: dict) -> tuple[jax.Array, float]:
+    """The output head of a decoder's parameters: what `unembed` takes.
+
+    Args:
+      config: of the decoder.
+      params: its parameters.
+
+    Returns:
+      table [V, E], and the soft-cap of the logits, 0 for none.
+    """
+    table = flatten_dict(params, sep="/")[head_name(config)]
+    return table, config.final_softcap
+
+
 def unembed(hidden: jax.Array, table_VE: jax.Array, softcap: float) -> jax.Array:
-    """hidden[..., E] times the tied table -> float32[..., V], soft-capped."""
+    """Logits float32[..., V] of hidden[..., E], soft-capped.
+
+    Args:
+      hidden: after the final norm.
+      table_VE: of the output head, cast to the dtype of `hidden`.
+      softcap: squashes logits to (-softcap, softcap); 0 for none.
+    """
     logits = jnp.einsum(
         "...E,VE->...V",
         hidden,

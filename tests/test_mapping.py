@@ -5,7 +5,7 @@ import pytest
 from tiny_weights import IMAGE, arrays
 
 from hive_jax.weights import load_encoder
-from hive_jax.weights.positions import resize_positions
+from hive_jax.weights.mapping import resize_positions
 
 
 def grid(side, width=3):

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hive_jax.models.gemma import PRESETS, Gemma, GemmaConfig, gemma_config, unembed
+from hive_jax.models.decoder import Decoder, DecoderConfig, unembed
+from hive_jax.models.presets import DECODERS, decoder_config
 
-TINY = GemmaConfig(
+TINY = DecoderConfig(
     vocab_size=31,
     width=16,
     depth=7,
@@ -31,7 +32,7 @@ TOKENS = np.random.default_rng(0).integers(0, 31, (2, 8))
 def params():
     """Of TINY, all leaves random, so that the norms' scales matter."""
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(Gemma(TINY).init, jax.random.key(0), TOKENS)["params"]
+    shapes = jax.eval_shape(Decoder(TINY).init, jax.random.key(0), TOKENS)["params"]
     return jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes
     )
@@ -43,7 +44,7 @@ def logits(params, tokens, config=TINY):
 
 @functools.cache
 def compiled(config):
-    return jax.jit(Gemma(config).apply)
+    return jax.jit(Decoder(config).apply)
 
 
 def cut_to(params, depth):
@@ -54,7 +55,7 @@ def cut_to(params, depth):
 def abstract(config):
     rng = jax.eval_shape(lambda: jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((2, 5), "i4")
-    return jax.eval_shape(Gemma(config).init_with_output, rng, tokens)
+    return jax.eval_shape(Decoder(config).init_with_output, rng, tokens)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def abstract(config):
     ],
 )
 def test_full_sizes(preset, count):
-    config = gemma_config(preset)
+    config = decoder_config(preset)
     out, variables = abstract(config)
     assert out.shape == (2, 5, config.vocab_size)
     assert out.dtype == jnp.float32
@@ -137,7 +138,7 @@ def test_presets_are_those_of_transformers(preset):
     theirs = getattr(transformers, f"{family}{text}Config")(**sizes)
     with torch.device("meta"):
         model = getattr(transformers, f"{family}ForCausalLM")(theirs)
-    ours = gemma_config(preset)
+    ours = decoder_config(preset)
     _, variables = abstract(ours)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     assert count == sum(p.numel() for p in model.parameters())
@@ -164,12 +165,12 @@ def test_presets_are_those_of_transformers(preset):
 
 def test_unknown_preset():
     with pytest.raises(ValueError, match="'gemma9'.*gemma3_1b"):
-        gemma_config("gemma9")
+        decoder_config("gemma9")
 
 
 def test_tiny_preset_is_a_gemma3():
-    assert PRESETS["tiny"].qk_norm
-    assert PRESETS["tiny"].post_norms
+    assert DECODERS["tiny"].qk_norm
+    assert DECODERS["tiny"].post_norms
 
 
 @pytest.mark.parametrize(
@@ -183,13 +184,13 @@ def test_tiny_preset_is_a_gemma3():
     ],
 )
 def test_local_layers(depth, local_layers, table):
-    config = GemmaConfig(depth=depth, local_layers=local_layers)
+    config = DecoderConfig(depth=depth, local_layers=local_layers)
     assert "".join("l" if local else "g" for local in config.is_sliding()) == table
 
 
 def test_scan_equals_unrolled_in_value_and_gradient(params):
     def loss_and_gradient(**changes):
-        gemma = Gemma(dataclasses.replace(TINY, depth=3, **changes))
+        gemma = Decoder(dataclasses.replace(TINY, depth=3, **changes))
 
         def loss(params):
             logits = gemma.apply({"params": params}, TOKENS)
@@ -221,7 +222,7 @@ def test_segments_cut_anywhere_are_the_whole(params, ends):
         return gemma.logits(gemma.final_norm(x))
 
     stepwise = jax.jit(
-        lambda params: Gemma(TINY).apply({"params": params}, TOKENS, method=run)
+        lambda params: Decoder(TINY).apply({"params": params}, TOKENS, method=run)
     )(params)
     np.testing.assert_allclose(stepwise, logits(params, TOKENS), atol=1e-5)
 
@@ -257,13 +258,13 @@ def test_final_softcap():
 
 
 def test_embedding_is_scaled_by_the_root_of_the_width(params):
-    x = Gemma(TINY).apply({"params": params}, TOKENS, method="embed")
+    x = Decoder(TINY).apply({"params": params}, TOKENS, method="embed")
     table = params["embedder"]["input_embedding"]
     np.testing.assert_allclose(x, 4 * np.asarray(table)[TOKENS], rtol=1e-6)
 
 
 def test_bfloat16(params):
     wanted = logits(params, TOKENS)
-    half = jax.jit(Gemma(TINY, jnp.bfloat16).apply)({"params": params}, TOKENS)
+    half = jax.jit(Decoder(TINY, jnp.bfloat16).apply)({"params": params}, TOKENS)
     assert half.dtype == jnp.float32
     assert np.linalg.norm(half - wanted) < 0.05 * np.linalg.norm(wanted)

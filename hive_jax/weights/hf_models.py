@@ -11,11 +11,13 @@ import numpy as np
 
 from hive_jax.errors import CheckpointError
 from hive_jax.io import write_json
-from hive_jax.models.gemma import GemmaConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import fusion, gemma, siglip, table, writing
-from hive_jax.weights.names import param_shapes
+from hive_jax.weights import hf_decoder, hf_siglip, mapping, safetensors
+from hive_jax.weights.hf_decoder import EINSUM, EINSUM_OUT
+from hive_jax.weights.hf_siglip import dense, prefixed
+from hive_jax.weights.mapping import Row, param_shapes
 
 # What a preprocessor_config.json says of each preprocessing that transformers has.
 _PAD = {
@@ -31,11 +33,6 @@ PROCESSORS = {
 }
 # Its nearest to the one that it has not: its own filters all antialias.
 _NEAREST = {"bv_bilinear": "hf_bilinear"}
-_CLASSES = {
-    "gemma": "GemmaForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,37 +47,38 @@ class Layout:
 
     model: object
     config: dict
-    rows: list[table.Row]
+    rows: list[mapping.Row]
 
 
 def encoder(config: SiglipConfig) -> Layout:
     """SiglipVisionModel."""
-    theirs = {"architectures": ["SiglipVisionModel"]}
-    rows = siglip.vision_rows("", "vision_model.", config.map_head)
-    return Layout(config, theirs | siglip.their_vision_config(config), rows)
+    hf = {"architectures": ["SiglipVisionModel"]}
+    rows = hf_siglip.vision_rows("", "vision_model.", config.map_head)
+    return Layout(config, hf | hf_siglip.vision_config_to_hf(config), rows)
 
 
 def two_towers(image: SiglipConfig, text: TextTowerConfig) -> Layout:
     """SiglipModel."""
-    theirs = {
+    hf = {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
-        "vision_config": siglip.their_vision_config(image),
-        "text_config": siglip.their_text_config(text),
+        "vision_config": hf_siglip.vision_config_to_hf(image),
+        "text_config": hf_siglip.text_config_to_hf(text),
     }
     rows = [
-        *siglip.vision_rows("img/", "vision_model.", image.map_head),
-        *siglip.text_rows("txt/", "text_model."),
-        *siglip.SCALARS,
+        *hf_siglip.vision_rows("img/", "vision_model.", image.map_head),
+        *hf_siglip.text_rows("txt/", "text_model."),
+        *hf_siglip.SCALARS,
     ]
-    return Layout((image, text), theirs, rows)
+    return Layout((image, text), hf, rows)
 
 
-def decoder(config: GemmaConfig) -> Layout:
-    """GemmaForCausalLM, Gemma2ForCausalLM or Gemma3ForCausalLM."""
-    theirs = gemma.their_config(config)
-    theirs = {"architectures": [_CLASSES[theirs["model_type"]]]} | theirs
-    return Layout(config, theirs, gemma.decoder_rows("", "model.", config))
+def decoder(config: DecoderConfig) -> Layout:
+    """The class of the decoder's family."""
+    hf = hf_decoder.config_to_hf(config)
+    family = hf_decoder.FAMILIES[hf["model_type"]]
+    hf = {"architectures": [family.architecture]} | hf
+    return Layout(config, hf, hf_decoder.rows("", "model.", config))
 
 
 def vlm(config: HiveConfig, image_token_id: int) -> Layout:
@@ -98,27 +96,28 @@ def vlm(config: HiveConfig, image_token_id: int) -> Layout:
             "LLaVA. Export this one as 'hive', or its encoder alone"
         )
     depth = config.resolved_connections()[0][0]
-    theirs = {
+    text_config = hf_decoder.config_to_hf(config.decoder)
+    hf = {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
-        "vision_config": siglip.their_vision_config(config.encoder),
-        "text_config": gemma.their_config(config.decoder),
+        "vision_config": hf_siglip.vision_config_to_hf(config.encoder),
+        "text_config": text_config,
         "image_token_index": image_token_id,
         "image_seq_length": config.encoder.num_patches,
         "vision_feature_layer": depth - config.encoder.depth - 1,
         "vision_feature_select_strategy": "full",
         "projector_hidden_act": "gelu_pytorch_tanh",
         "multimodal_projector_bias": True,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": text_config["tie_word_embeddings"],
     }
     rows = [
-        *siglip.vision_rows(
+        *hf_siglip.vision_rows(
             "img/", "vision_tower.vision_model.", config.encoder.map_head
         ),
-        *fusion.llava_rows("fusion/", ""),
-        *gemma.decoder_rows("llm/", "language_model.model.", config.decoder),
+        *llava_rows("fusion/", ""),
+        *hf_decoder.rows("llm/", "language_model.model.", config.decoder),
     ]
-    return Layout(config, theirs, rows)
+    return Layout(config, hf, rows)
 
 
 def hive(config: HiveConfig) -> Layout:
@@ -133,7 +132,8 @@ def hive(config: HiveConfig) -> Layout:
             "'self_attention' is exported as 'vlm'"
         )
     code = "modeling_hive.HiveForConditionalGeneration"
-    theirs = {
+    text_config = hf_decoder.config_to_hf(config.decoder)
+    hf = {
         "architectures": ["HiveForConditionalGeneration"],
         "model_type": "hive",
         "auto_map": {
@@ -143,16 +143,16 @@ def hive(config: HiveConfig) -> Layout:
         },
         "fusion": config.fusion,
         "connections": [list(pair) for pair in config.resolved_connections()],
-        "vision_config": siglip.their_vision_config(config.encoder),
-        "text_config": gemma.their_config(config.decoder),
-        "tie_word_embeddings": True,
+        "vision_config": hf_siglip.vision_config_to_hf(config.encoder),
+        "text_config": text_config,
+        "tie_word_embeddings": text_config["tie_word_embeddings"],
     }
     rows = [
-        *siglip.vision_rows("img/", "vision_model.", config.encoder.map_head),
-        *fusion.hive_rows("fusion/"),
-        *gemma.decoder_rows("llm/", "language_model.", config.decoder),
+        *hf_siglip.vision_rows("img/", "vision_model.", config.encoder.map_head),
+        *hive_rows("fusion/"),
+        *hf_decoder.rows("llm/", "language_model.", config.decoder),
     ]
-    return Layout(config, theirs, rows)
+    return Layout(config, hf, rows)
 
 
 def write(
@@ -165,13 +165,15 @@ def write(
     """
     make, shapes = tensors(layout, arrays, dtype)
     write_json(folder / "config.json", layout.config | {"torch_dtype": dtype.name})
-    return writing.write_tensors(folder, make, shapes, dtype)
+    return safetensors.write_tensors(folder, make, shapes, dtype)
 
 
 def tensors(layout: Layout, arrays: Mapping[str, np.ndarray], dtype: np.dtype):
     """Their tensors of a layout: functions that make them, and shapes, by name."""
-    pieces = table.pieces(layout.rows, param_shapes(layout.model))
-    return table.to_theirs(pieces, arrays, dtype), table.their_shapes(pieces)
+    tensor_slices = mapping.tensor_slices(layout.rows, param_shapes(layout.model))
+    return mapping.make_tensors(tensor_slices, arrays, dtype), mapping.tensor_shapes(
+        tensor_slices
+    )
 
 
 def nearest_preprocessing(preprocessing: str) -> str:
@@ -205,10 +207,11 @@ def fold_embedding_scale(
     arrays: Mapping[str, np.ndarray], config: HiveConfig, back: bool = False
 ) -> dict[str, np.ndarray]:
     """The arrays of a vlm for transformers 4, which multiplies the image's tokens by
-    sqrt(width) as well where the decoder is a Gemma 1 or 2: the projector's last layer
+    sqrt(width) as well for some families (Gemma 1 and 2): the projector's last layer
     is divided by that, or multiplied on the way `back`. Others are returned as they
     are."""
-    if gemma.family_of(config.decoder) == "gemma3_text":
+    family = hf_decoder.family_of(config.decoder)
+    if not hf_decoder.FAMILIES[family].scales_image_tokens:
         return dict(arrays)
     factor = np.float32(config.decoder.width ** (0.5 if back else -0.5))
     last = "fusion/projector/linear_2/"
@@ -216,3 +219,41 @@ def fold_embedding_scale(
         name: array * factor if name.startswith(last) else array
         for name, array in arrays.items()
     }
+
+
+def llava_rows(param_prefix: str, hf_prefix: str) -> list[Row]:
+    """The one projector of PrefixFusion, a stack of one."""
+    rows = []
+    for name in ("linear_1", "linear_2"):
+        rows += [
+            Row(f"{name}/kernel", f"{name}.weight", "O I -> I O", slot=0),
+            Row(f"{name}/bias", f"{name}.bias", slot=0),
+        ]
+    return prefixed(
+        rows, f"{param_prefix}projector/", f"{hf_prefix}multi_modal_projector."
+    )
+
+
+def hive_rows(param_prefix: str) -> list[Row]:
+    """Projectors and cross-attention blocks of "hive" and "cascaded", numbered by
+    connection, as `hive_jax/export/torch/modeling_hive.py` names them."""
+    projector = [
+        Row("norm/scale", "norm.weight"),
+        Row("norm/bias", "norm.bias"),
+        *dense("linear_1", "linear_1"),
+        *dense("linear_2", "linear_2"),
+    ]
+    attention = [
+        Row("norm/scale", "norm.weight"),
+        Row("q_einsum/w", "q_proj.weight", EINSUM),
+        Row("kv_einsum/w", "k_proj.weight", EINSUM, slot=0),
+        Row("kv_einsum/w", "v_proj.weight", EINSUM, slot=1),
+        Row("attn_vec_einsum/w", "o_proj.weight", EINSUM_OUT),
+        Row("query_norm/scale", "q_norm.weight"),
+        Row("key_norm/scale", "k_norm.weight"),
+        Row("gate", "gate"),
+    ]
+    return [
+        *prefixed(projector, f"{param_prefix}projector/", "projectors.{}."),
+        *prefixed(attention, f"{param_prefix}cross_attention/", "cross_attentions.{}."),
+    ]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.io import read_json
-from hive_jax.weights.huggingface import PROCESSORS
-from hive_jax.weights.tensors import CERTIFICATE, PICKLED, refused
+from hive_jax.weights.hf_decoder import FAMILIES
+from hive_jax.weights.hf_models import PROCESSORS
+from hive_jax.weights.safetensors import CERTIFICATE, PICKLED, refused
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
@@ -24,7 +25,14 @@ TOKENIZER_FILES = (
 )
 # Models that hold an image tower, a decoder, or both.
 _VISION = ("siglip", "siglip_vision_model", "llava", "paligemma", "gemma3", "hive")
-_TEXT = ("gemma", "gemma2", "gemma3_text", "llava", "paligemma", "gemma3", "hive")
+# ... with the model_type of their decoder, if their config.json leaves it out.
+_WITH_DECODER = {
+    **{family: family for family in FAMILIES},
+    "llava": "llava",
+    "paligemma": "gemma",
+    "gemma3": "gemma3_text",
+    "hive": "hive",
+}
 
 
 def locate(path: str | os.PathLike) -> Path:
@@ -88,15 +96,14 @@ def text_part(config: dict, source: str) -> dict:
     """The configuration of the decoder in a folder's config.json, complete.
 
     Raises:
-      CheckpointError: there is no Gemma 1, 2 or 3 in it.
+      CheckpointError: there is no decoder of FAMILIES in it.
     """
-    kind = _model_type(config, _TEXT, "a decoder", source)
+    kind = _model_type(config, tuple(_WITH_DECODER), "a decoder", source)
     part = config["text_config"] or {} if "text_config" in config else config
     if kind == "paligemma" and isinstance(part, dict):
         # Said of its prefix, image and prompt, and by newer versions alone.
         part = part | {"use_bidirectional_attention": None}
-    defaults = {"paligemma": "gemma", "gemma3": "gemma3_text"}
-    return _complete(part, defaults.get(kind, kind), source, _TEXT[:3])
+    return _complete(part, _WITH_DECODER[kind], source, tuple(FAMILIES))
 
 
 def _model_type(config: dict, known: tuple, what: str, source: str) -> str:
