@@ -60,6 +60,26 @@ def test_waiting_counts_only_while_the_device_is_idle(monkeypatch):
     assert rates == {"images_per_second": 5 * 4 / 10, "data_wait": 2.0 / 10}
 
 
+def test_mfu_is_counted_flops_over_time_and_peak(monkeypatch):
+    clock = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    throughput = Throughput(batch_size=4, peak_flops=100.0)
+    throughput.count_flops(1e9)  # compiles: not counted
+    throughput.since_last(1)
+    for flops in (100.0, 100.0, 50.0):  # texts of two lengths
+        throughput.count_flops(flops)
+    throughput.restart = lambda step: None
+    assert throughput.since_last(4)["mfu"] == 250 / 10 / 100
+
+
+def test_mfu_is_left_out_where_the_peak_or_the_flops_are_not_known(monkeypatch):
+    for peak, flops in ((None, 100.0), (100.0, None)):
+        throughput = Throughput(batch_size=4, peak_flops=peak)
+        throughput.since_last(1)
+        throughput.count_flops(flops)
+        assert "mfu" not in throughput.since_last(2)
+
+
 def test_distances_by_part():
     before = {"llm": {"layers": {"w": np.full(4, 2.0)}}, "img": {"a": np.zeros(2)}}
     after = {"llm": {"layers": {"w": np.full(4, 3.0)}}, "img": {"a": np.full(2, 2.0)}}

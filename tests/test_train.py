@@ -95,6 +95,8 @@ def test_files_of_a_run(stages):
     assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
     rows = [json.loads(s) for s in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert {"train/loss", "train/learning_rate", "train/grad_norm"} <= rows[0].keys()
+    assert {"train/images_per_second", "train/mfu"} <= rows[1].keys()
+    assert 0 < rows[1]["train/mfu"] < 2
     assert "validation/image_gain" in rows[-1]
 
 

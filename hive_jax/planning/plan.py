@@ -159,15 +159,12 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
         config = dataclasses.replace(config, dtype=dtype)
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     program = Program(config, mesh)
-    flops = None
-    if config.objective == "caption":
-        flops = step_flops(config, program.assigned)
     plan = Plan(
         config=config,
         topology=topology,
         mesh=dict(mesh.shape),
         state=state_of(program),
-        flops=flops,
+        flops=step_flops(config, program.assigned),
         compiled=compile_step(program),
     )
     split = _splitter(config, topology, program)

@@ -33,30 +33,42 @@ class Flops:
         return self.total - self.encoder
 
 
-def example_flops(config: RunConfig, assigned: Mapping[str, Rule]) -> Flops:
+def example_flops(
+    config: RunConfig, assigned: Mapping[str, Rule], num_tokens: int | None = None
+) -> Flops:
     """FLOPs of one example of a captioning run in a train step.
 
     Args:
       config: with both towers known; all num_tokens - 1 targets count as supervised.
       assigned: the rule of each parameter (`Program.assigned`).
+      num_tokens: length that texts are padded to; default: config.data.num_tokens.
     """
-    return _Count(config, assigned).flops
+    return _Count(config, assigned, num_tokens or config.data.num_tokens).flops
 
 
-def step_flops(config: RunConfig, assigned: Mapping[str, Rule]) -> float:
-    """FLOPs of a whole optimizer step, over all devices."""
-    return config.batch_size * example_flops(config, assigned).total
+def step_flops(
+    config: RunConfig, assigned: Mapping[str, Rule], num_tokens: int | None = None
+) -> float | None:
+    """FLOPs of a whole optimizer step, over all devices; see `example_flops`.
+
+    None for the contrastive objective, whose towers are not counted.
+    """
+    if config.objective != "caption":
+        return None
+    return config.batch_size * example_flops(config, assigned, num_tokens).total
 
 
 class _Count:
     """Walks through the model in the order of its forward pass; `upstream` says
     whether anything before the present point trains, so that gradients pass there."""
 
-    def __init__(self, config: RunConfig, assigned: Mapping[str, Rule]):
+    def __init__(
+        self, config: RunConfig, assigned: Mapping[str, Rule], num_tokens: int
+    ):
         self._config = config.model
         self._trained = {n for n, r in assigned.items() if r.multiplier is not None}
         self.flops = Flops()
-        model, tokens = config.model, config.data.num_tokens
+        model, tokens = config.model, num_tokens
         connections = model.resolved_connections()
         features = self._encoder(connections) if connections else False
         fusion, upstream = model.fusion_class, self.trains("llm/embedder")

@@ -76,10 +76,13 @@ def _drop_after(path: Path, step: int) -> None:
 class Throughput:
     """Rates since the last reading; validation and compilation do not count."""
 
-    def __init__(self, batch_size: int):
+    def __init__(self, batch_size: int, peak_flops: float | None = None):
+        """`peak_flops`: FLOP/s of all devices; None where MFU is not logged."""
         self._batch_size = batch_size
+        self._peak_flops = peak_flops
         self._step = None
         self._idle = 0.0
+        self._flops = 0.0
 
     def waited(self, seconds: float, running) -> None:
         """Counts the wait for a batch, unless the device was busy through all of it.
@@ -90,15 +93,25 @@ class Throughput:
         if all(leaf.is_ready() for leaf in jax.tree.leaves(running)):
             self._idle += seconds
 
+    def count_flops(self, flops: float | None) -> None:
+        """Adds the model FLOPs of a step; None if they are not known."""
+        self._flops += flops or 0.0
+
     def restart(self, step: int) -> None:
         self._step = step
         self._began = time.perf_counter()
         self._idle = 0.0
+        self._flops = 0.0
 
     def since_last(self, step: int) -> dict[str, float]:
-        """images_per_second, and data_wait: the share of time in which the device had
-        nothing to do but wait for data. Nothing at the first reading, for that step
-        is the compilation's."""
+        """Rates of the steps up to this one.
+
+        Returns:
+          images_per_second; data_wait, the share of time in which the device had
+          nothing to do but wait for data; and mfu, model FLOPs utilization: the
+          counted FLOPs over time x peak FLOP/s (PaLM, arXiv 2204.02311, appendix B).
+          Empty at the first reading, for that step is the compilation's.
+        """
         if self._step is None or step == self._step:
             self.restart(step)
             return {}
@@ -108,5 +121,7 @@ class Throughput:
             "images_per_second": images / seconds,
             "data_wait": self._idle / seconds,
         }
+        if self._peak_flops and self._flops:
+            rates["mfu"] = self._flops / seconds / self._peak_flops
         self.restart(step)
         return rates

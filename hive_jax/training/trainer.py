@@ -1,6 +1,7 @@
 """The one trainer: restore or start, loop, report. Stages are configs."""
 
 import contextlib
+import functools
 import itertools
 import time
 from pathlib import Path
@@ -16,7 +17,9 @@ from hive_jax.io import exclusive_lock, write_json
 from hive_jax.training import optimizer
 from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
 from hive_jax.training.checkpointing.manager import Checkpoints
+from hive_jax.training.flops import step_flops
 from hive_jax.training.metrics import MetricsWriter, Throughput
+from hive_jax.training.peak_flops import peak_flops
 from hive_jax.training.run import Run
 from hive_jax.training.runs import TOKENIZER_FOLDER
 from hive_jax.training.signals import StopRequest
@@ -85,7 +88,10 @@ def _loop(
 ) -> TrainState:
     """Steps until the end or a stop request; logs, validates and saves on the way."""
     config, start = run.config, int(state.step)
-    throughput, metrics = Throughput(config.batch_size), None
+    throughput = Throughput(config.batch_size, _peak_flops(run))
+    metrics = None
+    # By the length of the texts, which buckets vary.
+    flops = functools.cache(functools.partial(step_flops, config, run.program.assigned))
     batches = run.loader.batches(
         start * config.accumulate, config.total_steps * config.accumulate
     )
@@ -95,6 +101,7 @@ def _loop(
             parts = tuple(itertools.islice(batches, config.accumulate))
             throughput.waited(time.perf_counter() - asked, metrics)
             state, metrics = run.program.train_step(state, parts)
+            throughput.count_flops(flops(parts[0].tokens.shape[1]))
             bar.update()
             stopping = stop.requested or checkpoints.reached_preemption(step)
             last = step == config.total_steps
@@ -102,9 +109,10 @@ def _loop(
             if saving or step % config.log_every == 0 or step == start + 1:
                 values = {name: float(value) for name, value in metrics.items()}
                 _require_sound(values, step, len(run.loader.bad) > 0)
-                bar.set_postfix(loss=f"{values['loss']:.3f}")
                 values["learning_rate"] = float(run.program.schedule(step - 1))
                 values |= throughput.since_last(step)
+                mfu = {"mfu": f"{values['mfu']:.1%}"} if "mfu" in values else {}
+                bar.set_postfix(loss=f"{values['loss']:.3f}", **mfu)
                 values["bad_samples"] = len(run.loader.bad)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
             if step % config.eval_every == 0 and not last:
@@ -118,6 +126,13 @@ def _loop(
     batches.close()
     checkpoints.wait()
     return state
+
+
+def _peak_flops(run: Run) -> float | None:
+    """What MFU is a share of; known to process 0, which alone writes it."""
+    if jax.process_index() != 0:
+        return None
+    return peak_flops(run.mesh.devices.flatten())
 
 
 def _validate(run: Run, params: dict, writer: MetricsWriter, step: int) -> dict:

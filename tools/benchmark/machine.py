@@ -2,11 +2,10 @@
 
 import importlib.metadata
 import platform
-from pathlib import Path
 
 import jax
 
-from tools.benchmark.worker_process import available_cpus
+from hive_jax.training.peak_flops import available_cpus, processor_name
 
 
 def machine() -> dict[str, str | int]:
@@ -15,7 +14,7 @@ def machine() -> dict[str, str | int]:
     names = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
     return {
         "platform": device.platform,
-        "device": _processor() if device.platform == "cpu" else device.device_kind,
+        "device": processor_name() if device.platform == "cpu" else device.device_kind,
         "cores": available_cpus(),
         "python": platform.python_version(),
         **{name: version for name in names if (version := _version(name))},
@@ -35,12 +34,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.machine()

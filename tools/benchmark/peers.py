@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hive_jax.errors import ConfigError, HiveError, MissingInputError
+from hive_jax.training.peak_flops import available_cpus
 from tools.benchmark.cases import SIZES, Size
 from tools.benchmark.variants import VARIANTS, Setting, make_jobs, write_inputs
 from tools.benchmark.worker_process import (
     OutOfMemory,
     Worker,
-    available_cpus,
     in_turns,
     on_cpus,
 )

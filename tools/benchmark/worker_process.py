@@ -119,13 +119,6 @@ def on_cpus(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def available_cpus() -> int:
-    """How many CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def in_turns(
     workers: Sequence[Worker], rounds: int, steps: int
 ) -> dict[str, list[dict]]:
