@@ -20,7 +20,8 @@ from hive_jax.config import (
     RunConfig,
     from_dict,
 )
-from hive_jax.data.types import KINDS, Batch
+from hive_jax.data.tabletop.templates import TAG_NAMES
+from hive_jax.data.types import Batch
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
@@ -109,7 +110,7 @@ def random_batch():
             tokens=rng.integers(0, 32, spec.tokens.shape, np.int32),
             target=target,
             image_mask=np.arange(run.data.num_tokens)[None] >= before,
-            kind=rng.integers(0, len(KINDS), spec.kind.shape, np.int32),
+            tag=rng.integers(0, len(TAG_NAMES), spec.tokens.shape, np.int32),
         )
 
     return make
@@ -141,7 +142,7 @@ class Training:
         self.run = run
         self.batch = batch
         mesh = mesh or sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-        self.program = Program(run, mesh)
+        self.program = Program(run, mesh, len(TAG_NAMES))
         self.model, self.optimizer = self.program.model, self.program.optimizer
         self.assigned = self.program.assigned
         self.shapes = flatten_dict(self.program.abstract_params, sep="/")

@@ -302,7 +302,7 @@ def test_scenes_are_those_that_no_run_has_seen():
     assert [one.name for one in found] == ["scene 5", "scene 6", "scene 7"]
     for one in found:
         assert one.image.shape == (24, 24, 3) and one.caption
-        for start, end, kind in one.kinds:
+        for start, end, kind in one.tags:
             assert one.caption[start:end].strip(), kind
 
 

@@ -16,8 +16,8 @@ from test_export import run_config
 
 from configs import probe as probe_config
 from hive_jax.config import ProbeConfig, from_dict
-from hive_jax.data.sources.base import classes_of
-from hive_jax.data.sources.registry import SourceOptions, whole_source
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.tabletop.scene import MATERIALS, SHAPES
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, ConfigError, DataError, HiveError
@@ -81,9 +81,9 @@ def pets(tmp_path_factory):
 
 def test_classes_of_the_built_in_world():
     source = whole_source("tabletop:classes,split=test,take=first:50", HOW)
-    assert classes_of(source) == tuple(f"{m} {s}" for m in MATERIALS for s in SHAPES)
+    assert source.classes == tuple(f"{m} {s}" for m in MATERIALS for s in SHAPES)
     samples = [source[index] for index in range(50)]
-    assert {sample.label for sample in samples} <= set(classes_of(source))
+    assert {sample.label for sample in samples} <= set(source.classes)
     assert len({sample.label for sample in samples}) > 15
     for sample in samples:
         article = "an" if sample.label[0] in "aeiou" else "a"
@@ -94,7 +94,7 @@ def test_classes_of_the_built_in_world():
 
 def test_classes_of_a_folder(pets):
     source = whole_source(f"folder:{pets}", HOW)
-    assert classes_of(source) == ("black_cat", "white cat")
+    assert source.classes == ("black_cat", "white cat")
     assert [source[i].label for i in (0, 47)] == ["black_cat", "white cat"]
     assert source[0].segments[0].text == "a photo of a black cat\n"
 
@@ -111,14 +111,14 @@ def test_classes_of_a_table(column, labels, classes, pets, tmp_path):
     rows = [f"black_cat/{i}.png,{label}" for i, label in enumerate(labels)]
     (tmp_path / "a.csv").write_text("\n".join([f"image,{column}", *rows]))
     source = whole_source(f"table:{tmp_path}/a.csv,images={pets}", HOW)
-    assert classes_of(source) == classes
+    assert source.classes == classes
     assert [source[i].label for i in range(3)] == (labels if classes else [""] * 3)
 
 
 def test_parts_and_mixtures_keep_their_classes(pets):
     one = f"folder:{pets}"
-    assert len(classes_of(whole_source(f"{one},take=first:3", HOW))) == 2
-    assert len(classes_of(whole_source(f"{one} + {one}", HOW))) == 2
+    assert len(whole_source(f"{one},take=first:3", HOW).classes) == 2
+    assert len(whole_source(f"{one} + {one}", HOW).classes) == 2
 
 
 # Features and classifiers.

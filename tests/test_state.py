@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from hive_jax.data.types import KINDS, Batch
+from hive_jax.data.tabletop.templates import TAG_NAMES
+from hive_jax.data.types import Batch
 from hive_jax.training import objectives, state, validation
 from hive_jax.training.optimizer import trains
 
@@ -175,9 +176,9 @@ def test_images_become_minus_one_to_one():
 
 
 def test_evaluation_of_captions(hive2, hive2_losses):
-    """Right, wrong and no image; sums by kind of word."""
+    """Right, wrong and no image; sums by tag."""
     batch = hive2.batch
-    evaluate = jax.jit(validation.make_eval_step(hive2.model))
+    evaluate = jax.jit(validation.make_eval_step(hive2.model, len(TAG_NAMES)))
     sums = jax.device_get(evaluate(hive2.start().params, batch))
     neighbours = np.concatenate([batch.image[-1:], batch.image[:-1]])
     cases = {
@@ -186,12 +187,12 @@ def test_evaluation_of_captions(hive2, hive2_losses):
         "none": batch.replace(image_mask=np.zeros_like(batch.image_mask)),
     }
     assert set(sums) == set(cases)
-    weight, kind = batch.target[:, 1:], batch.kind[:, 1:]
+    weight, tag = batch.target[:, 1:], batch.tag[:, 1:]
     for name, case in cases.items():
         nll = np.asarray(hive2_losses(case))
         got_nll, got_count = sums[name]
-        for index in range(len(KINDS)):
-            chosen = weight & (kind == index)
+        for index in range(len(TAG_NAMES)):
+            chosen = weight & (tag == index)
             assert got_count[index] == chosen.sum()
             np.testing.assert_allclose(got_nll[index], nll[chosen].sum(), rtol=1e-5)
     totals = {name: nll.sum() for name, (nll, _) in sums.items()}

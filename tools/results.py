@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.console import report_errors
-from hive_jax.data.types import KINDS
+from hive_jax.data.tabletop.templates import TAG_NAMES
 from hive_jax.errors import MissingInputError
 from hive_jax.io import read_json
 
@@ -31,7 +31,7 @@ def row(workdir: str) -> list[str]:
     if not path.is_file():
         raise MissingInputError(f"{path} is not there: the run has not finished")
     values = read_json(path)["validation"]
-    names = [*_LOSSES, *(f"image_gain/{kind}" for kind in KINDS[1:])]
+    names = [*_LOSSES, *(f"image_gain/{kind}" for kind in TAG_NAMES[1:])]
     cells = [f"{values[name]:.3f}" if name in values else "" for name in names]
     return [Path(workdir).name, *cells]
 
@@ -41,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", nargs="+")
     rows = [row(workdir) for workdir in parser.parse_args().workdir]
-    header = ["run", *_LOSSES.values(), *(f"gain, {kind}" for kind in KINDS[1:])]
+    header = ["run", *_LOSSES.values(), *(f"gain, {kind}" for kind in TAG_NAMES[1:])]
     lines = [header, ["---"] * len(header), *rows]
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return 0

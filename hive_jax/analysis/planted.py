@@ -11,9 +11,8 @@ from hive_jax.analysis.shown import Shown, batch_of
 from hive_jax.config import RunConfig
 from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import Scene, Thing, scene
-from hive_jax.data.tabletop.templates import mark
+from hive_jax.data.tabletop.templates import TAG_NAMES, mark
 from hive_jax.data.tokenizer import Tokenizer
-from hive_jax.data.types import KINDS
 
 _AT_ONCE = 50
 
@@ -59,8 +58,8 @@ def planted_check(
         for one, thing, mask in zip(words, things, masks, strict=True):
             place = one.words.index(thing.colour)
             looked.append(_density(one.shares[:, :, place].mean(axis=1), mask[None]))
-        batch = batch_of(shown, tokenizer)
-        target = batch.target & (batch.kind == KINDS.index("material"))
+        batch = batch_of(shown, tokenizer, TAG_NAMES)
+        target = batch.target & (batch.tag == TAG_NAMES.index("material"))
         found = feature_gradients(config, params, batch.replace(target=target))
         sizes.append(_density(found, masks[None]))
     depths = [depth for depth, _ in config.model.resolved_connections()]
@@ -125,7 +124,7 @@ def _described(whole: Scene, size: int) -> Shown:
         for one in whole.things
     ]
     segment = mark(f"there is {' and '.join(nouns)} on the table.")
-    return Shown("planted", render(whole, size), segment.text.strip(), segment.kinds)
+    return Shown("planted", render(whole, size), segment.text.strip(), segment.tags)
 
 
 def _grid(config: RunConfig) -> int:

@@ -23,17 +23,17 @@ class Shown:
     Attributes:
       image: uint8[size, size, 3] of the model's size.
       caption: without a newline at the end; empty for none.
-      kinds: (start, end, kind) spans of the caption, where they are known.
+      tags: (start, end, kind) spans of the caption, where they are known.
     """
 
     name: str
     image: np.ndarray
     caption: str
-    kinds: tuple[tuple[int, int, str], ...] = ()
+    tags: tuple[tuple[int, int, str], ...] = ()
 
     def sample(self) -> Sample:
         text = f"{self.caption.strip()}\n" if self.caption.strip() else ""
-        return Sample(self.image, (Segment(text, kinds=self.kinds),))
+        return Sample(self.image, (Segment(text, tags=self.tags),))
 
 
 def shown_file(path: str, caption: str, config: RunConfig) -> Shown:
@@ -55,17 +55,19 @@ def shown_scenes(config: RunConfig, count: int, first: int = 0) -> list[Shown]:
         sample = source[index]
         (segment,) = sample.segments
         found.append(
-            Shown(f"scene {index}", sample.image, segment.text.strip(), segment.kinds)
+            Shown(f"scene {index}", sample.image, segment.text.strip(), segment.tags)
         )
     return found
 
 
-def batch_of(shown: Sequence[Shown], tokenizer: Tokenizer) -> Batch:
+def batch_of(
+    shown: Sequence[Shown], tokenizer: Tokenizer, tag_names: tuple[str, ...] = ()
+) -> Batch:
     """All of them, padded to the longest caption."""
     samples = [one.sample() for one in shown]
     longest = max(count_tokens(sample, tokenizer) for sample in samples)
     rows = [
-        encode_sample(sample, tokenizer, min(max(longest, 2), _LONGEST))
+        encode_sample(sample, tokenizer, min(max(longest, 2), _LONGEST), tag_names)
         for sample in samples
     ]
     text = {key: np.stack([row[key] for row in rows]) for key in rows[0]}

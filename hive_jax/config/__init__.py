@@ -10,6 +10,7 @@ from hive_jax.config.schema import (
     ProbeConfig,
     Rule,
     RunConfig,
+    Source,
 )
 from hive_jax.config.tree import HARMLESS, differences, from_dict, nearest, to_dict
 
@@ -23,6 +24,7 @@ __all__ = [
     "ProbeConfig",
     "Rule",
     "RunConfig",
+    "Source",
     "check",
     "differences",
     "from_dict",

@@ -46,14 +46,34 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """One dataset; hive_jax/data/sources/registry.py has the kinds and their options.
+
+    Attributes:
+      kind: the format, e.g. "llava", or the name of a dataset, e.g. "food101".
+      path: of the dataset; of "tabletop", what its text says.
+      options: (name, value) pairs, e.g. ("images", "images.zip"); in config files, a
+        dict.
+      weight: share of a mixture, relative to those of the others; None to read every
+        sample of each once.
+    """
+
+    kind: str
+    path: str = ""
+    options: tuple[tuple[str, str], ...] = ()
+    weight: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is read. Text is cut at `num_tokens`, its first token included.
 
     Attributes:
-      source: "tabletop", the built-in world, or tabletop:TEXT with what is said of a
-        scene ("captions", "vague", "questions", "text"); or a set in LLaVA's format,
+      source: one Source, or several that are mixed; or a string of them, as on the
+        command line: "tabletop", the built-in world, or tabletop:TEXT with the kind of
+        its text ("captions", "vague", "questions", "text"); a dataset in LLaVA's format,
         llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat,take=first:1000 (see
-        hive_jax/data/sources/llava.py). Several are mixed, "2*llava:... + 1*llava:...".
+        hive_jax/data/sources/llava.py); a mixture, "2*llava:... + 1*llava:...".
       seed: of the built-in world, and of take=random:1000.
       preprocessing: of image files, "hf_bicubic", "hf_bilinear" or "bv_bilinear", and
         the first two with bars to a square, "hf_bicubic_pad" (see
@@ -73,7 +93,7 @@ class DataConfig:
       threads: that read and decode.
     """
 
-    source: str = "tabletop"
+    source: str | tuple[Source, ...] = "tabletop"
     seed: int = 0
     preprocessing: str = ""
     tokenizer: str = ""

@@ -1,7 +1,7 @@
-"""Samples that cannot be trained on: what is wrong with each, and how many there are.
+"""Invalid samples: what is wrong with each, and how many there are.
 
-A bad sample keeps its place in its batch with a loss weight of 0. None stands in for
-it, so the order of the others is what it would be without it.
+An invalid sample keeps its place in its batch with a loss weight of 0, so the order of
+the others is what it would be without it.
 """
 
 import collections
@@ -13,19 +13,20 @@ from pathlib import Path
 from hive_jax.errors import DataError, OutputError
 from hive_jax.io import json_lines, write_text
 
-# The samples that a share is taken of are these many at least: one bad sample among
-# the first eight is not yet an eighth of the set.
-_AT_LEAST = 1000
-# Of a line of the file, what is read again.
+# The fraction is taken of so many samples at least: one invalid sample among the first
+# eight is not yet an eighth of the dataset.
+_MIN_SAMPLES = 1000
+# The keys of a line of the file that are read again.
 _KEYS = {"split": str, "position": int, "index": int, "reason": str}
 
 
 class InvalidSample(DataError):
-    """One sample that cannot be read.
+    """One sample that cannot be trained on.
 
-    Attributes:
+    Args:
       reason: a short name to count by, e.g. "missing" or "damaged".
-      where: the file and the record.
+      where: the file and record.
+      detail: what is wrong with it.
     """
 
     def __init__(self, reason: str, where: str, detail: str):
@@ -35,12 +36,13 @@ class InvalidSample(DataError):
 
 
 class InvalidSampleLog:
-    """Counts the bad samples of a split by their reasons, each of them once.
+    """Counts the invalid samples of a split by reason, each of them once.
 
     Args:
-      size: samples of the split.
-      max_fraction: the share that a run may have of them.
-      name: index -> what names a sample; a mixture has some at several indices.
+      split: its name.
+      size: its samples.
+      max_fraction: share of them that a run may have.
+      name: index -> a name of the sample; a mixture has some at several indices.
     """
 
     def __init__(
@@ -57,41 +59,49 @@ class InvalidSampleLog:
         self._path = None
 
     def keep_in(self, path: Path, position: int | None) -> None:
-        """Appends them to a file from now on, a JSON object a line.
+        """Appends invalid samples to a file from now on, a JSON object a line.
 
-        Lines of the split at `position` of the run or after it, left by a run that was
-        killed after its last checkpoint, are removed; the others count. None keeps all.
+        Args:
+          path: the file. Its lines of this split count, but those at `position` or
+            later, left by a run that was killed after its last checkpoint, are removed.
+          position: that the run continues at; None keeps all lines.
 
         Raises:
           OutputError: the file cannot be read or written.
         """
         kept = []
         try:
-            for line in _lines(path):
+            for line in _read_lines(path):
                 if line["split"] != self._split:
                     kept.append(line)
                 elif position is None or line["position"] < position:
                     kept.append(line)
                     self.include({line["index"]: line["reason"]})
-            write_text(path, json_lines(kept))
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error}") from error
+        write_text(path, json_lines(kept))
         self._path = path
 
-    def add(self, position: int, index: int, bad: InvalidSample) -> None:
-        """Counts sample `index`, which the run has read at `position`."""
+    def add(self, position: int, index: int, invalid: InvalidSample) -> None:
+        """Counts a sample.
+
+        Args:
+          position: of the run, at which it was read.
+          index: of the sample.
+          invalid: what is wrong with it.
+        """
         if index in self._reasons:
             return
-        known = self._name(index) in self._named
-        self.include({index: bad.reason})
-        if self._path and not known:
+        is_known = self._name(index) in self._named
+        self.include({index: invalid.reason})
+        if self._path and not is_known:
             line = {
                 "split": self._split,
                 "position": position,
                 "index": index,
-                "reason": bad.reason,
-                "where": bad.where,
-                "detail": bad.detail,
+                "reason": invalid.reason,
+                "where": invalid.where,
+                "detail": invalid.detail,
             }
             try:
                 with self._path.open("a", encoding="utf-8") as file:
@@ -100,31 +110,38 @@ class InvalidSampleLog:
                 print(f"{self._path} cannot be written: {error}", file=sys.stderr)
 
     def include(self, reasons: Mapping[int, str]) -> None:
-        """Counts what was found elsewhere: index -> reason."""
+        """Counts samples of another process, or of the file: index -> reason."""
         for index, reason in reasons.items():
-            if 0 <= index < self._size:  # of this set, and not of the one before
+            # The file may be of another dataset, which had more samples.
+            if 0 <= index < self._size:
                 self._reasons[index] = reason
                 self._named.setdefault(self._name(index), reason)
 
     @property
     def reasons(self) -> dict[int, str]:
-        """Index -> reason of all that were found."""
+        """Index -> reason of all invalid samples so far."""
         return dict(self._reasons)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Reason -> samples, the most frequent first."""
-        return _counts(self._named)
+        """Reason -> number of samples, the most frequent first."""
+        return _count(self._named)
 
     def check(self, read: int, last: InvalidSample) -> None:
-        """Raises DataError if too many of the `read` samples so far are bad."""
-        seen = max(min(read, self._size), min(_AT_LEAST, self._size))
-        bad = len(self._reasons)
-        if bad > self._max_fraction * seen:
-            reasons = listed(_counts(self._reasons))
+        """Raises DataError if too many samples are invalid.
+
+        Args:
+          read: samples read so far.
+          last: the latest invalid one, for the message.
+        """
+        seen = max(min(read, self._size), min(_MIN_SAMPLES, self._size))
+        invalid = len(self._reasons)
+        if invalid > self._max_fraction * seen:
+            reasons = format_counts(_count(self._reasons))
             raise DataError(
-                f"{bad} of {seen} {self._split} samples cannot be used: {reasons}; the "
-                f"last: {last}. data.max_bad_fraction allows {self._max_fraction:.2%}"
+                f"{invalid} of {seen} {self._split} samples cannot be used: {reasons}; "
+                f"the last: {last}. data.max_bad_fraction allows "
+                f"{self._max_fraction:.2%}"
                 + (f"; each is named in {self._path}" if self._path else "")
             )
 
@@ -132,22 +149,22 @@ class InvalidSampleLog:
         return len(self._named)
 
 
-def listed(counts: Mapping[str, int]) -> str:
-    """Reason -> samples in words: "2 missing, 1 damaged"."""
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Reason -> number as text: "2 missing, 1 damaged"."""
     return ", ".join(f"{n} {reason}" for reason, n in counts.items()) or "none"
 
 
-def _counts(reasons: Mapping) -> dict[str, int]:
+def _count(reasons: Mapping) -> dict[str, int]:
     return dict(collections.Counter(reasons.values()).most_common())
 
 
 def _printable(text: str) -> str:
-    """The text with halves of characters as "\\ud800", which no file can have."""
+    """The text with surrogates, which no file can hold, as "\\ud800"."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _lines(path: Path) -> list[dict]:
-    """What `add` has written, without a line that a kill cut short, or any other."""
+def _read_lines(path: Path) -> list[dict]:
+    """The lines that `add` wrote, without one that a kill cut short."""
     if not path.exists():
         return []
     lines = []

@@ -1,19 +1,38 @@
-"""Work in threads, ahead of who needs it, with the results in order."""
+"""Ordered thread-pool map with bounded prefetch."""
 
 import collections
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def ordered_map(function: Callable, indices: Iterable[int], threads: int) -> Iterator:
-    """function(index) for each index in order, a few of them ahead in threads."""
-    pool, ahead = ThreadPoolExecutor(threads), collections.deque()
+def ordered_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    prefetch: int | None = None,
+) -> Iterator[Result]:
+    """Yields function(item) for each item in order, computed ahead in threads.
+
+    Closing the iterator, or an error in `function`, cancels what has not begun.
+
+    Args:
+      function: called in a thread.
+      items: read lazily, in the caller's thread.
+      threads: number of threads.
+      prefetch: calls in flight, or done and not yet yielded; None for two a thread.
+    """
+    prefetch = 2 * threads if prefetch is None else prefetch
+    pool, pending = ThreadPoolExecutor(threads), collections.deque()
     try:
-        for index in indices:
-            ahead.append(pool.submit(function, index))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > prefetch:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

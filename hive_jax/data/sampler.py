@@ -1,7 +1,7 @@
-"""Which sample stands where in a run: a function of the seed and the position alone.
+"""The order of samples in a run, a function of the seed and the position alone.
 
-Sample number p of the whole run is row p of an endless sequence of epochs, each with
-every sample once, in an order of its own. Batches are cut from it one after the other,
+Sample number p of the whole run is element p of an endless sequence of epochs, each with
+every sample once in an order of its own. Batches are cut from it one after the other,
 some of them across the end of an epoch.
 """
 
@@ -14,7 +14,11 @@ from jax.experimental import multihost_utils
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sources.base import DataSource
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, truncate_text
+
+# Samples that a thread counts at a time: a task for each would cost more than the count.
+_CHUNK = 256
 
 
 class ShuffledSampler:
@@ -22,23 +26,29 @@ class ShuffledSampler:
 
     Args:
       size: samples of the split.
-      seed: of the shuffles; None keeps the order of the source.
+      seed: of the shuffles; None keeps the order of the dataset.
     """
 
     def __init__(self, size: int, seed: int | None = None):
         self.size, self.seed = size, seed
-        self._epoch = functools.lru_cache(maxsize=2)(self._arranged)
+        # Prefetch reads ahead into the next epoch, so two are needed at a time.
+        self._epoch = functools.lru_cache(maxsize=2)(self._permutation)
 
     def index(self, position: int) -> int:
         """The sample at a position of the run."""
         epoch, row = divmod(position, self.size)
         return row if self.seed is None else int(self._epoch(epoch)[row])
 
-    def padded_to(self, position: int, num_tokens: int) -> int:
-        """Tokens of the batch at a position, where the longest are cut at `num_tokens`."""
+    def padded_length(self, position: int, num_tokens: int) -> int:
+        """Tokens that the batch at a position is padded to.
+
+        Args:
+          position: of any of its samples.
+          num_tokens: that longer texts are cut at.
+        """
         return num_tokens
 
-    def _arranged(self, epoch: int) -> np.ndarray:
+    def _permutation(self, epoch: int) -> np.ndarray:
         return self._rng(epoch).permutation(self.size)
 
     def _rng(self, epoch: int) -> np.random.Generator:
@@ -46,18 +56,18 @@ class ShuffledSampler:
 
 
 class LengthBucketSampler(ShuffledSampler):
-    """Batches of samples of about the same length, in a random order.
+    """Length bucketing: batches of similar lengths, in random order.
 
     The shuffled samples of an epoch are sorted by the bucket that holds their text, cut
-    into batches, and the batches shuffled. Every other epoch is sorted the other way
-    round, so that the batch across the end of an epoch is of similar ones as well.
+    into batches, and the batches shuffled. Every other epoch is sorted in descending
+    order, so that the batch across the end of an epoch has similar lengths as well.
 
     Args:
-      tokens: of each sample's text.
+      tokens: int[size], the length of each sample's text.
       seed: of the shuffles.
       batch_size: samples of an optimizer step, which are padded alike.
-      buckets: increasing numbers of tokens that texts are padded to; the longest are
-        padded, or cut, to what a batch has at most.
+      buckets: increasing numbers of tokens to pad to; texts longer than the last are
+        padded, or cut, to the most that a batch has.
     """
 
     def __init__(
@@ -72,12 +82,12 @@ class LengthBucketSampler(ShuffledSampler):
         self._batch_size, self._buckets = batch_size, tuple(buckets)
         self._bucket = np.searchsorted(buckets, tokens).astype(np.uint8)
 
-    def padded_to(self, position: int, num_tokens: int) -> int:
+    def padded_length(self, position: int, num_tokens: int) -> int:
         first = position - position % self._batch_size
         batch = [self.index(first + row) for row in range(self._batch_size)]
         return (*self._buckets, num_tokens)[self._bucket[batch].max()]
 
-    def _arranged(self, epoch: int) -> np.ndarray:
+    def _permutation(self, epoch: int) -> np.ndarray:
         rng = self._rng(epoch)
         order = rng.permutation(self.size)
         order = order[np.argsort(self._bucket[order], kind="stable")]
@@ -88,27 +98,30 @@ class LengthBucketSampler(ShuffledSampler):
         count = (self.size - begins) // self._batch_size
         ends = begins + count * self._batch_size
         whole = order[begins:ends].reshape(count, self._batch_size)
-        parts = order[:begins], rng.permutation(whole).ravel(), order[ends:]
-        return np.concatenate(parts)
-
-
-_AT_ONCE = 256  # samples that a thread takes
+        return np.concatenate(
+            [order[:begins], rng.permutation(whole).ravel(), order[ends:]]
+        )
 
 
 def count_all_tokens(
-    source,
+    source: DataSource,
     tokenizer: Tokenizer,
     num_tokens: int,
     threads: int,
     progress: Callable[[int], None],
 ) -> np.ndarray:
-    """Tokens of each sample, int32[len(source)], 0 of a bad one; the same in every
-    process of a job, each of which reads its share of the samples.
+    """The length of each sample's text; the same in every process of a job, each of
+    which reads its share of the samples.
 
     Args:
-      source: best of text alone; no image is looked at.
-      num_tokens: that texts will be cut at; of far longer ones a part is counted.
-      progress: called with the number of samples that were read.
+      source: the dataset, best opened without images: none is looked at.
+      tokenizer: for its text.
+      num_tokens: that texts will be cut at; the end of far longer ones is not counted.
+      threads: that read.
+      progress: called with the number of samples read since the last call.
+
+    Returns:
+      int32[len(source)], in tokens; 0 for an invalid sample.
     """
     process, processes = jax.process_index(), jax.process_count()
     share = -(-len(source) // processes)
@@ -121,14 +134,14 @@ def count_all_tokens(
         except InvalidSample:
             return 0
 
-    def count_some(first: int) -> list[int]:
-        return [count(index) for index in mine[first : first + _AT_ONCE]]
+    def count_chunk(first: int) -> list[int]:
+        return [count(index) for index in mine[first : first + _CHUNK]]
 
     done = 0
-    for some in ordered_map(count_some, range(0, len(mine), _AT_ONCE), threads):
-        counts[done : done + len(some)] = some
-        done += len(some)
-        progress(len(some))
+    for chunk in ordered_map(count_chunk, range(0, len(mine), _CHUNK), threads):
+        counts[done : done + len(chunk)] = chunk
+        done += len(chunk)
+        progress(len(chunk))
     if processes > 1:
         counts = multihost_utils.process_allgather(counts).ravel()
     return counts[: len(source)]

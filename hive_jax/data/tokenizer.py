@@ -1,7 +1,7 @@
 """Tokenizers from local files, and samples as token arrays.
 
-Labels come from the character span of each token in the whole text; nothing is
-tokenised twice, so no template or merge can shift them.
+Labels come from the character span of each token in the whole text; no part of it is
+tokenised on its own, so no template or merge can shift them.
 """
 
 import dataclasses
@@ -11,17 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hive_jax.data.types import KINDS, Sample
+from hive_jax.data.types import Sample
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import atomic_dir
 
 BUILTIN = "builtin:tabletop"
 _BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
-# What may stand beside them in a Hugging Face folder.
+# Optional files beside these in a Hugging Face folder.
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
-# Of a text, what is tokenised: many more characters than a token has, and a page of any.
+# Text beyond these is not tokenised: far more characters than tokens have on average,
+# and at least a few pages.
 _CHARACTERS, _CHARACTERS_PER_TOKEN = 2**16, 256
 
 
@@ -29,7 +30,7 @@ class Tokenizer:
     """A tokenizer.json or SentencePiece file.
 
     Attributes:
-      vocab_size: one more than the highest id that can occur.
+      vocab_size: one more than the highest id that text can have.
       pad_id, bos_id, eos_id: bos_id is None where the vocabulary has none.
       fingerprint: hash of the file.
     """
@@ -63,7 +64,7 @@ class Tokenizer:
         return self._backend.decode([int(id) for id in ids if int(id) not in special])
 
     def ids_with(self, text: str) -> list[int]:
-        """Ids of the tokens that have `text` in them."""
+        """Ids of the tokens that contain `text`."""
         ids = range(self.vocab_size)
         return [id for id in ids if text in self._backend.decode([id])]
 
@@ -80,8 +81,8 @@ class _TokenizerJson:
         self._tokenizer.no_padding()
         # "<eos>" in a caption is text, not the end of it.
         self._tokenizer.encode_special_tokens = True
-        # Ids that text can have: a special token after the vocabulary is none of them
-        # (Gemma 3's <image_soft_token> is beyond its embedding table).
+        # Text never has a special token after the vocabulary, and the embedding table
+        # no row for it (Gemma 3's <image_soft_token>).
         added = self._tokenizer.get_added_tokens_decoder()
         plain = [id for id, token in added.items() if not token.special]
         size = self._tokenizer.get_vocab_size(with_added_tokens=False)
@@ -125,12 +126,22 @@ class _SentencePiece:
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer at "builtin:tabletop", a file, or a (Hugging Face) folder."""
+    """The tokenizer at "builtin:tabletop", a file, or a (Hugging Face) folder.
+
+    Raises:
+      MissingInputError: there is none.
+      DataError: the file is not a tokenizer.
+    """
     return Tokenizer(tokenizer_file(source))
 
 
 def keep_tokenizer(source: str, folder: Path) -> None:
-    """Copies a tokenizer into `folder`, unless the same one is there already."""
+    """Copies a tokenizer into `folder`, unless the same one is there already.
+
+    Args:
+      source: as `load_tokenizer` takes it.
+      folder: replaced if it holds another tokenizer.
+    """
     if folder.is_dir():
         if (
             load_tokenizer(source).fingerprint
@@ -142,12 +153,18 @@ def keep_tokenizer(source: str, folder: Path) -> None:
 
 
 def is_builtin(source: str) -> bool:
-    """Whether it is a copy of the tokenizer that comes along."""
+    """Whether it is the tokenizer of this package, or a copy of it."""
     return load_tokenizer(source).fingerprint == load_tokenizer(BUILTIN).fingerprint
 
 
 def require_fitting(tokenizer: Tokenizer, name: str, num_rows: int) -> None:
-    """Raises ConfigError if a tokenizer has more tokens than an embedding table."""
+    """Raises ConfigError if a tokenizer has more tokens than an embedding table.
+
+    Args:
+      tokenizer: the tokenizer.
+      name: of it, for the message.
+      num_rows: of the embedding table.
+    """
     if tokenizer.vocab_size > num_rows:
         raise ConfigError(
             f"{name} has {tokenizer.vocab_size} tokens, the model a table of "
@@ -158,8 +175,12 @@ def require_fitting(tokenizer: Tokenizer, name: str, num_rows: int) -> None:
 def copy_tokenizer(source: str, folder: Path) -> None:
     """Copies a tokenizer's file, and the settings beside it, into a new folder.
 
+    Args:
+      source: as `load_tokenizer` takes it.
+      folder: to create.
+
     Raises:
-      OutputError: it cannot be written.
+      OutputError: it exists, or cannot be written.
     """
     file = tokenizer_file(source)
     if Path(source).is_dir():
@@ -169,23 +190,20 @@ def copy_tokenizer(source: str, folder: Path) -> None:
         files = [file]
     with atomic_dir(folder) as temporary:
         for path in files:
-            name = path.name if path.name in (*_FILES, *_SETTINGS) else _name_of(path)
-            shutil.copyfile(path, temporary / name)
-
-
-def _name_of(path: Path) -> str:
-    """The name that a tokenizer file of any name has in a folder."""
-    return "tokenizer.model" if path.suffix == ".model" else "tokenizer.json"
+            is_known = path.name in (*_FILES, *_SETTINGS)
+            # A file of another name gets the one that its format has in a folder.
+            default = "tokenizer.model" if path.suffix == ".model" else "tokenizer.json"
+            shutil.copyfile(path, temporary / (path.name if is_known else default))
 
 
 def tokenizer_file(source: str) -> Path:
-    """The file of `load_tokenizer`'s argument. MissingInputError if there is none."""
+    """The file of `load_tokenizer`'s argument. Raises MissingInputError."""
     path = Path(_BUILTIN.get(source, source))
     if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in _FILES if (path / name).is_file()]
+        if not files:
             raise MissingInputError(f"{path} holds none of {', '.join(_FILES)}")
-        path = found[0]
+        path = files[0]
     if not path.is_file():
         raise MissingInputError(
             f"data.tokenizer={source}: no such file; expected {list(_BUILTIN)}, a "
@@ -195,73 +213,93 @@ def tokenizer_file(source: str) -> Path:
 
 
 def encode_sample(
-    sample: Sample, tokenizer: Tokenizer, num_tokens: int
+    sample: Sample,
+    tokenizer: Tokenizer,
+    num_tokens: int,
+    tag_names: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
     """The text arrays of one sample, each [num_tokens]; see Batch.
 
-    A begin-of-sequence token comes first where the vocabulary has one; text beyond
-    `num_tokens` is cut, and that of `truncate_text` not even tokenised. An image before the
-    first segment stands before everything, the begin-of-sequence token included, as in
-    PaliGemma.
+    A begin-of-sequence token comes first where the vocabulary has one. An image before
+    the first segment precedes everything, this token included, as in PaliGemma.
+
+    Args:
+      sample: the sample.
+      tokenizer: for its text.
+      num_tokens: longer text is cut, and the end of `truncate_text` not even tokenised.
+      tag_names: of the dataset, for the array "tag"; empty to leave it out.
     """
     sample = truncate_text(sample, num_tokens)
     text = "".join(segment.text for segment in sample.segments)
     ids, spans = tokenizer.encode(text)
-    target, seen, kind = _label_characters(sample)
+    target, image_mask = _label_characters(sample)
+    tags = _tag_characters(sample, tag_names) if tag_names else None
     prefix = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    room = num_tokens - len(prefix)
-    ids, spans = ids[:room], spans[:room]
+    limit = num_tokens - len(prefix)
+    ids, spans = ids[:limit], spans[:limit]
 
-    out = {
+    row = {
         "tokens": np.full(num_tokens, tokenizer.pad_id, np.int32),
         "target": np.zeros(num_tokens, bool),
         "image_mask": np.zeros(num_tokens, bool),
-        "kind": np.zeros(num_tokens, np.int32),
     }
-    length = len(prefix) + len(ids)
-    out["tokens"][:length] = prefix + ids
+    if tags is not None:
+        row["tag"] = np.zeros(num_tokens, np.int32)
+    row["tokens"][: len(prefix) + len(ids)] = prefix + ids
     if sample.image is not None:
-        out["image_mask"][: len(prefix)] = sample.image_before == 0
-    for place, (start, end) in enumerate(spans, start=len(prefix)):
-        # A token is where its last character is. One without a character of its own
-        # (SentencePiece's bytes but the last of a character) is where it stands.
+        row["image_mask"][: len(prefix)] = sample.image_before == 0
+    for position, (start, end) in enumerate(spans, start=len(prefix)):
+        # A token has the labels of its last character. One without a character of its
+        # own (SentencePiece's bytes but the last of a character) has those of the next.
         last = min(max(end - 1, start), len(text) - 1)
-        out["target"][place] = target[last] and place > 0
-        out["image_mask"][place] = seen[last]
-        out["kind"][place] = kind[min(start, last) : last + 1].max()
-    return out
+        row["target"][position] = target[last] and position > 0
+        row["image_mask"][position] = image_mask[last]
+        if tags is not None:
+            row["tag"][position] = tags[min(start, last) : last + 1].max()
+    return row
 
 
 def count_tokens(sample: Sample, tokenizer: Tokenizer) -> int:
-    """Tokens of a sample that is not cut."""
+    """Tokens of a sample that is not cut, with the begin-of-sequence token."""
     text = "".join(segment.text for segment in sample.segments)
     return len(tokenizer.encode(text)[0]) + (tokenizer.bos_id is not None)
 
 
 def truncate_text(sample: Sample, num_tokens: int) -> Sample:
-    """The sample without text that is far beyond `num_tokens`, so that a text of any
-    length costs no more than a long one; itself, if there is none."""
-    room = max(_CHARACTERS, num_tokens * _CHARACTERS_PER_TOKEN)
-    if sum(len(segment.text) for segment in sample.segments) <= room:
+    """Drops text far beyond `num_tokens`, so that tokenising a text of any length takes
+    bounded time.
+
+    Args:
+      sample: returned as it is, if there is no such text.
+      num_tokens: of a sample in training.
+    """
+    limit = max(_CHARACTERS, num_tokens * _CHARACTERS_PER_TOKEN)
+    if sum(len(segment.text) for segment in sample.segments) <= limit:
         return sample
     segments = []
     for segment in sample.segments:
-        text = segment.text[:room]
+        text = segment.text[:limit]
         segments.append(dataclasses.replace(segment, text=text))
-        room -= len(text)
+        limit -= len(text)
     return dataclasses.replace(sample, segments=tuple(segments))
 
 
-def _label_characters(sample: Sample):
-    """For each character: is it a target, does it see the image, its kind."""
-    target, seen, kind = [], [], []
+def _label_characters(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """For each character: whether it is a target, and whether it sees the image."""
+    target, image_mask = [], []
     for number, segment in enumerate(sample.segments):
         size = len(segment.text)
         target.append(np.full(size, segment.target))
         sees = sample.image is not None and number >= sample.image_before
-        seen.append(np.full(size, sees))
-        kinds = np.zeros(size, np.int32)
-        for start, end, name in segment.kinds:
-            kinds[start:end] = KINDS.index(name)
-        kind.append(kinds)
-    return tuple(np.concatenate(parts) for parts in (target, seen, kind))
+        image_mask.append(np.full(size, sees))
+    return np.concatenate(target), np.concatenate(image_mask)
+
+
+def _tag_characters(sample: Sample, tag_names: tuple[str, ...]) -> np.ndarray:
+    """For each character the index of its tag; 0 for none."""
+    tags = []
+    for segment in sample.segments:
+        tags.append(np.zeros(len(segment.text), np.int32))
+        for start, end, name in segment.tags:
+            tags[-1][start:end] = tag_names.index(name)
+    return np.concatenate(tags)

@@ -1,7 +1,7 @@
-"""Images as squares, as an encoder was trained to see them.
+"""From image files to the square uint8 images that encoders take: resizing, augmentation.
 
-The name of the preprocessing is kept in checkpoints: weights trained under one are off
-under another.
+Checkpoints record the name of the preprocessing: weights trained with one lose accuracy
+with another.
 """
 
 import dataclasses
@@ -13,170 +13,26 @@ from PIL import Image, ImageEnhance
 from hive_jax.data.image_io import open_image
 from hive_jax.errors import DataError
 
-# PIL's filters, which widen where they shrink (antialiasing), as transformers has them.
+# PIL's filters, which antialias where they shrink, as transformers uses them.
 _FILTERS = {
     "hf_bicubic": Image.Resampling.BICUBIC,  # SigLIP
     "hf_bilinear": Image.Resampling.BILINEAR,  # SigLIP 2
 }
 _PAD = "_pad"
 PREPROCESSING = (*_FILTERS, *(f"{name}{_PAD}" for name in _FILTERS), "bv_bilinear")
-# SigLIP's mean of 0.5, cut as LLaVA and transformers do.
+# SigLIP's mean of 0.5 as an integer, cut as LLaVA and transformers do.
 _MEAN_COLOUR = (127, 127, 127)
 
-
-def pads(preprocessing: str) -> bool:
-    """Whether images are made squares before they are resized."""
-    return preprocessing.endswith(_PAD)
-
-
-def resize_image(image: Image.Image, size: int, preprocessing: str) -> np.ndarray:
-    """An RGB image as uint8[size, size, 3].
-
-    Args:
-      preprocessing: one of PREPROCESSING:
-        `hf_bicubic`, `hf_bilinear`: stretched to the square by PIL's filter, bit by
-          bit what transformers' SiglipImageProcessor makes of it;
-        `hf_bicubic_pad`, `hf_bilinear_pad`: the same, after bars of the mean colour
-          have made it a square (LLaVA's `image_aspect_ratio: pad`, transformers'
-          LlavaImageProcessor with `do_pad`);
-        `bv_bilinear`: stretched as big_vision's `resize(size)` does, which SigLIP's and
-          SigLIP 2's own evaluation uses: bit by bit tf.image.resize without
-          antialiasing, cut to whole numbers.
-    """
-    if preprocessing == "bv_bilinear":
-        return _bilinear(image, size)
-    if pads(preprocessing):
-        image = _padded(image)
-    resample = _FILTERS[preprocessing.removesuffix(_PAD)]
-    return np.asarray(image.resize((size, size), resample))
-
-
-def _padded(image: Image.Image) -> Image.Image:
-    """The image in the middle of a square; of an odd bar the larger half comes last."""
-    if image.width == image.height:
-        return image
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), _MEAN_COLOUR)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def _bilinear(image: Image.Image, size: int) -> np.ndarray:
-    """Between the four nearest pixels alone, in float32 and in TensorFlow's order of
-    operations, without which some values would be cut to the number below."""
-    top, bottom, down = _neighbours(image.height, size)
-    left, right, across = _neighbours(image.width, size)
-    out = np.empty((size, size, 3), np.uint8)
-    # In strips, so that of a large image there is no second copy.
-    count = min(size, 1 + image.width * image.height // 2**20)
-    for strip in np.array_split(np.arange(size), count):
-        first, last = int(top[strip[0]]), int(bottom[strip[-1]]) + 1
-        pixels = np.asarray(image.crop((0, first, image.width, last)))
-        upper, lower = (
-            _between(
-                pixels[rows[strip, None] - first, left],
-                pixels[rows[strip, None] - first, right],
-                across[:, None],
-            )
-            for rows in (top, bottom)
-        )
-        out[strip] = _between(upper, lower, down[strip, None, None])
-    return out
-
-
-def _between(first: np.ndarray, last: np.ndarray, share: np.ndarray) -> np.ndarray:
-    first = first.astype(np.float32)
-    return first + (last.astype(np.float32) - first) * share
-
-
-def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pixels before and after the centre of each new one, and how far between."""
-    centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
-    places = centres * (np.float32(length) / np.float32(size)) - np.float32(0.5)
-    below = np.floor(places)
-    before = np.maximum(below, 0).astype(np.int64)
-    after = np.minimum(np.ceil(places), length - 1).astype(np.int64)
-    return before, after, places - below
-
-
-AREA = (0.4, 1.0)  # of the image
-RATIO = (0.75, 1.33)  # width / height, uniform in its logarithm
+# Augmentation, the paper's table 4.
+AREA = (0.4, 1.0)  # of the crop, as a share of the image
+RATIO = (0.75, 1.33)  # width / height of the crop, log-uniform
 FLIP = 0.5
-STRENGTH = 0.2  # factors of 1 - STRENGTH to 1 + STRENGTH
+STRENGTH = 0.2  # enhancement factors of 1 - STRENGTH to 1 + STRENGTH
 ENHANCERS = {
     "brightness": ImageEnhance.Brightness,
     "contrast": ImageEnhance.Contrast,
     "saturation": ImageEnhance.Color,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """What is done to one image.
-
-    Attributes:
-      box: left, top, right, bottom of the crop, in pixels.
-      flip: whether left and right change places.
-      colours: (a key of ENHANCERS, factor), in this order.
-    """
-
-    box: tuple[int, int, int, int]
-    flip: bool
-    colours: tuple[tuple[str, float], ...]
-
-
-def augment_image(
-    image: Image.Image, size: int, seed: int, position: int
-) -> np.ndarray:
-    """An RGB image as uint8[size, size, 3], augmented as sample number `position` of a
-    run: a function of these arguments alone."""
-    # The last number keeps it apart from [seed, epoch], which the order is drawn from.
-    rng = np.random.default_rng([seed, position, 1])
-    return apply_augmentation(
-        image, draw_augmentation(rng, image.width, image.height), size
-    )
-
-
-def draw_augmentation(
-    rng: np.random.Generator, width: int, height: int
-) -> Augmentation:
-    """Draws what is done to an image of this size."""
-    box = _box(rng, width, height)
-    flip = bool(rng.random() < FLIP)
-    names = [list(ENHANCERS)[i] for i in rng.permutation(len(ENHANCERS))]
-    factors = rng.uniform(1 - STRENGTH, 1 + STRENGTH, len(names))
-    return Augmentation(box, flip, tuple(zip(names, factors.tolist(), strict=True)))
-
-
-def apply_augmentation(
-    image: Image.Image, augmentation: Augmentation, size: int
-) -> np.ndarray:
-    """An RGB image as uint8[size, size, 3]: cropped, resized (bicubic), flipped, and
-    its colours changed, each step rounded to uint8 as PIL does."""
-    image = image.crop(augmentation.box).resize((size, size), Image.Resampling.BICUBIC)
-    if augmentation.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for name, factor in augmentation.colours:
-        image = ENHANCERS[name](image).enhance(factor)
-    return np.asarray(image)
-
-
-def _box(
-    rng: np.random.Generator, width: int, height: int
-) -> tuple[int, int, int, int]:
-    """Ten tries to find one inside of the image; else the largest in its middle that
-    has an allowed ratio."""
-    for _ in range(10):
-        area = width * height * rng.uniform(*AREA)
-        ratio = math.exp(rng.uniform(*map(math.log, RATIO)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = rng.integers((width - w + 1, height - h + 1)).tolist()
-            return left, top, left + w, top + h
-    w = min(width, round(height * RATIO[1]))
-    h = min(height, round(width / RATIO[0]))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
 
 
 def load_pixels(
@@ -189,24 +45,27 @@ def load_pixels(
     """A sample's image as uint8[size, size, 3]; zeros for None.
 
     Args:
-      where: names the sample, for errors.
-      augment: seed and position of the run that it is augmented for; None for as it is.
+      image: of a Sample.
+      size: height and width, in pixels.
+      preprocessing: one of PREPROCESSING.
+      where: the file and record, for errors.
+      augment: (seed, position in the run) to augment for; None for none.
 
     Raises:
-      InvalidSample: a file that is no image.
+      InvalidSample: a file that is not an image.
       DataError: an array of another shape or dtype.
     """
-    wanted = (size, size, 3)
-    image = np.zeros(wanted, np.uint8) if image is None else image
+    shape = (size, size, 3)
+    image = np.zeros(shape, np.uint8) if image is None else image
     if isinstance(image, bytes):
         if augment is None:
             return decode(image, size, preprocessing, where)
         with open_image(image, where) as whole:
             return augment_image(whole, size, *augment)
-    if image.shape != wanted or image.dtype != np.uint8:
+    if image.shape != shape or image.dtype != np.uint8:
         raise DataError(
             f"{where}: image is {image.dtype}{list(image.shape)}; expected "
-            f"uint8{list(wanted)}"
+            f"uint8{list(shape)}"
         )
     if augment is not None:
         return augment_image(Image.fromarray(image), size, *augment)
@@ -217,11 +76,187 @@ def decode(content: bytes, size: int, preprocessing: str, where: str) -> np.ndar
     """An image file as uint8[size, size, 3].
 
     Args:
-      preprocessing: see hive_jax/data/transforms.py.
-      where: the file and the record, for errors.
+      content: the bytes of the file.
+      size: height and width, in pixels.
+      preprocessing: one of PREPROCESSING.
+      where: the file and record, for errors.
 
     Raises:
-      InvalidSample: as `open_image`.
+      InvalidSample: see `open_image`.
     """
     with open_image(content, where, as_square=pads(preprocessing)) as image:
         return resize_image(image, size, preprocessing)
+
+
+def pads(preprocessing: str) -> bool:
+    """Whether images are padded to squares before they are resized."""
+    return preprocessing.endswith(_PAD)
+
+
+def resize_image(image: Image.Image, size: int, preprocessing: str) -> np.ndarray:
+    """An RGB image as uint8[size, size, 3].
+
+    Args:
+      image: the image.
+      size: height and width, in pixels.
+      preprocessing: one of PREPROCESSING:
+        `hf_bicubic`, `hf_bilinear`: stretched to the square by PIL's filter, bit for
+          bit as transformers' SiglipImageProcessor;
+        `hf_bicubic_pad`, `hf_bilinear_pad`: the same, after padding to a square with
+          the mean colour (LLaVA's `image_aspect_ratio: pad`, transformers'
+          LlavaImageProcessor with `do_pad`);
+        `bv_bilinear`: stretched as big_vision's `resize(size)`, which SigLIP's and
+          SigLIP 2's own evaluation uses: bit for bit tf.image.resize without
+          antialiasing, truncated to integers.
+    """
+    if preprocessing == "bv_bilinear":
+        return _bilinear(image, size)
+    if pads(preprocessing):
+        image = _pad_to_square(image)
+    resample = _FILTERS[preprocessing.removesuffix(_PAD)]
+    return np.asarray(image.resize((size, size), resample))
+
+
+def _pad_to_square(image: Image.Image) -> Image.Image:
+    """The image centred in a square; of odd padding the larger half comes last."""
+    if image.width == image.height:
+        return image
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), _MEAN_COLOUR)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _bilinear(image: Image.Image, size: int) -> np.ndarray:
+    """Interpolates between the four nearest pixels, in float32 and in TensorFlow's order
+    of operations: in another, some values would truncate to the number below."""
+    top, bottom, down = _neighbours(image.height, size)
+    left, right, across = _neighbours(image.width, size)
+    out = np.empty((size, size, 3), np.uint8)
+    # In strips, so that there is no second copy of a large image.
+    count = min(size, 1 + image.width * image.height // 2**20)
+    for strip in np.array_split(np.arange(size), count):
+        first, last = int(top[strip[0]]), int(bottom[strip[-1]]) + 1
+        pixels = np.asarray(image.crop((0, first, image.width, last)))
+        upper, lower = (
+            _lerp(
+                pixels[rows[strip, None] - first, left],
+                pixels[rows[strip, None] - first, right],
+                across[:, None],
+            )
+            for rows in (top, bottom)
+        )
+        out[strip] = _lerp(upper, lower, down[strip, None, None])
+    return out
+
+
+def _lerp(first: np.ndarray, last: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    first = first.astype(np.float32)
+    return first + (last.astype(np.float32) - first) * weight
+
+
+def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The pixels before and after the centre of each output pixel, and the weight of
+    the latter."""
+    centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    coordinates = centres * (np.float32(length) / np.float32(size)) - np.float32(0.5)
+    floor = np.floor(coordinates)
+    before = np.maximum(floor, 0).astype(np.int64)
+    after = np.minimum(np.ceil(coordinates), length - 1).astype(np.int64)
+    return before, after, coordinates - floor
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Random numbers of one image's augmentation.
+
+    Attributes:
+      box: left, top, right, bottom of the crop, in pixels.
+      flip: whether to mirror it horizontally.
+      colours: (a key of ENHANCERS, factor), in the order they are applied.
+    """
+
+    box: tuple[int, int, int, int]
+    flip: bool
+    colours: tuple[tuple[str, float], ...]
+
+
+def augment_image(
+    image: Image.Image, size: int, seed: int, position: int
+) -> np.ndarray:
+    """Crops, flips and jitters an RGB image; a function of the arguments alone.
+
+    As torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter on PIL
+    images. Crops are resized by PIL's bicubic filter, whatever the preprocessing.
+
+    Args:
+      image: the image.
+      size: height and width of the result, in pixels.
+      seed: of the run.
+      position: of the sample in the run.
+
+    Returns:
+      uint8[size, size, 3].
+    """
+    # The last number tells it from [seed, epoch], which the sampler uses.
+    rng = np.random.default_rng([seed, position, 1])
+    drawn = draw_augmentation(rng, image.width, image.height)
+    return apply_augmentation(image, drawn, size)
+
+
+def draw_augmentation(
+    rng: np.random.Generator, width: int, height: int
+) -> Augmentation:
+    """Draws the augmentation of an image.
+
+    Args:
+      rng: random numbers.
+      width: of the image, in pixels.
+      height: of the image, in pixels.
+    """
+    box = _draw_box(rng, width, height)
+    flip = bool(rng.random() < FLIP)
+    names = [list(ENHANCERS)[i] for i in rng.permutation(len(ENHANCERS))]
+    factors = rng.uniform(1 - STRENGTH, 1 + STRENGTH, len(names))
+    return Augmentation(box, flip, tuple(zip(names, factors.tolist(), strict=True)))
+
+
+def apply_augmentation(
+    image: Image.Image, augmentation: Augmentation, size: int
+) -> np.ndarray:
+    """Crops, resizes (bicubic), flips and jitters an RGB image, rounding to uint8 at
+    each step as PIL does.
+
+    Args:
+      image: the image.
+      augmentation: what to apply.
+      size: height and width of the result, in pixels.
+
+    Returns:
+      uint8[size, size, 3].
+    """
+    image = image.crop(augmentation.box)
+    image = image.resize((size, size), Image.Resampling.BICUBIC)
+    if augmentation.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for name, factor in augmentation.colours:
+        image = ENHANCERS[name](image).enhance(factor)
+    return np.asarray(image)
+
+
+def _draw_box(
+    rng: np.random.Generator, width: int, height: int
+) -> tuple[int, int, int, int]:
+    """Ten tries for a box inside the image, then the largest central one of an allowed
+    ratio."""
+    for _ in range(10):
+        area = width * height * rng.uniform(*AREA)
+        ratio = math.exp(rng.uniform(*map(math.log, RATIO)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.integers((width - w + 1, height - h + 1)).tolist()
+            return left, top, left + w, top + h
+    w = min(width, round(height * RATIO[1]))
+    h = min(height, round(width / RATIO[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -1,7 +1,7 @@
-"""The contract between data and everything else: Sample (one, host) and Batch (many).
+"""The types between data and training: Sample (one, on the host) and Batch (many).
 
-Sample   an image and the text beside it, as a source gives them
-Batch    fixed-shape arrays, as the train step takes them
+Sample   an image and the text beside it, as a dataset returns them
+Batch    arrays of fixed shape, as the train step takes them
 """
 
 import dataclasses
@@ -10,23 +10,21 @@ import flax.struct
 import jax
 import numpy as np
 
-# What a word is about; validation reports the loss on each kind apart.
-KINDS = ("other", "colour", "shape", "material", "relation", "size", "count")
-
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A stretch of text. The loss is taken on it if `target` is set.
+    """A stretch of text, supervised or not.
 
     Attributes:
-      text: the text, joined to its neighbours as it stands (it brings its own spaces).
-      target: whether the model learns to write it.
-      kinds: (start, end, kind) character spans of `text`, kind one of KINDS.
+      text: the text; segments are joined as they are, so it brings its own spaces.
+      target: whether the loss is taken on it.
+      tags: (start, end, tag) character spans of `text`; each tag is one of the
+        dataset's `tag_names`.
     """
 
     text: str
     target: bool = True
-    kinds: tuple[tuple[int, int, str], ...] = ()
+    tags: tuple[tuple[int, int, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +32,12 @@ class Sample:
     """One image with text, e.g. a caption, or a question (no target) and its answer.
 
     Attributes:
-      image: uint8[height, width, 3], or the content of an image file, or None for
-        text alone.
+      image: uint8[height, width, 3], or the bytes of an image file, or None for a
+        sample without an image.
       segments: the text, in order.
-      image_before: the segment that the image stands before; text of earlier
-        segments does not see it.
-      label: the name of its class, one of the source's `classes`; empty for none.
+      image_before: index of the segment that the image precedes; the text of earlier
+        segments does not attend to it.
+      label: its class, one of the dataset's `classes`; empty for none.
     """
 
     image: np.ndarray | bytes | None
@@ -50,28 +48,43 @@ class Sample:
 
 @flax.struct.dataclass
 class Batch:
-    """Samples as arrays of fixed shape; the same on the host and on the device.
+    """Samples as arrays of fixed shape, on the host or on the device.
 
-    Position t is asked for token t + 1: `target[:, t]` says whether token t itself
-    is supervised, and the first token never is.
+    The logits at position t predict token t + 1; `target[:, t]` says whether token t
+    itself is supervised, which the first token never is.
 
     Attributes:
       image: uint8[B, height, width, 3]; zeros where a sample has none.
       tokens: int32[B, T], padded on the right.
       target: bool[B, T], tokens that the loss is taken on.
-      image_mask: bool[B, T], positions that may look at the image.
-      kind: int32[B, T], index into KINDS of each token.
+      image_mask: bool[B, T], positions that attend to the image.
+      tag: int32[B, T], index into the dataset's `tag_names` of each token; None where
+        it has none, and in training.
     """
 
     image: jax.Array | np.ndarray
     tokens: jax.Array | np.ndarray
     target: jax.Array | np.ndarray
     image_mask: jax.Array | np.ndarray
-    kind: jax.Array | np.ndarray
+    tag: jax.Array | np.ndarray | None = None
 
     @classmethod
-    def spec(cls, batch_size: int, num_tokens: int, image_size: int) -> "Batch":
-        """The shapes and dtypes of a batch, as jax.ShapeDtypeStruct."""
+    def spec(
+        cls,
+        batch_size: int,
+        num_tokens: int,
+        image_size: int,
+        *,
+        has_tags: bool = False,
+    ) -> "Batch":
+        """The shapes and dtypes of a batch, as jax.ShapeDtypeStruct.
+
+        Args:
+          batch_size: B.
+          num_tokens: T.
+          image_size: height and width, in pixels.
+          has_tags: whether it carries `tag`.
+        """
         text = (batch_size, num_tokens)
         return cls(
             image=jax.ShapeDtypeStruct(
@@ -80,5 +93,5 @@ class Batch:
             tokens=jax.ShapeDtypeStruct(text, np.int32),
             target=jax.ShapeDtypeStruct(text, np.bool_),
             image_mask=jax.ShapeDtypeStruct(text, np.bool_),
-            kind=jax.ShapeDtypeStruct(text, np.int32),
+            tag=jax.ShapeDtypeStruct(text, np.int32) if has_tags else None,
         )

@@ -1,17 +1,17 @@
-"""Looks at every sample of a set before anybody trains on it; changes nothing."""
+"""Checks every sample of a dataset before anybody trains on it; changes nothing."""
 
 import collections
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from hive_jax.data.image_io import image_mode
-from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.invalid import InvalidSample, format_counts
 from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sources.base import DataSource
 from hive_jax.data.tokenizer import (
     Tokenizer,
     count_tokens,
@@ -19,30 +19,32 @@ from hive_jax.data.tokenizer import (
     truncate_text,
 )
 from hive_jax.data.transforms import decode
+from hive_jax.io import atomic_write, json_lines, write_json, write_text
 
-_SIZE = 32  # that images are decoded to
+_IMAGE_SIZE = 32  # images are only decoded to see that they can be
+_MAX_HISTOGRAM = 4000  # tokens
 
 
 @dataclasses.dataclass
-class ValidationReport:
-    """What a set is made of.
+class DatasetReport:
+    """What a dataset is made of.
 
     Attributes:
-      samples: all of them.
-      bad: {index, reason, where, detail} of each that cannot be used.
+      num_tokens: of a sample in training; longer text is cut.
+      samples: number of all samples.
+      invalid: {index, reason, where, detail} of each that cannot be used.
       text_alone: samples without an image.
-      modes: image mode -> samples; all but RGB are converted when they are read.
+      modes: PIL's image mode -> samples; all but RGB are converted when read.
       repeated: samples whose image is, bit for bit, that of an earlier one.
-      tokens: of each good sample, before any cut; begin-of-sequence counts.
+      tokens: of each valid sample, before any cut; the begin-of-sequence token counts.
       long: samples of so much text that its end is not even tokenised, in training and
-        here; see hive_jax/data/tokenizer.py.
-      cut: samples of more than `num_tokens` tokens, and those.
-      num_tokens: of a sample in training.
+        here; see tokenizer.truncate_text.
+      cut: samples of more than `num_tokens` tokens, and the long ones.
     """
 
     num_tokens: int
     samples: int = 0
-    bad: list[dict] = dataclasses.field(default_factory=list)
+    invalid: list[dict] = dataclasses.field(default_factory=list)
     text_alone: int = 0
     modes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     repeated: int = 0
@@ -50,16 +52,15 @@ class ValidationReport:
     long: int = 0
     cut: int = 0
 
-    def report(self) -> dict:
-        """All of it as JSON, without the list of the bad ones."""
+    def to_dict(self) -> dict:
+        """The report as JSON, without the list of invalid samples."""
         counts = np.asarray(self.tokens or [0])
         percentiles = (0, 5, 50, 95, 100)
+        reasons = collections.Counter(sample["reason"] for sample in self.invalid)
         return {
             "samples": self.samples,
-            "bad": len(self.bad),
-            "bad_by_reason": dict(
-                collections.Counter(one["reason"] for one in self.bad).most_common()
-            ),
+            "bad": len(self.invalid),
+            "bad_by_reason": dict(reasons.most_common()),
             "text_alone": self.text_alone,
             "image_modes": dict(self.modes.most_common()),
             "repeated_images": self.repeated,
@@ -74,19 +75,17 @@ class ValidationReport:
             },
         }
 
-    def text(self) -> str:
+    def to_text(self) -> str:
         """The report for people."""
-        report = self.report()
-        reasons = ", ".join(f"{n} {r}" for r, n in report["bad_by_reason"].items())
-        modes = ", ".join(f"{n} {m}" for m, n in report["image_modes"].items())
+        report = self.to_dict()
+        reasons = f" ({format_counts(report['bad_by_reason'])})" * bool(self.invalid)
         low, middle, high = (report["tokens"][p] for p in ("0%", "50%", "100%"))
         return "\n".join(
             [
                 f"samples          {self.samples:,}",
-                f"cannot be used   {len(self.bad):,}"
-                + (f" ({reasons})" * bool(reasons)),
+                f"cannot be used   {len(self.invalid):,}{reasons}",
                 f"text alone       {self.text_alone:,}",
-                f"image modes      {modes or 'none'}",
+                f"image modes      {format_counts(report['image_modes'])}",
                 f"repeated images  {self.repeated:,}",
                 f"tokens           {low} to {high}, median {middle}",
                 f"cut              {self.cut:,}, of more than {self.num_tokens} tokens",
@@ -95,19 +94,15 @@ class ValidationReport:
         )
 
     def write(self, folder: Path) -> None:
-        """report.json, bad_samples.jsonl and tokens.png."""
-        import matplotlib
+        """Writes report.json, bad_samples.jsonl and tokens.png. Raises OutputError."""
+        from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
-        text = json.dumps(self.report(), indent=1)
-        (folder / "report.json").write_text(text + "\n", "utf-8")
-        lines = "".join(json.dumps(one) + "\n" for one in self.bad)
-        (folder / "bad_samples.jsonl").write_text(lines, "utf-8")
-        figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+        write_json(folder / "report.json", self.to_dict())
+        write_text(folder / "bad_samples.jsonl", json_lines(self.invalid))
+        figure = Figure(figsize=(8, 4), layout="constrained")
+        axes = figure.subplots()
         longest = max(self.tokens, default=1)
-        axes.hist(self.tokens, bins=np.arange(min(longest, 4000) + 2) - 0.5)
+        axes.hist(self.tokens, bins=np.arange(min(longest, _MAX_HISTOGRAM) + 2) - 0.5)
         axes.axvline(self.num_tokens + 0.5, color="black", linestyle="--")
         axes.set_title(
             f"{self.cut} of {self.samples} are cut at {self.num_tokens} tokens"
@@ -115,63 +110,70 @@ class ValidationReport:
         axes.set_xlabel("tokens of a sample")
         axes.set_ylabel("samples")
         axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(folder / "tokens.png", dpi=120)
-        plt.close(figure)
+        with atomic_write(folder / "tokens.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
 
 
 def validate_source(
-    source,
+    source: DataSource,
     tokenizer: Tokenizer,
     num_tokens: int,
     threads: int,
     progress: Callable[[int], None],
-) -> ValidationReport:
-    """Reads, decodes and tokenises every sample of a source.
+) -> DatasetReport:
+    """Reads, decodes and tokenises every sample of a dataset.
 
     Args:
-      progress: called with the number of samples that were done.
+      source: the dataset.
+      tokenizer: for its text.
+      num_tokens: of a sample in training.
+      threads: that read.
+      progress: called with the number of samples done since the last call.
     """
-    found, images = ValidationReport(num_tokens), set()
+    report, images = DatasetReport(num_tokens), set()
 
-    def look(index: int):
+    def check(index: int):
         try:
-            return _look(source, index, tokenizer, num_tokens)
-        except InvalidSample as bad:
-            return bad
+            return _check_sample(source, index, tokenizer, num_tokens)
+        except InvalidSample as invalid:
+            return invalid
 
-    for index, seen in enumerate(ordered_map(look, range(len(source)), threads)):
-        found.samples += 1
+    for index, result in enumerate(ordered_map(check, range(len(source)), threads)):
+        report.samples += 1
         progress(1)
-        if isinstance(seen, InvalidSample):
-            one = {"index": index, "reason": seen.reason, "where": seen.where}
-            found.bad.append(one | {"detail": seen.detail})
+        if isinstance(result, InvalidSample):
+            line = {"index": index, "reason": result.reason, "where": result.where}
+            report.invalid.append(line | {"detail": result.detail})
             continue
-        mode, digest, tokens, is_long = seen
-        found.tokens.append(tokens)
-        found.long += is_long
-        found.cut += is_long or tokens > num_tokens
+        mode, digest, tokens, is_long = result
+        report.tokens.append(tokens)
+        report.long += is_long
+        report.cut += is_long or tokens > num_tokens
         if digest is None:
-            found.text_alone += 1
+            report.text_alone += 1
             continue
-        found.modes[mode] += 1
-        found.repeated += digest in images
+        report.modes[mode] += 1
+        report.repeated += digest in images
         images.add(digest)
-    return found
+    return report
 
 
-def _look(source, index: int, tokenizer: Tokenizer, num_tokens: int):
-    """(image mode, hash of the image, tokens, whether its text is a long one) of a
+def _check_sample(
+    source: DataSource, index: int, tokenizer: Tokenizer, num_tokens: int
+) -> tuple[str | None, bytes | None, int, bool]:
+    """(image mode, hash of the image, tokens, whether the text is a long one) of a
     sample. Raises InvalidSample."""
     whole = source[index]
     sample = truncate_text(whole, num_tokens)
     tokens = count_tokens(sample, tokenizer)
+    where = source.describe(index)
     if not encode_sample(sample, tokenizer, tokens + 1)["target"].any():
-        raise InvalidSample("no target", source.where(index), "has no supervised token")
-    about = tokens, sample is not whole
+        raise InvalidSample("no target", where, "has no supervised token")
+    is_long = sample is not whole
     if sample.image is None:
-        return None, None, *about
-    if isinstance(sample.image, np.ndarray):
-        return "RGB", hashlib.sha256(sample.image).digest(), *about
-    decode(sample.image, _SIZE, "hf_bilinear", source.where(index))
+        return None, None, tokens, is_long
     digest = hashlib.sha256(sample.image).digest()
-    return image_mode(sample.image), digest, *about
+    if isinstance(sample.image, np.ndarray):
+        return "RGB", digest, tokens, is_long
+    decode(sample.image, _IMAGE_SIZE, "hf_bilinear", where)
+    return image_mode(sample.image), digest, tokens, is_long

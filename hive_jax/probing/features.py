@@ -118,7 +118,7 @@ class Labelled:
             yield np.stack(images), np.array(classes, np.int32)
 
     def _row(self, index: int, position: int, seed: int | None):
-        where = self.source.where(index)
+        where = self.source.describe(index)
         augment = None if seed is None else (seed, position)
         try:
             sample = self.source[index]

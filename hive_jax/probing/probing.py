@@ -9,8 +9,8 @@ import numpy as np
 
 from hive_jax.config import MeshConfig, ProbeConfig
 from hive_jax.console import log
-from hive_jax.data.sources.base import classes_of
-from hive_jax.data.sources.registry import SourceOptions, whole_source
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.evaluation.kept import Kept, kept_in
 from hive_jax.models.probes import AttentiveProbe, LinearProbe
@@ -44,7 +44,7 @@ class Probe:
         size = encoder.config.image_size
         how = SourceOptions(size, preprocessing, config.seed)
         train, test = (whole_source(text, how) for text in (config.train, config.test))
-        self.classes = classes_of(train)
+        self.classes = train.classes
         if len(self.classes) < 2:
             raise DataError(
                 f"config.train is {config.train!r}, which has no classes; expected "

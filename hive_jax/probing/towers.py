@@ -10,8 +10,8 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.config import ProbeConfig
 from hive_jax.data.parallel import ordered_map
-from hive_jax.data.sources.base import classes_of
-from hive_jax.data.sources.registry import SourceOptions, whole_source
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.tokenizer import encode_sample, load_tokenizer
 from hive_jax.data.transforms import load_pixels
 from hive_jax.data.types import Sample, Segment
@@ -116,7 +116,9 @@ class Embedder:
         def load(rows: np.ndarray) -> np.ndarray:
             return np.stack(
                 [
-                    load_pixels(source[i].image, size, preprocessing, source.where(i))
+                    load_pixels(
+                        source[i].image, size, preprocessing, source.describe(i)
+                    )
                     for i in rows.tolist()
                 ]
             )
@@ -172,7 +174,7 @@ def evaluate_towers(config: ProbeConfig, towers: Towers, out: Path) -> dict:
 
 
 def _zero_shot(config: ProbeConfig, embedder: Embedder, source):
-    classes = classes_of(source)
+    classes = source.classes
     if not classes:
         raise DataError(
             f"config.test is {config.test!r}, which has no classes; expected folder:, "

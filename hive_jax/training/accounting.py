@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hive_jax.console import log
-from hive_jax.data.invalid import listed
+from hive_jax.data.invalid import format_counts
 from hive_jax.training.run import Run
 
 
@@ -23,8 +23,8 @@ def keep_bad_samples(run: Run, folder: Path, start: int) -> None:
     """
     process = jax.process_index()
     path = folder / (f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl")
-    run.loader.bad.keep_in(path, start * run.config.batch_size)
-    run.validation.bad.keep_in(path, None if start else 0)
+    run.loader.invalid.keep_in(path, start * run.config.batch_size)
+    run.validation.invalid.keep_in(path, None if start else 0)
 
 
 def count_bad_samples(run: Run) -> dict[str, dict[str, int]]:
@@ -34,13 +34,13 @@ def count_bad_samples(run: Run) -> dict[str, dict[str, int]]:
     """
     counts = {}
     for split, loader in (("train", run.loader), ("validation", run.validation)):
-        for found in gathered([*loader.bad.reasons.items()]):
-            loader.bad.include(dict(found))
-        counts[split] = loader.bad.counts
-        if loader.bad:
+        for found in gathered([*loader.invalid.reasons.items()]):
+            loader.invalid.include(dict(found))
+        counts[split] = loader.invalid.counts
+        if loader.invalid:
             files = "bad_samples.jsonl" + " and its like" * (jax.process_count() > 1)
             log(
-                f"bad samples, {split}: {listed(counts[split])}; each is named in {files}"
+                f"bad samples, {split}: {format_counts(counts[split])}; each is named in {files}"
             )
     return counts
 

@@ -16,6 +16,11 @@ from hive_jax.training import optimizer as optimizers
 class Program:
     """The compiled side of a run.
 
+    Args:
+      config: of the run.
+      mesh: the devices.
+      num_tags: of the validation batches' tokens; see Batch.tag.
+
     Attributes:
       batch: the shapes of one part of a batch, split over the mesh.
       abstract_params, abstract_state: shapes, dtypes and shardings, as checkpoints
@@ -29,7 +34,7 @@ class Program:
       ConfigError: the batch cannot be split over the mesh, or the rules do not fit.
     """
 
-    def __init__(self, config: RunConfig, mesh: Mesh):
+    def __init__(self, config: RunConfig, mesh: Mesh, num_tags: int = 0):
         self.config, self.mesh = config, mesh
         part_size = config.batch_size // config.accumulate
         self.batch = _placed(
@@ -59,7 +64,7 @@ class Program:
             out_shardings=(self._shardings, everywhere),
         )
         self.eval_step = jax.jit(
-            validation.make_eval_step(self.model), out_shardings=everywhere
+            validation.make_eval_step(self.model, num_tags), out_shardings=everywhere
         )
 
     @property

@@ -44,7 +44,7 @@ class Run:
         size = sharding.round_up(self.mesh, wanted)
         self.validation = self._loader("validation", size)
         self.validation_batches = max(1, config.data.validation_size // size)
-        self.program = Program(config, self.mesh)
+        self.program = Program(config, self.mesh, len(self.validation.tag_names))
 
     def _check_vocabulary(self) -> None:
         config, tokenizer = self.config, self.tokenizer
@@ -66,17 +66,20 @@ class Run:
         return Loader(
             source,
             self.tokenizer,
-            order=self._order(len(source)) if trains else ShuffledSampler(len(source)),
+            sampler=self._sampler(len(source))
+            if trains
+            else ShuffledSampler(len(source)),
             batch_size=batch_size,
             num_tokens=config.data.num_tokens,
             image_size=config.model.encoder.image_size,
             preprocessing=config.data.preprocessing,
-            bad=InvalidSampleLog(
-                split, len(source), config.data.max_bad_fraction, source.where
+            invalid=InvalidSampleLog(
+                split, len(source), config.data.max_bad_fraction, source.describe
             ),
             sharding=sharding.batch_sharding(self.mesh, batch_size),
             threads=config.data.threads,
             augment_seed=config.seed if trains and config.data.augment else None,
+            tag_names=() if trains else source.tag_names,
         )
 
     def _source(self, split: str, with_image: bool):
@@ -87,7 +90,7 @@ class Run:
             with_image=with_image,
         )
 
-    def _order(self, size: int) -> ShuffledSampler:
+    def _sampler(self, size: int) -> ShuffledSampler:
         """The order that the train split is read in."""
         config = self.config
         if not config.data.buckets:

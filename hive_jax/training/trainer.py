@@ -108,12 +108,12 @@ def _loop(
             saving = stopping or last or step % config.checkpoint_every == 0
             if saving or step % config.log_every == 0 or step == start + 1:
                 values = {name: float(value) for name, value in metrics.items()}
-                _require_sound(values, step, len(run.loader.bad) > 0)
+                _require_sound(values, step, len(run.loader.invalid) > 0)
                 values["learning_rate"] = float(run.program.schedule(step - 1))
                 values |= throughput.since_last(step)
                 mfu = {"mfu": f"{values['mfu']:.1%}"} if "mfu" in values else {}
                 bar.set_postfix(loss=f"{values['loss']:.3f}", **mfu)
-                values["bad_samples"] = len(run.loader.bad)
+                values["bad_samples"] = len(run.loader.invalid)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
             if step % config.eval_every == 0 and not last:
                 _validate(run, state.params, writer, step)

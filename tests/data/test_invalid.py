@@ -54,8 +54,8 @@ def test_counts_are_those_of_the_damage(tmp_path, percent):
         source=write_set(tmp_path, files, records)["zip"], validation_size=HELD_OUT
     )
     source = make_source(config, "train", image_size=16, with_image=True)
-    bad = InvalidSampleLog("train", len(source), 1.0)
-    bad.keep_in(tmp_path / "bad.jsonl", 0)
+    invalid = InvalidSampleLog("train", len(source), 1.0)
+    invalid.keep_in(tmp_path / "bad.jsonl", 0)
     loader = Loader(
         source,
         tokenizer := load_tokenizer("builtin:tabletop"),
@@ -63,9 +63,9 @@ def test_counts_are_those_of_the_damage(tmp_path, percent):
         num_tokens=32,
         image_size=16,
         preprocessing="hf_bicubic",
-        bad=bad,
+        invalid=invalid,
         sharding=batch_sharding(make_mesh(MeshConfig(data=-1)), BATCH),
-        order=ShuffledSampler(len(source), seed=0),
+        sampler=ShuffledSampler(len(source), seed=0),
         threads=2,
     )
     used = []
@@ -81,8 +81,8 @@ def test_counts_are_those_of_the_damage(tmp_path, percent):
     lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]
     named = {line["where"].split(" ")[-1]: line["reason"] for line in lines}
     assert named == injected and len(lines) == len(injected)
-    assert sum(bad.counts.values()) == len(injected)
+    assert sum(invalid.counts.values()) == len(injected)
     if percent > 1:
-        bad._max_fraction = 0.01
+        invalid._max_fraction = 0.01
         with pytest.raises(DataError, match=rf"{len(injected)} of 200 train samples"):
-            bad.check(200, DataError("..."))
+            invalid.check(200, DataError("..."))

@@ -23,6 +23,8 @@ SIZE, BATCH = 37, 8
 
 
 class Numbers:
+    classes = tag_names = ()
+    fingerprint = ""
     """Sample i says i, and its image is i all over."""
 
     def __init__(self, size=SIZE, delay=0.0, target=True):
@@ -42,7 +44,7 @@ class Numbers:
         image = np.full((16, 16, 3), index % 256, np.uint8)
         return Sample(image, (Segment(f" {index}", target=self.target),))
 
-    def where(self, index):
+    def describe(self, index):
         return f"number {index}"
 
 
@@ -57,12 +59,12 @@ def make_loader(tokenizer):
 
     def make(source, sharding=rows, shuffle_seed=0, **changes):
         arguments = {
-            "order": ShuffledSampler(len(source), shuffle_seed),
+            "sampler": ShuffledSampler(len(source), shuffle_seed),
             "batch_size": BATCH,
             "num_tokens": 6,
             "image_size": 16,
             "preprocessing": "hf_bicubic",
-            "bad": InvalidSampleLog("train", len(source), 0.5),
+            "invalid": InvalidSampleLog("train", len(source), 0.5),
             "sharding": sharding,
             "threads": 2,
         }
@@ -181,7 +183,9 @@ def test_a_thousand_resumes_on_any_number_of_hosts(
     monkeypatch.setitem(WHOLE, 0, slice(0, BATCH))
     ordered = ordered(tokenizer)
     steps = 2 * SIZE  # 16 epochs
-    every = indices(make_loader(Numbers(), order=ordered, threads=1).batches(0, steps))
+    every = indices(
+        make_loader(Numbers(), sampler=ordered, threads=1).batches(0, steps)
+    )
     order = [index for batch in every for index in batch]
     for epoch in range(len(order) // SIZE):
         assert sorted(order[epoch * SIZE :][:SIZE]) == [*range(SIZE)]
@@ -194,7 +198,7 @@ def test_a_thousand_resumes_on_any_number_of_hosts(
         for host in range(hosts):
             WHOLE[0] = slice(host * rows, (host + 1) * rows)
             sharding = RowsOfOneProcess((host * rows, (host + 1) * rows))
-            loader = make_loader(Numbers(), sharding, order=ordered, threads=threads)
+            loader = make_loader(Numbers(), sharding, sampler=ordered, threads=threads)
             got += order_of(loader.batches(step, step + 1))
         different += got != every[step]
     assert different == 0
@@ -206,7 +210,7 @@ WHOLE = {0: slice(0, BATCH)}  # the rows of the host that reads
 def test_buckets_cut_padding_and_nothing_else(make_loader, tokenizer):
     source, order = Numbers(), by_length(tokenizer)
     lengths = set()
-    for batch in make_loader(source, order=order).batches(0, 2 * SIZE):
+    for batch in make_loader(source, sampler=order).batches(0, 2 * SIZE):
         length = batch.tokens.shape[1]
         assert jax.eval_shape(lambda b=batch: b) == Batch.spec(BATCH, length, 16)
         lengths.add(length)
@@ -222,13 +226,13 @@ def test_buckets_cut_padding_and_nothing_else(make_loader, tokenizer):
 
 def test_a_bad_sample_among_short_ones_is_as_short(make_loader, tokenizer):
     order = by_length(tokenizer)
-    for batch in make_loader(Damaged(), order=order).batches(0, SIZE):
+    for batch in make_loader(Damaged(), sampler=order).batches(0, SIZE):
         assert batch.tokens.shape == batch.target.shape
 
 
 def test_parts_of_a_batch_have_one_length(make_loader, tokenizer):
     order = by_length(tokenizer, batch_size=2 * BATCH)
-    batches = [*make_loader(Numbers(), order=order).batches(0, 2 * SIZE)]
+    batches = [*make_loader(Numbers(), sampler=order).batches(0, 2 * SIZE)]
     lengths = [batch.tokens.shape[1] for batch in batches]
     assert lengths[::2] == lengths[1::2] and len({*lengths}) == 2
 
@@ -292,7 +296,9 @@ def test_an_image_of_the_wrong_kind(make_loader, image, came):
             return Sample(image if index == 5 else None, (Segment("a"),))
 
     loader = make_loader(One(), shuffle_seed=None)
-    message = rf"{loader.source.where(5)}: image is {came}; expected uint8\[16, 16, 3\]"
+    message = (
+        rf"{loader.source.describe(5)}: image is {came}; expected uint8\[16, 16, 3\]"
+    )
     with pytest.raises(DataError, match=message):
         next(loader.batches(0, 1))
 
@@ -326,7 +332,7 @@ def test_a_part_of_two_without_a_supervised_token_is_an_accident(make_loader):
     options = {"batch_size": 2, "shuffle_seed": None}
     loader = make_loader(Silent(), rows, **options)
     batches = list(loader.batches(0, 4))
-    assert loader.bad.counts == {"no target": 2}
+    assert loader.invalid.counts == {"no target": 2}
     assert not np.asarray(batches[2].target).any()
     loader = make_loader(Numbers(target=False), rows, **options)
     with pytest.raises(DataError, match="20 of 37 train .*: 20 no target"):
@@ -376,7 +382,7 @@ class Damaged(Numbers):
 
     def __getitem__(self, index):
         if index % 5 == 0:
-            raise InvalidSample("missing", self.where(index), "no such number")
+            raise InvalidSample("missing", self.describe(index), "no such number")
         sample = super().__getitem__(index)
         if index == 1:
             return Sample(b"<html>", sample.segments)
@@ -401,11 +407,11 @@ def test_a_bad_sample_keeps_its_place_without_weight(make_loader, tokenizer):
 
 
 def test_bad_samples_are_counted_once_and_named(make_loader, tmp_path):
-    bad = InvalidSampleLog("train", SIZE, 0.5)
-    bad.keep_in(tmp_path / "bad.jsonl", 0)
-    list(make_loader(Damaged(), bad=bad).batches(0, 3 * SIZE // BATCH))
+    invalid = InvalidSampleLog("train", SIZE, 0.5)
+    invalid.keep_in(tmp_path / "bad.jsonl", 0)
+    list(make_loader(Damaged(), invalid=invalid).batches(0, 3 * SIZE // BATCH))
     counts = {"missing": 8, "not an image": 1, "no target": 1}
-    assert bad.counts == counts and len(bad) == len(BAD)
+    assert invalid.counts == counts and len(invalid) == len(BAD)
     lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]
     assert sorted(line["index"] for line in lines) == sorted(BAD)
     order = order_of(make_loader(Numbers()).batches(0, 3 * SIZE // BATCH))
@@ -417,10 +423,10 @@ def test_bad_samples_are_counted_once_and_named(make_loader, tmp_path):
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_counts_go_on_where_a_killed_run_had_saved(make_loader, tmp_path, stop):
     def read(path, start, stop):
-        bad = InvalidSampleLog("train", SIZE, 0.5)
-        bad.keep_in(path, start * BATCH)
-        list(make_loader(Damaged(), bad=bad).batches(start, stop))
-        return bad.counts
+        invalid = InvalidSampleLog("train", SIZE, 0.5)
+        invalid.keep_in(path, start * BATCH)
+        list(make_loader(Damaged(), invalid=invalid).batches(start, stop))
+        return invalid.counts
 
     wanted = read(tmp_path / "whole.jsonl", 0, 5)
     read(tmp_path / "killed.jsonl", 0, 4)
@@ -434,9 +440,9 @@ def test_counts_go_on_where_a_killed_run_had_saved(make_loader, tmp_path, stop):
 def test_both_splits_are_kept_in_one_file(make_loader, tmp_path):
     for _ in range(2):
         for split in ("train", "validation"):
-            bad = InvalidSampleLog(split, SIZE, 0.5)
-            bad.keep_in(tmp_path / "bad.jsonl", 0)
-            list(make_loader(Damaged(), bad=bad).batches(0, 5))
+            invalid = InvalidSampleLog(split, SIZE, 0.5)
+            invalid.keep_in(tmp_path / "bad.jsonl", 0)
+            list(make_loader(Damaged(), invalid=invalid).batches(0, 5))
     lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]
     splits = [line["split"] for line in lines]
     assert splits == ["train"] * len(BAD) + ["validation"] * len(BAD)
@@ -445,27 +451,27 @@ def test_both_splits_are_kept_in_one_file(make_loader, tmp_path):
 def test_validation_keeps_what_it_has_found(make_loader, tmp_path):
     """A finished run that is started again reads nothing, and forgets nothing."""
     path = tmp_path / "bad.jsonl"
-    bad = InvalidSampleLog("validation", SIZE, 0.5)
-    bad.keep_in(path, 0)
-    list(make_loader(Damaged(), bad=bad).batches(0, 5))
+    invalid = InvalidSampleLog("validation", SIZE, 0.5)
+    invalid.keep_in(path, 0)
+    list(make_loader(Damaged(), invalid=invalid).batches(0, 5))
     before, again = path.read_text(), InvalidSampleLog("validation", SIZE, 0.5)
     again.keep_in(path, None)
-    assert again.counts == bad.counts and path.read_text() == before
-    list(make_loader(Damaged(), bad=again).batches(0, 5))
-    assert again.counts == bad.counts and path.read_text() == before
+    assert again.counts == invalid.counts and path.read_text() == before
+    list(make_loader(Damaged(), invalid=again).batches(0, 5))
+    assert again.counts == invalid.counts and path.read_text() == before
 
 
 def test_a_sample_that_a_mixture_repeats_is_one(make_loader, tmp_path):
     small, large = Damaged(), Numbers(1000)
     small.fingerprint = large.fingerprint = "numbers"
-    large.where = lambda index: f"large {index}"
+    large.describe = lambda index: f"large {index}"
     mixed = Mixture([small, large], [0.5, 0.5])
-    bad = InvalidSampleLog("train", len(mixed), 1.0, mixed.where)
-    bad.keep_in(tmp_path / "bad.jsonl", 0)
-    list(make_loader(mixed, bad=bad).batches(0, len(mixed) // BATCH))
-    assert sum(bad.counts.values()) == len(bad) == len(BAD)
+    invalid = InvalidSampleLog("train", len(mixed), 1.0, mixed.describe)
+    invalid.keep_in(tmp_path / "bad.jsonl", 0)
+    list(make_loader(mixed, invalid=invalid).batches(0, len(mixed) // BATCH))
+    assert sum(invalid.counts.values()) == len(invalid) == len(BAD)
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == len(BAD)
-    share = len(bad.reasons) / len(mixed)  # of what the run reads
+    share = len(invalid.reasons) / len(mixed)  # of what the run reads
     assert share == pytest.approx(len(BAD) / SIZE / 2, rel=0.02)
 
 
@@ -475,28 +481,28 @@ def test_lines_of_others_are_not_kept(tmp_path):
     lines = [good, good | {"index": "5"}, good | {"index": 99}, [1], 7, {"split": 1}]
     content = "".join(json.dumps(line) + "\n" for line in lines).encode()
     path.write_bytes(b'{"\xff": 1}\nnothing\n' + content + b'{"split": "tra')
-    bad = InvalidSampleLog("train", SIZE, 0.5)
-    bad.keep_in(path, 100)
-    assert bad.reasons == {5: "missing"}
+    invalid = InvalidSampleLog("train", SIZE, 0.5)
+    invalid.keep_in(path, 100)
+    assert invalid.reasons == {5: "missing"}
     kept = [*map(json.loads, path.read_text().splitlines())]
     assert kept == [good, good | {"index": 99}]
-    bad.keep_in(path, 3)
+    invalid.keep_in(path, 3)
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == []
     with pytest.raises(OutputError, match="cannot write"):
-        bad.keep_in(tmp_path, 0)
+        invalid.keep_in(tmp_path, 0)
 
 
 def test_too_many_bad_samples_end_the_run(make_loader, tmp_path):
-    bad = InvalidSampleLog("train", SIZE, 0.2)
-    bad.keep_in(tmp_path / "bad.jsonl", 0)
-    loader = make_loader(Damaged(), bad=bad)
+    invalid = InvalidSampleLog("train", SIZE, 0.2)
+    invalid.keep_in(tmp_path / "bad.jsonl", 0)
+    loader = make_loader(Damaged(), invalid=invalid)
     message = "9 of 37 train samples cannot be used: .*missing.*number .*bad.jsonl"
     with pytest.raises(DataError, match=message):
         list(loader.batches(0, 5))
     assert len((tmp_path / "bad.jsonl").read_text().splitlines()) >= 8
     with pytest.raises(DataError, match="max_bad_fraction allows 0.00%"):
         list(
-            make_loader(Damaged(), bad=InvalidSampleLog("train", SIZE, 0.0)).batches(
-                0, 2
-            )
+            make_loader(
+                Damaged(), invalid=InvalidSampleLog("train", SIZE, 0.0)
+            ).batches(0, 2)
         )

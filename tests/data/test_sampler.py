@@ -47,7 +47,7 @@ def batches(order, batch_size=16):
     """The samples of each step of some epochs, and what they are padded to."""
     for first in range(0, EPOCHS * order.size - batch_size, batch_size):
         places = range(first, first + batch_size)
-        yield [*map(order.index, places)], order.padded_to(first, MOST)
+        yield [*map(order.index, places)], order.padded_length(first, MOST)
 
 
 def test_a_batch_is_padded_to_the_bucket_of_its_longest(tokens):
@@ -59,7 +59,7 @@ def test_a_batch_is_padded_to_the_bucket_of_its_longest(tokens):
 def test_all_parts_of_a_batch_are_padded_alike(tokens):
     order = by_length(tokens)
     for first in range(0, 3000, 16):
-        padded = {order.padded_to(first + row, MOST) for row in range(16)}
+        padded = {order.padded_length(first + row, MOST) for row in range(16)}
         assert len(padded) == 1
 
 
@@ -99,7 +99,7 @@ class Words:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_texts_are_counted_with_what_comes_before_them(monkeypatch, threads):
-    monkeypatch.setattr("hive_jax.data.sampler._AT_ONCE", 8)
+    monkeypatch.setattr("hive_jax.data.sampler._CHUNK", 8)
     tokenizer, done = load_tokenizer("builtin:tabletop"), []
     words = Words()
     got = count_all_tokens(words, tokenizer, 300, threads, done.append)

@@ -12,16 +12,17 @@ import pytest
 import tokenizers
 
 from hive_jax.data.tabletop import Tabletop
+from hive_jax.data.tabletop.templates import TAG_NAMES
 from hive_jax.data.tokenizer import (
     _BUILTIN,
     encode_sample,
     load_tokenizer,
     truncate_text,
 )
-from hive_jax.data.types import KINDS, Sample, Segment
+from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import DataError, MissingInputError
 
-COLOUR, SHAPE, COUNT = (KINDS.index(kind) for kind in ("colour", "shape", "count"))
+COLOUR, SHAPE, COUNT = (TAG_NAMES.index(kind) for kind in ("colour", "shape", "count"))
 IMAGE = np.zeros((8, 8, 3), np.uint8)
 TEXTS = [
     "",
@@ -127,15 +128,15 @@ def test_words_of_the_built_in_world_are_single_tokens(tabletop):
 
 
 def encoded(tokenizer, segments, num_tokens=32, image=IMAGE, **changes):
-    """Rows (text of the token, target, image_mask, kind), and the arrays."""
+    """Rows (text of the token, target, image_mask, tag), and the arrays."""
     segments = tuple(Segment(*segment) for segment in segments)
     sample = Sample(image, segments, **changes)
-    row = encode_sample(sample, tokenizer, num_tokens)
+    row = encode_sample(sample, tokenizer, num_tokens, TAG_NAMES)
     assert {key: value.dtype for key, value in row.items()} == {
         "tokens": np.int32,
         "target": np.bool_,
         "image_mask": np.bool_,
-        "kind": np.int32,
+        "tag": np.int32,
     }
     assert {value.shape for value in row.values()} == {(num_tokens,)}
     return row
@@ -156,9 +157,9 @@ def test_a_caption(tokenizer):
         32 - length
     )
     assert row["image_mask"].tolist() == [True] * length + [False] * (32 - length)
-    assert text_where(row, "kind", tokenizer, COLOUR).strip() == "red"
-    assert text_where(row, "kind", tokenizer, SHAPE).strip() == "cube"
-    assert not row["kind"][length:].any()
+    assert text_where(row, "tag", tokenizer, COLOUR).strip() == "red"
+    assert text_where(row, "tag", tokenizer, SHAPE).strip() == "cube"
+    assert not row["tag"][length:].any()
 
 
 def test_a_question_and_its_answer(tokenizer):
@@ -175,8 +176,8 @@ def test_a_question_and_its_answer(tokenizer):
     assert text_where(row, "image_mask", tokenizer) == (
         "the ball is two. the cube is red"
     )
-    assert text_where(row, "kind", tokenizer, COUNT).strip() == "two"
-    assert text_where(row, "kind", tokenizer, COLOUR).strip() == "red"
+    assert text_where(row, "tag", tokenizer, COUNT).strip() == "two"
+    assert text_where(row, "tag", tokenizer, COLOUR).strip() == "red"
 
 
 def test_an_image_in_the_middle(tokenizer):
@@ -223,7 +224,7 @@ def test_a_text_of_any_length_costs_no_more_than_a_long_one(tokenizer, piece):
 
 
 def test_a_text_that_is_not_far_too_long_is_read_to_its_end():
-    segments = (Segment("a" * 60_000), Segment("b" * 5536, kinds=((0, 9, "colour"),)))
+    segments = (Segment("a" * 60_000), Segment("b" * 5536, tags=((0, 9, "colour"),)))
     sample = Sample(IMAGE, segments, image_before=1)
     assert truncate_text(sample, 256) is sample
     more = dataclasses.replace(sample, segments=(*segments, Segment("c")))
@@ -252,7 +253,7 @@ def test_every_byte_of_a_character_has_its_labels(tokenizer):
     assert (ids[1 : 1 + sum(bytes_of)] > 3).all()
     assert ids[1 + sum(bytes_of)] == tokenizer.pad_id
     assert np.flatnonzero(row["target"]).tolist() == [*range(start, start + 6)]
-    assert np.flatnonzero(row["kind"]).tolist() == [*range(start, start + 4)]
+    assert np.flatnonzero(row["tag"]).tolist() == [*range(start, start + 4)]
     assert row["image_mask"].sum() == 1 + sum(bytes_of)
     row = encoded(tokenizer, [("é", False), ("漢", True)], image_before=1)
     assert np.flatnonzero(row["image_mask"]).tolist() == [3, 4, 5]
@@ -263,9 +264,9 @@ def test_a_token_over_two_segments_is_where_it_ends(tabletop):
     assert spans == [(0, 4)]
     row = encoded(tabletop, [(" r", False), ("ed", True, ((0, 2, "colour"),))])
     assert row["tokens"][1] == token
-    assert (row["target"][1], row["kind"][1]) == (True, COLOUR)
+    assert (row["target"][1], row["tag"][1]) == (True, COLOUR)
     row = encoded(tabletop, [(" r", True, ((1, 2, "colour"),)), ("ed", False)])
-    assert (row["target"][1], row["kind"][1]) == (False, COLOUR)
+    assert (row["target"][1], row["tag"][1]) == (False, COLOUR)
 
 
 class WithoutBos:

@@ -19,8 +19,12 @@ from hive_jax.data.image_io import encode_png, open_image
 from hive_jax.data.invalid import InvalidSampleLog
 from hive_jax.data.loader import Loader
 from hive_jax.data.sampler import ShuffledSampler
-from hive_jax.data.sources.array_record_writer import ConversionPlan, write_array_record
-from hive_jax.data.sources.registry import SourceOptions, whole_source
+from hive_jax.data.sources.array_record_writer import (
+    plan_conversion,
+    write_array_record,
+)
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
 from hive_jax.data.transforms import augment_image, decode
 from hive_jax.errors import MissingInputError
@@ -107,7 +111,7 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
     ):
         source = whole_source(chat, how)
         out = folder / ("resized" if images else "as_they_are")
-        plan = ConversionPlan(chat, source.fingerprint, len(source), images, 8192)
+        plan = plan_conversion(chat, source, images, 8192)
         try:
             write_array_record(source, plan, out, threads, change, lambda count: None)
         except MissingInputError as error:
@@ -124,12 +128,12 @@ def loader(
     return Loader(
         source,
         load_tokenizer(BUILTIN),
-        order=ShuffledSampler(len(source), seed=0),
+        sampler=ShuffledSampler(len(source), seed=0),
         batch_size=batch_size,
         num_tokens=num_tokens,
         image_size=image_size,
         preprocessing="hf_bicubic",
-        bad=InvalidSampleLog("train", len(source), 0.0),
+        invalid=InvalidSampleLog("train", len(source), 0.0),
         sharding=batch_sharding(mesh, batch_size),
         threads=threads,
     )

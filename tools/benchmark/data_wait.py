@@ -80,5 +80,5 @@ def _shares(batch_size: int) -> dict[int, float]:
     tokens = rng.integers(_CAPTIONS[0], _CAPTIONS[1] + 1, _BATCHES * batch_size)
     order = LengthBucketSampler(tokens, 0, batch_size=batch_size, buckets=_BUCKETS)
     firsts = range(0, len(tokens), batch_size)
-    padded = [order.padded_to(first, _LONGEST) for first in firsts]
+    padded = [order.padded_length(first, _LONGEST) for first in firsts]
     return {n: padded.count(n) / len(padded) for n in (*_BUCKETS, _LONGEST)}

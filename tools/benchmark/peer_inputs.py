@@ -70,7 +70,6 @@ def random_batch(size: Size, seed: int = 0) -> Batch:
         tokens=rng.integers(0, size.decoder.vocab_size - 1, text, np.int32),
         target=target,
         image_mask=np.ones(text, bool),
-        kind=np.zeros(text, np.int32),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.config import RunConfig
-from hive_jax.data.types import KINDS, Batch
+from hive_jax.data.types import Batch
 from hive_jax.training import sharding
 from hive_jax.training.flops import step_flops
 from hive_jax.training.program import Program
@@ -100,7 +100,6 @@ def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
             tokens=rng.integers(0, vocab_size, spec.tokens.shape, np.int32),
             target=target,
             image_mask=np.ones(spec.image_mask.shape, bool),
-            kind=rng.integers(0, len(KINDS), spec.kind.shape, np.int32),
         )
 
     return tuple(jax.device_put(one()) for _ in range(config.accumulate))

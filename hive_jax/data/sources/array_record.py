@@ -1,102 +1,62 @@
-"""Sets in ArrayRecord, for pods: shards of samples that any host reads in any order.
+"""Datasets in ArrayRecord, for pods: shards that any host reads in any order.
 
 A folder has `data-00000.array_record` and so on, and manifest.json: what it was made
-from, how many samples each shard has, and its hash. preparing.py writes it.
+from, how many samples each shard has, and its hash. array_record_writer.py writes it.
+
+A record is a sample in MessagePack: [image file or nil, [[text, target, tags], ...],
+image_before], or [reason, where, detail] for an invalid one. A record that is neither,
+e.g. damaged on the disk, is an invalid sample.
 """
 
 import bisect
 import dataclasses
 import hashlib
 import itertools
-import json
 from pathlib import Path
 
 import msgpack
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.types import KINDS, Sample, Segment
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
-
-
-def pack(sample: Sample) -> bytes:
-    """A sample whose image is the content of a file, or None."""
-    segments = [[s.text, s.target, s.kinds] for s in sample.segments]
-    return msgpack.packb([sample.image, segments, sample.image_before])
-
-
-def pack_bad(bad: InvalidSample) -> bytes:
-    return msgpack.packb([bad.reason, bad.where, bad.detail])
-
-
-def unpack(content: bytes, where: str) -> Sample:
-    """The sample of a record. Raises InvalidSample: the one that was packed, or "damaged"
-    at `where`."""
-    try:
-        match msgpack.unpackb(content):
-            case [None | bytes() as image, [*segments], int() as before]:
-                return Sample(image, tuple(map(_segment, segments)), before)
-            case [str() as reason, str() as source, str() as detail]:
-                bad = InvalidSample(reason, source, detail)
-            case _:
-                bad = InvalidSample("damaged", where, "is no record of a sample")
-    except (ValueError, msgpack.UnpackException) as error:
-        bad = InvalidSample("damaged", where, str(error))
-    raise bad
-
-
-def _segment(packed) -> Segment:
-    match packed:
-        case [str() as text, bool() as target, [*kinds]]:
-            return Segment(text, target, tuple(map(_kind, kinds)))
-    raise ValueError("has a segment that is none")
-
-
-def _kind(packed) -> tuple[int, int, str]:
-    match packed:
-        case [int() as start, int() as end, str() as name] if name in KINDS:
-            return start, end, name
-    raise ValueError("has a kind of words that is none")
-
+from hive_jax.io import read_json
 
 MANIFEST = "manifest.json"
 
 
 class ArrayRecordSource:
-    """Random access to a folder that `prepare` has written.
+    """Random access to a folder that `write_array_record` has written.
 
     Args:
-      image_size, preprocessing: of the run; images that were resized must be resized
-        to the same.
-      with_image: False for text alone.
+      path: the folder.
+      options: of the run; images that were resized must be resized to the same.
 
     Raises:
-      MissingInputError: there is no manifest, or a shard of it is missing.
-      DataError: the manifest is another's, or a shard has another size than it had.
+      MissingInputError: the manifest or a shard is missing.
+      DataError: the manifest is malformed, or a shard is not as it was written.
       ConfigError: the images were resized to something else.
     """
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        image_size: int,
-        preprocessing: str,
-        with_image: bool = True,
-    ):
-        self._path, self._with_image = Path(path), with_image
+    classes = ()
+
+    def __init__(self, path: str, options: SourceOptions):
+        self._path, self._with_image = Path(path), options.with_image
         manifest = read_manifest(self._path)
-        made, wanted = manifest["images"], [image_size, preprocessing]
-        if made and made != wanted:
+        stored = manifest["images"]
+        wanted = [options.image_size, options.preprocessing]
+        if stored and stored != wanted:
             raise ConfigError(
-                f"{path}: its images were resized to {made}; this run has {wanted} "
+                f"{path}: its images were resized to {stored}; this run has {wanted} "
                 f"(model.encoder.image_size, data.preprocessing). Prepare it again"
             )
         check_shards(self._path, manifest)
+        self.tag_names = tuple(manifest["tag_names"])
         self._names = [shard["file"] for shard in manifest["shards"]]
         counts = [shard["records"] for shard in manifest["shards"]]
         self._ends = list(itertools.accumulate(counts))
         self._readers = [
-            _reader(self._path / name, count)
+            _open_shard(self._path / name, count)
             for name, count in zip(self._names, counts, strict=True)
         ]
         hashes = [shard["sha256"] for shard in manifest["shards"]]
@@ -106,20 +66,20 @@ class ArrayRecordSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; its image is the content of a file. Raises InvalidSample."""
-        shard, inside = self._found(index)
+        """Sample `index`; its image is the bytes of a file. Raises InvalidSample."""
+        shard, record = self._locate(index)
         try:
-            (content,) = self._readers[shard].read([inside])
+            (content,) = self._readers[shard].read([record])
         except RuntimeError as error:
-            raise InvalidSample("damaged", self.where(index), str(error)) from None
-        sample = unpack(content, self.where(index))
+            raise InvalidSample("damaged", self.describe(index), str(error)) from None
+        sample = unpack(content, self.describe(index), self.tag_names)
         return sample if self._with_image else dataclasses.replace(sample, image=None)
 
-    def where(self, index: int) -> str:
-        shard, inside = self._found(index)
-        return f"{self._path / self._names[shard]}, record {inside}"
+    def describe(self, index: int) -> str:
+        shard, record = self._locate(index)
+        return f"{self._path / self._names[shard]}, record {record}"
 
-    def _found(self, index: int) -> tuple[int, int]:
+    def _locate(self, index: int) -> tuple[int, int]:
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
@@ -129,7 +89,7 @@ def read_manifest(folder: Path) -> dict:
 
     Raises:
       MissingInputError: there is none.
-      DataError: it cannot be read, or is another's.
+      DataError: it is malformed.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -137,14 +97,13 @@ def read_manifest(folder: Path) -> dict:
             f"{folder} holds no {MANIFEST}; expected a folder of tools/prepare_data.py "
             f"that is complete (run its command again to go on)"
         )
-    try:
-        manifest = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read: {error}") from None
+    manifest = read_json(file)
     match manifest:
-        case {"images": None | [*_], "shards": [_, *_] as shards} if all(
-            map(_is_shard, shards)
-        ):
+        case {
+            "images": None | [*_],
+            "tag_names": [*tag_names],
+            "shards": [_, *_] as shards,
+        } if all(map(_is_shard, shards)) and all(isinstance(t, str) for t in tag_names):
             return manifest
     raise DataError(
         f"{file} is not one of tools/prepare_data.py: choose another folder, or prepare "
@@ -160,12 +119,22 @@ def _is_shard(value) -> bool:
             "bytes": int(),
             "sha256": str(),
         }:
+            # A plain name: the manifest may not lead out of its folder.
             return Path(name).name == name and records > 0
     return False
 
 
 def check_shards(folder: Path, manifest: dict) -> None:
-    """Raises MissingInputError or DataError if a shard is not what it was, by size."""
+    """Compares the sizes of all shards with the manifest.
+
+    Args:
+      folder: that holds the shards.
+      manifest: as `read_manifest` returns it.
+
+    Raises:
+      MissingInputError: a shard is missing.
+      DataError: a shard has another size.
+    """
     for shard in manifest["shards"]:
         path, expected = folder / shard["file"], shard["bytes"]
         if not path.is_file():
@@ -175,19 +144,21 @@ def check_shards(folder: Path, manifest: dict) -> None:
             raise DataError(f"{path}: {size} bytes; expected {expected}")
 
 
-def _reader(path: Path, records: int):
+def _open_shard(path: Path, expected: int):
+    # Random access gains nothing from reading ahead, which also starts threads.
+    options = "readahead_buffer_size:0"
     try:
-        reader = array_record().ArrayRecordReader(str(path), "readahead_buffer_size:0")
-        found = reader.num_records()
+        reader = import_array_record().ArrayRecordReader(str(path), options)
+        count = reader.num_records()
     except RuntimeError as error:
         raise DataError(f"{path} is damaged: {error}") from None
-    if found != records:
-        raise DataError(f"{path}: {found} records; the manifest says {records}")
+    if count != expected:
+        raise DataError(f"{path}: {count} records; the manifest says {expected}")
     return reader
 
 
-def array_record():
-    """The module that reads and writes the format. MissingInputError without it."""
+def import_array_record():
+    """The module that reads and writes ArrayRecord. MissingInputError without it."""
     try:
         from array_record.python import array_record_module
     except ImportError:
@@ -195,3 +166,55 @@ def array_record():
             "ArrayRecord needs a package: pip install array_record"
         ) from None
     return array_record_module
+
+
+def pack(sample: Sample) -> bytes:
+    """The record of a sample whose image is the bytes of a file, or None."""
+    segments = [[s.text, s.target, s.tags] for s in sample.segments]
+    return msgpack.packb([sample.image, segments, sample.image_before])
+
+
+def pack_invalid(invalid: InvalidSample) -> bytes:
+    """The record of an invalid sample."""
+    return msgpack.packb([invalid.reason, invalid.where, invalid.detail])
+
+
+def unpack(content: bytes, where: str, tag_names: tuple[str, ...] = ()) -> Sample:
+    """The sample of a record.
+
+    Args:
+      content: the record.
+      where: the file and record, for errors.
+      tag_names: that its tags may have.
+
+    Raises:
+      InvalidSample: the one that was packed, or "damaged".
+    """
+    try:
+        match msgpack.unpackb(content):
+            case [None | bytes() as image, [*segments], int() as before]:
+                unpacked = tuple(_unpack_segment(s, tag_names) for s in segments)
+                return Sample(image, unpacked, before)
+            case [str() as reason, str() as source, str() as detail]:
+                invalid = InvalidSample(reason, source, detail)
+            case _:
+                invalid = InvalidSample(
+                    "damaged", where, "is not the record of a sample"
+                )
+    except (ValueError, msgpack.UnpackException) as error:
+        invalid = InvalidSample("damaged", where, str(error))
+    raise invalid
+
+
+def _unpack_segment(packed, tag_names: tuple[str, ...]) -> Segment:
+    match packed:
+        case [str() as text, bool() as target, [*tags]]:
+            return Segment(text, target, tuple(_unpack_tag(t, tag_names) for t in tags))
+    raise ValueError("has a malformed segment")
+
+
+def _unpack_tag(packed, tag_names: tuple[str, ...]) -> tuple[int, int, str]:
+    match packed:
+        case [int() as start, int() as end, str() as name] if name in tag_names:
+            return start, end, name
+    raise ValueError("has a malformed tag")

@@ -1,7 +1,7 @@
-"""Writes a set as the folder of ArrayRecord that prepared.py reads.
+"""Converts a dataset to the folder of ArrayRecord that array_record.py reads.
 
-While it is written the folder has plan.json, what it will be, and `data-00000.json` and
-so on beside each shard that is whole. The manifest takes the place of all of these.
+While it is written the folder has plan.json, what it will hold, and `data-00000.json`
+and so on beside each complete shard. The manifest replaces all of these at the end.
 """
 
 import collections
@@ -18,12 +18,13 @@ from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.array_record import (
     MANIFEST,
-    array_record,
     check_shards,
+    import_array_record,
     pack,
-    pack_bad,
+    pack_invalid,
     read_manifest,
 )
+from hive_jax.data.sources.base import DataSource
 from hive_jax.errors import DataError, MissingInputError, OutputError
 from hive_jax.io import (
     atomic_write,
@@ -38,24 +39,26 @@ _PLAN = "plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class ConversionPlan:
-    """What is to be prepared; a folder holds one and no other.
+    """What a folder will hold; a folder with another plan is not overwritten.
 
     Attributes:
       source: as in data.source.
       fingerprint: of the source.
-      samples: of it.
+      tag_names: of the source.
+      samples: their number.
       images: [size, preprocessing] that images are resized to, or None to keep files.
       shard_size: samples of a shard.
     """
 
     source: str
     fingerprint: str
+    tag_names: list[str]
     samples: int
     images: list | None
     shard_size: int
 
     def differences(self, other: dict) -> list[str]:
-        """What another plan, from a file, has that is not the same."""
+        """Lines "key: other -> this" of each key in which another plan differs."""
         return [
             f"{key}: {other.get(key)} -> {value}"
             for key, value in dataclasses.asdict(self).items()
@@ -63,26 +66,54 @@ class ConversionPlan:
         ]
 
 
+def plan_conversion(
+    name: str, source: DataSource, images: list | None, shard_size: int
+) -> ConversionPlan:
+    """The plan to convert all of a dataset.
+
+    Args:
+      name: as in data.source.
+      source: the dataset.
+      images: [size, preprocessing] to resize images to, or None to keep files.
+      shard_size: samples of a shard.
+    """
+    return ConversionPlan(
+        name,
+        source.fingerprint,
+        list(source.tag_names),
+        len(source),
+        images,
+        shard_size,
+    )
+
+
 def write_array_record(
-    source,
+    source: DataSource,
     plan: ConversionPlan,
     folder: Path,
     threads: int,
-    resized: Callable[[bytes, str], bytes] | None,
+    resize: Callable[[bytes, str], bytes] | None,
     progress: Callable[[int], None],
 ) -> dict:
-    """Writes a source as a folder of ArrayRecord, and returns its manifest.
+    """Writes a dataset as a folder of ArrayRecord; continues after a kill.
 
-    A shard takes its name when it is whole; called again after a kill, it goes on with
-    the first that is not there. Called again when all is done, it changes nothing.
+    A shard appears when it is complete; a later call goes on with the first that is
+    missing. On a complete folder it changes nothing.
 
     Args:
-      resized: (image file, where) -> a file of its resized image; None to keep it.
-      progress: called with the number of samples that were done.
+      source: the dataset.
+      plan: of the same dataset.
+      folder: to write.
+      threads: that read and resize.
+      resize: (image file, where) -> the file of its resized image; None to keep files.
+      progress: called with the number of samples done since the last call.
+
+    Returns:
+      The manifest.
 
     Raises:
-      OutputError: the folder holds another set, cannot be written, or is being written
-        by another process.
+      OutputError: the folder holds another dataset, cannot be written, or is being
+        written by another process.
     """
     if str(folder).startswith("gs:/"):
         raise OutputError(
@@ -92,7 +123,7 @@ def write_array_record(
     with exclusive_lock(folder):
         if not (folder / MANIFEST).exists():
             _begin(folder, plan)
-            shards = list(_shards(source, plan, folder, threads, resized, progress))
+            shards = list(_shards(source, plan, folder, threads, resize, progress))
             write_json(folder / MANIFEST, _manifest(plan, shards))
         else:
             progress(plan.samples)
@@ -100,13 +131,13 @@ def write_array_record(
         changed = plan.differences(manifest)
         if changed:
             raise OutputError(
-                f"{folder} holds a set already ({', '.join(changed)}); choose another "
-                f"--out"
+                f"{folder} holds another dataset ({', '.join(changed)}); choose another "
+                f"folder"
             )
         check_shards(folder, manifest)
         with output_errors(folder):
             for shard in manifest["shards"]:
-                _about(folder / shard["file"]).unlink(missing_ok=True)
+                _shard_info(folder / shard["file"]).unlink(missing_ok=True)
             (folder / _PLAN).unlink(missing_ok=True)
         return manifest
 
@@ -119,61 +150,63 @@ def _manifest(plan: ConversionPlan, shards: list[dict]) -> dict:
 
 
 def _begin(folder: Path, plan: ConversionPlan) -> None:
-    """Writes the plan, unless it is there already. OutputError if another one is."""
+    """Writes the plan. Raises OutputError if the folder has another one."""
     path = folder / _PLAN
     if not path.exists():
         write_json(path, dataclasses.asdict(plan))
     changed = plan.differences(read_json(path, error=OutputError))
     if changed:
         raise OutputError(
-            f"{folder} is half of another set ({', '.join(changed)}); use the same "
-            f"command, or another --out"
+            f"{folder} is half of another dataset ({', '.join(changed)}); use the same "
+            f"command, or another folder"
         )
 
 
 def _shards(
-    source, plan: ConversionPlan, folder: Path, threads: int, resized, progress
-):
-    """What the manifest says of each shard; those that are not there are written."""
+    source, plan: ConversionPlan, folder: Path, threads: int, resize, progress
+) -> Iterator[dict]:
+    """The manifest's entry of each shard; writes those that are missing."""
     for number, start in enumerate(range(0, plan.samples, plan.shard_size)):
         indices = range(start, min(start + plan.shard_size, plan.samples))
         path = folder / f"data-{number:05d}.array_record"
-        about = _read_about(path)
-        if about is not None:
+        shard = _read_shard_info(path)
+        if shard is not None:
             progress(len(indices))
         else:
-            packed = ordered_map(
-                lambda index: _packed(source, index, resized), indices, threads
+            records = ordered_map(
+                lambda index: _make_record(source, index, resize), indices, threads
             )
-            about = _write_shard(path, packed, progress)
-            write_json(_about(path), about)
-        yield about
+            shard = _write_shard(path, records, progress)
+            write_json(_shard_info(path), shard)
+        yield shard
 
 
-def _packed(source, index: int, resized) -> tuple[bytes, str]:
-    """The record of a sample, and the reason if it is a bad one."""
+def _make_record(source, index: int, resize) -> tuple[bytes, str]:
+    """The record of a sample, and the reason if it is an invalid one."""
     try:
         sample = source[index]
         if isinstance(sample.image, np.ndarray):
             sample = dataclasses.replace(sample, image=encode_png(sample.image))
-        elif sample.image is not None and resized:
-            image = resized(sample.image, source.where(index))
+        elif sample.image is not None and resize:
+            image = resize(sample.image, source.describe(index))
             sample = dataclasses.replace(sample, image=image)
         return pack(sample), ""
-    except InvalidSample as bad:
-        return pack_bad(bad), bad.reason
+    except InvalidSample as invalid:
+        return pack_invalid(invalid), invalid.reason
 
 
-def _write_shard(path: Path, packed: Iterator[tuple[bytes, str]], progress) -> dict:
-    """Writes a shard whole or not at all; returns what the manifest says of it."""
-    records, bad = 0, collections.Counter()
+def _write_shard(path: Path, records: Iterator[tuple[bytes, str]], progress) -> dict:
+    """Writes a shard atomically; returns its entry in the manifest."""
+    count, bad = 0, collections.Counter()
     with atomic_write(path) as temporary:
-        writer = array_record().ArrayRecordWriter(str(temporary), "group_size:1")
+        # Records are read one by one in random order, so none are grouped.
+        options = "group_size:1"
+        writer = import_array_record().ArrayRecordWriter(str(temporary), options)
         try:
-            for content, reason in packed:
+            for content, reason in records:
                 with _writer_errors():
                     writer.write(content)
-                records += 1
+                count += 1
                 bad.update([reason] if reason else [])
                 progress(1)
         finally:
@@ -184,7 +217,7 @@ def _write_shard(path: Path, packed: Iterator[tuple[bytes, str]], progress) -> d
         size = temporary.stat().st_size
     return {
         "file": path.name,
-        "records": records,
+        "records": count,
         "bytes": size,
         "sha256": digest,
         "bad": dict(bad),
@@ -193,23 +226,23 @@ def _write_shard(path: Path, packed: Iterator[tuple[bytes, str]], progress) -> d
 
 @contextlib.contextmanager
 def _writer_errors() -> Iterator[None]:
-    """ArrayRecord's RuntimeError for a full disk as the OSError that it is."""
+    """Raises ArrayRecord's RuntimeError, e.g. for a full disk, as the OSError it is."""
     try:
         yield
     except RuntimeError as error:
         raise OSError(str(error)) from error
 
 
-def _read_about(path: Path) -> dict | None:
-    """What the manifest says of a shard that is whole; None if it is not known to be."""
+def _read_shard_info(path: Path) -> dict | None:
+    """The manifest's entry of a shard; None unless the shard is known to be complete."""
     if not path.is_file():
         return None
     try:
-        return read_json(_about(path))
+        return read_json(_shard_info(path))
     except (MissingInputError, DataError):
         return None
 
 
-def _about(path: Path) -> Path:
-    """The file that says that a shard is whole."""
+def _shard_info(path: Path) -> Path:
+    """The file that says that a shard is complete."""
     return path.with_suffix(".json")

@@ -1,63 +1,69 @@
-"""Sources made of others: a part of one, or several mixed."""
+"""The protocol of a dataset, and datasets made of others: subsets and mixtures."""
 
 import bisect
+import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from hive_jax.data.types import Sample
 from hive_jax.errors import ConfigError, DataError
 
-# An epoch of a mixture: more is refused, if it is ten times the samples that there are.
-_LONGEST = 10**8
+# A longer epoch of a mixture is refused if it also repeats its samples ten times.
+_MAX_EPOCH = 10**8
 
 
-def normalize_weights(weights: Sequence[float]) -> list[float]:
-    """Positive weights, of any magnitude, as shares that sum to 1."""
-    largest = max(weights)
-    weights = [weight / largest for weight in weights]  # whose sum is finite
-    return [weight / sum(weights) for weight in weights]
+class DataSource(Protocol):
+    """Random access to the samples of a dataset, from any thread.
+
+    Attributes:
+      fingerprint: changes when the samples do; checkpoints record it.
+      classes: names of the classes that its samples are labelled with; may be empty.
+      tag_names: names of the tags of its tokens, the first for tokens without one;
+        validation reports the loss of each. May be empty.
+    """
+
+    fingerprint: str
+    classes: tuple[str, ...]
+    tag_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample `index`. Raises InvalidSample if it cannot be used."""
+
+    def describe(self, index: int) -> str:
+        """The file and record of a sample, for messages."""
 
 
-def largest_remainder(total: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers of these shares, 1 at least, that sum to `total`; what is over
-    goes to the largest remainders. ConfigError if there is not one for each."""
-    if total < len(shares):
-        raise ConfigError(
-            f"config.data.validation_size is {total}; expected at least one for each "
-            f"of the {len(shares)} sources"
-        )
-    counts = [1] * len(shares)
-    for _ in range(total - len(shares)):
-        missing = [total * s - n for s, n in zip(shares, counts, strict=True)]
-        counts[missing.index(max(missing))] += 1
-    return counts
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """What a run needs from its datasets, whatever their format.
 
+    Attributes:
+      image_size: side of the square images, in pixels.
+      preprocessing: of image files, one of transforms.PREPROCESSING.
+      seed: of tabletop's scenes, and of take=random:N.
+      max_bad_fraction: share of the images that may be missing.
+      with_image: False to skip reading images, where the format allows.
+    """
 
-def require_length(
-    names: Sequence[str], sizes: Sequence[int], shares: Sequence[float]
-) -> None:
-    """Raises ConfigError if an epoch with these shares is repetition without end."""
-    needed = [n / s if s else math.inf for n, s in zip(sizes, shares, strict=True)]
-    most, there = max(_LONGEST, 10 * sum(sizes)), sum(sizes)
-    if max(needed) > most:
-        rare = needed.index(max(needed))
-        raise ConfigError(
-            f"config.data.source: {names[rare]} has {sizes[rare]:,} samples; for them "
-            f"to be a share of {shares[rare]:.2g}, an epoch of this mixture would have "
-            f"{needed[rare]:.2g} samples, where there are {there:,}. Expected at most "
-            f"{most:,}: raise its weight"
-        )
+    image_size: int
+    preprocessing: str
+    seed: int = 0
+    max_bad_fraction: float = 1.0
+    with_image: bool = True
 
 
 class MalformedRecord(str):
-    """What is wrong with a record, in its place."""
+    """Stands in for a record that cannot be used, and says why."""
 
 
 def is_utf8(text: str) -> bool:
-    """Whether it has no half of a character, as "\\ud800" of JSON is one."""
+    """Whether it encodes as UTF-8: JSON's "\\ud800", half of a character, does not."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -65,17 +71,17 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def classes_of(source) -> tuple[str, ...]:
-    """The names of the classes that samples of a source are of; none if it has none."""
-    return getattr(source, "classes", ())
-
-
 class Subset:
-    """The samples `indices` (increasing) of a source, in this order."""
+    """Some samples of a dataset.
 
-    def __init__(self, source, indices: range | np.ndarray):
+    Args:
+      source: the dataset.
+      indices: the samples, in increasing order.
+    """
+
+    def __init__(self, source: DataSource, indices: range | np.ndarray):
         self._source, self._indices = source, indices
-        self.classes = classes_of(source)
+        self.classes, self.tag_names = source.classes, source.tag_names
         digest = hashlib.sha256(f"part {source.fingerprint}".encode())
         if isinstance(indices, range):
             digest.update(repr(indices).encode())
@@ -89,45 +95,46 @@ class Subset:
     def __getitem__(self, index: int) -> Sample:
         return self._source[int(self._indices[index])]
 
-    def where(self, index: int) -> str:
-        return self._source.where(int(self._indices[index]))
+    def describe(self, index: int) -> str:
+        return self._source.describe(int(self._indices[index]))
 
 
 class Mixture:
-    """Several sources as one.
+    """Several datasets as one.
 
-    Without weights each sample of each is there once. With weights, sources have these
-    shares of the samples: the one that is largest for its share is there once, the
-    others over and over.
+    Without weights each sample of each occurs once. With weights the datasets have these
+    shares of the samples: the one that is largest for its share occurs once, the others
+    are repeated. Classes and tags are those that all of them share, or none.
 
     Args:
-      weights: positive, one for each source; or empty.
+      sources: the datasets.
+      weights: positive, one for each dataset; or empty.
     """
 
-    def __init__(self, sources: Sequence, weights: Sequence[float] = ()):
+    def __init__(self, sources: Sequence[DataSource], weights: Sequence[float] = ()):
         self._sources = tuple(sources)
-        known = {classes_of(source) for source in sources}
-        self.classes = known.pop() if len(known) == 1 else ()
+        self.classes = _shared([source.classes for source in sources])
+        self.tag_names = _shared([source.tag_names for source in sources])
         sizes = [len(source) for source in sources]
         if weights:
             total = max(n / w for n, w in zip(sizes, weights, strict=True))
             sizes = [max(1, round(total * weight)) for weight in weights]
         self._ends = np.cumsum(sizes).tolist()
-        parts = [(s.fingerprint, n) for s, n in zip(sources, sizes, strict=True)]
-        self.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        contents = [(s.fingerprint, n) for s, n in zip(sources, sizes, strict=True)]
+        self.fingerprint = hashlib.sha256(repr(contents).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
-        source, inside = self._found(index)
-        return source[inside]
+        source, index_in_source = self._locate(index)
+        return source[index_in_source]
 
-    def where(self, index: int) -> str:
-        source, inside = self._found(index)
-        return source.where(inside)
+    def describe(self, index: int) -> str:
+        source, index_in_source = self._locate(index)
+        return source.describe(index_in_source)
 
-    def _found(self, index: int):
+    def _locate(self, index: int) -> tuple[DataSource, int]:
         number = bisect.bisect_right(self._ends, index)
         if not 0 <= index or number == len(self._ends):
             raise IndexError(f"sample {index} of {len(self)}")
@@ -136,17 +143,26 @@ class Mixture:
         return source, (index - start) % len(source)
 
 
-def take(source, text: str, seed: int):
-    """The part of a source that `first:N` or `random:N` names; N may be a share, 10%.
+def _shared(names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return names[0] if len(set(names)) == 1 else ()
+
+
+def take(source: DataSource, text: str, seed: int) -> Subset:
+    """The subset that a `take` option names.
+
+    Args:
+      source: the dataset.
+      text: "first:N" or "random:N"; N is a number of samples, or a share as "10%".
+      seed: of the random choice.
 
     Raises:
-      ConfigError: it is neither.
-      DataError: there are not so many samples.
+      ConfigError: `text` is neither.
+      DataError: there are fewer samples.
     """
     how, _, number = text.partition(":")
     try:
-        share = number.endswith("%")
-        count = float(number[:-1]) / 100 * len(source) if share else int(number)
+        is_share = number.endswith("%")
+        count = float(number[:-1]) / 100 * len(source) if is_share else int(number)
     except ValueError:
         count = 0
     if how not in ("first", "random") or not 0 < count < float("inf"):
@@ -163,20 +179,75 @@ def take(source, text: str, seed: int):
     return Subset(source, np.sort(chosen))
 
 
-def train_validation_split(source, split: str, size: int):
-    """`size` samples of a source as "validation", the others as "train", both in order.
+def train_validation_split(source: DataSource, split: str, size: int) -> Subset:
+    """Holds out samples at equal distances, so that a sorted dataset splits evenly too.
 
-    They stand at equal distances, so that of a set sorted by classes, or by anything
-    else, each part has its share.
+    Args:
+      source: the dataset.
+      split: "validation" for the held-out samples, "train" for the others.
+      size: number of held-out samples.
 
-    Raises DataError if there are no others.
+    Raises:
+      DataError: there are no others.
     """
     if len(source) <= size:
         raise DataError(
-            f"{source.where(0).split(', record')[0]}: {len(source)} records; expected "
-            f"more than the data.validation_size = {size} that are held out"
+            f"{source.describe(0).split(', record')[0]}: {len(source)} records; "
+            f"expected more than the data.validation_size = {size} that are held out"
         )
     chosen = np.arange(size) * len(source) // size
     if split == "train":
         chosen = np.delete(np.arange(len(source)), chosen)
     return Subset(source, chosen)
+
+
+def normalize_weights(weights: Sequence[float]) -> list[float]:
+    """Positive weights of any magnitude as shares that sum to 1."""
+    largest = max(weights)
+    weights = [weight / largest for weight in weights]  # else the sum may overflow
+    return [weight / sum(weights) for weight in weights]
+
+
+def largest_remainder(total: int, shares: Sequence[float]) -> list[int]:
+    """Divides `total` into whole numbers proportional to `shares`, each at least 1.
+
+    Args:
+      total: what the numbers sum to.
+      shares: positive, with a sum of 1.
+
+    Raises:
+      ConfigError: `total` is smaller than the number of shares.
+    """
+    if total < len(shares):
+        raise ConfigError(
+            f"config.data.validation_size is {total}; expected at least one for each "
+            f"of the {len(shares)} sources"
+        )
+    counts = [1] * len(shares)
+    for _ in range(total - len(shares)):
+        missing = [total * s - n for s, n in zip(shares, counts, strict=True)]
+        counts[missing.index(max(missing))] += 1
+    return counts
+
+
+def require_epoch_length(
+    names: Sequence[str], sizes: Sequence[int], shares: Sequence[float]
+) -> None:
+    """Raises ConfigError if an epoch of a weighted mixture is mostly repetition.
+
+    Args:
+      names: of the datasets.
+      sizes: their samples.
+      shares: of each in the mixture; sum to 1.
+    """
+    needed = [n / s if s else math.inf for n, s in zip(sizes, shares, strict=True)]
+    total = sum(sizes)
+    limit = max(_MAX_EPOCH, 10 * total)
+    if max(needed) > limit:
+        rare = needed.index(max(needed))
+        raise ConfigError(
+            f"config.data.source: {names[rare]} has {sizes[rare]:,} samples; for them "
+            f"to be a share of {shares[rare]:.2g}, an epoch of this mixture would have "
+            f"{needed[rare]:.2g} samples, where there are {total:,}. Expected at most "
+            f"{limit:,}: raise its weight"
+        )

@@ -1,27 +1,29 @@
-"""The sets of the paper's table 4 by their names: where each comes from, how it is had.
+"""The image classification datasets of the paper's table 4, by name.
 
-`food101:DIR` is the set in DIR, either the Parquet files that Hugging Face has, or the
-ArrayRecord that TensorFlow Datasets prepares.
+`food101:DIR` is Food-101 in DIR, as Hugging Face's Parquet files or as the ArrayRecord
+that TensorFlow Datasets prepares.
 """
 
 import dataclasses
 import glob
 
-from hive_jax.data.sources.tfds import PREPARE
+from hive_jax.data.sources.base import DataSource, SourceOptions
+from hive_jax.data.sources.image_text import open_table
+from hive_jax.data.sources.tfds import PREPARE, TfdsSource
 from hive_jax.errors import ConfigError, MissingInputError
 
 
 @dataclasses.dataclass(frozen=True)
 class CatalogEntry:
-    """A set of images with a class each.
+    """An image classification dataset.
 
     Attributes:
-      title: what it is.
-      hub: the id at Hugging Face.
-      tfds: the name in TensorFlow Datasets; empty where it is not there.
-      splits: of either.
-      image, label: the columns of the Parquet files.
-      caution: what one should know before.
+      title: its name for people.
+      hub: its id at Hugging Face.
+      tfds: its name in TensorFlow Datasets; empty where it is not there.
+      splits: of either, the one to train on first.
+      image, label: columns of the Parquet files.
+      note: what to know before the download.
     """
 
     title: str
@@ -30,7 +32,7 @@ class CatalogEntry:
     splits: tuple[str, ...]
     image: str = "image"
     label: str = "label"
-    caution: str = ""
+    note: str = ""
 
 
 CATALOG = {
@@ -50,8 +52,8 @@ CATALOG = {
         "ILSVRC/imagenet-1k",
         "imagenet2012",
         ("train", "validation"),
-        caution="its licence is to be accepted at Hugging Face; TFDS wants the files "
-        "of image-net.org in ~/tensorflow_datasets/downloads/manual",
+        note="accept its licence at Hugging Face first; TFDS needs the files of "
+        "image-net.org in ~/tensorflow_datasets/downloads/manual",
     ),
     "tiny_imagenet": CatalogEntry(
         "Tiny-ImageNet", "zh-plus/tiny-imagenet", "", ("train", "valid")
@@ -64,7 +66,7 @@ CATALOG = {
         "tanganke/stanford_cars",
         "cars196",
         ("train", "test"),
-        caution="TFDS cannot download it, for the addresses it has are gone",
+        note="TFDS cannot download it: the addresses it has are gone",
     ),
     "pets": CatalogEntry(
         "Oxford-IIIT Pets", "timm/oxford-iiit-pet", "oxford_iiit_pet", ("train", "test")
@@ -75,50 +77,54 @@ CATALOG = {
 }
 
 
-def resolve(name: str, folder: str, split: str) -> tuple[str, str, dict[str, str]]:
-    """(kind, path, options) of the source that has a set.
+def open_catalog(
+    name: str, folder: str, options: SourceOptions, *, split: str = ""
+) -> DataSource:
+    """Opens a dataset of the catalog.
 
     Args:
       name: a key of CATALOG.
-      folder: that the set is in; empty for TFDS's own.
-      split: one of the set's; empty for the first, to train on.
+      folder: that holds it; empty for TFDS's own folder.
+      options: of the run.
+      split: one of the dataset's; empty for the first, to train on.
 
     Raises:
-      ConfigError: the set has no such split.
-      MissingInputError: the folder has no Parquet of it, and TFDS does not know it; says
-        how it is had.
+      ConfigError: the dataset has no such split.
+      MissingInputError: the folder holds neither its Parquet files nor its ArrayRecord;
+        the message says how to download it.
     """
-    one = CATALOG[name]
-    split = split or one.splits[0]
-    if split not in one.splits:
+    entry = CATALOG[name]
+    split = split or entry.splits[0]
+    if split not in entry.splits:
         raise ConfigError(
-            f"config.data.source: {name} has the splits {', '.join(one.splits)}; "
+            f"config.data.source: {name} has the splits {', '.join(entry.splits)}; "
             f"split is {split!r}"
         )
     files = f"{glob.escape(folder)}/**/{split}-*.parquet"
     if folder and next(glob.iglob(files, recursive=True), None):
-        return "table", files, {"image": one.image, "label": one.label}
-    if one.tfds and _is_tfds(folder, one.tfds):
-        options = {"split": split, "image": "image", "text": "label"}
-        return "tfds", one.tfds, options | ({"dir": folder} if folder else {})
-    raise MissingInputError(f"data.source: {_how(name, folder, split)}")
+        return open_table(files, options, image=entry.image, label=entry.label)
+    if entry.tfds and _holds_tfds(folder, entry.tfds):
+        return TfdsSource(
+            entry.tfds, options, dir=folder, split=split, image="image", text="label"
+        )
+    raise MissingInputError(f"data.source: {_how_to_download(name, folder, split)}")
 
 
-def _is_tfds(folder: str, tfds: str) -> bool:
+def _holds_tfds(folder: str, tfds: str) -> bool:
     return not folder or any(glob.iglob(f"{glob.escape(folder)}/{tfds}/*"))
 
 
-def _how(name: str, folder: str, split: str) -> str:
-    one = CATALOG[name]
-    place = folder or f"DIR, as in {name}:DIR"
+def _how_to_download(name: str, folder: str, split: str) -> str:
+    entry = CATALOG[name]
+    local = folder or f"DIR, as in {name}:DIR"
     lines = [
-        f"{one.title} is not in {folder or 'TFDS'}: expected {split}-*.parquet"
-        + (f", or TFDS's {one.tfds}/" if one.tfds else ""),
-        f"  hf download {one.hub} --repo-type dataset --local-dir {place}",
+        f"{entry.title} is not in {folder or 'TFDS'}: expected {split}-*.parquet"
+        + (f", or TFDS's {entry.tfds}/" if entry.tfds else ""),
+        f"  hf download {entry.hub} --repo-type dataset --local-dir {local}",
     ]
-    if one.tfds:
-        command = PREPARE.replace("NAME", repr(one.tfds))
+    if entry.tfds:
+        command = PREPARE.replace("NAME", repr(entry.tfds))
         lines.append(f"  or, with tensorflow installed: {command}")
-    if one.caution:
-        lines.append(f"  {one.caution}")
+    if entry.note:
+        lines.append(f"  {entry.note}")
     return "\n".join(lines)

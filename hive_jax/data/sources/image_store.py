@@ -1,7 +1,6 @@
-"""Where the image files of a set are: a folder, or a zip. Bytes by name.
+"""Image files by name, from a folder or a zip.
 
-Names come from a set that somebody else has written. None reaches beyond the folder,
-opens a device or a network, or makes more memory than an image may have.
+Paths are confined to the root; only regular files of up to 64 MB are read.
 """
 
 import os
@@ -9,24 +8,41 @@ import re
 import stat
 import zipfile
 import zlib
+from typing import Protocol
 
 from hive_jax.data.image_io import MAX_BYTES
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import is_utf8
 from hive_jax.errors import DataError, MissingInputError
 
-# Of the zip's methods, those that unpack no more than they are asked for.
+# The compression methods that unpack no more than they are asked for.
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_NO_ZIP = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError)
+_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError)
 _DRIVE_OR_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
-def open_store(path: str, key: str):
-    """The store at `path`, the value of config key `key`.
+class ImageStore(Protocol):
+    """Image files by name."""
+
+    path: str
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises InvalidSample."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file; it may still be damaged."""
+
+
+def open_store(path: str, key: str) -> ImageStore:
+    """Opens a folder or a zip of images.
+
+    Args:
+      path: the folder or zip.
+      key: the option that named it, for the error.
 
     Raises:
       MissingInputError: there is nothing.
-      DataError: it is a file, and no zip.
+      DataError: it is a file, but not a zip.
     """
     if os.path.isdir(path):
         return FolderStore(path)
@@ -36,24 +52,23 @@ def open_store(path: str, key: str):
 
 
 class FolderStore:
-    """Regular files under a folder. Links may not lead out of it."""
+    """Regular files under a folder; symbolic links may not lead out of it."""
 
     def __init__(self, path: str):
         self.path = path
         self._root = os.path.realpath(path)
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises InvalidSample."""
         where = f"{self.path}/{name}"
-        _safe(name, where)
+        _require_safe(name, where)
         try:
             path = os.path.realpath(os.path.join(self._root, name))
             if os.path.commonpath((path, self._root)) != self._root:
                 raise InvalidSample("unsafe path", where, f"leads out of {self.path}")
-            # A pipe would be waited for, without O_NONBLOCK.
+            # Without O_NONBLOCK, opening a pipe waits for its writer.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                return _regular(descriptor, where)
+                return _read_regular(descriptor, where)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -63,10 +78,7 @@ class FolderStore:
             raise InvalidSample("unreadable", where, str(error)) from None
 
     def has(self, name: str) -> bool:
-        try:
-            return os.path.isfile(os.path.join(self._root, _safe(name, name)))
-        except InvalidSample:
-            return False
+        return _is_safe(name) and os.path.isfile(os.path.join(self._root, name))
 
 
 class ZipStore:
@@ -76,16 +88,16 @@ class ZipStore:
         self.path = path
         try:
             self._zip = zipfile.ZipFile(path)
-        except _NO_ZIP as error:
+        except _ZIP_ERRORS as error:
             raise DataError(
                 f"{path}: {error}; expected a folder of images, or a zip of them"
             ) from None
         self._members = {m.filename: m for m in self._zip.infolist() if not m.is_dir()}
 
     def read(self, name: str) -> bytes:
-        """The content of a member. Raises InvalidSample."""
         where = f"{self.path}/{name}"
-        member = self._members.get(_safe(name, where))
+        _require_safe(name, where)
+        member = self._members.get(name)
         if member is None:
             raise InvalidSample("missing", where, "no such member")
         _require_size(member.file_size, where)
@@ -95,21 +107,18 @@ class ZipStore:
         try:
             with self._zip.open(member) as file:
                 content = file.read(member.file_size + 1)
-        except (*_NO_ZIP, zlib.error, RuntimeError, EOFError) as error:
+        except (*_ZIP_ERRORS, zlib.error, RuntimeError, EOFError) as error:
             raise InvalidSample("damaged", where, str(error)) from None
         if len(content) != member.file_size:
             raise InvalidSample("damaged", where, "is not as long as the zip says")
         return content
 
     def has(self, name: str) -> bool:
-        try:
-            return _safe(name, name) in self._members
-        except InvalidSample:
-            return False
+        return _is_safe(name) and name in self._members
 
 
-def _regular(descriptor: int, where: str) -> bytes:
-    """The content of an open file that is one, and not too large."""
+def _read_regular(descriptor: int, where: str) -> bytes:
+    """The bytes of an open file, which must be a regular one and not too large."""
     about = os.fstat(descriptor)
     if not stat.S_ISREG(about.st_mode):
         raise InvalidSample("unsafe path", where, "is not a regular file")
@@ -118,23 +127,25 @@ def _regular(descriptor: int, where: str) -> bytes:
         return file.read(MAX_BYTES)
 
 
-def _safe(name: str, where: str) -> str:
-    """The name, if it is one of a file below the root in every system's eyes."""
-    parts = name.split("/")
-    if (
+def _is_safe(name: str) -> bool:
+    """Whether the name stays below the root on every system."""
+    return not (
         not name
         or len(name) > 1024
         or "\0" in name
         or "\\" in name
         or name.startswith(("/", "~"))
-        or ".." in parts
+        or ".." in name.split("/")
         or _DRIVE_OR_SCHEME.match(name)
         or not is_utf8(name)
-    ):
+    )
+
+
+def _require_safe(name: str, where: str) -> None:
+    if not _is_safe(name):
         raise InvalidSample(
             "unsafe path", where, "expected a path below the folder of images"
         )
-    return name
 
 
 def _require_size(size: int, where: str) -> None:

@@ -1,41 +1,45 @@
-"""Sets of images with a text each; and folders of classes as such."""
+"""Images with a text or a class each: tables in CSV or Parquet, and folders of classes."""
 
 import contextlib
 import csv
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import MalformedRecord, is_utf8
-from hive_jax.data.sources.image_store import FolderStore, open_store
+from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
+from hive_jax.data.sources.image_store import FolderStore, ImageStore, open_store
 from hive_jax.data.sources.parquet import ParquetStore, parquet_files
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+_MAX_FIELD = 1_000_000  # characters of a CSV field
 
 
 class ImageTextSource:
     """Random access to pairs of an image and a text.
 
     Args:
-      path: what messages call the set.
+      path: the name of the dataset in messages.
       names: of the images in `store`.
-      texts: beside them; an empty or MalformedRecord one is a bad sample.
+      texts: one for each image; an empty or malformed one makes an invalid sample.
+      store: of the images.
       with_image: False for text alone; no image is read then.
-      labels: the name of the class of each, where they have one.
-      classes: all names there can be, in order.
+      labels: the class of each image, where they have one.
+      classes: names of all classes, in order.
     """
+
+    tag_names = ()
 
     def __init__(
         self,
         path: str,
         names: Sequence[str],
         texts: Sequence[str],
-        store,
+        store: ImageStore,
         with_image: bool = True,
         labels: Sequence[str] = (),
         classes: Sequence[str] = (),
@@ -47,26 +51,34 @@ class ImageTextSource:
         self._labels, self.classes = labels, tuple(classes)
         digest = hashlib.sha256()
         for name, text in zip(names, texts, strict=True):
-            said = None if isinstance(text, MalformedRecord) else text
-            digest.update(repr((name, said)).encode("utf-8", "surrogatepass"))
+            content = None if isinstance(text, MalformedRecord) else text
+            digest.update(repr((name, content)).encode("utf-8", "surrogatepass"))
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; its image is the content of a file. Raises InvalidSample."""
-        text = require_text(self._texts[index], self.where(index))
+        """Sample `index`; its image is the bytes of a file. Raises InvalidSample."""
+        text = require_text(self._texts[index], self.describe(index))
         image = self._store.read(self._names[index]) if self._with_image else None
         label = self._labels[index] if self._labels else ""
         return Sample(image, (Segment(text + "\n"),), label=label)
 
-    def where(self, index: int) -> str:
+    def describe(self, index: int) -> str:
         return f"{self._path}, record {index}, image {self._names[index]}"
 
 
 def require_text(text: str, where: str) -> str:
-    """The text without space around it. Raises InvalidSample if it says nothing."""
+    """The text without space around it.
+
+    Args:
+      text: the text, which may be a MalformedRecord.
+      where: the file and record, for the error.
+
+    Raises:
+      InvalidSample: the text is malformed or empty.
+    """
     if isinstance(text, MalformedRecord):
         raise InvalidSample("record", where, text)
     if not text.strip():
@@ -76,20 +88,29 @@ def require_text(text: str, where: str) -> str:
     return text.strip()
 
 
-def of_class(name: str) -> str:
+def class_caption(name: str) -> str:
     """The caption of an image of which only the class is known."""
     return f"a photo of a {name.replace('_', ' ')}"
 
 
 def class_name(label: int, names: Sequence[str]) -> str:
-    """The name of class number `label`; MalformedRecord if there is none."""
+    """The name of class number `label`; a MalformedRecord if there is none.
+
+    Args:
+      label: counts from 0.
+      names: of all classes.
+    """
     if 0 <= label < len(names):
         return names[label]
     return MalformedRecord(f"is of class {label}; expected 0 to {len(names) - 1}")
 
 
-def open_class_folder(path: str, with_image: bool = True) -> ImageTextSource:
-    """path/CLASS/.../IMAGE, sorted; other files are left alone.
+def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
+    """Opens path/CLASS/.../IMAGE, sorted by name; other files are ignored.
+
+    Args:
+      path: the folder.
+      options: of the run.
 
     Raises:
       MissingInputError: there is no such folder.
@@ -98,23 +119,26 @@ def open_class_folder(path: str, with_image: bool = True) -> ImageTextSource:
     if not os.path.isdir(path):
         raise MissingInputError(f"data.source: {path}: no such folder")
     try:
-        classes = sorted(one.name for one in os.scandir(path) if one.is_dir())
-        found = [name for one in classes for name in _images(path, one)]
+        classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
+        names = sorted(name for folder in classes for name in _images(path, folder))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    if not found:
+    if not names:
         raise DataError(f"{path}: expected folders of images, one for each class")
-    names = sorted(found)
     labels = [name.split("/")[0] for name in names]
-    texts = list(map(of_class, labels))
-    store = FolderStore(path)
     return ImageTextSource(
-        path, names, texts, store, with_image, labels, sorted(set(labels))
+        path,
+        names,
+        [class_caption(label) for label in labels],
+        FolderStore(path),
+        options.with_image,
+        labels,
+        sorted(set(labels)),
     )
 
 
 def _images(root: str, name: str) -> list[str]:
-    """The paths, from the root, of the image files in a folder and those below it."""
+    """Paths relative to `root` of the image files in a folder and those below it."""
 
     def fail(error: OSError):
         raise error
@@ -127,48 +151,50 @@ def _images(root: str, name: str) -> list[str]:
     ]
 
 
-_LONGEST = 1_000_000  # characters of a field of CSV
-
-
 def open_table(
     path: str,
+    options: SourceOptions,
     *,
-    images: str,
-    image: str,
-    text: str,
-    label: str,
-    with_image: bool = True,
+    images: str = "",
+    image: str = "image",
+    text: str = "text",
+    label: str = "label",
 ) -> ImageTextSource:
-    """A .csv with a header, .parquet, or a folder of .parquet.
+    """Opens a table of images: a .csv with a header, .parquet, or a folder of these.
 
     Args:
-      images: the folder or zip that has the images of a CSV.
-      image, text, label: columns. The text, or else the class that `label` names; of
-        Parquet by Hugging Face, a class may be a number.
+      path: the file, the folder, or a pattern of .parquet files.
+      options: of the run.
+      images: the folder or zip that holds the images of a CSV.
+      image: the column of the images: names in a CSV, bytes in Parquet.
+      text: the column of the texts, if there is one.
+      label: else, the column of the classes; in Parquet of Hugging Face a number.
 
     Raises:
-      MissingInputError: something is not there.
-      DataError, ConfigError: it is no such table.
+      MissingInputError: a file is missing.
+      ConfigError: the images of a CSV are not given.
+      DataError: it is not such a table.
     """
     if not path.endswith(".csv"):
-        return _open_parquet(path, image, text, label, with_image)
+        return _open_parquet(path, options, image, text, label)
     if not Path(path).is_file():
         raise MissingInputError(f"data.source: {path}: no such file")
     if not images:
         raise ConfigError(f"data.source: {path}: say where its images are, images=...")
-    with _as_csv(path) as rows:
+    with _csv_rows(path) as rows:
         column = _column(path, rows.fieldnames or [], image, text, label)
-        table = [_pair(rows.line_num, row, image, column) for row in rows]
+        table = [_csv_pair(rows.line_num, row, image, column) for row in rows]
     names, values = [name for name, _ in table], [value for _, value in table]
-    return _pairs(
-        path, names, values, open_store(images, "images"), with_image, column != text
-    )
+    store = open_store(images, "images")
+    if column == text:
+        return ImageTextSource(path, names, values, store, options.with_image)
+    return _labelled(path, names, values, store, options)
 
 
 @contextlib.contextmanager
-def _as_csv(path: str):
-    """The rows of a file. Raises DataError where it is no CSV."""
-    before, rows = csv.field_size_limit(_LONGEST), None
+def _csv_rows(path: str) -> Iterator[csv.DictReader]:
+    """The rows of a CSV file. Raises DataError where it is none."""
+    before, rows = csv.field_size_limit(_MAX_FIELD), None
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
@@ -185,8 +211,8 @@ def _as_csv(path: str):
         csv.field_size_limit(before)
 
 
-def _pair(line: int, row: dict, image: str, column: str) -> tuple[str, str]:
-    """The image and the text of a row, which is MalformedRecord if it is not like the header."""
+def _csv_pair(line: int, row: dict, image: str, column: str) -> tuple[str, str]:
+    """The image and the text of a row; malformed if it does not match the header."""
     if None in row:
         return row[image], MalformedRecord(
             f"line {line} has more fields than the header"
@@ -196,23 +222,6 @@ def _pair(line: int, row: dict, image: str, column: str) -> tuple[str, str]:
             f"line {line} has fewer fields than the header"
         )
     return row[image], row[column]
-
-
-def _captioned(value: str) -> str:
-    """The caption for the name of a class."""
-    return value if isinstance(value, MalformedRecord) or not value else of_class(value)
-
-
-def _pairs(
-    path: str, names, values, store, with_image: bool, is_class: bool, classes=()
-) -> ImageTextSource:
-    """Pairs of images with texts, or with the names of their classes."""
-    if not is_class:
-        return ImageTextSource(path, names, values, store, with_image)
-    there = {v for v in values if v and not isinstance(v, MalformedRecord)}
-    classes = classes or sorted(there, key=lambda v: (v.isdigit() and int(v), v))
-    texts = list(map(_captioned, values))
-    return ImageTextSource(path, names, texts, store, with_image, values, classes)
 
 
 def _column(
@@ -228,14 +237,37 @@ def _column(
     return chosen
 
 
+def _labelled(
+    path: str,
+    names: Sequence[str],
+    labels: Sequence[str],
+    store: ImageStore,
+    options: SourceOptions,
+    classes: Sequence[str] = (),
+) -> ImageTextSource:
+    """Images with classes; without `classes`, those that occur, numbers by value."""
+
+    def caption(label: str) -> str:
+        is_name = label and not isinstance(label, MalformedRecord)
+        return class_caption(label) if is_name else label
+
+    used = {v for v in labels if v and not isinstance(v, MalformedRecord)}
+    # isdecimal and not isdigit: "²" is a digit that int() refuses.
+    classes = classes or sorted(used, key=lambda v: (v.isdecimal() and int(v), v))
+    texts = [caption(label) for label in labels]
+    return ImageTextSource(
+        path, names, texts, store, options.with_image, labels, classes
+    )
+
+
 def _open_parquet(
-    path: str, image: str, text: str, label: str, with_image: bool
+    path: str, options: SourceOptions, image: str, text: str, label: str
 ) -> ImageTextSource:
     store = ParquetStore(parquet_files(path), image)
     column = _column(path, store.columns, image, text, label)
     is_class, classes = column != text, _class_names(store.metadata, column)
 
-    def said(value) -> str:
+    def as_text(value) -> str:
         if is_class and isinstance(value, int):
             return class_name(value, classes) if classes else str(value)
         if value is not None and not isinstance(value, str):
@@ -244,13 +276,15 @@ def _open_parquet(
             )
         return value or ""
 
-    values = [said(value) for value in store.values(column)]
+    values = [as_text(value) for value in store.values(column)]
     rows = [str(row) for row in range(len(values))]
-    return _pairs(path, rows, values, store, with_image, is_class, classes)
+    if is_class:
+        return _labelled(path, rows, values, store, options, classes)
+    return ImageTextSource(path, rows, values, store, options.with_image)
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:
-    """The names of the classes, as Hugging Face's datasets keeps them in a schema."""
+    """The names of the classes, as Hugging Face's datasets stores them in a schema."""
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
         names = features[label]["names"]

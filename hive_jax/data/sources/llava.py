@@ -1,4 +1,4 @@
-"""LLaVA's sets: records of conversations, and images in a folder, a zip or with them.
+"""LLaVA's format: conversations, and images in a folder, a zip or with the records.
 
     {"id": "1", "image": "GCC_train_1.jpg",
      "conversations": [{"from": "human", "value": "Describe it.\n<image>"},
@@ -16,25 +16,32 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+from hive_jax.config import nearest
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import MalformedRecord, is_utf8
+from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
 from hive_jax.data.sources.image_store import open_store
 from hive_jax.data.sources.parquet import ParquetStore, parquet_files
 from hive_jax.data.types import Sample, Segment
-from hive_jax.errors import DataError, MissingInputError
+from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import decode_text, parse_json
 
 FORMS = ("plain", "chat")
 IMAGE = "<image>"
-_ASKS = ("human", "user", "system")
-_ANSWERS = ("gpt", "assistant")
-_LOOKED_FOR = 1000  # images, before anything else is done
+_ASKING = ("human", "user", "system")
+_ANSWERING = ("gpt", "assistant")
+# Images looked up before anything else, so that a wrong folder fails at once.
+_CHECKED_IMAGES = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Conversation:
-    """What a record says: an image or None, (text, supervised) for each turn, and the
-    turn that the image stands before."""
+    """A record in one of the forms.
+
+    Attributes:
+      image: name of the image; None for text alone.
+      turns: (text, supervised) of each turn.
+      image_before: index of the turn that the image precedes.
+    """
 
     image: str | None
     turns: tuple[tuple[str, bool], ...]
@@ -42,33 +49,40 @@ class _Conversation:
 
 
 class LlavaSource:
-    """Random access to the records of a set.
+    """Random access to the records of a dataset in LLaVA's format.
 
-    A record without an image is a sample of text alone; one that cannot be understood
-    is a bad sample, as is one whose image cannot be had.
+    A record without an image is a sample of text alone. A record that is malformed, or
+    whose image cannot be read, is an invalid sample.
 
     Args:
       path: a .json, .jsonl or .parquet file, or a folder of .parquet files.
-      images: a folder or a zip; empty for Parquet with the images in it.
+      options: of the run.
+      images: a folder or a zip; empty for Parquet that contains the images.
       form: "plain" or "chat".
-      with_image: False for text alone; no image is read then.
 
     Raises:
-      MissingInputError: a file is not there, or of the first 1,000 images more than
-        `max_bad_fraction`.
-      DataError: the file is not of such records.
+      ConfigError: `form` is neither.
+      MissingInputError: a file is missing, or more than `max_bad_fraction` of the first
+        images.
+      DataError: the file does not hold such records.
     """
+
+    classes = tag_names = ()
 
     def __init__(
         self,
         path: str,
+        options: SourceOptions,
         *,
-        images: str,
-        form: str,
-        max_bad_fraction: float,
-        with_image: bool = True,
+        images: str = "",
+        form: str = "plain",
     ):
-        self.path, self._with_image = path, with_image
+        if form not in FORMS:
+            raise ConfigError(
+                f"config.data.source: form is {form!r}; expected one of {FORMS}"
+                + nearest(form, FORMS)
+            )
+        self.path, self._with_image = path, options.with_image
         records, self._store = read_records(path)
         if images:
             self._store = open_store(images, "images")
@@ -77,36 +91,35 @@ class LlavaSource:
         digest = hashlib.sha256(f"llava {form}".encode())
         self._conversations = []
         for record in records:
-            understood = _understood(record, form)
-            said = None if isinstance(understood, str) else understood
-            digest.update(repr(said).encode("utf-8", "surrogatepass"))
-            self._conversations.append(understood)
+            conversation = _parse_record(record, form)
+            content = None if isinstance(conversation, str) else conversation
+            digest.update(repr(content).encode("utf-8", "surrogatepass"))
+            self._conversations.append(conversation)
         self.fingerprint = digest.hexdigest()[:16]
-        if with_image:
-            self._look_for_images(max_bad_fraction)
+        if options.with_image:
+            self._check_images(options.max_bad_fraction)
 
     def __len__(self) -> int:
         return len(self._conversations)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; its image is the content of a file. Raises InvalidSample."""
+        """Sample `index`; its image is the bytes of a file. Raises InvalidSample."""
         conversation = self._conversations[index]
         if isinstance(conversation, str):
-            raise InvalidSample("record", self.where(index), conversation)
+            raise InvalidSample("record", self.describe(index), conversation)
         image = None
         if conversation.image is not None and self._with_image:
             image = self._store.read(conversation.image)
         segments = tuple(Segment(*turn) for turn in conversation.turns)
         return Sample(image, segments, conversation.image_before)
 
-    def where(self, index: int) -> str:
-        """The record of a sample, and its image, for messages."""
+    def describe(self, index: int) -> str:
         conversation = self._conversations[index]
-        where = f"{self.path}, record {index}"
+        record = f"{self.path}, record {index}"
         image = getattr(conversation, "image", None)
-        return where if image is None else f"{where}, image {image}"
+        return record if image is None else f"{record}, image {image}"
 
-    def _look_for_images(self, max_bad_fraction: float) -> None:
+    def _check_images(self, max_bad_fraction: float) -> None:
         names = [c.image for c in self._conversations if not isinstance(c, str)]
         names = [name for name in names if name is not None]
         if names and self._store is None:
@@ -114,7 +127,7 @@ class LlavaSource:
                 f"{self.path} names {len(names)} images; say where they are: "
                 f"llava:{self.path},images=FOLDER_OR_ZIP"
             )
-        chosen = names[:: max(1, len(names) // _LOOKED_FOR)]
+        chosen = names[:: max(1, len(names) // _CHECKED_IMAGES)]
         missing = [name for name in chosen if not self._store.has(name)]
         if len(missing) > max_bad_fraction * len(chosen):
             raise MissingInputError(
@@ -124,78 +137,19 @@ class LlavaSource:
             )
 
 
-def _understood(record, form: str) -> _Conversation | str:
-    """The record in the given form, or what is wrong with it."""
-    if isinstance(record, MalformedRecord):
-        return str(record)
-    if not isinstance(record, dict):
-        return f"is {_kind(record)}; expected an object"
-    image = record.get("image")
-    if isinstance(image, list):
-        if len(image) > 1:
-            return f"has {len(image)} images; expected one at most"
-        image = image[0] if image else None
-    if image is not None and not isinstance(image, str):
-        return f"image is {_kind(image)}; expected the name of a file"
-    turns = record.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        return f"conversations is {_kind(turns)}; expected a list of turns"
-    said = []
-    for number, turn in enumerate(turns):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
-        if speaker not in (*_ASKS, *_ANSWERS):
-            return f"turn {number} is from {speaker!r}; expected human or gpt"
-        if not isinstance(turn.get("value"), str):
-            return f"turn {number}: value is {_kind(turn.get('value'))}; expected text"
-        if isinstance(turn["value"], MalformedRecord):
-            return f"turn {number}: value is {turn['value']}"
-        if not is_utf8(turn["value"]):
-            return f"turn {number}: value has half of a character"
-        said.append((turn["value"], speaker in _ANSWERS))
-    return _as_plain(image, said) if form == "plain" else _as_chat(image, said)
-
-
-def _as_plain(image, said: list[tuple[str, bool]]) -> _Conversation | str:
-    caption = next((text.strip() for text, answers in said if answers), "")
-    if not caption:
-        return "has no text from gpt"
-    return _Conversation(image, ((caption + "\n", True),))
-
-
-def _as_chat(image, said: list[tuple[str, bool]]) -> _Conversation | str:
-    marks = [turn for turn, (text, _) in enumerate(said) for _ in range(_marks(text))]
-    if len(marks) != (image is not None):
-        images = "an image" if image is not None else "no image"
-        return f"has {images}, and {IMAGE} {len(marks)} times"
-    turns = tuple(
-        (text.replace(IMAGE, "").strip() + "\n", answers) for text, answers in said
-    )
-    if not any(answers and text.strip() for text, answers in turns):
-        return "has no text from gpt"
-    return _Conversation(image, turns, marks[0] if marks else 0)
-
-
-def _marks(text: str) -> int:
-    return text.count(IMAGE)
-
-
-def _kind(value) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
-
-
 def read_records(path: str) -> tuple[list, ParquetStore | None]:
-    """All records of a set, and the store of the images that are in its files.
+    """All records of a dataset, and the store of the images in its own files.
 
-    With such a store, the `image` of a record is its number, as text. What cannot be
-    read is `MalformedRecord`.
+    With such a store, the `image` of a record is its row number, as text. Records that
+    cannot be parsed are MalformedRecord.
 
     Raises:
       MissingInputError: there is no such file.
-      DataError: it is not of one of the formats.
+      DataError: it is of none of the formats.
     """
     source = Path(path)
     if source.is_dir() or source.suffix == ".parquet":
-        return _from_parquet(parquet_files(path))
+        return _parquet_records(parquet_files(path))
     if not source.is_file():
         raise MissingInputError(f"data.source: {path}: no such file")
     try:
@@ -205,7 +159,7 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
     if text.lstrip()[:1] == "[":
         return parse_json(text, path), None
     lines = [(n, x) for n, x in enumerate(text.split("\n"), 1) if x.strip()]
-    records = [_line(line, number) for number, line in lines]
+    records = [_parse_line(line, number) for number, line in lines]
     if not any(isinstance(record, dict) for record in records):
         raise DataError(
             f"{path} is neither a JSON list nor JSON lines"
@@ -214,14 +168,14 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
     return records, None
 
 
-def _line(line: str, number: int):
+def _parse_line(line: str, number: int):
     try:
         return parse_json(line, f"line {number}")
     except DataError as error:
         return MalformedRecord(error)
 
 
-def _from_parquet(files: list[Path]):
+def _parquet_records(files: list[Path]) -> tuple[list, ParquetStore]:
     store = ParquetStore(files, "image")
     if "conversations" not in store.columns:
         raise DataError(
@@ -236,3 +190,63 @@ def _from_parquet(files: list[Path]):
         for number, (turns, present) in enumerate(rows)
     ]
     return records, store
+
+
+def _parse_record(record, form: str) -> _Conversation | str:
+    """A record in the given form, or what is wrong with it."""
+    if isinstance(record, MalformedRecord):
+        return str(record)
+    if not isinstance(record, dict):
+        return f"is {_type_name(record)}; expected an object"
+    image = record.get("image")
+    if isinstance(image, list):
+        if len(image) > 1:
+            return f"has {len(image)} images; expected one at most"
+        image = image[0] if image else None
+    if image is not None and not isinstance(image, str):
+        return f"image is {_type_name(image)}; expected the name of a file"
+    turns = record.get("conversations")
+    if not isinstance(turns, list) or not turns:
+        return f"conversations is {_type_name(turns)}; expected a list of turns"
+    dialogue = []
+    for number, turn in enumerate(turns):
+        speaker = turn.get("from") if isinstance(turn, dict) else None
+        if speaker not in (*_ASKING, *_ANSWERING):
+            return f"turn {number} is from {speaker!r}; expected human or gpt"
+        text = turn.get("value")
+        if not isinstance(text, str):
+            return f"turn {number}: value is {_type_name(text)}; expected text"
+        if isinstance(text, MalformedRecord):
+            return f"turn {number}: value is {text}"
+        if not is_utf8(text):
+            return f"turn {number}: value has half of a character"
+        dialogue.append((text, speaker in _ANSWERING))
+    return _plain(image, dialogue) if form == "plain" else _chat(image, dialogue)
+
+
+def _plain(image, dialogue: list[tuple[str, bool]]) -> _Conversation | str:
+    caption = next((text.strip() for text, answers in dialogue if answers), "")
+    if not caption:
+        return "has no text from gpt"
+    return _Conversation(image, ((caption + "\n", True),))
+
+
+def _chat(image, dialogue: list[tuple[str, bool]]) -> _Conversation | str:
+    marked = [
+        turn
+        for turn, (text, _) in enumerate(dialogue)
+        for _ in range(text.count(IMAGE))
+    ]
+    if len(marked) != (image is not None):
+        images = "an image" if image is not None else "no image"
+        return f"has {images}, and {IMAGE} {len(marked)} times"
+    turns = tuple(
+        (text.replace(IMAGE, "").strip() + "\n", answers) for text, answers in dialogue
+    )
+    if not any(answers and text.strip() for text, answers in turns):
+        return "has no text from gpt"
+    return _Conversation(image, turns, marked[0] if marked else 0)
+
+
+def _type_name(value) -> str:
+    return "missing" if value is None else f"a {type(value).__name__}"

@@ -1,221 +1,224 @@
-"""Samples by the name of their source.
+"""Datasets by name: every kind of source, and the string form of the command line.
 
-A source has a length, gives sample `index` (or raises InvalidSample), says `where` it is,
-and has a fingerprint that changes when its samples do; and the names of its `classes`,
-if its samples are of some.
+    [WEIGHT*]KIND:PATH,option=value,...  joined by " + "
+
+To add a format, write a class or function `open(path, options, **named)`, whose named
+arguments are texts, and add it to _KINDS.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 
-from hive_jax.config import DataConfig, nearest
+from hive_jax.config import DataConfig, Source, nearest
 from hive_jax.data.sources.array_record import ArrayRecordSource
 from hive_jax.data.sources.base import (
+    DataSource,
     Mixture,
+    SourceOptions,
     largest_remainder,
     normalize_weights,
-    require_length,
+    require_epoch_length,
     take,
     train_validation_split,
 )
-from hive_jax.data.sources.catalog import CATALOG, resolve
+from hive_jax.data.sources.catalog import CATALOG, open_catalog
 from hive_jax.data.sources.image_text import open_class_folder, open_table
-from hive_jax.data.sources.llava import FORMS, LlavaSource
+from hive_jax.data.sources.llava import LlavaSource
 from hive_jax.data.sources.tfds import TfdsSource
 from hive_jax.data.tabletop import Tabletop
-from hive_jax.data.tabletop.language import MODES
 from hive_jax.errors import ConfigError
 
-# The kinds of sources, and the options of each.
-_KINDS = {
-    "tabletop": ("split", "take"),
-    "llava": ("images", "form", "take"),
-    "prepared": ("take",),
-    "tfds": ("dir", "split", "image", "text", "take"),
-    "folder": ("take",),
-    "table": ("images", "image", "text", "label", "take"),
-    **{name: ("split", "take") for name in CATALOG},
-}
+_EXAMPLE = "llava:chat.json,images=images.zip"
 _AND = " + "
 
 
+def _open_tabletop(text: str, options: SourceOptions, *, split: str) -> Tabletop:
+    return Tabletop(
+        split,
+        seed=options.seed,
+        image_size=options.image_size,
+        text=text or "captions",
+        with_image=options.with_image,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class Spec:
-    """A source in words: "2*llava:chat.json,images=images.zip,form=chat"."""
+class _Kind:
+    """A kind of source.
 
-    kind: str
-    path: str
-    options: dict[str, str]
-    weight: float | None
-
-
-def parse(text: str) -> tuple[Spec, ...]:
-    """[WEIGHT*]KIND:PATH,option=value,... and more of them after " + ".
-
-    Raises ConfigError.
+    Attributes:
+      open: (path, options, **named) -> the dataset.
+      names: its named arguments; `take` is understood by all kinds.
+      needs_path: whether the path may not be empty.
     """
-    specs = tuple(_parse_one(part.strip()) for part in text.split(_AND))
-    if len({spec.weight is None for spec in specs}) > 1:
-        raise ConfigError(
-            f"config.data.source is {text!r}; expected a weight for each source, as in "
-            f"2*llava:a.json + 1*llava:b.json, or for none"
-        )
-    if len(specs) > 1 and any(spec.kind == "tabletop" for spec in specs):
-        raise ConfigError(f"config.data.source is {text!r}; tabletop cannot be mixed")
-    return specs
+
+    open: Callable[..., DataSource]
+    names: tuple[str, ...] = ()
+    needs_path: bool = True
 
 
-def _parse_one(text: str) -> Spec:
+_KINDS = {
+    "tabletop": _Kind(_open_tabletop, ("split",), needs_path=False),
+    "llava": _Kind(LlavaSource, ("images", "form")),
+    "prepared": _Kind(ArrayRecordSource),
+    "tfds": _Kind(TfdsSource, ("dir", "split", "image", "text")),
+    "folder": _Kind(open_class_folder),
+    "table": _Kind(open_table, ("images", "image", "text", "label")),
+    **{
+        name: _Kind(functools.partial(open_catalog, name), ("split",), needs_path=False)
+        for name in CATALOG
+    },
+}
+
+
+def parse(text: str) -> tuple[Source, ...]:
+    """The sources of a string, "2*llava:a.json,images=a.zip + 1*folder:DIR".
+
+    Raises:
+      ConfigError: it is malformed, or names no such kind or option.
+    """
+    return tuple(_parse_one(part.strip()) for part in text.split(_AND))
+
+
+def _parse_one(text: str) -> Source:
     head, *options = text.split(",")
     weight, star, rest = head.partition("*")
     try:
         weight = float(weight) if star else None
         head = rest if star else head
-    except ValueError:  # a star that belongs to a path
+    except ValueError:  # a star that belongs to the path
         weight = None
-    if weight is not None and not 0 < weight < float("inf"):
-        raise ConfigError(f"config.data.source: weight {weight}; expected more than 0")
     kind, _, path = head.partition(":")
-    if kind not in _KINDS:
-        raise ConfigError(
-            f"config.data.source is {text!r}; expected one of {tuple(_KINDS)}, with a "
-            f"path and options as in llava:chat.json,images=images.zip"
-            + nearest(kind, _KINDS)
-        )
-    if not path and kind not in ("tabletop", *CATALOG):
-        raise ConfigError(
-            f"config.data.source is {text!r}; expected a path, {kind}:PATH"
-        )
-    values = {}
+    pairs = []
     for option in options:
         name, equals, value = option.partition("=")
-        known = _KINDS[kind]
-        if name not in known or not equals or not value:
+        if not equals or not value:
+            names = (*_KINDS[kind].names, "take") if kind in _KINDS else ()
             raise ConfigError(
                 f"config.data.source: {option!r}; expected "
-                + (" or ".join(f"{n}=..." for n in known) or "no options")
-                + f" for {kind}{nearest(name, known)}"
+                + (" or ".join(f"{n}=..." for n in names) or "option=value")
+                + f" for {kind}{nearest(name, names)}"
             )
-        values[name] = value
-    return Spec(kind, path, values, weight)
+        pairs.append((name, value))
+    return Source(kind, path, tuple(pairs), weight)
 
 
-@dataclasses.dataclass(frozen=True)
-class SourceOptions:
-    """What sources are opened for.
+def checked_sources(sources: str | Sequence[Source]) -> tuple[Source, ...]:
+    """The sources of a config, in either form.
 
-    Attributes:
-      image_size, preprocessing: of the images that are wanted.
-      seed: of the built-in world, and of take=random:N.
-      max_bad_fraction: of images that may be missing.
-      with_image: False leaves images out, where the source can.
+    Raises:
+      ConfigError: a kind, path, option or weight cannot be used, or sources cannot be
+        mixed.
     """
+    text = sources
+    if isinstance(sources, str):
+        sources = parse(sources)
+    for source in sources:
+        _check(source)
+    if len({source.weight is None for source in sources}) > 1:
+        raise ConfigError(
+            f"config.data.source is {text!r}; expected a weight for each source, as in "
+            f"2*llava:a.json + 1*llava:b.json, or for none"
+        )
+    if len(sources) > 1 and any(source.kind == "tabletop" for source in sources):
+        raise ConfigError(f"config.data.source is {text!r}; tabletop cannot be mixed")
+    return tuple(sources)
 
-    image_size: int
-    preprocessing: str
-    seed: int = 0
-    max_bad_fraction: float = 1.0
-    with_image: bool = True
+
+def _check(source: Source) -> None:
+    if source.weight is not None and not 0 < source.weight < float("inf"):
+        raise ConfigError(
+            f"config.data.source: weight {source.weight}; expected more than 0"
+        )
+    if source.kind not in _KINDS:
+        raise ConfigError(
+            f"config.data.source is {source.kind!r}; expected one of {tuple(_KINDS)}, "
+            f"with a path and options as in {_EXAMPLE}" + nearest(source.kind, _KINDS)
+        )
+    kind = _KINDS[source.kind]
+    if kind.needs_path and not source.path:
+        raise ConfigError(
+            f"config.data.source is {source.kind!r}; expected a path, {source.kind}:PATH"
+        )
+    names = (*kind.names, "take")
+    for name, _ in source.options:
+        if name not in names:
+            raise ConfigError(
+                f"config.data.source: {name!r}; expected "
+                + " or ".join(f"{n}=..." for n in names)
+                + f" for {source.kind}{nearest(name, names)}"
+            )
 
 
-def make_source(config: DataConfig, split: str, *, image_size: int, with_image: bool):
-    """The random-access source of a split, "train" or "validation"."""
-    specs = parse(config.source)
-    how = SourceOptions(
+def make_source(
+    config: DataConfig, split: str, *, image_size: int, with_image: bool
+) -> DataSource:
+    """The dataset of one split of a run.
+
+    Args:
+      config: of the run's data.
+      split: "train" or "validation".
+      image_size: side of the images, in pixels.
+      with_image: False to skip reading images.
+
+    Raises:
+      ConfigError, DataError, MissingInputError: it cannot be opened.
+    """
+    sources = checked_sources(config.source)
+    options = SourceOptions(
         image_size,
         config.preprocessing,
         config.seed,
         config.max_bad_fraction,
         with_image,
     )
-    if specs[0].kind == "tabletop":  # has splits of its own
-        if "split" in specs[0].options:
+    if sources[0].kind == "tabletop":  # which has splits of its own
+        if "split" in dict(sources[0].options):
             raise ConfigError(
                 f"config.data.source is {config.source!r}; a run reads the splits train "
                 "and validation: leave split= out"
             )
-        return _opened(specs[0], how, split)
-    shares = normalize_weights([spec.weight or 1.0 for spec in specs])
+        return _open(sources[0], options, split)
+    shares = normalize_weights([source.weight or 1.0 for source in sources])
     sizes = largest_remainder(config.validation_size, shares)
-    parts = [
-        train_validation_split(_opened(spec, how), split, size)
-        for spec, size in zip(specs, sizes, strict=True)
+    subsets = [
+        train_validation_split(_open(source, options), split, size)
+        for source, size in zip(sources, sizes, strict=True)
     ]
-    if len(parts) == 1:
-        return parts[0]
-    if split == "validation" or specs[0].weight is None:
-        return Mixture(parts)
-    require_length([s.path for s in specs], [len(part) for part in parts], shares)
-    return Mixture(parts, shares)
-
-
-def whole_source(text: str, how: SourceOptions):
-    """All samples that a `data.source` names, in order; of tabletop, where it names no
-    split, those to train on."""
-    specs = parse(text)
-    parts = [_opened(spec, how) for spec in specs]
-    if specs[0].weight is not None:
-        raise ConfigError(f"{text}: weights are for training; leave them out here")
-    return parts[0] if len(parts) == 1 else Mixture(parts)
-
-
-def _opened(spec: Spec, how: SourceOptions, split: str = "train"):
-    """All samples of one source, or those that its `take` names."""
-    option = spec.options.get
-    if spec.kind in CATALOG:
-        found = resolve(spec.kind, spec.path, option("split", ""))
-        source = _opened(Spec(*found, weight=None), how)
-    elif spec.kind == "tabletop":
-        source = Tabletop(
-            option("split", split),
-            seed=how.seed,
-            image_size=how.image_size,
-            text=_one_of(MODES, "tabletop", spec.path or "captions"),
-            with_image=how.with_image,
-        )
-    elif spec.kind == "prepared":
-        source = ArrayRecordSource(
-            spec.path,
-            image_size=how.image_size,
-            preprocessing=how.preprocessing,
-            with_image=how.with_image,
-        )
-    elif spec.kind == "tfds":
-        source = TfdsSource(
-            spec.path,
-            folder=option("dir", ""),
-            split=option("split", "train"),
-            image=option("image", ""),
-            text=option("text", ""),
-            with_image=how.with_image,
-        )
-    elif spec.kind == "folder":
-        source = open_class_folder(spec.path, how.with_image)
-    elif spec.kind == "table":
-        source = open_table(
-            spec.path,
-            images=option("images", ""),
-            image=option("image", "image"),
-            text=option("text", "text"),
-            label=option("label", "label"),
-            with_image=how.with_image,
-        )
-    else:
-        source = LlavaSource(
-            spec.path,
-            images=option("images", ""),
-            form=_one_of(FORMS, "form", option("form", "plain")),
-            max_bad_fraction=how.max_bad_fraction,
-            with_image=how.with_image,
-        )
-    if "take" in spec.options:
-        source = take(source, spec.options["take"], how.seed)
-    return source
-
-
-def _one_of(known: tuple[str, ...], name: str, value: str) -> str:
-    if value in known:
-        return value
-    raise ConfigError(
-        f"config.data.source: {name} is {value!r}; expected one of {known}"
-        + nearest(value, known)
+    if len(subsets) == 1:
+        return subsets[0]
+    if split == "validation" or sources[0].weight is None:
+        return Mixture(subsets)
+    require_epoch_length(
+        [source.path for source in sources], [len(s) for s in subsets], shares
     )
+    return Mixture(subsets, shares)
+
+
+def whole_source(source: str | Sequence[Source], options: SourceOptions) -> DataSource:
+    """All samples of a dataset, in order, without a validation split.
+
+    Args:
+      source: as `data.source`, without weights; of tabletop the split "train" unless
+        it names another.
+      options: of the run.
+
+    Raises:
+      ConfigError, DataError, MissingInputError: it cannot be opened.
+    """
+    sources = checked_sources(source)
+    opened = [_open(one, options) for one in sources]
+    if sources[0].weight is not None:
+        raise ConfigError(f"{source}: weights are for training; leave them out here")
+    return opened[0] if len(opened) == 1 else Mixture(opened)
+
+
+def _open(source: Source, options: SourceOptions, split: str = "train") -> DataSource:
+    """All samples of one source, or those that its `take` names."""
+    named = dict(source.options)
+    subset = named.pop("take", "")
+    if source.kind == "tabletop":
+        named.setdefault("split", split)
+    opened = _KINDS[source.kind].open(source.path, options, **named)
+    return take(opened, subset, options.seed) if subset else opened

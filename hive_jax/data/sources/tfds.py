@@ -1,4 +1,8 @@
-"""Sets that TensorFlow Datasets has prepared as ArrayRecord; without TensorFlow."""
+"""Datasets that TensorFlow Datasets has prepared as ArrayRecord; without TensorFlow.
+
+TFDS stores them as FOLDER/NAME[/CONFIG]/VERSION. They are opened from these folders;
+the code that made them, which most often needs TensorFlow, is not imported.
+"""
 
 import hashlib
 import os
@@ -6,101 +10,44 @@ import re
 from pathlib import Path
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import MalformedRecord
-from hive_jax.data.sources.image_text import class_name, of_class, require_text
+from hive_jax.data.sources.base import MalformedRecord, SourceOptions
+from hive_jax.data.sources.image_text import class_caption, class_name, require_text
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import DataError, MissingInputError
 
 PREPARE = "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
-_FILE = "features.json"  # that each version has
-
-
-def open_builder(tfds, name: str, folder: str):
-    """The set as TFDS's builder.
-
-    Args:
-      tfds: the module.
-      name: NAME[/CONFIG][:VERSION], or the folder of a version.
-      folder: that has the sets; empty for TFDS's own.
-
-    Raises:
-      MissingInputError: it is not there.
-    """
-    place = Path(name)
-    if not (place / _FILE).is_file():
-        place = _newest(name, Path(folder or _default_folder()))
-    try:
-        builder = tfds.builder_from_directory(str(place))
-        if builder.info.splits:
-            return builder
-        why = f"nothing is prepared in {place}"
-    except Exception as error:  # noqa: BLE001 (of every kind, by what is damaged)
-        why = f"{place}: {str(error).splitlines()[0] if str(error) else repr(error)}"
-    raise _missing(name, why)
-
-
-def _default_folder() -> str:
-    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
-
-
-def _newest(name: str, root: Path) -> Path:
-    """The folder of the version, or of the newest."""
-    path, _, version = name.partition(":")
-    found = [file.parent for file in root.glob(f"{_escaped(path)}/*/{_FILE}")]
-    if not found:
-        configs = root.glob(f"{_escaped(path)}/*/*/{_FILE}")
-        names = sorted({f"{path}/{file.parts[-3]}" for file in configs})
-        if names:
-            raise _missing(name, f"it has configs, {', '.join(names)}")
-        raise _missing(name, f"{root / path} has no prepared version")
-    known = {place.name: place for place in found}
-    if version and version not in known:
-        raise _missing(name, f"its versions are {', '.join(sorted(known))}")
-    return known[version or max(known, key=_as_numbers)]
-
-
-def _escaped(path: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", path.strip("/"))
-
-
-def _as_numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
-
-
-def _missing(name: str, why: str) -> MissingInputError:
-    return MissingInputError(
-        f"tfds:{name} is not there: {why}. Prepare it with {PREPARE}, or name the "
-        f"folder of a version of it"
-    )
+_VERSION_FILE = "features.json"  # in the folder of each version
 
 
 class TfdsSource:
     """Random access to a split.
 
     Args:
-      name: of the set, "coco_captions" or "NAME/CONFIG:1.0.0", or the folder of one
-        version of it.
-      folder: that has the sets; empty for TFDS's own.
-      split: TFDS's words for a part, "train" or "train[:10%]".
-      image: the feature with the image.
-      text: the feature with the text ("captions/text" is inside of a sequence, of
-        which the first is taken), or with the class; empty: the one there is.
-      with_image: False for text alone.
+      name: of the dataset, "coco_captions" or "NAME/CONFIG:1.0.0", or the folder of one
+        version.
+      options: of the run.
+      dir: the folder of all datasets; empty for TFDS's own.
+      split: in TFDS's syntax, "train" or "train[:10%]".
+      image: the feature with the image; empty for the only one.
+      text: the feature with the text or the class; empty for the only one. Of a
+        sequence, as "captions/text", the first text is taken.
 
     Raises:
-      MissingInputError: the set is not there, or tensorflow_datasets.
+      MissingInputError: the dataset or the package tensorflow_datasets is missing.
       DataError: it is not ArrayRecord, or has no such split or feature.
     """
+
+    tag_names = ()
 
     def __init__(
         self,
         name: str,
+        options: SourceOptions,
         *,
-        folder: str,
-        split: str,
-        image: str,
-        text: str,
-        with_image: bool = True,
+        dir: str = "",
+        split: str = "train",
+        image: str = "",
+        text: str = "",
     ):
         try:
             import tensorflow_datasets as tfds
@@ -108,13 +55,15 @@ class TfdsSource:
             raise MissingInputError(
                 "tfds needs a package: pip install tensorflow-datasets array_record"
             ) from None
-        self._name, self._split, self._with_image = name, split, with_image
-        builder = open_builder(tfds, name, folder)
-        images, texts = _usable(builder.info.features, tfds.features)
-        self._image, _ = _chosen(name, "image", images, image)
-        self._text, kind = _chosen(name, "text", texts, text)
-        self._classes = getattr(kind, "names", None)
-        self.classes = tuple(self._classes or ())
+        self._name, self._split = name, split
+        self._with_image = options.with_image
+        builder = _open_builder(tfds, name, dir)
+        images, texts = _usable_features(builder.info.features, tfds.features)
+        self._image, _ = _choose_feature(name, "image", images, image)
+        self._text, kind = _choose_feature(name, "text", texts, text)
+        class_names = getattr(kind, "names", None)
+        self._has_classes = class_names is not None
+        self.classes = tuple(class_names or ())
         decoders = tfds.decode.SkipDecoding()
         for key in reversed(self._image):
             decoders = {key: decoders}
@@ -126,7 +75,7 @@ class TfdsSource:
                 f"{name} is {builder.info.file_format.value}; expected array_record: "
                 f"prepare it with {PREPARE}"
             ) from None
-        except Exception as error:  # noqa: BLE001 (of every kind, by the split's words)
+        except Exception as error:  # noqa: BLE001 (of any type, by the split's syntax)
             known = ", ".join(builder.info.splits)
             raise DataError(
                 f"{name}, split {split}: {error}; its splits are {known}"
@@ -135,7 +84,7 @@ class TfdsSource:
             raise DataError(f"{name}, split {split}: it has no samples")
         about = (
             *(builder.info.full_name, split, count),
-            *(self._image, self._text, self._classes),
+            *(self._image, self._text, class_names),
             [
                 (part, info.shard_lengths, info.num_bytes)
                 for part, info in builder.info.splits.items()
@@ -148,25 +97,25 @@ class TfdsSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample `index`; its image is the content of a file. Raises InvalidSample."""
-        where = self.where(index)
+        """Sample `index`; its image is the bytes of a file. Raises InvalidSample."""
+        where = self.describe(index)
         try:
             record = self._records[index]
-        except Exception as error:  # noqa: BLE001 (of every kind, by what is damaged)
+        except Exception as error:  # noqa: BLE001 (of any type, by what is damaged)
             raise InvalidSample("damaged", where, str(error)) from None
-        words = require_text(self._words(record), where)
-        image = _at(record, self._image) if self._with_image else None
-        if self._classes is None:
-            return Sample(image, (Segment(words + "\n"),))
-        return Sample(image, (Segment(of_class(words) + "\n"),), label=words)
+        text = require_text(self._text_of(record), where)
+        image = _lookup(record, self._image) if self._with_image else None
+        if not self._has_classes:
+            return Sample(image, (Segment(text + "\n"),))
+        return Sample(image, (Segment(class_caption(text) + "\n"),), label=text)
 
-    def where(self, index: int) -> str:
+    def describe(self, index: int) -> str:
         return f"{self._name}, {self._split}, record {index}"
 
-    def _words(self, record: dict) -> str:
-        value = _at(record, self._text)
-        if self._classes is not None:
-            return class_name(int(value), self._classes)
+    def _text_of(self, record: dict) -> str:
+        value = _lookup(record, self._text)
+        if self._has_classes:
+            return class_name(int(value), self.classes)
         if not isinstance(value, bytes):
             value = value[0] if len(value) else b""
         try:
@@ -175,17 +124,19 @@ class TfdsSource:
             return MalformedRecord(f"{'/'.join(self._text)} is not UTF-8: {error}")
 
 
-def _at(record: dict, keys: tuple[str, ...]):
+def _lookup(record: dict, keys: tuple[str, ...]):
     for key in keys:
         record = record[key]
     return record
 
 
-def _chosen(name: str, option: str, known: dict, path: str) -> tuple[tuple, object]:
-    """(keys, feature) of the path, or of the only one there is."""
-    found = [item for item in known.items() if "/".join(item[0]) == path or not path]
-    if len(found) == 1:
-        return found[0]
+def _choose_feature(
+    name: str, option: str, known: dict, path: str
+) -> tuple[tuple, object]:
+    """(keys, feature) at the path, or of the only one."""
+    matches = [item for item in known.items() if "/".join(item[0]) == path or not path]
+    if len(matches) == 1:
+        return matches[0]
     listed = (
         ", ".join(sorted("/".join(keys) for keys in known)) or f"none has {option}s"
     )
@@ -194,16 +145,16 @@ def _chosen(name: str, option: str, known: dict, path: str) -> tuple[tuple, obje
     )
 
 
-def _usable(features, kinds) -> tuple[dict, dict]:
-    """The images, and the texts and classes: (key, ...) -> feature."""
+def _usable_features(features, kinds) -> tuple[dict, dict]:
+    """The images, and the texts and classes, each as (key, ...) -> feature."""
     images, texts = {}, {}
 
-    def look(feature, keys: tuple, in_sequence: bool) -> None:
+    def visit(feature, keys: tuple, in_sequence: bool) -> None:
         if isinstance(feature, kinds.FeaturesDict):
             for key, inner in feature.items():
-                look(inner, (*keys, key), in_sequence)
+                visit(inner, (*keys, key), in_sequence)
         elif isinstance(feature, kinds.Sequence) and not in_sequence:
-            look(feature.feature, keys, True)
+            visit(feature.feature, keys, True)
         elif isinstance(feature, kinds.Image) and not in_sequence:
             images[keys] = feature
         elif _is_text(feature, kinds) or (
@@ -211,11 +162,63 @@ def _usable(features, kinds) -> tuple[dict, dict]:
         ):
             texts[keys] = feature
 
-    look(features, (), False)
+    visit(features, (), False)
     return images, texts
 
 
 def _is_text(feature, kinds) -> bool:
-    """`Text`, or what newer sets have in its place."""
+    """Whether it is a `Text`, or the scalar that newer datasets have in its place."""
     is_scalar = isinstance(feature, kinds.Tensor) and feature.shape == ()
     return is_scalar and feature.np_dtype == object
+
+
+def _open_builder(tfds, name: str, folder: str):
+    """The dataset as TFDS's builder, from its folder. Raises MissingInputError."""
+    path = Path(name)
+    if not (path / _VERSION_FILE).is_file():
+        path = _newest_version(name, Path(folder or _default_folder()))
+    try:
+        builder = tfds.builder_from_directory(str(path))
+        if builder.info.splits:
+            return builder
+        why = f"nothing is prepared in {path}"
+    except Exception as error:  # noqa: BLE001 (of any type, by what is damaged)
+        why = f"{path}: {str(error).splitlines()[0] if str(error) else repr(error)}"
+    raise _missing(name, why)
+
+
+def _default_folder() -> str:
+    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+
+
+def _newest_version(name: str, root: Path) -> Path:
+    """The folder of the version that the name has, or of the newest."""
+    dataset, _, version = name.partition(":")
+    versions = {
+        file.parent.name: file.parent
+        for file in root.glob(f"{_escape_glob(dataset)}/*/{_VERSION_FILE}")
+    }
+    if not versions:
+        configs = root.glob(f"{_escape_glob(dataset)}/*/*/{_VERSION_FILE}")
+        names = sorted({f"{dataset}/{file.parts[-3]}" for file in configs})
+        if names:
+            raise _missing(name, f"it has configs, {', '.join(names)}")
+        raise _missing(name, f"{root / dataset} has no prepared version")
+    if version and version not in versions:
+        raise _missing(name, f"its versions are {', '.join(sorted(versions))}")
+    return versions[version or max(versions, key=_as_numbers)]
+
+
+def _escape_glob(path: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", path.strip("/"))
+
+
+def _as_numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _missing(name: str, why: str) -> MissingInputError:
+    return MissingInputError(
+        f"tfds:{name} is not there: {why}. Prepare it with {PREPARE}, or name the "
+        f"folder of a version of it"
+    )

@@ -6,6 +6,7 @@ from hive_jax.config import nearest
 from hive_jax.data.tabletop.language import CLASSES, MODES, class_of, segments
 from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import SPLITS, scene
+from hive_jax.data.tabletop.templates import TAG_NAMES
 from hive_jax.data.types import Sample
 from hive_jax.errors import ConfigError
 
@@ -25,6 +26,8 @@ class Tabletop:
         >>> source[7].image.shape
         (64, 64, 3)
     """
+
+    tag_names = TAG_NAMES
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class Tabletop:
         label = class_of(one) if self.classes else ""
         return Sample(image, segments(one, self.text), label=label)
 
-    def where(self, index: int) -> str:
+    def describe(self, index: int) -> str:
         """The name of a scene, for messages."""
         return f"scene {index} of {self!r}"
 

@@ -24,13 +24,14 @@ from hive_jax.data.tabletop.scene import (
 from hive_jax.data.tabletop.templates import (
     COUNTS,
     PHRASES,
+    TAG_NAMES,
     article,
     mark,
     pick,
     plural,
     refer,
 )
-from hive_jax.data.types import KINDS, Segment
+from hive_jax.data.types import Segment
 
 MODES = ("captions", "vague", "questions", "text", "classes")
 CLASSES = tuple(f"{material} {shape}" for material in MATERIALS for shape in SHAPES)
@@ -83,9 +84,9 @@ def class_of(scene: Scene) -> str:
 def dialogue(question: Question) -> tuple[Segment, Segment]:
     """A question as segments: the prompt, no target, and the answer."""
     answer = Segment(question.answer + "\n")
-    if question.kind in KINDS:
+    if question.kind in TAG_NAMES:
         span = (0, len(question.answer), question.kind)
-        answer = dataclasses.replace(answer, kinds=(span,))
+        answer = dataclasses.replace(answer, tags=(span,))
     return Segment(question.prompt + "\n", target=False), answer
 
 

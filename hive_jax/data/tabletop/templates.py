@@ -11,6 +11,8 @@ import numpy as np
 from hive_jax.data.tabletop.scene import Scene, Thing
 from hive_jax.data.types import Segment
 
+# Tags of words; the first is for all others. Validation reports the loss of each.
+TAG_NAMES = ("other", "colour", "shape", "material", "relation", "size", "count")
 COUNTS = ("zero", "one", "two", "three")
 OPPOSITES = {
     "left": "right",
@@ -44,15 +46,15 @@ _REFERENCES = (
 
 def mark(template: str, target: bool = True) -> Segment:
     """A marked template as a Segment: sentences capitalised, a newline at the end."""
-    text, kinds, end = "", [], 0
+    text, tags, end = "", [], 0
     for match in _MARK.finditer(template):
         text += template[end : match.start()]
         word = match[1].replace("_", " ")
-        kinds.append((len(text), len(text) + len(word), match[2]))
+        tags.append((len(text), len(text) + len(word), match[2]))
         text, end = text + word, match.end()
     text += template[end:]
     text = re.sub(r"(^|[.] )([a-z])", lambda m: m[1] + m[2].upper(), text)
-    return Segment(text + "\n", target, tuple(kinds) if target else ())
+    return Segment(text + "\n", target, tuple(tags) if target else ())
 
 
 def strip_marks(template: str) -> str:

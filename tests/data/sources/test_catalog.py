@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from helpers.llava_sets import encoded, photograph
 
+from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.catalog import CATALOG
-from hive_jax.data.sources.registry import SourceOptions, whole_source
+from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, MissingInputError
 
 CLASSES = ["hot_dog", "pizza"]
@@ -107,7 +108,7 @@ def test_what_is_not_there_says_how_it_is_had(tmp_path, name):
     assert f"{one.title} is not in {tmp_path}" in said
     assert f"hf download {one.hub} --repo-type dataset --local-dir {tmp_path}" in said
     assert (f"tfds.builder({one.tfds!r}" in said) == bool(one.tfds)
-    assert one.caution in said
+    assert one.note in said
     with pytest.raises(ConfigError, match="has the splits .*; split is 'dev'"):
         opened(f"{name}:{tmp_path},split=dev")
 

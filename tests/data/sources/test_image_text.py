@@ -8,10 +8,10 @@ from helpers.llava_sets import encoded, photograph
 
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import MalformedRecord
+from hive_jax.data.sources.base import MalformedRecord, SourceOptions
 from hive_jax.data.sources.image_store import open_store
 from hive_jax.data.sources.image_text import ImageTextSource, open_class_folder
-from hive_jax.data.sources.registry import SourceOptions, make_source, whole_source
+from hive_jax.data.sources.registry import make_source, whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 IMAGES = {f"{name}/{i}.jpg": encoded(photograph(i)) for i, name in enumerate("ab" * 3)}
@@ -46,7 +46,7 @@ def test_folders_are_classes(folder):
         (IMAGES[name], f"a photo of a {label}\n") for name, label in wanted
     )
     assert content(opened(f"folder:{folder}")) == content(source)
-    places = [source.where(i) for i in range(6)]
+    places = [source.describe(i) for i in range(6)]
     assert sum("Pizza/inner/1.jpg" in where for where in places) == 1
     fingerprint = source.fingerprint
     (folder / "hot_dog/4.jpg").rename(folder / "hot_dog/6.JPEG")
@@ -77,7 +77,7 @@ def test_every_class_of_a_folder_has_its_share_of_what_is_held_out(tmp_path):
         texts = [source[i].segments[0].text for i in range(len(source))]
         assert {*collections.Counter(texts).values()} == {share}
         assert len({*texts}) == 10
-        seen += [source.where(i) for i in range(len(source))]
+        seen += [source.describe(i) for i in range(len(source))]
     assert len({*seen}) == 500
 
 
@@ -100,7 +100,7 @@ def test_names_that_are_not_unicode_are_bad_samples(tmp_path):
         path = os.path.join(os.fsencode(tmp_path), name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         open(path, "wb").close()
-    source = open_class_folder(str(tmp_path))
+    source = open_class_folder(str(tmp_path), SourceOptions(16, "hf_bicubic"))
     assert len(source) == 2
     reasons = set()
     for index in range(2):

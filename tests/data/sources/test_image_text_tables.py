@@ -8,7 +8,8 @@ import pytest
 from helpers.llava_sets import encoded, photograph
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.registry import SourceOptions, whole_source
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None

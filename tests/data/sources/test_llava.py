@@ -57,7 +57,7 @@ def test_every_form_has_each_sample_once_and_the_same(sources, files, form):
         wanted = None if number == 7 else files[record(number)["image"]]
         assert sample.image == wanted
     assert train.fingerprint != train_validation_split.fingerprint
-    assert "record 3" in train.where(2) and ("image" in train.where(2))
+    assert "record 3" in train.describe(2) and ("image" in train.describe(2))
 
 
 def test_the_fingerprint_is_of_what_is_read(sources):
@@ -201,7 +201,7 @@ def test_missing_inputs_are_named(tmp_path, files, sources):
     empty.mkdir()
     with pytest.raises(MissingInputError, match=r"9 of 9 images are not in .*0/0\.jpg"):
         opened(f"{sources['folder'].split(',')[0]},images={empty}")
-    with pytest.raises(MissingInputError, match="holds no .parquet"):
+    with pytest.raises(MissingInputError, match="no such file, or no .parquet"):
         opened(f"llava:{empty}")
     not_a_zip = tmp_path / "images.tar"
     not_a_zip.write_bytes(b"no")
@@ -289,7 +289,7 @@ def test_a_mixture_has_every_sample_of_its_parts(sources):
     first, second = f"{sources['zip']},take=first:4", f"{sources['lines']}"
     mixed = opened(f"{first} + {second}")
     assert numbers(mixed) == [*range(1, 4), *range(1, 10)]
-    assert "chat.jsonl, record 5" in mixed.where(7)
+    assert "chat.jsonl, record 5" in mixed.describe(7)
     train_validation_split = opened(f"{first} + {second}", "validation")
     assert numbers(train_validation_split) == [0, 0]
     with pytest.raises(IndexError):

@@ -12,7 +12,8 @@ import pytest
 from helpers.llava_sets import encoded, photograph
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.registry import SourceOptions, whole_source
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import DataError, MissingInputError
 
 for package in ("tensorflow_datasets", "array_record"):
@@ -139,7 +140,7 @@ def test_a_version_by_its_folder_and_parts_of_a_split(folder):
         len({s.fingerprint for s in (source, half, opened(f"{name},split=val"))}) == 3
     )
     empty = [i for i in range(20) if not _has_text(source, i)]
-    assert len(empty) == 1 and "tiny_captions/1.0.0, train" in source.where(empty[0])
+    assert len(empty) == 1 and "tiny_captions/1.0.0, train" in source.describe(empty[0])
 
 
 def _has_text(source, index):

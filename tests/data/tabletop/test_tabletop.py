@@ -20,8 +20,7 @@ from hive_jax.data.tabletop.scene import (
     describe,
     scene,
 )
-from hive_jax.data.tabletop.templates import COUNTS, OPPOSITES
-from hive_jax.data.types import KINDS
+from hive_jax.data.tabletop.templates import COUNTS, OPPOSITES, TAG_NAMES
 from hive_jax.errors import ConfigError
 
 WORD_KIND = {word: kind for kind, words in VALUES.items() for word in words}
@@ -122,7 +121,7 @@ def test_segments_end_with_the_stop_mark(scenes, mode):
         assert [segment.target for segment in written] == [False, True][-len(written) :]
         for segment in written:
             assert segment.text.endswith("\n") and segment.text.count("\n") == 1
-            assert segment.target or not segment.kinds
+            assert segment.target or not segment.tags
 
 
 @pytest.mark.parametrize("mode", ["captions", "vague"])
@@ -134,8 +133,8 @@ def test_marked_words_are_of_their_kind_and_in_the_scene(scenes, mode):
     for one in scenes:
         (segment,) = segments(one, mode)
         previous_end = 0
-        for start, end, kind in segment.kinds:
-            assert previous_end <= start < end and kind in KINDS
+        for start, end, kind in segment.tags:
+            assert previous_end <= start < end and kind in TAG_NAMES
             previous_end = end
             word = segment.text[start:end].lower()
             if kind in sayable:
@@ -143,7 +142,7 @@ def test_marked_words_are_of_their_kind_and_in_the_scene(scenes, mode):
             else:
                 word = PLURAL.get(word, word)
                 assert word in [getattr(thing, kind) for thing in one.things]
-        marked = {segment.text[start:end].lower() for start, end, _ in segment.kinds}
+        marked = {segment.text[start:end].lower() for start, end, _ in segment.tags}
         said = set(re.findall(r"\w+", segment.text.lower()))
         assert (said & set(WORD_KIND)) <= marked
 
@@ -200,7 +199,7 @@ def test_places_and_counts_in_captions_are_true(scenes):
 
 def test_captions_say_what_their_mode_promises(scenes):
     def share(mode: str, kind: str, scenes: list[Scene]) -> float:
-        said = [[k for *_, k in segments(one, mode)[0].kinds] for one in scenes]
+        said = [[k for *_, k in segments(one, mode)[0].tags] for one in scenes]
         toys = sum(len(one.things) for one in scenes)
         return sum(kinds.count(kind) for kinds in said) / toys
 
@@ -277,7 +276,7 @@ def test_answers_give_nothing_away(scenes):
 def test_an_answer_is_marked_with_what_it_is_about(scenes):
     for one in scenes[:300]:
         question, answer = segments(one, "questions")
-        for start, end, kind in answer.kinds:
+        for start, end, kind in answer.tags:
             assert answer.text[start:end] + "\n" == answer.text
             if kind in VALUES:
                 assert answer.text.strip() in VALUES[kind]
