@@ -8,6 +8,8 @@ import kill_loop
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from hive_jax.training.origin import complete
+from hive_jax.training.runs import stored_config
 
 from hive_jax.config import (
     DECODER_OF_WEIGHTS,
@@ -28,10 +30,8 @@ from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import initial
-from hive_jax.training.importing import import_weights
+from hive_jax.training.import_weights import import_weights
 from hive_jax.training.objectives import abstract_params, build_model
-from hive_jax.training.origin import complete
-from hive_jax.training.runs import stored_config
 from hive_jax.training.sharding import make_mesh
 from hive_jax.weights import huggingface
 from hive_jax.weights.big_vision import save_npz

@@ -170,7 +170,8 @@ def test_what_is_not_there(folder):
 
 TRAIN = """
 import sys
-from hive_jax import command, train
+from hive_jax import train
+from hive_jax.config import cli
 try:
     command.run(train.main)
 finally:

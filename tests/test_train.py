@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import kill_loop
 import pytest
+from hive_jax.training.initial import initial_params
 from llava_sets import encoded, write_set
 from PIL import Image
 
@@ -22,7 +23,6 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError
 from hive_jax.training import origin
 from hive_jax.training.checkpoints import Checkpoints
-from hive_jax.training.initial import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.sharding import make_mesh
 from hive_jax.training.state import TrainState

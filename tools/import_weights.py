@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.errors import reporting
 from hive_jax.models.gemma import PRESETS
-from hive_jax.training.importing import import_weights
+from hive_jax.training.import_weights import import_weights
 
 
 @reporting

@@ -1,9 +1,6 @@
-"""What a run is: the schema, its trees of dicts, and its checks."""
+"""The config of a run: its dataclasses, and their form as dicts."""
 
-from hive_jax.config.checks import check
 from hive_jax.config.schema import (
-    DECODER_OF_WEIGHTS,
-    ENCODER_OF_WEIGHTS,
     DataConfig,
     MeshConfig,
     OptimizerConfig,
@@ -11,19 +8,24 @@ from hive_jax.config.schema import (
     Rule,
     RunConfig,
 )
-from hive_jax.config.tree import HARMLESS, differences, from_dict, nearest, to_dict
+from hive_jax.config.serialization import (
+    RESUMABLE_KEYS,
+    as_run_config,
+    differences,
+    from_dict,
+    nearest,
+    to_dict,
+)
 
 __all__ = [
-    "DECODER_OF_WEIGHTS",
-    "ENCODER_OF_WEIGHTS",
-    "HARMLESS",
+    "RESUMABLE_KEYS",
     "DataConfig",
     "MeshConfig",
     "OptimizerConfig",
     "ProbeConfig",
     "Rule",
     "RunConfig",
-    "check",
+    "as_run_config",
     "differences",
     "from_dict",
     "nearest",

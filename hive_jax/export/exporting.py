@@ -26,7 +26,6 @@ from hive_jax.export.chosen import (
 from hive_jax.export.processors import IMAGE_TOKEN, ExportedTokenizer, export_tokenizer
 from hive_jax.weights import huggingface, writing
 from hive_jax.weights.big_vision import save_npz, together
-from hive_jax.weights.names import fields
 from hive_jax.weights.parts import OPEN
 from hive_jax.weights.tensors import CERTIFICATE, cast
 
@@ -111,7 +110,9 @@ def _write_npz(out: str, chosen: Chosen, dtype: np.dtype) -> None:
         "txt": run.text_tower,
         "llm": run.model.decoder,
     }
-    about = {root: fields(configs[root]) for root in roots if root in configs}
+    about = {
+        root: dataclasses.asdict(configs[root]) for root in roots if root in configs
+    }
     if "fusion" in roots:
         about["fusion"] = {"fusion": model.fusion, "connections": model.connections}
     about["preprocessing"] = run.data.preprocessing

@@ -23,6 +23,7 @@ from hive_jax.models.attention import (
 from hive_jax.models.cache import KeysValues, extended
 from hive_jax.models.layers import RMSNorm, gelu, matmul
 from hive_jax.models.placement import ONE_DEVICE, Placement
+from hive_jax.models.stack import Execution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,6 @@ class GemmaConfig:
     rope_base: float = 10_000.0
     local_rope_base: float = 10_000.0
     rope_factor: float = 1.0
-    scan: bool = False
-    remat: str = "none"
-    flash: bool = True
 
     def is_local(self) -> np.ndarray:
         """bool[depth]: which layers have a sliding window."""
@@ -149,6 +147,7 @@ class SelfAttention(nn.Module):
     """
 
     config: GemmaConfig
+    flash: bool = True
 
     @nn.compact
     def __call__(
@@ -181,7 +180,7 @@ class SelfAttention(nn.Module):
             "softcap": c.attention_softcap,
         }
         if cache is None:
-            how |= {"local": local, "window": window, "use_flash": c.flash}
+            how |= {"local": local, "window": window, "use_flash": self.flash}
             out = attend_causally(query, key, value, **how)
         else:
             cache = extended(cache, key, value, place)
@@ -219,6 +218,7 @@ class DecoderBlock(nn.Module):
     """
 
     config: GemmaConfig
+    flash: bool = True
 
     @nn.compact
     def __call__(
@@ -230,7 +230,7 @@ class DecoderBlock(nn.Module):
     ) -> tuple[jax.Array, KeysValues | None]:
         c = self.config
         y = RMSNorm(name="pre_attention_norm")(x)
-        y, cache = SelfAttention(c, name="attn")(y, local, position, cache)
+        y, cache = SelfAttention(c, self.flash, name="attn")(y, local, position, cache)
         x = x + (RMSNorm(name="post_attention_norm")(y) if c.post_norms else y)
         y = RMSNorm(name="pre_ffw_norm")(x)
         y = GatedMlp(c.mlp_dim, name="mlp")(y)
@@ -261,6 +261,7 @@ class Gemma(nn.Module):
     config: GemmaConfig
     dtype: jnp.dtype = jnp.float32
     placement: Placement = ONE_DEVICE
+    execution: Execution = Execution()
 
     def setup(self):
         c = self.config
@@ -287,8 +288,8 @@ class Gemma(nn.Module):
 
         `ends` are layer numbers counted from 1, increasing, the last one the depth.
         """
-        c, place = self.config, self.placement
-        block = DecoderBlock(c, parent=None)
+        c, place, execution = self.config, self.placement, self.execution
+        block = DecoderBlock(c, execution.flash, parent=None)
 
         def apply(layer, x):
             params, local = layer
@@ -298,7 +299,8 @@ class Gemma(nn.Module):
         def segment(piece):
             def run(x):
                 x = place.rows(x)
-                return stack.run(apply, piece, x, scan=c.scan, remat=c.remat)
+                scan, remat = execution.scan, execution.remat
+                return stack.run(apply, piece, x, scan=scan, remat=remat)
 
             return run
 

@@ -17,6 +17,7 @@ from hive_jax.models.fusion import Connections, Fusion, resolve_connections
 from hive_jax.models.gemma import Gemma, GemmaConfig
 from hive_jax.models.placement import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
+from hive_jax.models.stack import ModelExecution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class HiveConfig:
     """The whole model.
 
     Attributes:
+      encoder, decoder: None where the initial weights decide; `Hive` needs both.
       fusion: "hive": each connected decoder layer reads its own encoder depth;
         "cascaded": all of them read the last one; "self_attention": the image's
         tokens stand in the text (LLaVA); "none": the decoder alone.
@@ -33,11 +35,16 @@ class HiveConfig:
         connections are given.
     """
 
-    encoder: SiglipConfig = dataclasses.field(default_factory=SiglipConfig)
-    decoder: GemmaConfig = dataclasses.field(default_factory=GemmaConfig)
+    encoder: SiglipConfig | None = None
+    decoder: GemmaConfig | None = None
     fusion: str = "hive"
     connections: Connections = ()
     num_connections: int = 0
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels; 0 without an encoder."""
+        return self.encoder.image_size if self.encoder else 0
 
     def resolved_connections(self) -> Connections:
         """The connections in use; see `resolve_connections`."""
@@ -63,13 +70,17 @@ class Hive(nn.Module):
     config: HiveConfig
     dtype: jnp.dtype = jnp.float32
     placement: Placement = ONE_DEVICE
+    execution: ModelExecution = ModelExecution()
 
     def setup(self):
         c = self.config
         self.connections = c.resolved_connections()
-        self.llm = Gemma(c.decoder, self.dtype, self.placement)
+        execution = self.execution
+        self.llm = Gemma(c.decoder, self.dtype, self.placement, execution.decoder)
         if self.connections:
-            self.img = SiglipEncoder(c.encoder, self.dtype, self.placement)
+            self.img = SiglipEncoder(
+                c.encoder, self.dtype, self.placement, execution.encoder
+            )
             count, width = len(self.connections), c.encoder.width
             self.fusion = Fusion(c.fusion, count, width, c.decoder, self.placement)
 

@@ -18,12 +18,12 @@ class Program:
     """The compiled side of a run.
 
     Attributes:
-      batch: the shapes of one part of a batch, split over the mesh.
+      batch: the shapes of one micro-batch, split over the mesh.
       abstract_params, abstract_state: shapes, dtypes and shardings, as checkpoints
         keep them.
       assigned: name -> the rule of each parameter.
       schedule: step -> learning rate.
-      train_step: (state, parts) -> (state, metrics), jitted; the state is that of
+      train_step: (state, micro-batches) -> (state, metrics), jitted; the state is that of
         `start` or `running`, and donated.
       eval_step: (params, batch) -> sums, jitted.
 
@@ -33,12 +33,10 @@ class Program:
 
     def __init__(self, config: RunConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        part_size = config.batch_size // config.accumulate
+        micro_batch = config.batch_size // config.gradient_accumulation_steps
         self.batch = _placed(
-            Batch.spec(
-                part_size, config.data.num_tokens, config.model.encoder.image_size
-            ),
-            sharding.batch_sharding(mesh, part_size),
+            Batch.spec(micro_batch, config.data.num_tokens, config.model.image_size),
+            sharding.batch_sharding(mesh, micro_batch),
         )
         self.model = objectives.build_model(config, mesh)
         self.abstract_params = objectives.abstract_params(self.model, self.batch, mesh)
@@ -111,8 +109,8 @@ class Program:
 
     def lower_train_step(self) -> jax.stages.Lowered:
         """The train step on the shapes of a whole batch; nothing is computed."""
-        parts = (self.batch,) * self.config.accumulate
-        return self.train_step.lower(self._running, parts)
+        micro_batches = (self.batch,) * self.config.gradient_accumulation_steps
+        return self.train_step.lower(self._running, micro_batches)
 
     def _put_together(self, shardings, tree):
         """Only stacks are made; what has no layers apart is passed on as it is."""
@@ -122,13 +120,13 @@ class Program:
 
     def _apart(self, params: dict) -> dict:
         """Parameters with the layers apart of stacks that no scan reads."""
-        model = self.config.model
-        scanned = {
-            "img": model.encoder.scan,
-            "llm": model.decoder.scan,
-            "txt": self.config.text_tower.scan,
+        execution = self.config.execution
+        towers = {
+            "img": execution.encoder,
+            "llm": execution.decoder,
+            "txt": execution.text_tower,
         }
-        return layers_apart(params, {part for part, scans in scanned.items() if scans})
+        return layers_apart(params, {b for b, tower in towers.items() if tower.scan})
 
     def _abstract(self, init) -> state.TrainState:
         """Shapes, dtypes and shardings of the state that `init` makes of parameters."""
@@ -141,8 +139,8 @@ class Program:
 
 
 def layers_apart(params: dict, stacked: set[str]) -> dict:
-    """Parameters with the layers apart of all stacks but those of the parts `stacked`,
-    as "img"; for programs that do not scan over layers."""
+    """Parameters with the layers apart of all stacks but those of the branches in
+    `stacked`, as "img"; for programs that do not scan over layers."""
 
     def apart(name: str, leaf: jax.Array):
         if name.split("/")[0] in stacked or not optimizers.STACKED.fullmatch(name):

@@ -70,7 +70,7 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     parts = batch_parts(mesh)
     if batch_size % parts:
         raise ConfigError(
-            f"batches of {batch_size} samples (batch_size / accumulate) cannot be "
+            f"batches of {batch_size} samples (batch_size / gradient_accumulation_steps) cannot be "
             f"split over mesh.data x mesh.fsdp = {parts} devices; make it a multiple"
         )
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hive_jax.config import RunConfig, to_dict
+from hive_jax.config import RunConfig, as_run_config, to_dict
 from hive_jax.data.files import write_json
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import (
@@ -21,20 +21,28 @@ from hive_jax.errors import (
 from hive_jax.training import report
 from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
 from hive_jax.training.checkpoints import Checkpoints
+from hive_jax.training.experiment import Experiment
 from hive_jax.training.lock import WorkdirLock
 from hive_jax.training.metrics import MetricsWriter, Throughput, progress_bar, say
-from hive_jax.training.run import Run
-from hive_jax.training.runs import TOKENIZER_FOLDER
+from hive_jax.training.resolve import default_workdir, resolve_config
 from hive_jax.training.signals import StopRequest
 from hive_jax.training.state import TrainState
+from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.training.validation import summary_line, validate
 
 
-def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False) -> int:
-    """Trains to config.total_steps, continuing what is in `workdir`.
+def train(
+    config, workdir: str | None = None, *, allow_config_change: bool = False
+) -> int:
+    """Trains to config.total_steps, continuing the run in `workdir`.
 
-    Leaves in `workdir`: checkpoints/, tokenizer/, metrics.jsonl, bad_samples.jsonl,
+    Writes to `workdir`: checkpoints/, tokenizer/, metrics.jsonl, bad_samples.jsonl,
     tensorboard/, config.json and, at the end, result.json.
+
+    Args:
+      config: a RunConfig, or what `get_config` of a config file returns.
+      workdir: by default workdir/NAME, after config.name.
+      allow_config_change: continue although the config, tokenizer or data changed.
 
     Returns:
       The exit code: 0, or PREEMPTED after a save on SIGTERM.
@@ -42,13 +50,16 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
     Raises:
       HiveError: before any training, for anything that cannot work.
     """
-    run = Run(config)
+    config = as_run_config(config)
+    workdir = workdir or default_workdir(config.name)
+    run = Experiment(resolve_config(config, workdir))
+    config = run.config
     say(run.program.parameter_table)
     folder = Path(workdir)
     first = jax.process_index() == 0
     with (
         WorkdirLock(workdir) if first else contextlib.nullcontext(),
-        Checkpoints(workdir, keep=config.keep) as checkpoints,
+        Checkpoints(workdir, keep=config.max_to_keep) as checkpoints,
         StopRequest() as stop,
     ):
         state = run.restore(checkpoints, allow_config_change)
@@ -83,7 +94,7 @@ def _prepare(folder: Path, config: RunConfig, start: int) -> None:
 
 
 def _loop(
-    run: Run,
+    run: Experiment,
     state: TrainState,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
@@ -93,14 +104,17 @@ def _loop(
     config, start = run.config, int(state.step)
     throughput, metrics = Throughput(config.batch_size), None
     batches = run.loader.batches(
-        start * config.accumulate, config.total_steps * config.accumulate
+        start * config.gradient_accumulation_steps,
+        config.total_steps * config.gradient_accumulation_steps,
     )
     with progress_bar(config.name, config.total_steps, start) as bar:
         for step in range(start + 1, config.total_steps + 1):
             asked = time.perf_counter()
-            parts = tuple(itertools.islice(batches, config.accumulate))
+            micro_batches = tuple(
+                itertools.islice(batches, config.gradient_accumulation_steps)
+            )
             throughput.waited(time.perf_counter() - asked, metrics)
-            state, metrics = run.program.train_step(state, parts)
+            state, metrics = run.program.train_step(state, micro_batches)
             bar.update()
             stopping = stop.requested or checkpoints.reached_preemption(step)
             last = step == config.total_steps
@@ -126,7 +140,7 @@ def _loop(
     return state
 
 
-def _validate(run: Run, params: dict, writer: MetricsWriter, step: int) -> dict:
+def _validate(run: Experiment, params: dict, writer: MetricsWriter, step: int) -> dict:
     """Writes and returns the losses on held-out samples."""
     values = validate(
         run.program.eval_step, params, run.validation, run.validation_batches
@@ -137,7 +151,7 @@ def _validate(run: Run, params: dict, writer: MetricsWriter, step: int) -> dict:
 
 
 def _finish(
-    run: Run, step: int, params: dict, writer: MetricsWriter, folder: Path
+    run: Experiment, step: int, params: dict, writer: MetricsWriter, folder: Path
 ) -> None:
     """Final validation, and how far each part moved from where it started; once."""
     path = folder / "result.json"
@@ -176,6 +190,6 @@ def _require_sound(values: dict[str, float], step: int, bad_samples: bool) -> No
     if broken:
         raise NumericsError(
             f"step {step}: {', '.join(broken)} is not finite. The last checkpoint is "
-            f"good; lower optimizer.peak_lr or optimizer.clip_norm, and go on from it "
-            f"with --allow_config_change"
+            f"good; lower optimizer.peak_lr or optimizer.clip_norm, and continue from "
+            "it with allow_config_change"
         )

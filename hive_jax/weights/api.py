@@ -12,7 +12,7 @@ from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.models.gemma import GemmaConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import big_vision, huggingface, parts, writing
-from hive_jax.weights.names import fields, param_shapes
+from hive_jax.weights.names import param_shapes
 from hive_jax.weights.positions import resize_positions
 from hive_jax.weights.tensors import cast
 
@@ -123,7 +123,7 @@ def save_encoder(
         )
     arrays = require_params(config, params)
     if format == "big_vision":
-        about = {"img": fields(config), "preprocessing": preprocessing}
+        about = {"img": dataclasses.asdict(config), "preprocessing": preprocessing}
         short = {name: cast(name, array, as_type) for name, array in arrays.items()}
         big_vision.save_npz(path, unflatten_dict(short, sep="/"), about)
         return

@@ -1,4 +1,4 @@
-"""Names and shapes of our parameters, and the fields that say what a model is."""
+"""Names and shapes of our parameters."""
 
 import dataclasses
 import functools
@@ -12,13 +12,7 @@ from hive_jax.errors import CheckpointError
 from hive_jax.models.gemma import Gemma, GemmaConfig
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
-from hive_jax.models.stack import PROGRAM
-
-
-def fields(tower) -> dict:
-    """What a SiglipConfig, TextTowerConfig or GemmaConfig says of the model."""
-    values = dataclasses.asdict(tower)
-    return {name: value for name, value in values.items() if name not in PROGRAM}
+from hive_jax.models.stack import SCANNED
 
 
 @functools.cache
@@ -33,30 +27,19 @@ def param_shapes(config) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
 
 
-def scanned(config):
-    """The same model with its layers in a scan, which is traced and compiled faster."""
-    if isinstance(config, tuple):
-        return tuple(map(scanned, config))
-    if isinstance(config, HiveConfig):
-        towers = {
-            name: scanned(getattr(config, name)) for name in ("encoder", "decoder")
-        }
-        return dataclasses.replace(config, **towers)
-    return dataclasses.replace(config, scan=True, remat="none")
-
-
 def _model(config):
     """The module, and inputs of the right shapes."""
-    config, tokens = scanned(config), jnp.zeros((1, 1), jnp.int32)
+    tokens = jnp.zeros((1, 1), jnp.int32)
     if isinstance(config, GemmaConfig):
-        return Gemma(config), (tokens,)
+        return Gemma(config, execution=SCANNED.decoder), (tokens,)
     if isinstance(config, SiglipConfig):
-        return SiglipEncoder(config), (_image(config),)
+        return SiglipEncoder(config, execution=SCANNED.encoder), (_image(config),)
     if isinstance(config, HiveConfig):
-        return Hive(config), (_image(config.encoder), tokens, tokens == 0)
+        inputs = (_image(config.encoder), tokens, tokens == 0)
+        return Hive(config, execution=SCANNED), inputs
     image, text = config
     tokens = jnp.zeros((1, text.num_tokens), jnp.int32)
-    return TwoTowers(image, text), (_image(image), tokens)
+    return TwoTowers(image, text, execution=SCANNED), (_image(image), tokens)
 
 
 def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:
