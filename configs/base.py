@@ -1,4 +1,4 @@
-"""What the stages share: the arguments, the two models, the rules.
+"""Recipes: what the stages share, and how their tables become a config.
 
 Arguments follow the file's name and combine with commas:
 
@@ -6,123 +6,147 @@ Arguments follow the file's name and combine with commas:
     configs/stage1.py:fusion=cascaded              a baseline (or self_attention)
     configs/stage1.py:paper                        the paper's recipe
     configs/stage1.py:paper,fusion=self_attention
-    configs/stage1.py:paper,own_towers             with the towers of your weights
+    configs/stage1.py:paper,decoder=gemma3_270m    another LLM, by its size
+    configs/stage1.py:paper,encoder=B/16-224       another encoder: size/patch-image size
+    configs/stage1.py:paper,encoder=weights,decoder=weights
+                                                   as the initial weights have them
+
+The paper's recipe reads files that nobody may ship with this package: data.source,
+and init_encoder and init_decoder of stage 1.
 """
 
 import dataclasses
+import re
 
-from hive_jax.config import (
-    DECODER_OF_WEIGHTS,
-    ENCODER_OF_WEIGHTS,
-    DataConfig,
-    RunConfig,
-    nearest,
-    to_dict,
-)
+from hive_jax.config import RunConfig, nearest, to_dict
 from hive_jax.errors import ConfigError
 from hive_jax.models.fusion import FUSIONS
-from hive_jax.models.hive import HiveConfig
 from hive_jax.models.presets import decoder_config, siglip_config
+from hive_jax.models.siglip import SiglipConfig
+
+LLAVA_CC3M_595K = (
+    "llava:data/LLaVA-CC3M-Pretrain-595K/chat.json,"
+    "images=data/LLaVA-CC3M-Pretrain-595K/images.zip"
+)
 
 # Rules (pattern, learning-rate multiplier or None for frozen), for stages to combine.
 #
 # A gate starts at 0 and Adam moves it by about the learning rate a step: in a run of
 # a hundred steps it needs more.
-GATES = ("fusion/cross_attention/gate", 10.0)
+FAST_GATES = ("fusion/cross_attention/gate", 10.0)
 FUSION = ("fusion/.*", 1.0)
 # The table is also the output head, and stays as it came (the authors' code).
-EMBEDDINGS = ("llm/embedder/.*", None)
+FROZEN_EMBEDDINGS = ("llm/embedder/.*", None)
 LLM = ("llm/.*", 1.0)
-# Nothing that HIVE reads depends on these, so no gradient reaches them.
-BESIDE = ("img/(MAPHead_0|Transformer/encoder_norm)/.*", None)
+# HIVE reads nothing that depends on these, so no gradient reaches them.
+FROZEN_POOLING = ("img/(MAPHead_0|Transformer/encoder_norm)/.*", None)
 ENCODER = ("img/.*", 1.0)
-REST = (".*", None)
+FROZEN_REST = (".*", None)
+
+# fmt: off
+# What the stages of a recipe share beside the models, which each of them names.
+_SHARED = {
+    # key                        tabletop                   paper
+    "init_encoder":             ("builtin:tabletop_siglip", "google/siglip-large-patch16-384"),
+    "init_decoder":             ("builtin:tabletop_llm",    "google/gemma-3-1b-pt"),
+    "model.num_connections":    (4,                         0),  # 0: 25 % of the depths
+    "data.threads":             (2,                         16),
+    "eval_every":               (100,                       500),
+    "checkpoint_every":         (50,                        250),
+    "execution.encoder.scan":   (False,                     True),
+    "execution.encoder.remat":  ("none",                    "dots"),
+    "execution.decoder.scan":   (False,                     True),
+    "execution.decoder.remat":  ("none",                    "dots"),
+}
+# fmt: on
+
+
+def recipe(
+    arguments: str | None,
+    table: dict[str, tuple],
+    *,
+    name: str,
+    previous: str = "",
+    fusion: str = "hive",
+):
+    """The ConfigDict of a stage.
+
+    Args:
+      arguments: what follows the config file's name; see above.
+      table: config key -> (value of the tabletop recipe, value of the paper's).
+      name: of the run; with another fusion than the stage's own it ends in that.
+      previous: name of the stage before, if there is one.
+      fusion: the stage's own.
+    """
+    chosen = parse(arguments, ("paper",), fusion=fusion, encoder="", decoder="")
+    config = column({**_SHARED, **table}, 1 if chosen["paper"] else 0)
+    baseline = "" if chosen["fusion"] == fusion else f"_{chosen['fusion']}"
+    config.name = name + baseline
+    config.previous = previous and previous + baseline
+    config.model.fusion = chosen["fusion"]
+    for tower in ("encoder", "decoder"):
+        if chosen[tower]:
+            config.model[tower] = architecture(tower, chosen[tower])
+    return config
+
+
+def column(table: dict[str, tuple], index: int):
+    """The ConfigDict of one column of a table; other keys have their defaults.
+
+    Args:
+      table: config key -> value of each column. Of model.encoder and model.decoder it
+        is the name of a size, or "weights".
+      index: of the column.
+    """
+    import ml_collections
+
+    values = {key: row[index] for key, row in table.items()}
+    config = ml_collections.ConfigDict(to_dict(RunConfig()))
+    for tower in ("encoder", "decoder"):
+        name = values.pop(f"model.{tower}")
+        config.model[tower] = architecture(tower, name)
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def architecture(tower: str, name: str) -> dict | None:
+    """The architecture of a named size: "L/16-384" (size, patch size and image size) of
+    an encoder, "gemma3_1b" of a decoder; None for "weights"."""
+    if name == "weights":
+        return None
+    named = _named_encoder if tower == "encoder" else decoder_config
+    try:
+        return dataclasses.asdict(named(name))
+    except ValueError as error:
+        raise ConfigError(f"config argument {tower}={name}: {error}") from None
+
+
+def _named_encoder(name: str) -> SiglipConfig:
+    parts = re.fullmatch(r"(.+)/(\d+)-(\d+)", name)
+    if not parts:
+        raise ValueError(f"{name!r}; expected SIZE/PATCH-IMAGE, such as L/16-384")
+    return siglip_config(parts[1], int(parts[2]), int(parts[3]))
 
 
 def parse(arguments: str | None, switches: tuple[str, ...], **options: str) -> dict:
     """ "paper,fusion=cascaded" -> {"paper": True, "fusion": "cascaded"}.
 
-    Switches are off unless named; options have the given values unless set.
+    Args:
+      arguments: what follows the config file's name.
+      switches: words that are False unless named.
+      **options: names with a value, and their defaults.
     """
     values = {**dict.fromkeys(switches, False), **options}
     for argument in filter(None, (arguments or "").split(",")):
         name, equals, value = argument.partition("=")
         if name not in values or bool(equals) != (name in options):
-            fusions = [f"fusion={f}" for f in FUSIONS if "fusion" in options]
-            known = [*switches, *fusions]
+            known = [*switches]
+            for option in options:
+                choices = FUSIONS if option == "fusion" else ("SIZE", "weights")
+                known += [f"{option}={choice}" for choice in choices]
             raise ConfigError(
                 f"config argument {argument!r}; expected some of {', '.join(known)}, "
                 f"with commas between them{nearest(argument, known)}"
             )
         values[name] = value if equals else True
     return values
-
-
-def tiny(fusion: str) -> RunConfig:
-    """A 0.5 M encoder and a 0.3 M decoder on the built-in world; towers of any size
-    where init_encoder and init_decoder are overridden."""
-    return RunConfig(
-        batch_size=64,
-        init_encoder="builtin:tabletop_siglip",
-        init_decoder="builtin:tabletop_llm",
-        model=HiveConfig(
-            encoder=ENCODER_OF_WEIGHTS,
-            decoder=DECODER_OF_WEIGHTS,
-            fusion=fusion,
-            num_connections=4,
-        ),
-        data=DataConfig(num_tokens=40),
-    )
-
-
-def paper(fusion: str) -> RunConfig:
-    """SigLIP L/16-384 and Gemma 3 1B on LLaVA CC3M 595K (paper, section 4).
-
-    Before it runs: data.source, init_encoder and init_decoder of stage 1 name files
-    that nobody may ship with this package.
-    """
-    encoder = siglip_config("L", patch_size=16, image_size=384)
-    decoder = decoder_config("gemma3_1b")
-    return RunConfig(
-        init_encoder="google/siglip-large-patch16-384",
-        init_decoder="google/gemma-3-1b-pt",
-        log_every=10,
-        eval_every=500,
-        checkpoint_every=250,
-        model=HiveConfig(
-            encoder=dataclasses.replace(encoder, scan=True, remat="dots"),
-            decoder=dataclasses.replace(decoder, scan=True, remat="dots"),
-            fusion=fusion,
-        ),
-        data=DataConfig(
-            source=(
-                "llava:data/LLaVA-CC3M-Pretrain-595K/chat.json,"
-                "images=data/LLaVA-CC3M-Pretrain-595K/images.zip"
-            ),
-            num_tokens=77,
-            threads=16,
-        ),
-    )
-
-
-def config(arguments: str | None, name: str, previous: str = "", fusion: str = "hive"):
-    """The ConfigDict to change, and whether it is the paper's recipe.
-
-    Args:
-      name: of the run; that of the stage before is `previous`, if there is one. With
-        another fusion than `fusion`, the stage's own, both names end in it.
-    """
-    import ml_collections  # not needed to read the rules
-
-    chosen = parse(arguments, ("paper", "own_towers"), fusion=fusion)
-    run = (paper if chosen["paper"] else tiny)(chosen["fusion"])
-    baseline = "" if chosen["fusion"] == fusion else f"_{chosen['fusion']}"
-    run = dataclasses.replace(
-        run, name=name + baseline, previous=previous and previous + baseline
-    )
-    if chosen["own_towers"]:
-        towers = {"encoder": ENCODER_OF_WEIGHTS, "decoder": DECODER_OF_WEIGHTS}
-        program = {"scan": True, "remat": "dots"}
-        towers = {k: dataclasses.replace(v, **program) for k, v in towers.items()}
-        run = dataclasses.replace(run, model=dataclasses.replace(run.model, **towers))
-    return ml_collections.ConfigDict(to_dict(run)), chosen["paper"]

@@ -13,7 +13,7 @@ import dataclasses
 
 from configs import base
 from hive_jax.config import ProbeConfig, to_dict
-from hive_jax.config.checks import PROBES
+from hive_jax.config.schema import PROBES
 from hive_jax.errors import ConfigError
 
 

@@ -9,36 +9,38 @@ is exported by tools/export_hf.py. At scale their place is taken by the
 released SigLIP and Gemma weights.
 """
 
-import dataclasses
-
 from configs import base
 from hive_jax.errors import ConfigError
-from hive_jax.models.presets import decoder_config
-from hive_jax.models.siglip import SiglipConfig
+
+# fmt: off
+TABLE = {
+    # key                      siglip            llm
+    "name":                   ("stage0_siglip",  "stage0_llm"),
+    "objective":              ("contrastive",    "caption"),
+    "model.encoder":          ("tiny/8-64",      "tiny/8-64"),
+    "model.decoder":          ("tiny",           "tiny"),
+    "model.fusion":           ("hive",           "none"),
+    "data.source":            ("tabletop:vague", "tabletop:text"),
+    "data.tokenizer":         ("builtin:tabletop", "builtin:tabletop"),
+    "data.num_tokens":        (32,               40),
+    "whiten_patches":         (True,             False),
+    "rules":                  (((".*", 1.0),),   ((".*", 1.0),)),
+    "total_steps":            (4000,             1000),
+    "eval_every":             (500,              250),
+    "checkpoint_every":       (500,              250),
+    "batch_size":             (64,               64),
+    "optimizer.peak_lr":      (2e-3,             2e-3),
+    "optimizer.min_lr":       (0.0,              0.0),
+    "optimizer.warmup_steps": (50,               50),
+    "optimizer.beta1":        (0.9,              0.9),
+    "optimizer.beta2":        (0.99,             0.99),
+    "optimizer.weight_decay": (1e-4,             1e-4),
+}
+# fmt: on
 
 
 def get_config(arguments=None):
     chosen = base.parse(arguments, ("siglip", "llm"))
     if chosen["siglip"] == chosen["llm"]:
         raise ConfigError("choose configs/stage0.py:siglip or configs/stage0.py:llm")
-    config = base.config("fusion=none" if chosen["llm"] else "", "stage0")[0]
-    config.init_encoder = config.init_decoder = ""
-    config.data.tokenizer = "builtin:tabletop"
-    config.model.num_connections = 0
-    config.model.encoder.update(dataclasses.asdict(SiglipConfig()))
-    config.model.decoder.update(dataclasses.asdict(decoder_config("tiny")))
-    config.rules = ((".*", 1.0),)
-    config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.99
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.peak_lr, config.optimizer.min_lr = 2e-3, 0.0
-    config.optimizer.warmup_steps = 50
-    if chosen["siglip"]:
-        config.name, config.objective = "stage0_siglip", "contrastive"
-        config.data.source, config.data.num_tokens = "tabletop:vague", 32
-        config.whiten_patches = True
-        config.total_steps, config.eval_every, config.checkpoint_every = 4000, 500, 500
-    else:
-        config.name = "stage0_llm"
-        config.data.source = "tabletop:text"
-        config.total_steps, config.eval_every, config.checkpoint_every = 1000, 250, 250
-    return config
+    return base.column(TABLE, 0 if chosen["siglip"] else 1)

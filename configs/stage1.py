@@ -1,4 +1,4 @@
-"""Stage 1: what connects the two towers learns; both of them are frozen.
+"""Stage 1: train what connects encoder and LLM; both of them are frozen.
 
     python -m hive_jax.train --config configs/stage1.py          1 minute, 2 cores
     python -m hive_jax.train --config configs/stage1.py:paper    595 k images
@@ -8,21 +8,28 @@
 
 from configs import base
 
-RULES = (base.FUSION, base.REST)
+TRAINS = (base.FUSION, base.FROZEN_REST)
+
+# fmt: off
+TABLE = {
+    # key                      tabletop (default)           paper (table 3, column 1)
+    "model.encoder":          ("weights",                   "L/16-384"),
+    "model.decoder":          ("weights",                   "gemma3_1b"),
+    "data.source":            ("tabletop",                  base.LLAVA_CC3M_595K),
+    "data.num_tokens":        (40,                          77),
+    "rules":                  ((base.FAST_GATES, *TRAINS),  TRAINS),
+    "total_steps":            (200,                         2326),
+    "batch_size":             (64,                          256),
+    "optimizer.peak_lr":      (3e-3,                        1e-3),
+    "optimizer.min_lr":       (3e-4,                        1e-4),
+    "optimizer.warmup_steps": (10,                          70),
+    "optimizer.beta1":        (0.9,                         0.9),
+    "optimizer.beta2":        (0.999,                       0.999),
+    "optimizer.weight_decay": (0.0,                         0.0),
+    "optimizer.clip_norm":    (1.0,                         1.0),
+}
+# fmt: on
 
 
 def get_config(arguments=None):
-    config, paper = base.config(arguments, "stage1")
-    config.rules = RULES
-    config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.999
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-    if paper:  # table 3, column 1
-        config.optimizer.peak_lr, config.optimizer.min_lr = 1e-3, 1e-4
-        config.batch_size = 256
-        config.total_steps, config.optimizer.warmup_steps = 2326, 70
-    else:
-        config.rules = (base.GATES, *config.rules)
-        config.optimizer.peak_lr, config.optimizer.min_lr = 3e-3, 3e-4
-        config.total_steps, config.optimizer.warmup_steps = 200, 10
-    return config
+    return base.recipe(arguments, TABLE, name="stage1")

@@ -1,4 +1,4 @@
-"""Stage 2: the LLM learns too; the encoder is frozen. Starts from stage 1.
+"""Stage 2: train the LLM too; the encoder is frozen. Starts from stage 1.
 
     python -m hive_jax.train --config configs/stage2.py          1 minute, 2 cores
     python -m hive_jax.train --config configs/stage2.py:paper    2 epochs
@@ -10,21 +10,28 @@ the rule: (*base.LLM, (4, 9, 13, 17, 22, 26)).
 
 from configs import base
 
-RULES = (base.EMBEDDINGS, base.FUSION, base.LLM, base.REST)
+TRAINS = (base.FROZEN_EMBEDDINGS, base.FUSION, base.LLM, base.FROZEN_REST)
+
+# fmt: off
+TABLE = {
+    # key                      tabletop (default)           paper (table 3, column 2)
+    "model.encoder":          ("weights",                   "L/16-384"),
+    "model.decoder":          ("weights",                   "gemma3_1b"),
+    "data.source":            ("tabletop",                  base.LLAVA_CC3M_595K),
+    "data.num_tokens":        (40,                          77),
+    "rules":                  ((base.FAST_GATES, *TRAINS),  TRAINS),
+    "total_steps":            (150,                         4652),
+    "batch_size":             (64,                          256),
+    "optimizer.peak_lr":      (1e-3,                        2e-5),
+    "optimizer.min_lr":       (1e-4,                        2e-6),
+    "optimizer.warmup_steps": (10,                          140),
+    "optimizer.beta1":        (0.9,                         0.9),
+    "optimizer.beta2":        (0.95,                        0.95),
+    "optimizer.weight_decay": (0.0,                         0.0),
+    "optimizer.clip_norm":    (10.0,                        10.0),
+}
+# fmt: on
 
 
 def get_config(arguments=None):
-    config, paper = base.config(arguments, "stage2", previous="stage1")
-    config.rules = RULES
-    config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 10.0
-    if paper:  # table 3, column 2
-        config.optimizer.peak_lr, config.optimizer.min_lr = 2e-5, 2e-6
-        config.batch_size = 256
-        config.total_steps, config.optimizer.warmup_steps = 4652, 140
-    else:
-        config.rules = (base.GATES, *config.rules)
-        config.optimizer.peak_lr, config.optimizer.min_lr = 1e-3, 1e-4
-        config.total_steps, config.optimizer.warmup_steps = 150, 10
-    return config
+    return base.recipe(arguments, TABLE, name="stage2", previous="stage1")

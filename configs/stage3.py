@@ -1,4 +1,4 @@
-"""Stage 3: everything learns, the encoder too. Starts from stage 2.
+"""Stage 3: train everything, the encoder too. Starts from stage 2.
 
     python -m hive_jax.train --config configs/stage3.py          2 minutes, 2 cores
     python -m hive_jax.train --config configs/stage3.py:paper    1 epoch
@@ -8,21 +8,35 @@
 
 from configs import base
 
-RULES = (base.EMBEDDINGS, base.BESIDE, base.FUSION, base.LLM, base.ENCODER)
+TRAINS = (
+    base.FROZEN_EMBEDDINGS,
+    base.FROZEN_POOLING,
+    base.FUSION,
+    base.LLM,
+    base.ENCODER,
+)
+
+# fmt: off
+TABLE = {
+    # key                           tabletop (default)           paper (table 3, column 3)
+    "model.encoder":               ("weights",                   "L/16-384"),
+    "model.decoder":               ("weights",                   "gemma3_1b"),
+    "data.source":                 ("tabletop",                  base.LLAVA_CC3M_595K),
+    "data.num_tokens":             (40,                          77),
+    "rules":                       ((base.FAST_GATES, *TRAINS),  TRAINS),
+    "total_steps":                 (250,                         581),
+    "batch_size":                  (64,                          1024),
+    "gradient_accumulation_steps": (1,                           4),
+    "optimizer.peak_lr":           (2e-3,                        2e-6),
+    "optimizer.min_lr":            (0.0,                         0.0),
+    "optimizer.warmup_steps":      (10,                          18),
+    "optimizer.beta1":             (0.9,                         0.9),
+    "optimizer.beta2":             (0.95,                        0.95),
+    "optimizer.weight_decay":      (0.0,                         0.0),
+    "optimizer.clip_norm":         (10.0,                        10.0),
+}
+# fmt: on
 
 
 def get_config(arguments=None):
-    config, paper = base.config(arguments, "stage3", previous="stage2")
-    config.rules = RULES
-    config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.95
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 10.0
-    if paper:  # table 3, column 3
-        config.optimizer.peak_lr, config.optimizer.min_lr = 2e-6, 0.0
-        config.batch_size, config.accumulate = 1024, 4
-        config.total_steps, config.optimizer.warmup_steps = 581, 18
-    else:
-        config.rules = (base.GATES, *config.rules)
-        config.optimizer.peak_lr, config.optimizer.min_lr = 2e-3, 0.0
-        config.total_steps, config.optimizer.warmup_steps = 250, 10
-    return config
+    return base.recipe(arguments, TABLE, name="stage3", previous="stage2")

@@ -1,35 +1,41 @@
-"""VLM, second part: the LLM learns to answer; the encoder is frozen. Starts from vlm1.
+"""VLM, second part: train the LLM to answer; the encoder is frozen. Starts from vlm1.
 
     python -m hive_jax.train --config configs/vlm2.py
     python -m hive_jax.train --config configs/vlm2.py:paper    LLaVA-NeXT, 738 k
 
-`--config.init=WORKDIR` starts from another run than workdir/vlm1. Table 5.
+`--config.init=WORKDIR` starts from another run than workdir/vlm1.
 """
 
 from configs import base
 
-RULES = (base.FUSION, base.LLM, base.REST)
+LLAVA_NEXT = "llava:data/LLaVA-NeXT-Data/data,form=chat"
+TRAINS = (base.FUSION, base.LLM, base.FROZEN_REST)
+
+# fmt: off
+TABLE = {
+    # key                      tabletop (default)    paper (table 5)
+    "model.encoder":          ("weights",            "L/16-384"),
+    "model.decoder":          ("weights",            "gemma3_1b"),
+    "data.source":            ("tabletop:questions", LLAVA_NEXT),
+    # Photos keep their shape, with bars around them, as LLaVA's fine-tuning has it.
+    "data.preprocessing":     ("",                   "hf_bicubic_pad"),
+    "data.num_tokens":        (40,                   2048),
+    "data.buckets":           ((),                   (128, 256, 512, 1024)),
+    "rules":                  (TRAINS,               TRAINS),
+    "total_steps":            (500,                  11_540),
+    "batch_size":             (64,                   64),
+    "optimizer.peak_lr":      (2e-3,                 2e-5),
+    "optimizer.min_lr":       (0.0,                  0.0),
+    "optimizer.warmup_steps": (20,                   347),
+    "optimizer.beta1":        (0.9,                  0.9),
+    "optimizer.beta2":        (0.999,                0.999),
+    "optimizer.weight_decay": (0.0,                  0.0),
+    "optimizer.clip_norm":    (1.0,                  1.0),
+}
+# fmt: on
 
 
 def get_config(arguments=None):
-    config, paper = base.config(
-        arguments, "vlm2", previous="vlm1", fusion="self_attention"
+    return base.recipe(
+        arguments, TABLE, name="vlm2", previous="vlm1", fusion="self_attention"
     )
-    config.rules = RULES
-    config.optimizer.beta1, config.optimizer.beta2 = 0.9, 0.999
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.peak_lr, config.optimizer.min_lr = 2e-5, 0.0
-    if paper:
-        # Photos keep their shape, with bars around them, as LLaVA's fine-tuning has it.
-        config.data.source = "llava:data/LLaVA-NeXT-Data/data,form=chat"
-        config.data.preprocessing = "hf_bicubic_pad"
-        config.data.num_tokens = 2048
-        config.data.buckets = (128, 256, 512, 1024)
-        config.batch_size = 64
-        config.total_steps, config.optimizer.warmup_steps = 11_540, 347
-    else:
-        config.data.source = "tabletop:questions"
-        config.optimizer.peak_lr = 2e-3
-        config.total_steps, config.optimizer.warmup_steps = 500, 20
-    return config

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from hive_jax import command
-from hive_jax.config import ProbeConfig
+from hive_jax.config import ProbeConfig, cli
 from hive_jax.console import text_table
 from hive_jax.errors import ConfigError
 from hive_jax.io import require_absent, write_json
@@ -17,7 +16,7 @@ from hive_jax.probing.exporting import export_classifier
 from hive_jax.probing.figures import draw_depths
 from hive_jax.probing.probing import probe
 from hive_jax.training import runtime
-from hive_jax.training.runs import is_run
+from hive_jax.training.stored_run import is_run
 
 _OUT = flags.DEFINE_string(
     "out",
@@ -102,4 +101,4 @@ def _check(config: ProbeConfig, on_features: bool, count: int) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, ProbeConfig)
+    cli.run(main, ProbeConfig)

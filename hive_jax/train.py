@@ -6,15 +6,14 @@ Flags: --workdir, --allow_config_change, --distributed and its kin, and
 
 from absl import flags
 
-from hive_jax import command
-from hive_jax.config import RunConfig
-from hive_jax.training import origin, runtime, trainer
+from hive_jax.config import RunConfig, cli
+from hive_jax.training import runtime, trainer
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run is kept; default: workdir/NAME of the config."
+    "workdir", None, "Folder of the run; default: workdir/NAME of the config."
 )
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Go on with a run although its config changed."
+    "allow_config_change", False, "Continue a run although its config changed."
 )
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "on", "off"], "Join the processes of a job."
@@ -33,13 +32,10 @@ def main(config: RunConfig) -> int:
     )
     with runtime.abort_job_on_error():
         runtime.enable_compilation_cache()
-        workdir = _WORKDIR.value or origin.default_workdir(config.name)
         return trainer.train(
-            origin.complete(config, workdir),
-            workdir,
-            allow_config_change=_ALLOW_CONFIG_CHANGE.value,
+            config, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value
         )
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

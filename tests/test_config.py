@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hive_jax.training.origin import complete
 
 from configs import base
 from hive_jax.config import HARMLESS, Rule, RunConfig, differences, from_dict, to_dict
@@ -15,7 +16,6 @@ from hive_jax.errors import ConfigError
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
-from hive_jax.training.origin import complete
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hive_jax"
 BASELINES = ("hive", "cascaded", "self_attention")

@@ -8,6 +8,8 @@ import kill_loop
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from hive_jax.training.origin import complete
+from hive_jax.training.runs import stored_config
 
 from hive_jax.config import (
     DECODER_OF_WEIGHTS,
@@ -24,14 +26,12 @@ from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import initial
-from hive_jax.training.importing import import_weights
+from hive_jax.training.import_weights import import_weights
 from hive_jax.training.objectives import abstract_params, build_model
-from hive_jax.training.origin import complete
-from hive_jax.training.runs import stored_config
 from hive_jax.training.sharding import make_mesh
 from hive_jax.weights import hf_models
 from hive_jax.weights.big_vision import save_npz
-from hive_jax.weights.mapping import fields, param_shapes, resize_positions
+from hive_jax.weights.mapping import param_shapes, resize_positions
 from hive_jax.weights.safetensors import DTYPES
 from hive_jax.weights.sources import open_encoder
 
@@ -175,7 +175,7 @@ def test_tokenizer_larger_than_the_table(hub, tmp_path):
 
 def test_npz_of_ours_brings_everything(hub, tmp_path):
     llm = unflatten_dict({f"llm/{k}": v for k, v in hub[3].items()}, sep="/")
-    about = {"llm": fields(DECODER), "tokenizer": "builtin:tabletop"}
+    about = {"llm": dataclasses.asdict(DECODER), "tokenizer": "builtin:tabletop"}
     save_npz(tmp_path / "llm.npz", llm, about)
     decoder = str(tmp_path / "llm.npz")
     config = complete(own_towers(init_encoder=hub[0], init_decoder=decoder), "")

@@ -50,7 +50,9 @@ def run(tiny_run, stage_rules):
         for name in ("encoder", "decoder")
     }
     model = dataclasses.replace(made.model, **towers)
-    return dataclasses.replace(made, batch_size=16, accumulate=2, model=model)
+    return dataclasses.replace(
+        made, batch_size=16, gradient_accumulation_steps=2, model=model
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def module_of(function, *arguments) -> Module:
 def test_bytes_of_the_state_are_those_of_its_arrays(plan, run, training):
     """Of a real state, on one of its devices."""
     mesh = sharding.make_mesh(run.mesh)
-    whole = dataclasses.replace(run, batch_size=8, accumulate=1)
+    whole = dataclasses.replace(run, batch_size=8, gradient_accumulation_steps=1)
     state = training(whole, mesh).start()
 
     def on_a_device(tree):
@@ -339,7 +341,7 @@ def test_advice_where_it_does_not_fit(plan):
     assert "--config.model.encoder.remat=full" in lines[2]
     assert "--config.model.decoder.remat=full" in lines[2]
     # 2.5 + 27.5 x 2 / parts < 0.9 x 15.75, and parts divide the batch.
-    assert "--config.accumulate=8 sends 16 images" in lines[3]
+    assert "--config.gradient_accumulation_steps=8 sends 16 images" in lines[3]
     assert "--topology v5e:4x8 --config.mesh.fsdp=32" in lines[4]
     assert advice.accumulate_that_fits(large) == 8
     described = text.describe(large)
@@ -353,7 +355,10 @@ def test_advice_where_there_is_room(plan):
     lines = list(advice.advise(small, lambda fsdp: 8 * GIB / fsdp))
     assert "11.75 GiB of each chip stay free (75%" in lines[0]
     # 2.5 + 1.5 x 2 / 1 = 5.5 GiB.
-    assert "--config.accumulate=1" in lines[1] and "about 5.50 GiB" in lines[1]
+    assert (
+        "--config.gradient_accumulation_steps=1" in lines[1]
+        and "about 5.50 GiB" in lines[1]
+    )
     tight = on_v5e(plan, 15.5 * GIB)
     assert "0.25 GiB to spare" in next(advice.advise(tight, lambda fsdp: GIB))
 
@@ -388,8 +393,10 @@ def test_tables_keep_what_is_done(plan, run, tmp_path, monkeypatch):
     """Runs that do not fit are planned again in more parts."""
 
     def planned(config, machine):
-        made = on_v5e(plan, 30 * GIB * 2 / config.accumulate)
-        config = dataclasses.replace(made.config, accumulate=config.accumulate)
+        made = on_v5e(plan, 30 * GIB * 2 / config.gradient_accumulation_steps)
+        config = dataclasses.replace(
+            made.config, gradient_accumulation_steps=config.gradient_accumulation_steps
+        )
         return dataclasses.replace(made, config=config)
 
     monkeypatch.setattr(comparison, "make_plan", planned)
@@ -398,7 +405,7 @@ def test_tables_keep_what_is_done(plan, run, tmp_path, monkeypatch):
     for made in comparison.plan_all([run, run], plan.topology, str(out)):
         plans.append(made)
         assert len(json.loads(out.read_text("utf-8"))) == len(plans)
-    assert [made.config.accumulate for made in plans] == [8, 8]
+    assert [made.config.gradient_accumulation_steps for made in plans] == [8, 8]
     lines = comparison.markdown(plans).splitlines()
     assert len(lines) == 4 and lines[2].startswith(f"| {run.name} | hive | 8 | 16 |")
     with pytest.raises(OutputError, match="--out .* cannot be written"):

@@ -10,11 +10,11 @@ import jax
 import kill_loop
 import numpy as np
 import pytest
+from hive_jax.training.handover import restore_run
 from PIL import Image
 
 from hive_jax.config import from_dict
-from hive_jax.training.handover import restore_run
-from hive_jax.weights import load_encoder
+from hive_jax.weights.api import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,13 +16,13 @@ from helpers.llava_sets import encoded, write_set
 from PIL import Image
 
 from hive_jax.config import MeshConfig, from_dict
-from hive_jax.data.tabletop import Tabletop
+from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError
 from hive_jax.training import origin
 from hive_jax.training.checkpointing.manager import Checkpoints
-from hive_jax.training.initial import initial_params
+from hive_jax.training.initialization import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.sharding import make_mesh
 from hive_jax.training.state import TrainState

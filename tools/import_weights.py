@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hive_jax.console import report_errors
 from hive_jax.models.presets import DECODERS
-from hive_jax.training.importing import import_weights
+from hive_jax.training.import_weights import import_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

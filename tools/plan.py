@@ -18,14 +18,13 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from hive_jax import command
-from hive_jax.config import MeshConfig, RunConfig, from_dict
+from hive_jax.config import MeshConfig, RunConfig, cli, from_dict
 from hive_jax.errors import ConfigError
 from hive_jax.planning import comparison, text, topology
 from hive_jax.planning.plan import make_plan
 from hive_jax.training import sharding
-from hive_jax.training.origin import complete
 from hive_jax.training.program import Program
+from hive_jax.training.resolve import apply_image_size, resolve_config
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -88,11 +87,11 @@ def main(config: RunConfig) -> int:
 
 
 def _complete(config: RunConfig) -> RunConfig:
-    """With the towers of the weights that it starts from, where it has none."""
-    if 0 in (config.model.encoder.width, config.model.decoder.width):
-        return complete(config, workdir="")
-    return config
+    """With the architectures of the initial weights where it has none."""
+    if config.model.encoder is None or config.model.decoder is None:
+        return resolve_config(config).config
+    return apply_image_size(config)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -1,9 +1,6 @@
-"""What a run is: the schema, its trees of dicts, and its checks."""
+"""The config of a run: its dataclasses, and their form as dicts."""
 
-from hive_jax.config.checks import check
 from hive_jax.config.schema import (
-    DECODER_OF_WEIGHTS,
-    ENCODER_OF_WEIGHTS,
     DataConfig,
     MeshConfig,
     OptimizerConfig,
@@ -12,12 +9,17 @@ from hive_jax.config.schema import (
     RunConfig,
     Source,
 )
-from hive_jax.config.tree import HARMLESS, differences, from_dict, nearest, to_dict
+from hive_jax.config.serialization import (
+    RESUMABLE_KEYS,
+    as_run_config,
+    differences,
+    from_dict,
+    nearest,
+    to_dict,
+)
 
 __all__ = [
-    "DECODER_OF_WEIGHTS",
-    "ENCODER_OF_WEIGHTS",
-    "HARMLESS",
+    "RESUMABLE_KEYS",
     "DataConfig",
     "MeshConfig",
     "OptimizerConfig",
@@ -25,7 +27,7 @@ __all__ = [
     "Rule",
     "RunConfig",
     "Source",
-    "check",
+    "as_run_config",
     "differences",
     "from_dict",
     "nearest",

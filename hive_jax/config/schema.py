@@ -1,18 +1,39 @@
-"""What a run is: frozen dataclasses with every key and every default.
+"""The config of a run: frozen dataclasses with every key and every default.
 
-They are here and nowhere else: `configs/*.py` change values of
-`to_dict(RunConfig())`, and `from_dict` turns the result back.
+`configs/*.py` change values of `to_dict(RunConfig())`, and `from_dict` turns the result
+back. `validate()` raises ConfigError for the first impossible value, naming its key.
 """
 
 import dataclasses
+import itertools
 
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.config.validation import (
+    DTYPES,
+    require,
+    require_at_least,
+    require_multiple,
+    require_one_of,
+    validate_connections,
+    validate_decoder,
+    validate_encoder,
+    validate_execution,
+    validate_text_tower,
+)
+from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.siglip import TextTowerConfig
+from hive_jax.models.stack import ModelExecution
 
-# A tower of width 0 is the one in the weights that a run starts from.
-ENCODER_OF_WEIGHTS = SiglipConfig(0, 0, 0, 0, 0, 0)
-DECODER_OF_WEIGHTS = DecoderConfig(0, 0, 0, 0, 0, 0, 0)
+OBJECTIVES = ("caption", "contrastive")
+PROBES = ("linear", "attentive", "zero_shot", "retrieval")
+# Of image files; see hive_jax/data/transforms.py.
+PREPROCESSING = (
+    "hf_bicubic",
+    "hf_bilinear",
+    "hf_bicubic_pad",
+    "hf_bilinear_pad",
+    "bv_bilinear",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +51,14 @@ class Rule:
     multiplier: float | None
     layers: tuple[int, ...] = ()
 
+    def validate(self, key: str) -> None:
+        require(
+            self.multiplier is None or self.multiplier > 0,
+            f"{key}.multiplier",
+            self.multiplier,
+            "more than 0, or None to freeze",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -43,6 +72,21 @@ class OptimizerConfig:
     beta2: float = 0.999
     weight_decay: float = 0.0
     clip_norm: float = 1.0
+
+    def validate(self) -> None:
+        key = "optimizer"
+        require(self.peak_lr > 0, f"{key}.peak_lr", self.peak_lr, "more than 0")
+        require(
+            0 <= self.min_lr <= self.peak_lr,
+            f"{key}.min_lr",
+            self.min_lr,
+            f"0 to peak_lr = {self.peak_lr}",
+        )
+        require_at_least(0, f"{key}.warmup_steps", self.warmup_steps)
+        require(0 <= self.beta1 < 1, f"{key}.beta1", self.beta1, "0 to below 1")
+        require(0 <= self.beta2 < 1, f"{key}.beta2", self.beta2, "0 to below 1")
+        require_at_least(0, f"{key}.weight_decay", self.weight_decay)
+        require(self.clip_norm > 0, f"{key}.clip_norm", self.clip_norm, "more than 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +148,27 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     threads: int = 2
 
+    def validate(self) -> None:
+        known = ("", *PREPROCESSING)
+        require_one_of(known, "data.preprocessing", self.preprocessing)
+        require_at_least(0, "data.seed", self.seed)
+        require_at_least(1, "data.threads", self.threads)
+        require_at_least(2, "data.num_tokens", self.num_tokens)
+        require_at_least(2, "data.validation_size", self.validation_size)
+        lengths = (1, *self.buckets, self.num_tokens)
+        require(
+            all(a < b for a, b in itertools.pairwise(lengths)),
+            "data.buckets",
+            self.buckets,
+            f"increasing numbers from 2 to below data.num_tokens = {self.num_tokens}",
+        )
+        require(
+            0 <= self.max_bad_fraction <= 1,
+            "data.max_bad_fraction",
+            self.max_bad_fraction,
+            "0 to 1",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
@@ -129,15 +194,21 @@ class RunConfig:
       init_encoder, init_decoder: weights for `img` and `llm`, where there is neither
         `init` nor `previous`: a run's workdir, a Hugging Face folder or hub id, a
         big_vision .npz, or "builtin:NAME" for one that comes along. Empty: random.
+      image_size: side of the images, where it is another than model.encoder.image_size
+        or that of the initial weights (see resize_positions); 0 for the encoder's own.
       resize_positions: resize the encoder's position embedding where the weights are
-        for images of another size than model.encoder.image_size.
+        for images of another size.
       whiten_patches: start the patch embedding from the whitening transform of
         the data's patches.
       batch_size: samples an optimizer step, over all devices.
-      accumulate: parts a batch is sent through in, one after the other.
+      gradient_accumulation_steps: micro-batches that a batch is split into.
       dtype: of the computation: "float32", "bfloat16", or "auto" (bfloat16 on
         accelerators, float32 on CPU). Parameters are float32.
-      keep: checkpoints kept.
+      max_to_keep: newest checkpoints to keep.
+      model: see HiveConfig. Where its encoder or decoder is None, the architecture is
+        that of the initial weights.
+      execution: how each tower runs, with the same result up to rounding.
+      rules: what trains. The first rule that matches a parameter's name counts.
     """
 
     name: str = "run"
@@ -147,22 +218,75 @@ class RunConfig:
     previous: str = ""
     init_encoder: str = ""
     init_decoder: str = ""
+    image_size: int = 0
     resize_positions: bool = False
     whiten_patches: bool = False
     total_steps: int = 100
     batch_size: int = 64
-    accumulate: int = 1
+    gradient_accumulation_steps: int = 1
     dtype: str = "auto"
     log_every: int = 10
     eval_every: int = 100
     checkpoint_every: int = 50
-    keep: int = 3
+    max_to_keep: int = 3
     model: HiveConfig = dataclasses.field(default_factory=HiveConfig)
     text_tower: TextTowerConfig = dataclasses.field(default_factory=TextTowerConfig)
+    execution: ModelExecution = dataclasses.field(default_factory=ModelExecution)
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     rules: tuple[Rule, ...] = (Rule(".*", 1.0),)
+
+    def validate(self) -> None:
+        require_one_of(OBJECTIVES, "objective", self.objective)
+        require_one_of(DTYPES, "dtype", self.dtype)
+        require_one_of(FUSIONS, "model.fusion", self.model.fusion)
+        for key in ("seed", "image_size"):
+            require_at_least(0, key, getattr(self, key))
+        for key in (
+            "total_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "log_every",
+            "eval_every",
+            "checkpoint_every",
+            "max_to_keep",
+        ):
+            require_at_least(1, key, getattr(self, key))
+        require_multiple(
+            "batch_size",
+            self.batch_size,
+            "gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
+        )
+        for number, rule in enumerate(self.rules):
+            rule.validate(f"rules[{number}]")
+        self.data.validate()
+        self.optimizer.validate()
+        validate_execution(self.execution)
+        if self.model.encoder:
+            validate_encoder(self.model.encoder)
+        if self.objective == "contrastive":
+            self._validate_contrastive()
+        else:
+            if self.model.decoder:
+                validate_decoder(self.model.decoder)
+            validate_connections(self.model)
+
+    def _validate_contrastive(self) -> None:
+        validate_text_tower(self.text_tower, self.model.encoder)
+        require(
+            not self.data.buckets,
+            "data.buckets",
+            self.data.buckets,
+            "none: a text tower reads texts of one length",
+        )
+        require(
+            self.gradient_accumulation_steps == 1,
+            "gradient_accumulation_steps",
+            self.gradient_accumulation_steps,
+            "1: the contrastive loss compares all pairs of a batch",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,3 +333,26 @@ class ProbeConfig:
     max_bad_fraction: float = 0.01
     dtype: str = "auto"
     threads: int = 2
+
+    def validate(self) -> None:
+        require_one_of(PROBES, "probe", self.probe)
+        require_one_of(DTYPES, "dtype", self.dtype)
+        require_one_of(("", *PREPROCESSING), "preprocessing", self.preprocessing)
+        for key in ("epochs", "batch_size", "num_seeds", "threads"):
+            require_at_least(1, key, getattr(self, key))
+        for key in ("depth", "seed", "warmup_epochs", "weight_decay"):
+            require_at_least(0, key, getattr(self, key))
+        require(self.peak_lr > 0, "peak_lr", self.peak_lr, "more than 0")
+        require(self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
+        require(
+            0 <= self.max_bad_fraction <= 1,
+            "max_bad_fraction",
+            self.max_bad_fraction,
+            "0 to 1",
+        )
+        require(
+            bool(self.templates) and all("{}" in text for text in self.templates),
+            "templates",
+            self.templates,
+            "texts with {} for the name of a class",
+        )

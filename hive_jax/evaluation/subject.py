@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 
 from hive_jax.config import RunConfig
-from hive_jax.training.handover import restore_run
+from hive_jax.training import stored_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Subject:
 
 def open_run(workdir: str) -> Subject:
     """The last checkpoint of a run. Raises MissingInputError, CheckpointError."""
-    config, params, meta = restore_run(workdir)
+    run = stored_run.open_run(workdir)
+    config, (params, meta) = run.config, run.read_params()
     checkpoint = {
         "run": config.name,
         "fusion": config.model.fusion,

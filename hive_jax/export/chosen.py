@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from hive_jax.config import RunConfig
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError
-from hive_jax.training.handover import restore_run
+from hive_jax.training.stored_run import open_run
 from hive_jax.weights import hf_models
 
 # Roots of our parameters in each part; one root alone is taken off.
@@ -34,7 +34,8 @@ class Chosen:
 
 def choose(workdir: str, part: str) -> Chosen:
     """The part of a run. CheckpointError if the run has no such part."""
-    run, params, meta = restore_run(workdir)
+    stored = open_run(workdir)
+    run, (params, meta) = stored.config, stored.read_params()
     possible = _possible(run, set(params))
     if part not in possible:
         raise CheckpointError(

@@ -27,7 +27,6 @@ from hive_jax.export.processors import IMAGE_TOKEN, ExportedTokenizer, export_to
 from hive_jax.io import atomic_dir, atomic_write, require_absent, write_json
 from hive_jax.weights import hf_models, safetensors
 from hive_jax.weights.big_vision import save_npz, together
-from hive_jax.weights.mapping import fields
 from hive_jax.weights.safetensors import CERTIFICATE, cast
 from hive_jax.weights.sources import OPEN
 
@@ -112,7 +111,9 @@ def _write_npz(out: str, chosen: Chosen, dtype: np.dtype) -> None:
         "txt": run.text_tower,
         "llm": run.model.decoder,
     }
-    about = {root: fields(configs[root]) for root in roots if root in configs}
+    about = {
+        root: dataclasses.asdict(configs[root]) for root in roots if root in configs
+    }
     if "fusion" in roots:
         about["fusion"] = {"fusion": model.fusion, "connections": model.connections}
     about["preprocessing"] = run.data.preprocessing

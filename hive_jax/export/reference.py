@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from hive_jax.data.tabletop import Tabletop
+from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
-from hive_jax.weights.mapping import scanned
+from hive_jax.models.stack import SCANNED
 
 NUM_IMAGES = 4
 NEW_TOKENS = 16
@@ -107,7 +107,8 @@ def reference(
     variables = {"params": params}
     with jax.default_matmul_precision("highest"):
         if part == "decoder":
-            logits = jax.jit(Decoder(config).apply)(variables, inputs["tokens"])
+            decoder = Decoder(config, execution=SCANNED.decoder)
+            logits = jax.jit(decoder.apply)(variables, inputs["tokens"])
             found = {"logits": logits}
         else:
             images = inputs["pixel_values"].transpose(0, 2, 3, 1)
@@ -118,7 +119,8 @@ def reference(
 
 def _encoder(config, variables, images, unused_inputs) -> dict:
     depths = tuple(range(1, config.depth + 1))
-    apply = jax.jit(SiglipEncoder(config).apply, static_argnums=2)
+    encoder = SiglipEncoder(config, execution=SCANNED.encoder)
+    apply = jax.jit(encoder.apply, static_argnums=2)
     out = apply(variables, images, depths)
     found = {
         f"depth {n}": features for n, features in zip(depths, out.features, strict=True)
@@ -130,14 +132,14 @@ def _encoder(config, variables, images, unused_inputs) -> dict:
 
 
 def _two_towers(config, variables, images, inputs) -> dict:
-    apply = jax.jit(TwoTowers(*config).apply)
+    apply = jax.jit(TwoTowers(*config, execution=SCANNED).apply)
     zimg, ztxt, t, b = apply(variables, images, inputs["tokens"])
     logits = jnp.einsum("id,td->it", zimg, ztxt) * t[0] + b[0]
     return {"image embeddings": zimg, "text embeddings": ztxt, "logits": logits}
 
 
 def _hive(config, variables, images, inputs) -> dict:
-    model = Hive(config)
+    model = Hive(config, execution=SCANNED)
 
     @jax.jit
     def logits(variables, images, tokens):
@@ -167,9 +169,7 @@ def text_ids(tokenizer: Tokenizer, inputs: Mapping) -> np.ndarray:
 
 
 def comparable(part: str, config):
-    """The model that the stock class computes, as it compiles fastest; and what of ours
-    it leaves out."""
-    config = scanned(config)
+    """The model that the stock class computes, and what of ours it leaves out."""
     if part != "vlm" or not config.decoder.final_softcap:
         return config, []
     decoder = dataclasses.replace(config.decoder, final_softcap=0.0)

@@ -26,6 +26,7 @@ from hive_jax.models.attention import (
     update_kv_cache,
 )
 from hive_jax.models.layers import ONE_DEVICE, Placement, RMSNorm, gelu, matmul
+from hive_jax.models.stack import Execution
 
 ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
 
@@ -69,9 +70,6 @@ class DecoderConfig:
     norm_offset: float = 1.0
     norm_eps: float = 1e-6
     embed_scale: bool = True
-    scan: bool = False
-    remat: str = "none"
-    flash: bool = True
 
     def is_sliding(self) -> np.ndarray:
         """bool[depth]: which layers have a sliding window."""
@@ -117,6 +115,7 @@ class SelfAttention(nn.Module):
     `DecoderBlock` for the arguments."""
 
     config: DecoderConfig
+    flash: bool = True
 
     @nn.compact
     def __call__(
@@ -152,7 +151,7 @@ class SelfAttention(nn.Module):
             "softcap": c.attention_softcap,
         }
         if cache is None and extend is None:
-            how |= {"is_sliding": is_sliding, "window": window, "use_flash": c.flash}
+            how |= {"is_sliding": is_sliding, "window": window, "use_flash": self.flash}
             out = attend_causally(query, key, value, **how)
             return merge_heads(out, out_w), None
         key_position = position
@@ -192,6 +191,7 @@ class DecoderBlock(nn.Module):
     """One decoder layer, x[B, T, E] -> ([B, T, E], cache)."""
 
     config: DecoderConfig
+    flash: bool = True
 
     @nn.compact
     def __call__(
@@ -216,7 +216,7 @@ class DecoderBlock(nn.Module):
         """
         c = self.config
         y = _norm(c, "pre_attention_norm")(x)
-        attention = SelfAttention(c, name="attn")
+        attention = SelfAttention(c, self.flash, name="attn")
         y, cache = attention(y, is_sliding, position, cache, extend)
         x = x + (_norm(c, "post_attention_norm")(y) if c.post_norms else y)
         y = GatedMlp(c, name="mlp")(_norm(c, "pre_ffw_norm")(x))
@@ -251,6 +251,7 @@ class Decoder(nn.Module):
     config: DecoderConfig
     dtype: jnp.dtype = jnp.float32
     placement: Placement = ONE_DEVICE
+    execution: Execution = Execution()
 
     def setup(self):
         c = self.config
@@ -286,8 +287,8 @@ class Decoder(nn.Module):
           that run one segment: with a KV cache for each of its layers, or without. The
           arguments are those of `DecoderBlock`.
         """
-        c, placement = self.config, self.placement
-        block = DecoderBlock(c, parent=None)
+        c, placement, execution = self.config, self.placement, self.execution
+        block = DecoderBlock(c, execution.flash, parent=None)
 
         def apply(params, is_sliding, x, *arguments):
             variables = {"params": placement.gather_params(params)}
@@ -307,8 +308,9 @@ class Decoder(nn.Module):
                     return placement.shard_activations(x)
 
                 x = placement.shard_activations(x)
-                layers = piece, is_sliding
-                return stack.run(one, layers, x, scan=c.scan, remat=c.remat), ()
+                scan, remat = execution.scan, execution.remat
+                x = stack.run(one, (piece, is_sliding), x, scan=scan, remat=remat)
+                return x, ()
 
             return run
 

@@ -27,6 +27,7 @@ from hive_jax.models.fusion import (
 )
 from hive_jax.models.layers import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
+from hive_jax.models.stack import ModelExecution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class HiveConfig:
     """The whole model.
 
     Attributes:
+      encoder, decoder: None where the initial weights decide; `Hive` needs both.
       fusion: a key of FUSIONS. "hive": each connected decoder layer attends to its own
         encoder depth; "cascaded": all of them to the last one; "self_attention": image
         tokens in the text (LLaVA); "none": the decoder alone.
@@ -43,8 +45,8 @@ class HiveConfig:
         if `connections` are given.
     """
 
-    encoder: SiglipConfig = dataclasses.field(default_factory=SiglipConfig)
-    decoder: DecoderConfig = dataclasses.field(default_factory=DecoderConfig)
+    encoder: SiglipConfig | None = None
+    decoder: DecoderConfig | None = None
     fusion: str = "hive"
     connections: Connections = ()
     num_connections: int = 0
@@ -53,6 +55,11 @@ class HiveConfig:
     def fusion_class(self) -> type[Fusion]:
         """The class of `fusion`. Raises ValueError for an unknown name."""
         return fusion_named(self.fusion)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels; 0 without an encoder."""
+        return self.encoder.image_size if self.encoder else 0
 
     def resolved_connections(self) -> Connections:
         """The connections in use; see `resolve_connections`."""
@@ -90,13 +97,17 @@ class Hive(nn.Module):
     config: HiveConfig
     dtype: jnp.dtype = jnp.float32
     placement: Placement = ONE_DEVICE
+    execution: ModelExecution = ModelExecution()
 
     def setup(self):
         c = self.config
         self.connections = c.resolved_connections()
-        self.llm = Decoder(c.decoder, self.dtype, self.placement)
+        execution = self.execution
+        self.llm = Decoder(c.decoder, self.dtype, self.placement, execution.decoder)
         if self.connections:
-            self.img = SiglipEncoder(c.encoder, self.dtype, self.placement)
+            self.img = SiglipEncoder(
+                c.encoder, self.dtype, self.placement, execution.encoder
+            )
             count, width = len(self.connections), c.encoder.width
             self.fusion = c.fusion_class(count, width, c.decoder, self.placement)
 

@@ -25,6 +25,7 @@ from hive_jax.models.layers import (
     last_axis,
     matmul,
 )
+from hive_jax.models.stack import Execution, ModelExecution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,6 @@ class SiglipConfig:
     patch_size: int = 8
     image_size: int = 64
     map_head: bool = True
-    scan: bool = False
-    remat: str = "none"
-    flash: bool = True
 
     @property
     def num_patches(self) -> int:
@@ -60,9 +58,6 @@ class TextTowerConfig:
     mlp_dim: int = 256
     num_heads: int = 2
     out_dim: int = 64
-    scan: bool = False
-    remat: str = "none"
-    flash: bool = True
 
 
 @flax.struct.dataclass
@@ -117,9 +112,7 @@ class Transformer(nn.Module):
     depth: int
     mlp_dim: int
     num_heads: int
-    scan: bool
-    remat: str
-    flash: bool
+    execution: Execution
     placement: Placement
 
     @nn.compact
@@ -129,7 +122,9 @@ class Transformer(nn.Module):
         depths: tuple[int, ...] = (),
         offsets: jax.Array | None = None,
     ) -> tuple[jax.Array, list[jax.Array]]:
-        block = EncoderBlock(self.mlp_dim, self.num_heads, self.flash, parent=None)
+        scan, remat = self.execution.scan, self.execution.remat
+        flash = self.execution.flash
+        block = EncoderBlock(self.mlp_dim, self.num_heads, flash, parent=None)
         init = stack.stacked_init(block, self.depth, x[:1])
         layers = stack.parameters(self, "encoderblock", init)
         placement = self.placement
@@ -146,7 +141,7 @@ class Transformer(nn.Module):
         at_depth = {}
         pieces = stack.cut((layers, offsets), ends)
         for end, piece in zip(ends, pieces, strict=True):
-            x = stack.run(apply, piece, x, scan=self.scan, remat=self.remat)
+            x = stack.run(apply, piece, x, scan=scan, remat=remat)
             at_depth[end] = x
         features = [at_depth[depth] for depth in depths]
         return LayerNorm(name="encoder_norm")(x), features
@@ -179,6 +174,7 @@ class SiglipEncoder(nn.Module):
     config: SiglipConfig
     dtype: jnp.dtype = jnp.float32
     placement: Placement = ONE_DEVICE
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(
@@ -209,9 +205,7 @@ class SiglipEncoder(nn.Module):
             config.depth,
             config.mlp_dim,
             config.num_heads,
-            config.scan,
-            config.remat,
-            config.flash,
+            self.execution,
             self.placement,
             name="Transformer",
         )(add_to_all(x, position), depths, offsets)
@@ -257,6 +251,7 @@ class TextTower(nn.Module):
     config: TextTowerConfig
     dtype: jnp.dtype = jnp.float32
     placement: Placement = ONE_DEVICE
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -275,9 +270,7 @@ class TextTower(nn.Module):
             config.depth,
             config.mlp_dim,
             config.num_heads,
-            config.scan,
-            config.remat,
-            config.flash,
+            self.execution,
             self.placement,
             name="Encoder_0",
         )(add_to_all(x, position).astype(self.dtype))
@@ -295,14 +288,19 @@ class TwoTowers(nn.Module):
     text: TextTowerConfig
     dtype: jnp.dtype = jnp.float32
     placement: Placement = ONE_DEVICE
+    execution: ModelExecution = ModelExecution()
 
     @nn.compact
     def __call__(
         self, images: jax.Array, tokens: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        common = (self.dtype, self.placement)
-        zimg = SiglipEncoder(self.image, *common, name="img")(images).pooled
-        ztxt = TextTower(self.text, *common, name="txt")(tokens)
+        image = SiglipEncoder(
+            self.image, self.dtype, self.placement, self.execution.encoder, name="img"
+        )
+        text = TextTower(
+            self.text, self.dtype, self.placement, self.execution.text_tower, name="txt"
+        )
+        zimg, ztxt = image(images).pooled, text(tokens)
         # SigLIP section 3.1: t' = log 10 and b = -10 at the start.
         log_t = self.param("t", nn.initializers.constant(jnp.log(10.0)), (1,))
         bias = self.param("b", nn.initializers.constant(-10.0), (1,))

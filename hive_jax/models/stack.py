@@ -8,6 +8,7 @@ Decoding may be given its layers unstacked: a loop over tokens would otherwise c
 layer's weights out of the stack at every step.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -15,15 +16,42 @@ import flax.struct
 import jax
 from jax.ad_checkpoint import checkpoint_policies
 
-# Fields of a tower's configuration that say how it is run, and not what it is.
-PROGRAM = ("scan", "remat", "flash")
-
 # What a rematerialised block keeps for the backward pass.
 REMAT_POLICIES = {
     "none": None,  # keep everything: no rematerialisation
     "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": checkpoint_policies.nothing_saveable,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a tower runs, not what it is.
+
+    Attributes:
+      scan: one compiled block and `lax.scan` over layers, which compiles fast, or
+        unrolled code.
+      remat: what the backward pass keeps of a block, a key of REMAT_POLICIES.
+      flash: use cuDNN's flash attention where it serves the shapes.
+    """
+
+    scan: bool = False
+    remat: str = "none"
+    flash: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelExecution:
+    """How each tower of a model runs."""
+
+    encoder: Execution = Execution()
+    decoder: Execution = Execution()
+    text_tower: Execution = Execution()
+
+
+_SCAN = Execution(scan=True)
+# Traces and compiles fastest.
+SCANNED = ModelExecution(_SCAN, _SCAN, _SCAN)
 
 
 @flax.struct.dataclass

@@ -72,17 +72,17 @@ def _smaller(plan, budget: _Budget, state_bytes) -> Iterator[str]:
             break
     towers = _towers(plan, without="full")
     if towers:
-        flags = " ".join(f"--config.model.{tower}.remat=full" for tower in towers)
+        flags = " ".join(f"--config.execution.{tower}.remat=full" for tower in towers)
         yield (
             f"{flags} keeps one residual stream for each layer, and computes the "
             f"forward pass again: a quarter to a third more work."
         )
     parts = _parts(plan, budget)
-    if parts and parts > plan.config.accumulate:
+    if parts and parts > plan.config.gradient_accumulation_steps:
         yield (
-            f"--config.accumulate={parts} sends {_part_rows(plan, parts)} images "
+            f"--config.gradient_accumulation_steps={parts} sends {_part_rows(plan, parts)} images "
             f"through a chip at a time instead of {plan.rows}: about "
-            f"{_gib(budget.static + budget.rest * plan.config.accumulate / parts)} GiB."
+            f"{_gib(budget.static + budget.rest * plan.config.gradient_accumulation_steps / parts)} GiB."
         )
     if larger := _more_chips(plan, budget):
         name, count = larger
@@ -100,24 +100,24 @@ def _larger(plan, budget: _Budget) -> Iterator[str]:
     )
     fewest = next(
         parts
-        for parts in _divisors(config.accumulate)
-        if parts == config.accumulate
+        for parts in _divisors(config.gradient_accumulation_steps)
+        if parts == config.gradient_accumulation_steps
         or (
             config.batch_size // parts % _split(plan) == 0
-            and budget.static + budget.rest * config.accumulate / parts
+            and budget.static + budget.rest * config.gradient_accumulation_steps / parts
             < _CLOSE * budget.available
         )
     )
-    if fewest < config.accumulate:
+    if fewest < config.gradient_accumulation_steps:
         yield (
-            f"--config.accumulate={fewest}: larger parts, "
+            f"--config.gradient_accumulation_steps={fewest}: larger parts, "
             f"{_part_rows(plan, fewest)} images on a chip at a time; about "
-            f"{_gib(budget.static + budget.rest * config.accumulate / fewest)} GiB."
+            f"{_gib(budget.static + budget.rest * config.gradient_accumulation_steps / fewest)} GiB."
         )
     for policy, lighter in (("full", "dots"), ("dots", "none")):
         towers = [t for t in _towers(plan) if _remat(plan, t) == policy]
         if towers:
-            flags = " ".join(f"--config.model.{t}.remat={lighter}" for t in towers)
+            flags = " ".join(f"--config.execution.{t}.remat={lighter}" for t in towers)
             yield f"{flags}: less is computed twice; plan it again to see its memory."
 
 
@@ -143,7 +143,7 @@ def _slow_links(plan, budget: _Budget, state_bytes) -> Iterator[str]:
         line += (
             f": --config.mesh.fsdp={fewer[0]} fits too, and gathers from fewer chips"
         )
-    elif plan.config.accumulate > 1:
+    elif plan.config.gradient_accumulation_steps > 1:
         line += ", and each part gathers the weights again: larger parts are faster"
     yield line + "."
 
@@ -151,9 +151,9 @@ def _slow_links(plan, budget: _Budget, state_bytes) -> Iterator[str]:
 def _parts(plan, budget: _Budget) -> int | None:
     config = plan.config
     for parts in _divisors(config.batch_size):
-        size = budget.static + budget.rest * config.accumulate / parts
+        size = budget.static + budget.rest * config.gradient_accumulation_steps / parts
         if (
-            parts >= config.accumulate
+            parts >= config.gradient_accumulation_steps
             and config.batch_size // parts % _split(plan) == 0
             and size < _CLOSE * budget.available
         ):
@@ -169,7 +169,7 @@ def _more_chips(plan, budget: _Budget) -> tuple[str, int] | None:
     total = plan.needed * plan.chips
     for shape in shapes(chip):
         count = math.prod(shape)
-        part = plan.config.batch_size // plan.config.accumulate
+        part = plan.config.batch_size // plan.config.gradient_accumulation_steps
         if (
             count > plan.chips
             and total / count < _CLOSE * budget.available
@@ -190,7 +190,7 @@ def _towers(plan, without: str = "") -> list[str]:
 
 
 def _remat(plan, tower: str) -> str:
-    return getattr(plan.config.model, tower).remat
+    return getattr(plan.config.execution, tower).remat
 
 
 def _split(plan) -> int:

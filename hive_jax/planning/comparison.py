@@ -27,9 +27,9 @@ def plan_all(
         plan = make_plan(config, topology)
         for _ in range(_TRIES - 1):
             parts = accumulate_that_fits(plan) if plan.fits is False else None
-            if parts is None or parts == plan.config.accumulate:
+            if parts is None or parts == plan.config.gradient_accumulation_steps:
                 break
-            config = dataclasses.replace(config, accumulate=parts)
+            config = dataclasses.replace(config, gradient_accumulation_steps=parts)
             plan = make_plan(config, topology)
         made.append(plan)
         if out:
@@ -93,7 +93,7 @@ def _row(plan: Plan) -> tuple[str, ...]:
     return (
         config.name,
         config.model.fusion,
-        str(config.accumulate),
+        str(config.gradient_accumulation_steps),
         str(plan.rows),
         f"{plan.needed / GIB:.2f}",
         {True: "yes", False: "no", None: "?"}[plan.fits],

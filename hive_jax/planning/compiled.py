@@ -93,7 +93,7 @@ def state_of(program: Program) -> State:
         parameters=sum(map(shard_bytes, jax.tree.leaves(state.params))),
         trainable=trainable,
         moments=sum(map(shard_bytes, jax.tree.leaves((state.opt_state, state.step)))),
-        batch=program.config.accumulate
+        batch=program.config.gradient_accumulation_steps
         * sum(map(shard_bytes, jax.tree.leaves(program.batch))),
     )
 

@@ -47,7 +47,9 @@ class Plan:
     def rows(self) -> int:
         """Images on a chip at a time."""
         split = self.mesh["data"] * self.mesh["fsdp"]
-        return self.config.batch_size // self.config.accumulate // split
+        return (
+            self.config.batch_size // self.config.gradient_accumulation_steps // split
+        )
 
     @property
     def available(self) -> float | None:
@@ -123,10 +125,13 @@ class Plan:
                 "fusion": config.model.fusion,
                 "dtype": config.dtype,
                 "batch_size": config.batch_size,
-                "accumulate": config.accumulate,
+                "accumulate": config.gradient_accumulation_steps,
                 "rows_per_chip": self.rows,
                 "total_steps": config.total_steps,
-                "remat": [config.model.encoder.remat, config.model.decoder.remat],
+                "remat": [
+                    config.execution.encoder.remat,
+                    config.execution.decoder.remat,
+                ],
             },
             "topology": self.topology.name,
             "chips": self.chips,

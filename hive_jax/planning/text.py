@@ -24,11 +24,13 @@ def describe(plan: Plan) -> str:
 def _head(plan: Plan) -> str:
     config, chip = plan.config, plan.topology.chip
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
-    parts = f"{config.accumulate} part" + "s" * (config.accumulate > 1)
+    parts = f"{config.gradient_accumulation_steps} part" + "s" * (
+        config.gradient_accumulation_steps > 1
+    )
     run = (
         f"{config.name}, {config.model.fusion}, {config.dtype}: {config.batch_size:,} "
-        f"images a step in {parts}; remat {config.model.encoder.remat} (encoder), "
-        f"{config.model.decoder.remat} (decoder)"
+        f"images a step in {parts}; remat {config.execution.encoder.remat} (encoder), "
+        f"{config.execution.decoder.remat} (decoder)"
     )
     machine = (
         f"{plan.topology.name}: {plan.chips} chips, mesh {mesh}; {plan.rows} images on "

@@ -10,8 +10,7 @@ from flax.traverse_util import unflatten_dict
 
 from hive_jax.console import parse_unique_paths
 from hive_jax.models.siglip import SiglipConfig
-from hive_jax.training.runs import is_run, open_run_tower
-from hive_jax.weights.sources import open_encoder
+from hive_jax.training.resolve import open_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +36,11 @@ def named(init: str) -> dict[str, str]:
 
 
 def load(name: str, path: str) -> Encoder:
-    """The encoder at a path: a run's workdir, or weights as `open_encoder` takes them.
+    """The encoder at a path: a run's workdir, or weights as `open_weights` takes them.
 
     Raises MissingInputError, CheckpointError.
     """
-    part = open_run_tower(path, "img") if is_run(path) else open_encoder(path)
+    part = open_weights(path, "encoder")
     leaves = dict(part.leaves())
     preprocessing = part.preprocessing or "hf_bicubic"
     params = unflatten_dict(leaves, sep="/")

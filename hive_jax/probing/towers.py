@@ -26,9 +26,8 @@ from hive_jax.models.siglip import (
 )
 from hive_jax.probing.encoders import fingerprint
 from hive_jax.probing.features import in_parts
-from hive_jax.training.handover import restore_run
 from hive_jax.training.objectives import compute_dtype, normalise_images
-from hive_jax.training.runs import is_run, stored_config
+from hive_jax.training.stored_run import is_run, open_run
 from hive_jax.weights.sources import open_two_towers
 
 RANKS = (1, 5, 10)
@@ -65,13 +64,14 @@ def load(name: str, path: str) -> Towers:
         return Towers(
             name, *part.config, part.params(), part.preprocessing, beside, ending
         )
-    config = stored_config(path)
+    run = open_run(path)
+    config = run.config
     if config.objective != "contrastive":
         raise CheckpointError(
             f"{path} has no text tower: its objective is {config.objective!r}; expected "
             "'contrastive', or weights of a SigLIP"
         )
-    _, params, _ = restore_run(path)
+    params, _ = run.read_params()
     data = config.data
     return Towers(
         *(name, config.model.encoder, config.text_tower, params),

@@ -12,10 +12,10 @@ from jax.experimental import multihost_utils
 
 from hive_jax.console import log
 from hive_jax.data.invalid import format_counts
-from hive_jax.training.run import Run
+from hive_jax.training.experiment import Experiment
 
 
-def keep_bad_samples(run: Run, folder: Path, start: int) -> None:
+def keep_bad_samples(run: Experiment, folder: Path, start: int) -> None:
     """Names the bad samples of both splits in a file; other processes in theirs.
 
     A run that goes on at step `start` still has those of the steps before, and those
@@ -27,7 +27,7 @@ def keep_bad_samples(run: Run, folder: Path, start: int) -> None:
     run.validation.invalid.keep_in(path, None if start else 0)
 
 
-def count_bad_samples(run: Run) -> dict[str, dict[str, int]]:
+def count_bad_samples(run: Experiment) -> dict[str, dict[str, int]]:
     """Split -> reason -> samples that any process has found, each once; says so too.
 
     All processes must call it.

@@ -13,7 +13,7 @@ from hive_jax.config import RunConfig
 from hive_jax.data.types import Batch
 from hive_jax.models.decoder import head
 from hive_jax.models.fusion import FUSIONS
-from hive_jax.models.hive import Hive, HiveConfig
+from hive_jax.models.hive import Hive
 from hive_jax.models.layers import ONE_DEVICE
 from hive_jax.models.siglip import TwoTowers
 from hive_jax.training import sharding
@@ -29,18 +29,14 @@ def build_model(config: RunConfig, mesh: Mesh | None = None) -> nn.Module:
     default on one device."""
     dtype = compute_dtype(config.dtype)
     place = sharding.placement(mesh, dtype) if mesh is not None else ONE_DEVICE
+    model, execution = config.model, config.execution
     if config.objective == "contrastive":
-        return TwoTowers(config.model.encoder, config.text_tower, dtype, place)
-    return Hive(_dispatched(config.model, mesh), dtype, place)
-
-
-def _dispatched(model: HiveConfig, mesh: Mesh | None) -> HiveConfig:
-    """Without flash attention in a decoder whose kv heads a mesh cannot split: cuDNN
-    takes queries and keys split alike, and nothing else."""
-    decoder = model.decoder
-    if mesh is None or decoder.num_kv_heads % mesh.shape["tensor"] == 0:
-        return model
-    return dataclasses.replace(model, decoder=dataclasses.replace(decoder, flash=False))
+        return TwoTowers(model.encoder, config.text_tower, dtype, place, execution)
+    # cuDNN takes queries and keys that are split alike, and nothing else.
+    if mesh is not None and model.decoder.num_kv_heads % mesh.shape["tensor"]:
+        decoder = dataclasses.replace(execution.decoder, flash=False)
+        execution = dataclasses.replace(execution, decoder=decoder)
+    return Hive(model, dtype, place, execution)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -51,9 +47,10 @@ def compute_dtype(name: str) -> jnp.dtype:
 
 
 def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
-    """Parameter names of the model under every value of config.model.fusion."""
+    """Parameter names of the model under every value of config.model.fusion; without
+    an encoder, under its own."""
     names = set()
-    for fusion in FUSIONS:
+    for fusion in FUSIONS if config.model.encoder else (config.model.fusion,):
         model = dataclasses.replace(config.model, fusion=fusion)
         other = build_model(dataclasses.replace(config, model=model))
         shapes = jax.eval_shape(lambda module=other: init_params(module, batch, 0))

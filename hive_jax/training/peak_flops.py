@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hive_jax.data.files import read_json, write_json
 from hive_jax.errors import OutputError
+from hive_jax.io import read_json, write_json
 
 # Dense bfloat16 FLOP/s by the beginning of `device_kind`, from the data sheets:
 # docs.cloud.google.com/tpu/docs (half a chip is a device of v2 and v3), and NVIDIA's,

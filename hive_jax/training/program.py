@@ -22,12 +22,13 @@ class Program:
       num_tags: of the validation batches' tokens; see Batch.tag.
 
     Attributes:
-      batch: the shapes of one part of a batch, split over the mesh.
+      batch: the shapes of one micro-batch, split over the mesh.
       abstract_params, abstract_state: shapes, dtypes and shardings, as checkpoints
         keep them.
       assigned: name -> the rule of each parameter.
       schedule: step -> learning rate.
-      train_step: (state, parts) -> (state, metrics), jitted; the state is donated.
+      train_step: (state, micro-batches) -> (state, metrics), jitted; the state is
+        donated.
       eval_step: (params, batch) -> sums, jitted.
 
     Raises:
@@ -36,12 +37,10 @@ class Program:
 
     def __init__(self, config: RunConfig, mesh: Mesh, num_tags: int = 0):
         self.config, self.mesh = config, mesh
-        part_size = config.batch_size // config.accumulate
+        micro_batch = config.batch_size // config.gradient_accumulation_steps
         self.batch = _placed(
-            Batch.spec(
-                part_size, config.data.num_tokens, config.model.encoder.image_size
-            ),
-            sharding.batch_sharding(mesh, part_size),
+            Batch.spec(micro_batch, config.data.num_tokens, config.model.image_size),
+            sharding.batch_sharding(mesh, micro_batch),
         )
         self.model = objectives.build_model(config, mesh)
         self.abstract_params = objectives.abstract_params(self.model, self.batch, mesh)
@@ -84,8 +83,8 @@ class Program:
 
     def lower_train_step(self) -> jax.stages.Lowered:
         """The train step on the shapes of a whole batch; nothing is computed."""
-        parts = (self.batch,) * self.config.accumulate
-        return self.train_step.lower(self.abstract_state, parts)
+        micro_batches = (self.batch,) * self.config.gradient_accumulation_steps
+        return self.train_step.lower(self.abstract_state, micro_batches)
 
     def _abstract(self, init) -> state.TrainState:
         """Shapes, dtypes and shardings of the state that `init` makes of parameters."""

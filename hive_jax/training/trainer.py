@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hive_jax.config import RunConfig, to_dict
+from hive_jax.config import RunConfig, as_run_config, to_dict
 from hive_jax.console import log, progress_bar, text_table
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
@@ -17,21 +17,29 @@ from hive_jax.io import exclusive_lock, write_json
 from hive_jax.training import optimizer
 from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
 from hive_jax.training.checkpointing.manager import Checkpoints
+from hive_jax.training.experiment import Experiment
 from hive_jax.training.flops import step_flops
 from hive_jax.training.metrics import MetricsWriter, Throughput
 from hive_jax.training.peak_flops import peak_flops
-from hive_jax.training.run import Run
-from hive_jax.training.runs import TOKENIZER_FOLDER
+from hive_jax.training.resolve import default_workdir, resolve_config
 from hive_jax.training.signals import StopRequest
 from hive_jax.training.state import TrainState
+from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.training.validation import summary_line, validate
 
 
-def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False) -> int:
-    """Trains to config.total_steps, continuing what is in `workdir`.
+def train(
+    config, workdir: str | None = None, *, allow_config_change: bool = False
+) -> int:
+    """Trains to config.total_steps, continuing the run in `workdir`.
 
-    Leaves in `workdir`: checkpoints/, tokenizer/, metrics.jsonl, bad_samples.jsonl,
+    Writes to `workdir`: checkpoints/, tokenizer/, metrics.jsonl, bad_samples.jsonl,
     tensorboard/, config.json and, at the end, result.json.
+
+    Args:
+      config: a RunConfig, or what `get_config` of a config file returns.
+      workdir: by default workdir/NAME, after config.name.
+      allow_config_change: continue although the config, tokenizer or data changed.
 
     Returns:
       The exit code: 0, or PREEMPTED after a save on SIGTERM.
@@ -39,13 +47,16 @@ def train(config: RunConfig, workdir: str, *, allow_config_change: bool = False)
     Raises:
       HiveError: before any training, for anything that cannot work.
     """
-    run = Run(config)
+    config = as_run_config(config)
+    workdir = workdir or default_workdir(config.name)
+    run = Experiment(resolve_config(config, workdir))
+    config = run.config
     log(run.program.parameter_table)
     folder = Path(workdir)
     first = jax.process_index() == 0
     with (
         exclusive_lock(workdir, "run.lock") if first else contextlib.nullcontext(),
-        Checkpoints(workdir, keep=config.keep) as checkpoints,
+        Checkpoints(workdir, keep=config.max_to_keep) as checkpoints,
         StopRequest() as stop,
     ):
         state = run.restore(checkpoints, allow_config_change)
@@ -80,7 +91,7 @@ def _prepare(folder: Path, config: RunConfig, start: int) -> None:
 
 
 def _loop(
-    run: Run,
+    run: Experiment,
     state: TrainState,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
@@ -93,15 +104,18 @@ def _loop(
     # By the length of the texts, which buckets vary.
     flops = functools.cache(functools.partial(step_flops, config, run.program.assigned))
     batches = run.loader.batches(
-        start * config.accumulate, config.total_steps * config.accumulate
+        start * config.gradient_accumulation_steps,
+        config.total_steps * config.gradient_accumulation_steps,
     )
     with progress_bar(config.name, config.total_steps, start) as bar:
         for step in range(start + 1, config.total_steps + 1):
             asked = time.perf_counter()
-            parts = tuple(itertools.islice(batches, config.accumulate))
+            micro_batches = tuple(
+                itertools.islice(batches, config.gradient_accumulation_steps)
+            )
             throughput.waited(time.perf_counter() - asked, metrics)
-            state, metrics = run.program.train_step(state, parts)
-            throughput.count_flops(flops(parts[0].tokens.shape[1]))
+            state, metrics = run.program.train_step(state, micro_batches)
+            throughput.count_flops(flops(micro_batches[0].tokens.shape[1]))
             bar.update()
             stopping = stop.requested or checkpoints.reached_preemption(step)
             last = step == config.total_steps
@@ -128,14 +142,14 @@ def _loop(
     return state
 
 
-def _peak_flops(run: Run) -> float | None:
+def _peak_flops(run: Experiment) -> float | None:
     """What MFU is a share of; known to process 0, which alone writes it."""
     if jax.process_index() != 0:
         return None
     return peak_flops(run.mesh.devices.flatten())
 
 
-def _validate(run: Run, params: dict, writer: MetricsWriter, step: int) -> dict:
+def _validate(run: Experiment, params: dict, writer: MetricsWriter, step: int) -> dict:
     """Writes and returns the losses on held-out samples."""
     values = validate(
         run.program.eval_step, params, run.validation, run.validation_batches
@@ -146,7 +160,7 @@ def _validate(run: Run, params: dict, writer: MetricsWriter, step: int) -> dict:
 
 
 def _finish(
-    run: Run, step: int, params: dict, writer: MetricsWriter, folder: Path
+    run: Experiment, step: int, params: dict, writer: MetricsWriter, folder: Path
 ) -> None:
     """Final validation, and how far each part moved from where it started; once."""
     path = folder / "result.json"
@@ -184,6 +198,6 @@ def _require_sound(values: dict[str, float], step: int, bad_samples: bool) -> No
     if broken:
         raise NumericsError(
             f"step {step}: {', '.join(broken)} is not finite. The last checkpoint is "
-            f"good; lower optimizer.peak_lr or optimizer.clip_norm, and go on from it "
-            f"with --allow_config_change"
+            f"good; lower optimizer.peak_lr or optimizer.clip_norm, and continue from "
+            "it with allow_config_change"
         )

@@ -13,7 +13,7 @@ from hive_jax.io import atomic_dir, write_json
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import big_vision, hf_models, safetensors, sources
-from hive_jax.weights.mapping import fields, param_shapes, resize_positions
+from hive_jax.weights.mapping import param_shapes, resize_positions
 from hive_jax.weights.safetensors import cast
 
 FORMATS = ("huggingface", "big_vision")
@@ -123,7 +123,7 @@ def save_encoder(
         )
     arrays = require_params(config, params)
     if format == "big_vision":
-        about = {"img": fields(config), "preprocessing": preprocessing}
+        about = {"img": dataclasses.asdict(config), "preprocessing": preprocessing}
         short = {name: cast(name, array, as_type) for name, array in arrays.items()}
         big_vision.save_npz(path, unflatten_dict(short, sep="/"), about)
         return

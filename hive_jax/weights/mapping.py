@@ -19,7 +19,7 @@ from hive_jax.errors import CheckpointError
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
-from hive_jax.models.stack import PROGRAM
+from hive_jax.models.stack import SCANNED
 from hive_jax.weights.safetensors import Tensor, cast, stored_dtype
 
 
@@ -212,12 +212,6 @@ def _to_tensor(param: np.ndarray, part: TensorSlice) -> np.ndarray:
     return einops.rearrange(param, f"{right} -> {left}")
 
 
-def fields(tower) -> dict:
-    """What a SiglipConfig, TextTowerConfig or DecoderConfig says of the model."""
-    values = dataclasses.asdict(tower)
-    return {name: value for name, value in values.items() if name not in PROGRAM}
-
-
 @functools.cache
 def param_shapes(config) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a model's parameters; nothing is computed.
@@ -230,30 +224,19 @@ def param_shapes(config) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flatten_dict(shapes, sep="/").items()}
 
 
-def scanned(config):
-    """The same model with its layers in a scan, which is traced and compiled faster."""
-    if isinstance(config, tuple):
-        return tuple(map(scanned, config))
-    if isinstance(config, HiveConfig):
-        towers = {
-            name: scanned(getattr(config, name)) for name in ("encoder", "decoder")
-        }
-        return dataclasses.replace(config, **towers)
-    return dataclasses.replace(config, scan=True, remat="none")
-
-
 def _model(config):
     """The module, and inputs of the right shapes."""
-    config, tokens = scanned(config), jnp.zeros((1, 1), jnp.int32)
+    tokens = jnp.zeros((1, 1), jnp.int32)
     if isinstance(config, DecoderConfig):
-        return Decoder(config), (tokens,)
+        return Decoder(config, execution=SCANNED.decoder), (tokens,)
     if isinstance(config, SiglipConfig):
-        return SiglipEncoder(config), (_image(config),)
+        return SiglipEncoder(config, execution=SCANNED.encoder), (_image(config),)
     if isinstance(config, HiveConfig):
-        return Hive(config), (_image(config.encoder), tokens, tokens == 0)
+        inputs = (_image(config.encoder), tokens, tokens == 0)
+        return Hive(config, execution=SCANNED), inputs
     image, text = config
     tokens = jnp.zeros((1, text.num_tokens), jnp.int32)
-    return TwoTowers(image, text), (_image(image), tokens)
+    return TwoTowers(image, text, execution=SCANNED), (_image(image), tokens)
 
 
 def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:

@@ -31,7 +31,9 @@ def rules(stages) -> dict[int, tuple]:
     modules = {
         stage: importlib.import_module(f"configs.stage{stage}") for stage in stages
     }
-    return {stage: module.RULES for stage, module in modules.items()}
+    return {
+        stage: module.get_config("paper").rules for stage, module in modules.items()
+    }
 
 
 def flops(arguments) -> None:

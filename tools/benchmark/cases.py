@@ -52,7 +52,7 @@ SIZES = {
 def case(size: Size, fusion: str, rules: tuple, dtype: str = "auto") -> RunConfig:
     """A run on one device; `rules` are those of a stage, from its config file.
 
-    Replace fields of the result for variants: scan, remat, batch_size.
+    Replace fields of the result for variants: execution, batch_size.
     """
     return RunConfig(
         name=f"benchmark_{fusion}",

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from hive_jax.config import RunConfig
 from hive_jax.models.attention import attend_to_all
+from hive_jax.models.stack import Execution, ModelExecution
 from tools.benchmark.cases import Size, case
 from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, noise
@@ -118,17 +119,9 @@ def _against_self_attention(rows: Iterable[dict]) -> Iterator[dict]:
 def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
     """HIVE with one thing changed at a time, in each of the given stages."""
 
-    def towers(**program) -> Callable[[RunConfig], RunConfig]:
-        def change(config: RunConfig) -> RunConfig:
-            model = config.model
-            model = dataclasses.replace(
-                model,
-                encoder=dataclasses.replace(model.encoder, **program),
-                decoder=dataclasses.replace(model.decoder, **program),
-            )
-            return dataclasses.replace(config, model=model)
-
-        return change
+    def towers(**execution) -> Callable[[RunConfig], RunConfig]:
+        both = Execution(**execution)
+        return run(execution=ModelExecution(encoder=both, decoder=both))
 
     def run(**fields) -> Callable[[RunConfig], RunConfig]:
         return lambda config: dataclasses.replace(config, **fields)
@@ -147,7 +140,7 @@ def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[
         "scanned, products kept": towers(scan=True, remat="dots"),
         "scanned, nothing kept": towers(scan=True, remat="full"),
         "products kept": towers(remat="dots"),
-        "two parts": run(accumulate=2),
+        "two parts": run(gradient_accumulation_steps=2),
         "half the batch": run(batch_size=max(1, batch // 2)),
         "an eighth of the batch": run(batch_size=max(1, batch // 8)),
         "half the tokens": tokens(size.num_tokens // 2),

@@ -13,6 +13,7 @@ import optax
 from tqdm import tqdm
 
 from hive_jax.config import RunConfig
+from hive_jax.models.stack import Execution, ModelExecution
 from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops
 from hive_jax.training.program import Program
@@ -43,14 +44,11 @@ def flops(size: Size, rules: Rules) -> list[dict]:
     unrolled, attention is plain, and the batch is so small that all logits are made
     at once; what an optimizer update costs whatever the batch is taken off.
     """
-    size = dataclasses.replace(
-        size,
-        encoder=dataclasses.replace(size.encoder, flash=False),
-        decoder=dataclasses.replace(size.decoder, flash=False),
-    )
+    plain = Execution(flash=False)
+    execution = ModelExecution(encoder=plain, decoder=plain)
     rows = []
     for stage, fusion, config in _cells(size, rules, "bfloat16", "flops"):
-        config = dataclasses.replace(config, batch_size=6)
+        config = dataclasses.replace(config, batch_size=6, execution=execution)
         program = _program(config)
         counted = example_flops(config, program.assigned)
         lowered = program.lower_train_step().cost_analysis()["flops"]
@@ -85,15 +83,12 @@ def memory(size: Size, rules: Rules, dtype: str, batch_size: int) -> list[dict]:
     """Bytes of a compiled step on one device: state and batch, temporaries
     (activations, gradients), and the peak of both. Layers are scanned and keep the
     results of matrix products, as the paper's configs do."""
-    run_as = {"scan": True, "remat": "dots"}
-    size = dataclasses.replace(
-        size,
-        encoder=dataclasses.replace(size.encoder, **run_as),
-        decoder=dataclasses.replace(size.decoder, **run_as),
-        batch_size=batch_size,
-    )
+    size = dataclasses.replace(size, batch_size=batch_size)
+    scanned = Execution(scan=True, remat="dots")
+    execution = ModelExecution(encoder=scanned, decoder=scanned)
     rows = []
     for stage, fusion, config in _cells(size, rules, dtype, "memory"):
+        config = dataclasses.replace(config, execution=execution)
         found = _program(config).lower_train_step().compile().memory_analysis()
         kept, peak = found.argument_size_in_bytes, peak_bytes(found)
         rows.append(

@@ -86,7 +86,7 @@ def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
     """Random images and captions without padding: every target is supervised."""
     rng = np.random.default_rng(0)
     spec = Batch.spec(
-        config.batch_size // config.accumulate,
+        config.batch_size // config.gradient_accumulation_steps,
         config.data.num_tokens,
         config.model.encoder.image_size,
     )
@@ -102,7 +102,9 @@ def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
             image_mask=np.ones(spec.image_mask.shape, bool),
         )
 
-    return tuple(jax.device_put(one()) for _ in range(config.accumulate))
+    return tuple(
+        jax.device_put(one()) for _ in range(config.gradient_accumulation_steps)
+    )
 
 
 def matmul_rate(dtype: str, seconds: float = 1.0) -> float:

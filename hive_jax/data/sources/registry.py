@@ -26,7 +26,7 @@ from hive_jax.data.sources.catalog import CATALOG, open_catalog
 from hive_jax.data.sources.image_text import open_class_folder, open_table
 from hive_jax.data.sources.llava import LlavaSource
 from hive_jax.data.sources.tfds import TfdsSource
-from hive_jax.data.tabletop import Tabletop
+from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.errors import ConfigError
 
 _EXAMPLE = "llava:chat.json,images=images.zip"

@@ -16,8 +16,8 @@ from helpers.llava_sets import encoded, photograph, record, write_set
 
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.array_record import unpack
-from hive_jax.data.sources.array_record_writer import ordered_map
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import make_source, whole_source
 from hive_jax.data.transforms import decode

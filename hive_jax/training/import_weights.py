@@ -1,4 +1,4 @@
-"""Weights of others as a checkpoint that a run starts from."""
+"""Import weights of other projects as a checkpoint that a run starts from."""
 
 import dataclasses
 import hashlib
@@ -8,14 +8,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from hive_jax.config import (
-    DECODER_OF_WEIGHTS,
-    ENCODER_OF_WEIGHTS,
-    DataConfig,
-    RunConfig,
-    check,
-    to_dict,
-)
+from hive_jax.config import DataConfig, RunConfig, to_dict
 from hive_jax.console import text_table
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer, require_fitting
 from hive_jax.errors import ConfigError
@@ -23,9 +16,9 @@ from hive_jax.io import atomic_dir, require_absent
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
-from hive_jax.training.handover import placed
-from hive_jax.training.runs import TOKENIZER_FOLDER
+from hive_jax.training.initialization import read_params
 from hive_jax.training.state import TrainState
+from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.weights.mapping import param_shapes
 from hive_jax.weights.sources import open_decoder, open_encoder
 
@@ -58,7 +51,7 @@ def import_weights(
     """
     require_absent(out)
     if not encoder and not decoder:
-        raise ConfigError("nothing to import: expected --encoder, --decoder, or both")
+        raise ConfigError("nothing to import: expected encoder, decoder, or both")
     # All checks come before the first tensor is read.
     parts = {}
     if encoder:
@@ -71,7 +64,7 @@ def import_weights(
         num_rows = config.model.decoder.vocab_size
         require_fitting(known, config.data.tokenizer, num_rows)
     towers = {"img": config.model.encoder, "llm": config.model.decoder}
-    params = {b: placed(part, _abstract(towers[b])) for b, part in parts.items()}
+    params = {b: read_params(part, _abstract(towers[b])) for b, part in parts.items()}
     inputs = {"tokenizer": known.fingerprint if known else ""}
     meta = {"config": to_dict(config), "inputs": inputs, "samples_read": 0}
     step = np.zeros((), np.int32)
@@ -100,15 +93,15 @@ def _config(parts, encoder, decoder, image_size, tokenizer) -> RunConfig:
     if image_size and "img" in towers:
         towers["img"] = dataclasses.replace(towers["img"], image_size=image_size)
     elif image_size:
-        raise ConfigError("--image_size is the encoder's, and there is no --encoder")
+        raise ConfigError("image_size is the encoder's, and there is no encoder")
     llm, img = parts.get("llm"), parts.get("img")
     config = RunConfig(
         name="imported",
         init_encoder=encoder,
         init_decoder=decoder,
         model=HiveConfig(
-            encoder=towers.get("img", ENCODER_OF_WEIGHTS),
-            decoder=towers.get("llm", DECODER_OF_WEIGHTS),
+            encoder=towers.get("img"),
+            decoder=towers.get("llm"),
             fusion="none",
         ),
         data=DataConfig(
@@ -116,7 +109,7 @@ def _config(parts, encoder, decoder, image_size, tokenizer) -> RunConfig:
             preprocessing=(img.preprocessing if img else "") or "hf_bicubic",
         ),
     )
-    check(config)
+    config.validate()
     return config
 
 

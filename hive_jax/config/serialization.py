@@ -1,4 +1,4 @@
-"""Configs as trees of dicts, and back; how two of them differ."""
+"""Configs as nested dicts and back, and the differences of two of them."""
 
 import dataclasses
 import difflib
@@ -6,26 +6,27 @@ import math
 import typing
 from collections.abc import Mapping
 
-from hive_jax.config.checks import check
 from hive_jax.config.schema import Rule, RunConfig
 from hive_jax.errors import ConfigError
 
-# May differ between a run and its continuation: they change what is seen of a run
-# or where it computes, not what it computes.
-HARMLESS = {
+# May differ between a run and its continuation: what a run reports and where it
+# computes, not what it computes. `execution` is not among them: a scan and unrolled
+# layers round differently.
+RESUMABLE_KEYS = {
     "log_every",
     "eval_every",
     "checkpoint_every",
-    "keep",
+    "max_to_keep",
     "mesh",
     "data.threads",
-    # Where it is; what it is has a fingerprint in every checkpoint.
+    # Its path; its content has a fingerprint in every checkpoint.
     "data.tokenizer",
 }
 
 
 def to_dict(config) -> dict:
-    """A tree of dicts, tuples and scalars; rules become tuples."""
+    """A config dataclass as nested dicts of tuples, scalars and None; a Rule is a
+    tuple."""
 
     def plain(value):
         if isinstance(value, Rule):
@@ -40,20 +41,43 @@ def to_dict(config) -> dict:
 
 
 def from_dict(tree: Mapping, schema: type = RunConfig):
-    """Builds and checks a config, by default a RunConfig. Raises ConfigError naming the
-    key."""
+    """Builds and validates a config from nested dicts.
+
+    Args:
+      tree: as from `to_dict`; absent keys have their defaults.
+      schema: RunConfig or ProbeConfig.
+
+    Raises:
+      ConfigError: an unknown key, a wrong type or an impossible value, named.
+    """
     config = _build(schema, tree, "")
-    check(config)
+    config.validate()
     return config
 
 
+def as_run_config(config) -> RunConfig:
+    """A validated RunConfig.
+
+    Args:
+      config: a RunConfig, a dict as from `to_dict`, or the ConfigDict that the
+        `get_config` of a config file returns.
+
+    Raises:
+      ConfigError: as `from_dict`.
+    """
+    if isinstance(config, RunConfig):
+        config.validate()
+        return config
+    return from_dict(config if isinstance(config, dict) else config.to_dict())
+
+
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """Lines "key: old -> new" for every key that differs, other than HARMLESS."""
+    """Lines "key: old -> new" for every key that differs, but for RESUMABLE_KEYS."""
     lines = []
     for key in sorted({*old, *new}):
         path = prefix + key
         before, after = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if path in HARMLESS or _listed(before) == _listed(after):
+        if path in RESUMABLE_KEYS or _listed(before) == _listed(after):
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, path + ".")
@@ -77,8 +101,9 @@ def _listed(value):
 
 def _build(kind, value, path: str):
     """`value` as the type `kind`; recursive over dataclasses and tuples."""
-    if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, path)
+    allowed = typing.get_args(kind) or (kind,)  # of float | None: float, None
+    if value is None and type(None) in allowed:
+        return None
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"config.{path} is {value!r}; expected a tuple")
@@ -92,9 +117,8 @@ def _build(kind, value, path: str):
             _build(k, v, f"{path}[{i}]")
             for i, (k, v) in enumerate(zip(items, value, strict=True))
         )
-    allowed = typing.get_args(kind) or (kind,)  # float | None
-    if value is None and type(None) in allowed:
-        return None
+    if dataclasses.is_dataclass(allowed[0]):
+        return _build_dataclass(allowed[0], value, path)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) not in allowed:

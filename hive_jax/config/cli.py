@@ -1,19 +1,21 @@
-"""Commands with a --config flag, whose errors are messages and not tracebacks."""
+"""Commands with a --config flag; errors are messages without a traceback."""
 
+import dataclasses
 import re
 import sys
-from collections.abc import Callable
+import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from hive_jax.config import RunConfig, from_dict, nearest, to_dict
+from hive_jax.config import RunConfig, from_dict, nearest
 from hive_jax.errors import ConfigError, HiveError, MissingInputError
 
 # Config files import each other as `configs.NAME`, wherever a command is run.
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with ':arguments' for its variants.", lock_config=True
@@ -41,12 +43,12 @@ def _reported(action: Callable):
 
 def _parse(arguments: list[str], schema: type) -> list[str]:
     """absl's parser, with its errors as ConfigError; unknown keys come first."""
-    known = set(_keys(to_dict(schema())))
-    for argument in arguments[1:]:
-        key = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        if key and key[1] not in known:
-            hint = nearest(key[1], known)
-            raise ConfigError(f"config.{key[1]} is not a key{hint}")
+    known = set(_keys(schema))
+    matches = [re.match(r"--?(?:no)?config\.([^=]+)", a) for a in arguments[1:]]
+    overrides = [match[1] for match in matches if match]
+    for key in overrides:
+        if key not in known:
+            raise ConfigError(f"config.{key} is not a key{nearest(key, known)}")
     try:
         rest = flags.FLAGS(arguments)[1:]
         if _CONFIG.value is not None:
@@ -54,6 +56,7 @@ def _parse(arguments: list[str], schema: type) -> list[str]:
     except OSError as error:
         raise MissingInputError(f"--config: {error}") from None
     except (flags.Error, AttributeError, TypeError, ValueError) as error:
+        _explain_no_architecture(str(error), overrides)
         raise _cause(error) from None
     if rest:
         raise ConfigError(
@@ -65,12 +68,30 @@ def _parse(arguments: list[str], schema: type) -> list[str]:
     return arguments[:1]
 
 
-def _keys(tree: dict, prefix: str = ""):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{name}.")
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """The dotted keys of a config dataclass, those of optional groups too."""
+    for name, kind in typing.get_type_hints(schema).items():
+        arguments = typing.get_args(kind)
+        group = arguments[0] if type(None) in arguments else kind  # of X | None: X
+        if dataclasses.is_dataclass(group):
+            yield from _keys(group, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def _explain_no_architecture(message: str, overrides: list[str]) -> None:
+    """Raises ConfigError for a size of a tower whose architecture is None."""
+    for key in overrides:
+        tower = re.match(r"model\.(encoder|decoder)\.", key)
+        if tower and f'field "{tower[1]}" is None' in message:
+            size = {"encoder": "L/16-384", "decoder": "gemma3_1b"}[tower[1]]
+            raise ConfigError(
+                f"config.{key} cannot be set alone: config.model.{tower[1]} is None, "
+                "which takes the architecture of the initial weights. Name a size after "
+                f"the config file, --config FILE:{tower[1]}={size}, or give all values "
+                "in a config file. (For another image size alone there is "
+                "--config.image_size.)"
+            )
 
 
 def _cause(error: BaseException) -> HiveError:

@@ -1,4 +1,4 @@
-"""All that a config decides, built and checked before anything is trained."""
+"""All that a config decides, built and checked before training."""
 
 import contextlib
 import itertools
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from hive_jax.config import RunConfig, differences, to_dict
+from hive_jax.config import differences, to_dict
 from hive_jax.console import log, progress_bar
 from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.loader import Loader
@@ -18,30 +18,39 @@ from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, state
 from hive_jax.training.checkpointing.manager import Checkpoints
-from hive_jax.training.initial import initial_params
+from hive_jax.training.initialization import initial_params, whiten_patch_embedding
 from hive_jax.training.program import Program
+from hive_jax.training.resolve import ResolvedRun
+
+_WHITENING_IMAGES = 1000
 
 
-class Run:
-    """The program of a config, and its data.
+class Experiment:
+    """The program, the data and the initial parameters of a run.
+
+    Args:
+      resolved: as from `resolve_config`.
 
     Attributes:
+      config: RunConfig that leaves nothing open.
+      mesh: of the devices.
       program: model, optimizer, compiled steps.
       loader, validation: batches of the two splits.
       validation_batches: of them in one evaluation.
     """
 
-    def __init__(self, config: RunConfig):
-        self.config = config
+    def __init__(self, resolved: ResolvedRun):
+        self._resolved = resolved
+        self.config = config = resolved.config
         self.mesh = sharding.make_mesh(config.mesh)
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self._check_vocabulary()
-        part_size = config.batch_size // config.accumulate
-        self.loader = self._loader("train", part_size)
-        # Fewer than part_size only for the smallest sets; at least two, for each
+        micro_batch = config.batch_size // config.gradient_accumulation_steps
+        self.loader = self._loader("train", micro_batch)
+        # Fewer than a micro-batch only for the smallest sets; at least two, for each
         # sample is also shown its neighbour's image.
-        wanted = max(2, min(part_size, config.data.validation_size))
-        size = sharding.round_up(self.mesh, wanted)
+        rows = max(2, min(micro_batch, config.data.validation_size))
+        size = sharding.round_up(self.mesh, rows)
         self.validation = self._loader("validation", size)
         self.validation_batches = max(1, config.data.validation_size // size)
         self.program = Program(config, self.mesh, len(self.validation.tag_names))
@@ -49,11 +58,11 @@ class Run:
     def _check_vocabulary(self) -> None:
         config, tokenizer = self.config, self.tokenizer
         contrastive = config.objective == "contrastive"
-        part = config.text_tower if contrastive else config.model.decoder
-        require_fitting(tokenizer, config.data.tokenizer, part.vocab_size)
-        if contrastive and part.num_tokens != config.data.num_tokens:
+        tower = config.text_tower if contrastive else config.model.decoder
+        require_fitting(tokenizer, config.data.tokenizer, tower.vocab_size)
+        if contrastive and tower.num_tokens != config.data.num_tokens:
             raise ConfigError(
-                f"config.text_tower.num_tokens is {part.num_tokens}; expected "
+                f"config.text_tower.num_tokens is {tower.num_tokens}; expected "
                 f"data.num_tokens = {config.data.num_tokens}"
             )
 
@@ -71,7 +80,7 @@ class Run:
             else ShuffledSampler(len(source)),
             batch_size=batch_size,
             num_tokens=config.data.num_tokens,
-            image_size=config.model.encoder.image_size,
+            image_size=config.model.image_size,
             preprocessing=config.data.preprocessing,
             invalid=InvalidSampleLog(
                 split, len(source), config.data.max_bad_fraction, source.describe
@@ -86,7 +95,7 @@ class Run:
         return make_source(
             self.config.data,
             split,
-            image_size=self.config.model.encoder.image_size,
+            image_size=self.config.model.image_size,
             with_image=with_image,
         )
 
@@ -111,8 +120,8 @@ class Run:
         )
 
     def meta(self, step: int) -> dict:
-        """What a checkpoint says of itself: the config, fingerprints of what else
-        the numbers depend on, and the position in the data."""
+        """A checkpoint's metadata: the config, fingerprints of what else the numbers
+        depend on, and the position in the data."""
         return {
             "config": to_dict(self.config),
             "inputs": {
@@ -125,24 +134,22 @@ class Run:
 
     def initial_params(self) -> dict:
         """The parameters of step 0; the same each time."""
-
-        def sample_images():
-            images = [*itertools.islice(self._images(), 1000)]
-            if not images:
-                raise DataError(
-                    f"config.whiten_patches: no image of {self.config.data.source} can "
-                    f"be read; look at them with tools/prepare_data.py check"
-                )
-            return np.stack(images)
-
-        return initial_params(
-            self.config,
+        params = initial_params(
+            self._resolved,
             self.program.model,
             self.program.abstract_params,
             self.loader.spec,
             self.tokenizer.fingerprint,
-            sample_images,
         )
+        if self.config.whiten_patches:
+            images = [*itertools.islice(self._images(), _WHITENING_IMAGES)]
+            if not images:
+                raise DataError(
+                    f"config.whiten_patches: no image of {self.config.data.source} can "
+                    "be read; look at them with tools/prepare_data.py check"
+                )
+            params = whiten_patch_embedding(params, np.stack(images))
+        return params
 
     def _images(self) -> Iterator[np.ndarray]:
         """The images of the train split that can be read, in its order."""
@@ -159,6 +166,10 @@ class Run:
     ) -> state.TrainState | None:
         """The newest good checkpoint's state, or None where there is none.
 
+        Args:
+          checkpoints: of the workdir.
+          allow_config_change: go on although the config, tokenizer or data changed.
+
         Raises:
           CheckpointError: it is of another config, tokenizer or data; each changed
             key is named.
@@ -174,7 +185,7 @@ class Run:
             raise CheckpointError(
                 f"this run is not the one in {checkpoints.directory} "
                 f"(checkpoint -> now):\n  {listed}\nUse the same values, another "
-                f"--workdir, or --allow_config_change to go on with the new ones."
+                "workdir, or allow_config_change to go on with the new ones."
             )
         restored, meta = checkpoints.restore(self.program.abstract_state)
         assert int(restored.step) == meta["step"]

@@ -1,0 +1,112 @@
+"""Errors for impossible values, and the validation of the model's own dataclasses.
+
+Models import nothing of the package but models, so that what their configs may hold is
+checked here; every other dataclass validates itself, see schema.py.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+from hive_jax.errors import ConfigError
+from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.stack import REMAT_POLICIES, ModelExecution
+
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+def require(holds: bool, key: str, value, expected: str) -> None:
+    """Raises ConfigError "config.KEY is VALUE; expected EXPECTED" unless `holds`."""
+    if not holds:
+        raise ConfigError(f"config.{key} is {value!r}; expected {expected}")
+
+
+def require_at_least(minimum: float, key: str, value: float) -> None:
+    require(value >= minimum, key, value, f"{minimum} or more")
+
+
+def require_one_of(known: Iterable, key: str, value) -> None:
+    require(value in known, key, value, f"one of {tuple(known)}")
+
+
+def require_multiple(key: str, value: int, divisor_key: str, divisor: int) -> None:
+    expected = f"a multiple of {divisor_key} = {divisor}"
+    require(value % divisor == 0, key, value, expected)
+
+
+def validate_execution(execution: ModelExecution) -> None:
+    """Raises ConfigError for an unknown `remat`."""
+    for field in dataclasses.fields(execution):
+        remat = getattr(execution, field.name).remat
+        require_one_of(REMAT_POLICIES, f"execution.{field.name}.remat", remat)
+
+
+def validate_encoder(encoder: SiglipConfig) -> None:
+    """Raises ConfigError for sizes that no image tower can have."""
+    key = "model.encoder"
+    _validate_sizes(encoder, key)
+    require_multiple(
+        f"{key}.width", encoder.width, f"{key}.num_heads", encoder.num_heads
+    )
+    require(
+        encoder.num_patches > 0,
+        f"{key}.image_size",
+        encoder.image_size,
+        f"patch_size = {encoder.patch_size} or more",
+    )
+
+
+def validate_text_tower(tower: TextTowerConfig, encoder: SiglipConfig | None) -> None:
+    """Raises ConfigError for sizes that no text tower beside `encoder` can have."""
+    key = "text_tower"
+    _validate_sizes(tower, key)
+    require_multiple(f"{key}.width", tower.width, f"{key}.num_heads", tower.num_heads)
+    if encoder:
+        require(
+            tower.out_dim == encoder.width,
+            f"{key}.out_dim",
+            tower.out_dim,
+            f"model.encoder.width = {encoder.width}",
+        )
+
+
+def validate_decoder(decoder: DecoderConfig) -> None:
+    """Raises ConfigError for sizes that no decoder can have."""
+    key = "model.decoder"
+    _validate_sizes(decoder, key)
+    require_multiple(
+        f"{key}.num_heads",
+        decoder.num_heads,
+        f"{key}.num_kv_heads",
+        decoder.num_kv_heads,
+    )
+    require(
+        decoder.head_dim % 2 == 0, f"{key}.head_dim", decoder.head_dim, "an even number"
+    )
+    require(
+        decoder.rope_factor > 0,
+        f"{key}.rope_factor",
+        decoder.rope_factor,
+        "more than 0",
+    )
+
+
+def validate_connections(model: HiveConfig) -> None:
+    """Raises ConfigError for connections that the towers do not have; where one of the
+    towers is still that of the initial weights, nothing is known yet."""
+    if model.encoder is None or model.decoder is None:
+        return
+    try:
+        model.resolved_connections()
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from None
+
+
+def _validate_sizes(tower, key: str) -> None:
+    """All numbers are positive; 0 leaves out a factor, or the local layers."""
+    for field in dataclasses.fields(tower):
+        if field.type is int or field.type is float:
+            optional = field.type is float or field.name == "local_layers"
+            value = getattr(tower, field.name)
+            require_at_least(0 if optional else 1, f"{key}.{field.name}", value)
