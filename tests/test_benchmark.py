@@ -20,7 +20,10 @@ from hive_jax.training import sharding
 from hive_jax.training.program import Program
 
 ROOT = Path(__file__).resolve().parent.parent
-RULES = {n: importlib.import_module(f"configs.stage{n}").RULES for n in STAGES}
+RULES = {
+    stage: importlib.import_module(f"configs.stage{stage}").get_config("paper").rules
+    for stage in STAGES
+}
 FULL = SIZES["siglip_l16_384+gemma3_1b"]
 
 

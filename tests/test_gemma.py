@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from hive_jax.models.gemma import PRESETS, Gemma, GemmaConfig, gemma_config, unembed
+from hive_jax.models.stack import SCANNED, Execution
 
 TINY = GemmaConfig(
     vocab_size=31,
@@ -22,7 +23,6 @@ TINY = GemmaConfig(
     window=3,
     rope_base=1000.0,
     local_rope_base=10.0,
-    scan=True,
 )
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 8))
 
@@ -43,7 +43,7 @@ def logits(params, tokens, config=TINY):
 
 @functools.cache
 def compiled(config):
-    return jax.jit(Gemma(config).apply)
+    return jax.jit(Gemma(config, execution=SCANNED.decoder).apply)
 
 
 def cut_to(params, depth):
@@ -188,8 +188,8 @@ def test_local_layers(depth, local_layers, table):
 
 
 def test_scan_equals_unrolled_in_value_and_gradient(params):
-    def loss_and_gradient(**changes):
-        gemma = Gemma(dataclasses.replace(TINY, depth=3, **changes))
+    def loss_and_gradient(execution):
+        gemma = Gemma(dataclasses.replace(TINY, depth=3), execution=execution)
 
         def loss(params):
             logits = gemma.apply({"params": params}, TOKENS)
@@ -197,11 +197,13 @@ def test_scan_equals_unrolled_in_value_and_gradient(params):
 
         return jax.jit(jax.grad(loss, has_aux=True))(cut_to(params, 3))
 
-    gradient, values = loss_and_gradient(scan=False)
+    gradient, values = loss_and_gradient(Execution())
     assert np.abs(values).max() > 0.1
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
     for remat in ("none", "dots", "full"):
-        same_gradient, same_values = loss_and_gradient(scan=True, remat=remat)
+        same_gradient, same_values = loss_and_gradient(
+            Execution(scan=True, remat=remat)
+        )
         np.testing.assert_allclose(same_values, values, atol=1e-5)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),

@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from hive_jax.models.gemma import Gemma
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
+from hive_jax.models.stack import SCANNED
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
 
 pytest.importorskip("torch")
@@ -42,8 +43,9 @@ SHORT = RNG.integers(2, 61, (2, 8))
 @functools.cache
 def compiled(module, *configs):
     """The layers in a scan, which compiles faster, unrolled in other tests."""
-    scanned = [dataclasses.replace(config, scan=True) for config in configs]
-    return jax.jit(module(*scanned).apply, static_argnames="depths")
+    execution = {SiglipEncoder: SCANNED.encoder, Gemma: SCANNED.decoder}
+    scanned = module(*configs, execution=execution.get(module, SCANNED))
+    return jax.jit(scanned.apply, static_argnames="depths")
 
 
 def run(module, *configs):

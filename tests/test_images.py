@@ -12,7 +12,7 @@ import pytest
 from llava_sets import encoded, photograph
 from PIL import Image
 
-from hive_jax.config import checks
+from hive_jax.config import schema
 from hive_jax.data.bad import BadSample
 from hive_jax.data.images import MAX_PIXELS, decode
 from hive_jax.data.preprocessing import PREPROCESSING
@@ -117,7 +117,7 @@ def test_every_truncation_is_noticed():
 
 
 def test_the_names_of_configs_are_these():
-    assert set(checks.PREPROCESSING) == set(PREPROCESSING)
+    assert set(schema.PREPROCESSING) == set(PREPROCESSING)
 
 
 def test_what_is_padded_must_fit_as_a_square():

@@ -19,7 +19,7 @@ from hive_jax.benchmark.variants import VARIANTS
 from hive_jax.benchmark.workers import OutOfMemory, Worker, WorkerError
 from hive_jax.errors import ConfigError
 
-STAGE_3 = {3: importlib.import_module("configs.stage3").RULES}
+STAGE_3 = {3: importlib.import_module("configs.stage3").get_config("paper").rules}
 
 
 def compare(rules=STAGE_3, **options):
