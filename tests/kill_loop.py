@@ -23,33 +23,16 @@ FAST_COMPILATION = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
-# The smallest model that the built-in tokenizer allows, on 16-pixel scenes.
+# The smallest model that the built-in tokenizer allows, on 16-pixel scenes: changes to
+# named sizes, which are arguments of the config file.
+TOWERS = "encoder=tiny/8-16,decoder=tiny"
 MICRO = (
-    *(
-        f"--config.model.encoder.{size}"
-        for size in (
-            "width=16",
-            "depth=2",
-            "mlp_dim=32",
-            "num_heads=2",
-            "patch_size=8",
-            "image_size=16",
-        )
-    ),
-    *(
-        f"--config.model.decoder.{size}"
-        for size in (
-            "vocab_size=512",
-            "width=16",
-            "depth=2",
-            "mlp_dim=32",
-            "num_heads=4",
-            "num_kv_heads=1",
-            "head_dim=16",
-            "post_norms=True",
-            "qk_norm=True",
-        )
-    ),
+    "--config.model.encoder.width=16",
+    "--config.model.encoder.depth=2",
+    "--config.model.encoder.mlp_dim=32",
+    "--config.model.decoder.width=16",
+    "--config.model.decoder.depth=2",
+    "--config.model.decoder.mlp_dim=32",
     "--config.model.num_connections=2",
     "--config.init_encoder=",
     "--config.init_decoder=",
@@ -62,7 +45,8 @@ MICRO = (
 
 def command(config: str, workdir: Path, *overrides: str) -> list[str]:
     """The training command of a config file on the micro model."""
-    train = [sys.executable, "-m", "hive_jax.train", "--config", f"configs/{config}"]
+    config = f"configs/{config}{',' if ':' in config else ':'}{TOWERS}"
+    train = [sys.executable, "-m", "hive_jax.train", "--config", config]
     return [*train, "--workdir", str(workdir), *MICRO, *overrides]
 
 

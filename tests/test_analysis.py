@@ -32,6 +32,7 @@ from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import scene
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError, MissingInputError
+from hive_jax.models.stack import Execution, ModelExecution
 from hive_jax.training.losses import next_token_nll
 from hive_jax.training.objectives import build_model, normalise_images
 
@@ -100,9 +101,8 @@ def test_offsets_of_zero_change_nothing():
 
 def test_scanned_blocks_have_the_same_gradients():
     config = run("hive")
-    encoder = dataclasses.replace(config.model.encoder, scan=True, remat="full")
-    model = dataclasses.replace(config.model, encoder=encoder)
-    changed = dataclasses.replace(config, model=model)
+    execution = ModelExecution(encoder=Execution(scan=True, remat="full"))
+    changed = dataclasses.replace(config, execution=execution)
     batch = batch_of(shown(), TOKENIZER)
     np.testing.assert_allclose(
         feature_gradients(changed, params("hive"), batch),

@@ -12,12 +12,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-two_towers = pytest.importorskip("big_vision.models.proj.image_text.two_towers")
-utils = pytest.importorskip("big_vision.utils")
-vit = pytest.importorskip("big_vision.models.vit")
-gemma = pytest.importorskip("big_vision.models.ppp.gemma")
-paligemma = pytest.importorskip("big_vision.models.proj.paligemma.paligemma")
-
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.presets import SIGLIP_VARIANTS, decoder_config, siglip_config
 from hive_jax.models.siglip import (
@@ -26,8 +20,16 @@ from hive_jax.models.siglip import (
     TextTowerConfig,
     TwoTowers,
 )
+from hive_jax.models.stack import SCANNED, Execution
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers, save_encoder
 from hive_jax.weights.big_vision import save_npz
+
+two_towers = pytest.importorskip("big_vision.models.proj.image_text.two_towers")
+utils = pytest.importorskip("big_vision.utils")
+vit = pytest.importorskip("big_vision.models.vit")
+gemma = pytest.importorskip("big_vision.models.ppp.gemma")
+paligemma = pytest.importorskip("big_vision.models.proj.paligemma.paligemma")
+
 
 IMAGE = {"width": 32, "depth": 3, "mlp_dim": 48, "num_heads": 2}
 TEXT = {"vocab_size": 61, "width": 24, "depth": 2, "mlp_dim": 40, "num_heads": 3}
@@ -134,7 +136,8 @@ def test_image_tower(pool_type, scan):
 
     params, map_head = stacked(params), pool_type == "map"
     ours = SiglipEncoder(
-        dataclasses.replace(OUR_IMAGE, image_size=28, map_head=map_head, scan=scan)
+        dataclasses.replace(OUR_IMAGE, image_size=28, map_head=map_head),
+        execution=Execution(scan=scan),
     )
     assert shapes(abstract(ours, PIXELS)) == shapes(params)
     apply = jax.jit(ours.apply, static_argnums=2)
@@ -205,11 +208,12 @@ def test_paligemma_in_its_sizes(preset):
     model = paligemma.Model(img=img, llm={"variant": preset, "vocab_size": 257_152})
     both = abstract(model, image, text, text)
     encoder = siglip_config("So400m", 14, 224)
-    encoder = dataclasses.replace(encoder, map_head=False, scan=True)
-    decoder = dataclasses.replace(decoder_config(preset), vocab_size=257_152, scan=True)
+    encoder = dataclasses.replace(encoder, map_head=False)
+    decoder = dataclasses.replace(decoder_config(preset), vocab_size=257_152)
     connector = both["img"].pop("head")
     assert connector["kernel"].shape == (encoder.width, decoder.width)
-    img, llm = abstract(SiglipEncoder(encoder), image), abstract(Decoder(decoder), text)
+    img = abstract(SiglipEncoder(encoder, execution=SCANNED.encoder), image)
+    llm = abstract(Decoder(decoder, execution=SCANNED.decoder), text)
     assert shapes({"img": img, "llm": llm}) == shapes(both)
     hidden = gemma.get_config(preset)
     assert decoder.attention_softcap == hidden.get("attn_logits_softcap", 0.0)

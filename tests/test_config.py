@@ -4,18 +4,33 @@ import ast
 import dataclasses
 import importlib
 import json
+import subprocess
+import sys
+import typing
 from pathlib import Path
 
 import pytest
-from hive_jax.training.origin import complete
 
 from configs import base
-from hive_jax.config import HARMLESS, Rule, RunConfig, differences, from_dict, to_dict
+from hive_jax.config import (
+    RESUMABLE_KEYS,
+    Rule,
+    RunConfig,
+    as_run_config,
+    differences,
+    from_dict,
+    to_dict,
+)
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
+from hive_jax.models.decoder import DecoderConfig, decoder_config
 from hive_jax.models.fusion import FUSIONS
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.presets import siglip_config
+from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
+from hive_jax.training.resolve import resolve_config
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hive_jax"
 BASELINES = ("hive", "cascaded", "self_attention")
@@ -37,7 +52,10 @@ def groups(tree, prefix=()):
             yield from groups(value, (*prefix, key))
 
 
-LEAVES = sorted(paths(to_dict(RunConfig())))
+# All towers are given, so that their keys are there.
+FULL = RunConfig(model=HiveConfig(SiglipConfig(), DecoderConfig()))
+LEAVES = sorted(paths(to_dict(FULL)))
+GROUPS = sorted(groups(to_dict(FULL)))
 by_leaf = pytest.mark.parametrize("path", LEAVES, ids=".".join)
 
 
@@ -49,7 +67,7 @@ def get(tree, path):
 
 def changed(path, value, tree=None):
     """The default tree with another value at `path`."""
-    tree = to_dict(RunConfig()) if tree is None else tree
+    tree = to_dict(FULL) if tree is None else tree
     get(tree, path[:-1])[path[-1]] = value
     return tree
 
@@ -72,11 +90,11 @@ def test_round_trip():
 
 def test_there_are_all_keys():
     assert len(LEAVES) > 70
-    groups_found = set(groups(to_dict(RunConfig())))
-    assert {("model", "encoder"), ("model", "decoder"), ("mesh",)} < groups_found
+    expected = {("model", "encoder"), ("model", "decoder"), ("execution", "encoder")}
+    assert expected < set(GROUPS)
 
 
-@pytest.mark.parametrize("path", [*LEAVES, *groups(to_dict(RunConfig()))], ids=".".join)
+@pytest.mark.parametrize("path", [*LEAVES, *GROUPS], ids=".".join)
 def test_a_misspelt_key_is_refused_and_the_right_one_suggested(path):
     *above, key = path
     for typo in (
@@ -84,7 +102,7 @@ def test_a_misspelt_key_is_refused_and_the_right_one_suggested(path):
         "_" + key,
         key[: len(key) // 2] + "q" + key[len(key) // 2 :],
     ):
-        tree = to_dict(RunConfig())
+        tree = to_dict(FULL)
         group = get(tree, above)
         group[typo] = group.pop(key)
         dotted = ".".join([*above, typo])
@@ -99,7 +117,7 @@ def test_an_unknown_key_is_refused_without_a_far_fetched_suggestion():
 @by_leaf
 def test_wrong_types_are_refused(path):
     """None, NaN, infinity, text for numbers and back, bool for int and back."""
-    value = get(to_dict(RunConfig()), path)
+    value = get(to_dict(FULL), path)
     wrong = [None, float("nan"), float("inf"), {"a": 1}, [[[]]]]
     wrong += [3] if isinstance(value, str | bool | tuple) else ["3", True, False]
     wrong += [3.5] if isinstance(value, str | bool | int | tuple) else []
@@ -111,7 +129,7 @@ def test_wrong_types_are_refused(path):
 
 @by_leaf
 def test_whole_numbers_are_floats_and_not_the_other_way(path):
-    value = get(to_dict(RunConfig()), path)
+    value = get(to_dict(FULL), path)
     if type(value) is float:
         whole = 0 if path[-1].startswith(("beta", "min_lr")) else 1
         got = from_dict(changed(path, whole))
@@ -123,9 +141,12 @@ def test_whole_numbers_are_floats_and_not_the_other_way(path):
         assert "expected int" in refused(changed(path, float(value)))
 
 
-@pytest.mark.parametrize("path", list(groups(to_dict(RunConfig()))), ids=".".join)
+@pytest.mark.parametrize("path", GROUPS, ids=".".join)
 @pytest.mark.parametrize("value", [None, 3, "x", ()])
 def test_a_group_is_a_group(path, value):
+    if value is None and path in (("model", "encoder"), ("model", "decoder")):
+        assert get(to_dict(from_dict(changed(path, None))), path) is None
+        return
     message = refused(changed(path, value))
     assert message.startswith(f"config.{'.'.join(path)} is {value!r}; expected keys [")
 
@@ -170,12 +191,17 @@ def test_rules_as_tuples_lists_and_dicts():
     [
         ("total_steps", 0, "1 or more"),
         ("batch_size", -8, "1 or more"),
-        ("accumulate", 0, "1 or more"),
-        ("accumulate", 3, "a multiple of accumulate = 3"),
+        ("gradient_accumulation_steps", 0, "1 or more"),
+        (
+            "gradient_accumulation_steps",
+            3,
+            "a multiple of gradient_accumulation_steps = 3",
+        ),
         ("log_every", 0, "1 or more"),
         ("eval_every", 0, "1 or more"),
         ("checkpoint_every", -1, "1 or more"),
-        ("keep", 0, "1 or more"),
+        ("max_to_keep", 0, "1 or more"),
+        ("image_size", -1, "0 or more"),
         ("seed", -1, "0 or more"),
         ("dtype", "float16", "('auto', 'float32', 'bfloat16')"),
         ("objective", "classify", "('caption', 'contrastive')"),
@@ -199,8 +225,8 @@ def test_rules_as_tuples_lists_and_dicts():
         ("model.encoder.num_heads", 0, "1 or more"),
         ("model.encoder.num_heads", 3, "a multiple of model.encoder.num_heads = 3"),
         ("model.encoder.image_size", 7, "patch_size = 8 or more"),
-        ("model.encoder.remat", "some", "('none', 'dots', 'full')"),
-        ("model.decoder.remat", "", "('none', 'dots', 'full')"),
+        ("execution.encoder.remat", "some", "('none', 'dots', 'full')"),
+        ("execution.decoder.remat", "", "('none', 'dots', 'full')"),
         ("model.decoder.num_kv_heads", 0, "1 or more"),
         ("model.decoder.num_kv_heads", 3, "multiple of model.decoder.num_kv_heads"),
         ("model.decoder.head_dim", 7, "even"),
@@ -217,10 +243,9 @@ def test_values_that_cannot_be(key, value, wanted):
     message = refused(changed(key.split("."), value))
     # A number that is not divided is what the message is about.
     named = {
-        "accumulate": ("accumulate", "batch_size"),
+        "gradient_accumulation_steps": ("gradient_accumulation_steps", "batch_size"),
         "model.encoder.num_heads": ("model.encoder.num_heads", "model.encoder.width"),
         "model.decoder.num_kv_heads": ("model.decoder.num_",),
-        "model.fusion": ("model: model.fusion",),
         "model.connections": ("model",),
     }.get(key, (key,))
     assert message.startswith(tuple(f"config.{name}" for name in named))
@@ -230,24 +255,28 @@ def test_values_that_cannot_be(key, value, wanted):
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("accumulate", 2, "config.accumulate is 2; expected 1: the contrastive loss"),
+        (
+            "gradient_accumulation_steps",
+            2,
+            "config.gradient_accumulation_steps is 2; expected 1: the contrastive loss",
+        ),
         ("text_tower.num_heads", 3, "expected a multiple of text_tower.num_heads = 3"),
         ("text_tower.depth", 0, "config.text_tower.depth is 0; expected 1 or more"),
         ("text_tower.out_dim", 32, "expected model.encoder.width = 64"),
     ],
 )
 def test_values_that_two_towers_cannot_have(key, value, wanted):
-    tree = to_dict(RunConfig(objective="contrastive"))
+    tree = to_dict(dataclasses.replace(FULL, objective="contrastive"))
     assert wanted in refused(changed(key.split("."), value, tree))
     if key.startswith("text_tower"):  # which captions do not use
         from_dict(changed(key.split("."), value))
 
 
 def test_differences_name_the_keys():
-    old = to_dict(RunConfig())
+    old = to_dict(FULL)
     new = changed(("optimizer", "peak_lr"), 0.5)
     new["name"] = "other"
-    del old["keep"], old["init"]
+    del old["max_to_keep"], old["init"]
     new["rules"] = (("llm/.*", 1.0, ()),)
     assert differences(old, new) == [
         "init: (absent) -> ",
@@ -264,25 +293,26 @@ def test_no_differences_after_json():
 
 
 @by_leaf
-def test_every_change_but_a_harmless_one_is_a_difference(path):
-    old = to_dict(RunConfig())
+def test_every_change_but_a_resumable_one_is_a_difference(path):
+    old = to_dict(FULL)
     new = changed(path, "changed")
     dotted = ".".join(path)
-    harmless = dotted in HARMLESS or path[0] in HARMLESS
+    resumable = dotted in RESUMABLE_KEYS or path[0] in RESUMABLE_KEYS
     lines = differences(old, new)
-    assert [line.split(":")[0] for line in lines] == ([] if harmless else [dotted])
+    assert [line.split(":")[0] for line in lines] == ([] if resumable else [dotted])
 
 
-def test_harmless_keys_exist():
-    known = {".".join(path) for path in [*LEAVES, *groups(to_dict(RunConfig()))]}
-    assert known >= HARMLESS
+def test_resumable_keys_exist():
+    known = {".".join(path) for path in [*LEAVES, *GROUPS]}
+    assert known >= RESUMABLE_KEYS
 
 
 def dataclasses_of(cls):
     yield cls
-    for field in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(field.type):
-            yield from dataclasses_of(field.type)
+    for kind in typing.get_type_hints(cls).values():
+        for group in typing.get_args(kind) or (kind,):
+            if dataclasses.is_dataclass(group):
+                yield from dataclasses_of(group)
 
 
 def test_every_field_is_read():
@@ -294,8 +324,8 @@ def test_every_field_is_read():
             for node in ast.walk(tree):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     read.add(node.attr)
-    known = [*dataclasses_of(RunConfig), Rule]
-    assert len(known) == 9
+    known = {*dataclasses_of(RunConfig)}
+    assert len(known) == 11
     unread = [
         f"{cls.__name__}.{field.name}"
         for cls in known
@@ -311,7 +341,7 @@ def test_every_field_is_read():
 def load(stage, arguments=None):
     tree = importlib.import_module(f"configs.stage{stage}").get_config(arguments)
     run = from_dict(tree.to_dict())
-    return complete(run, workdir="") if run.model.encoder.width == 0 else run
+    return resolve_config(run).config if run.model.encoder is None else run
 
 
 ALL = [(0, "siglip"), (0, "llm")] + [
@@ -345,7 +375,7 @@ def test_every_config_builds(parameter_shapes, other_names, stage, arguments):
         assert run.name == f"stage{stage}{suffix}"
     if "paper" in arguments:
         assert 1300 < millions < 1500  # 316 M, 1000 M, and the fusion
-        assert run.accumulate == (4 if stage == 3 else 1)
+        assert run.gradient_accumulation_steps == (4 if stage == 3 else 1)
     elif stage:
         assert millions < 1.1
 
@@ -390,6 +420,41 @@ def test_the_paper_s_models():
     assert depths == [4, 8, 12, 16, 20, 24]  # 25 % of 24, the last one included
 
 
+def test_sizes_are_named_after_the_file_s_name():
+    run = load(1, "paper,encoder=B/16-224,decoder=gemma3_270m")
+    assert run.model.encoder == siglip_config("B", 16, 224)
+    assert run.model.decoder == decoder_config("gemma3_270m")
+    tree = importlib.import_module("configs.stage1").get_config(
+        "paper,encoder=weights,decoder=weights"
+    )
+    config = from_dict(tree.to_dict())
+    assert (config.model.encoder, config.model.decoder) == (None, None)
+    assert config.execution == load(1, "paper").execution
+    assert config.optimizer == load(1, "paper").optimizer
+
+
+def test_a_config_file_s_tree_is_a_run_config():
+    tree = importlib.import_module("configs.stage1").get_config()
+    config = from_dict(tree.to_dict())
+    assert as_run_config(tree) == as_run_config(tree.to_dict()) == config
+    assert as_run_config(config) is config
+    with pytest.raises(ConfigError, match="config.batch_size is 0"):
+        as_run_config(dataclasses.replace(config, batch_size=0))
+
+
+@pytest.mark.parametrize("tower", ["encoder", "decoder"])
+def test_a_size_of_an_architecture_that_the_weights_decide(tower):
+    """Says how to name one, instead of the parser's own message."""
+    key = f"--config.model.{tower}.width=128"
+    command = [sys.executable, "tools/plan.py", "--config=configs/stage1.py", key]
+    done = subprocess.run(
+        command, check=False, cwd=PACKAGE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 64 and "Traceback" not in done.stderr
+    assert f"config.model.{tower} is None" in done.stderr
+    assert f"--config FILE:{tower}=" in done.stderr
+
+
 def test_stages_of_one_size_share_their_model_and_data():
     for size in ("", "paper"):
         first, *others = [load(stage, size) for stage in (1, 2, 3)]
@@ -413,7 +478,7 @@ def test_stage_0():
 @pytest.mark.parametrize(
     ("stage", "arguments", "message"),
     [
-        (1, "papr", "config argument 'papr'; expected some of paper, own_towers, "),
+        (1, "papr", "config argument 'papr'; expected some of paper, fusion=hive, "),
         (1, "papr", "did you mean 'paper'?"),
         (
             2,
@@ -423,6 +488,10 @@ def test_stage_0():
         (2, "cascaded", "did you mean 'fusion=cascaded'?"),
         (3, "fusion", "did you mean 'fusion="),
         (3, "paper=1", "config argument 'paper=1'"),
+        (1, "encoder=L/16", "encoder=L/16: 'L/16'; expected SIZE/PATCH-IMAGE"),
+        (1, "encoder=XXL/16-224", "SigLIP variant is 'XXL'; expected one of ["),
+        (1, "decoder=gemma3", "decoder is 'gemma3'; expected one of ['tiny', "),
+        (1, "encodr=L/16-224", "did you mean 'encoder="),
         (0, "siglp", "did you mean 'siglip'?"),
         (0, "siglip,fusion=cascaded", "expected some of siglip, llm"),
         (0, None, "choose configs/stage0.py:siglip or configs/stage0.py:llm"),

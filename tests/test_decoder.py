@@ -8,6 +8,7 @@ import pytest
 
 from hive_jax.models.decoder import Decoder, DecoderConfig, unembed
 from hive_jax.models.presets import DECODERS, decoder_config
+from hive_jax.models.stack import SCANNED, Execution
 
 TINY = DecoderConfig(
     vocab_size=31,
@@ -23,7 +24,6 @@ TINY = DecoderConfig(
     window=3,
     rope_base=1000.0,
     local_rope_base=10.0,
-    scan=True,
 )
 TOKENS = np.random.default_rng(0).integers(0, 31, (2, 8))
 
@@ -44,7 +44,7 @@ def logits(params, tokens, config=TINY):
 
 @functools.cache
 def compiled(config):
-    return jax.jit(Decoder(config).apply)
+    return jax.jit(Decoder(config, execution=SCANNED.decoder).apply)
 
 
 def cut_to(params, depth):
@@ -189,8 +189,8 @@ def test_local_layers(depth, local_layers, table):
 
 
 def test_scan_equals_unrolled_in_value_and_gradient(params):
-    def loss_and_gradient(**changes):
-        gemma = Decoder(dataclasses.replace(TINY, depth=3, **changes))
+    def loss_and_gradient(execution):
+        gemma = Decoder(dataclasses.replace(TINY, depth=3), execution=execution)
 
         def loss(params):
             logits = gemma.apply({"params": params}, TOKENS)
@@ -198,11 +198,13 @@ def test_scan_equals_unrolled_in_value_and_gradient(params):
 
         return jax.jit(jax.grad(loss, has_aux=True))(cut_to(params, 3))
 
-    gradient, values = loss_and_gradient(scan=False)
+    gradient, values = loss_and_gradient(Execution())
     assert np.abs(values).max() > 0.1
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
     for remat in ("none", "dots", "full"):
-        same_gradient, same_values = loss_and_gradient(scan=True, remat=remat)
+        same_gradient, same_values = loss_and_gradient(
+            Execution(scan=True, remat=remat)
+        )
         np.testing.assert_allclose(same_values, values, atol=1e-5)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),

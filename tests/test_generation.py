@@ -15,6 +15,7 @@ from hive_jax.evaluation.generate import Decoding, Generator, Prompt, nucleus
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.stack import Execution, ModelExecution
 from hive_jax.training import objectives, sharding
 
 FUSIONS = ("hive", "cascaded", "self_attention", "none")
@@ -130,12 +131,9 @@ def test_a_prompt_has_the_answer_it_has_alone(fusion, decoding):
 
 
 def test_scanned_layers_write_the_same():
-    run_ = run("hive")
-    towers = {
-        "encoder": dataclasses.replace(run_.model.encoder, scan=True, remat="dots"),
-        "decoder": dataclasses.replace(run_.model.decoder, scan=True, remat="dots"),
-    }
-    scanned = dataclasses.replace(run_, model=dataclasses.replace(run_.model, **towers))
+    both = Execution(scan=True, remat="dots")
+    execution = ModelExecution(encoder=both, decoder=both)
+    scanned = dataclasses.replace(run("hive"), execution=execution)
     write = Generator(scanned, params("hive"), TOKENIZER, Decoding(12))
     assert write.ids(prompts("hive")) == generator("hive").ids(prompts("hive"))
 

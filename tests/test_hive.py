@@ -15,6 +15,7 @@ from hive_jax.models.fusion import (
 )
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.stack import Execution, ModelExecution
 
 # 9 patches; block 3 of the encoder is connected to nothing.
 TINY = HiveConfig(
@@ -329,11 +330,12 @@ def test_self_attention_is_the_decoder_on_text_with_image_tokens_inside():
 
 @pytest.mark.parametrize("fusion", ["hive", "self_attention"])
 def test_scan_equals_unrolled(fusion):
-    scanned = model(
-        fusion,
-        encoder=dataclasses.replace(TINY.encoder, scan=True, remat="dots"),
-        decoder=dataclasses.replace(TINY.decoder, scan=True, remat="full"),
+    execution = ModelExecution(
+        encoder=Execution(scan=True, remat="dots"),
+        decoder=Execution(scan=True, remat="full"),
     )
+    config = dataclasses.replace(TINY, fusion=fusion)
+    scanned = Hive(config, execution=execution)
     params = {"params": random_params(fusion)}
     hidden = jax.jit(scanned.apply)(params, IMAGES, TOKENS, IMAGE_MASK)
     np.testing.assert_allclose(hidden, run(fusion), atol=1e-5)

@@ -8,14 +8,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-
-from hive_jax.models.decoder import Decoder
-from hive_jax.models.siglip import SiglipEncoder, TwoTowers
-from hive_jax.weights import load_decoder, load_encoder, load_two_towers
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 import torch
 from huggingface_models import (
     DTYPES,
@@ -33,6 +25,15 @@ from huggingface_models import (
     vision_tower,
 )
 
+from hive_jax.models.decoder import Decoder
+from hive_jax.models.siglip import SiglipEncoder, TwoTowers
+from hive_jax.models.stack import SCANNED
+from hive_jax.weights import load_decoder, load_encoder, load_two_towers
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1, 1, (3, 28, 28, 3)).astype(np.float32)
 TOKENS = RNG.integers(2, 61, (2, 20))
@@ -42,8 +43,9 @@ SHORT = RNG.integers(2, 61, (2, 8))
 @functools.cache
 def compiled(module, *configs):
     """The layers in a scan, which compiles faster, unrolled in other tests."""
-    scanned = [dataclasses.replace(config, scan=True) for config in configs]
-    return jax.jit(module(*scanned).apply, static_argnames="depths")
+    execution = {SiglipEncoder: SCANNED.encoder, Gemma: SCANNED.decoder}
+    scanned = module(*configs, execution=execution.get(module, SCANNED))
+    return jax.jit(scanned.apply, static_argnames="depths")
 
 
 def run(module, *configs):

@@ -1,7 +1,7 @@
 """Imports point one way, and every module is there for something.
 
 train.py > training > weights, data > config > models > (nothing of ours)
-export > training; planning > training; analysis > evaluation; train.py > command.py > config
+export > training; planning > training; analysis > evaluation; train.py > config
 chat.py, compare.py, evaluate.py > evaluation > training; probe.py > probing > evaluation
 errors, io and console serve all of them but models
 """
@@ -36,17 +36,16 @@ BELOW = {
     "probing": {
         *("errors", "models", "config", "data", "weights", "training", "evaluation"),
     },
-    "probe": {"errors", "config", "data", "weights", "training", "probing", "command"},
-    "command": {"errors", "config"},
+    "probe": {"errors", "config", "data", "weights", "training", "probing"},
     "compare": {"errors", "evaluation"},
     "chat": {"errors", "config", "data", "training", "evaluation"},
     "evaluate": {"errors", "training", "evaluation"},
-    "train": {"errors", "models", "config", "data", "weights", "training", "command"},
+    "train": {"errors", "models", "config", "data", "weights", "training"},
 }
 # Serve all of them but models.
 SHARED = {"errors", "io", "console"}
 # Slow to import, or not needed to train: only inside of the functions that need them.
-# ConfigDict stops at the door, which is command.py.
+# ConfigDict stops at the door, which is config/cli.py.
 OPTIONAL = {
     "datasets",
     "einops",
@@ -136,7 +135,7 @@ def test_no_module_imports_itself_through_others():
         visit(module, [])
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m != "hive_jax.command"])
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "hive_jax.config.cli"])
 def test_optional_packages_are_imported_where_they_are_used(module):
     def loaded_with_the_module(node):
         for child in ast.iter_child_nodes(node):

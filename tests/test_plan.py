@@ -20,6 +20,7 @@ from kill_loop import FAST_COMPILATION
 
 from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError, OutputError, UnavailableError
+from hive_jax.models.stack import SCANNED
 from hive_jax.planning import advice, comparison, text, topology
 from hive_jax.planning.chips import CHIPS, GIB
 from hive_jax.planning.collectives import Collective, collectives, group_size
@@ -45,13 +46,8 @@ def mesh():
 def run(tiny_run, stage_rules):
     """Stage 3 in two parts, its layers scanned, on a mesh of 2 x 4."""
     made = tiny_run("hive", rules=stage_rules(3, "hive"), mesh=MeshConfig(2, 4, 1))
-    towers = {
-        name: dataclasses.replace(getattr(made.model, name), scan=True)
-        for name in ("encoder", "decoder")
-    }
-    model = dataclasses.replace(made.model, **towers)
     return dataclasses.replace(
-        made, batch_size=16, gradient_accumulation_steps=2, model=model
+        made, batch_size=16, gradient_accumulation_steps=2, execution=SCANNED
     )
 
 
@@ -338,8 +334,8 @@ def test_advice_where_it_does_not_fit(plan):
     assert large.fits is False and large.available == 15.75 * GIB
     assert "Too large by 14.25 GiB" in lines[0] and "take 2.50 GiB" in lines[0]
     assert "--config.mesh.fsdp=8" in lines[1] and "2.50 -> 1.00 GiB" in lines[1]
-    assert "--config.model.encoder.remat=full" in lines[2]
-    assert "--config.model.decoder.remat=full" in lines[2]
+    assert "--config.execution.encoder.remat=full" in lines[2]
+    assert "--config.execution.decoder.remat=full" in lines[2]
     # 2.5 + 27.5 x 2 / parts < 0.9 x 15.75, and parts divide the batch.
     assert "--config.gradient_accumulation_steps=8 sends 16 images" in lines[3]
     assert "--topology v5e:4x8 --config.mesh.fsdp=32" in lines[4]

@@ -16,6 +16,7 @@ from hive_jax.config import MeshConfig, RunConfig
 from hive_jax.errors import ConfigError
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.presets import decoder_config, siglip_config
+from hive_jax.models.stack import SCANNED
 from hive_jax.training.checkpointing.integrity import fingerprint
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.objectives import build_model
@@ -253,9 +254,8 @@ def test_every_large_parameter_of_the_full_model_is_split(
     parameter_shapes, fusion, tensor
 ):
     mesh = make_mesh(MeshConfig(data=-1, fsdp=4, tensor=tensor))
-    encoder = dataclasses.replace(siglip_config("L", 16, 384), scan=True)
-    decoder = dataclasses.replace(decoder_config("gemma3_1b"), scan=True)
-    shapes = parameter_shapes(RunConfig(model=HiveConfig(encoder, decoder, fusion)))
+    model = HiveConfig(siglip_config("L", 16, 384), decoder_config("gemma3_1b"), fusion)
+    shapes = parameter_shapes(RunConfig(model=model, execution=SCANNED))
     large = {name: p.shape for name, p in shapes.items() if p.size > 1_000_000}
     assert len(large) > 15
     for name, shape in large.items():
@@ -289,6 +289,6 @@ def test_flash_attention_only_where_the_mesh_splits_the_kv_heads(
     )
     devices = jax.devices()[:tensor]
     model = build_model(run, make_mesh(MeshConfig(1, 1, tensor), devices))
-    assert model.config.decoder.flash == flash
-    assert model.config.encoder.flash
-    assert build_model(run).config.decoder.flash
+    assert model.execution.decoder.flash == flash
+    assert model.execution.encoder.flash
+    assert build_model(run).execution.decoder.flash

@@ -16,10 +16,11 @@ from hive_jax.models.siglip import (
     TwoTowers,
     patches,
 )
+from hive_jax.models.stack import SCANNED, Execution
 
 # 20 = 2 * 8 + 4: a remainder of 4 pixels.
 TINY = SiglipConfig(
-    width=16, depth=4, mlp_dim=24, num_heads=2, patch_size=8, image_size=20, scan=True
+    width=16, depth=4, mlp_dim=24, num_heads=2, patch_size=8, image_size=20
 )
 
 
@@ -42,20 +43,20 @@ def params():
     return random_params(SiglipEncoder(TINY), random_images(1, 20))
 
 
-def encode(params, images, depths=(), **changes):
-    apply = compiled(dataclasses.replace(TINY, **changes))
+def encode(params, images, depths=(), execution=SCANNED.encoder, **changes):
+    apply = compiled(dataclasses.replace(TINY, **changes), execution)
     return apply({"params": params}, images, depths)
 
 
 @functools.cache
-def compiled(config):
-    return jax.jit(SiglipEncoder(config).apply, static_argnums=2)
+def compiled(config, execution):
+    return jax.jit(SiglipEncoder(config, execution=execution).apply, static_argnums=2)
 
 
-def abstract(config, depths=()):
+def abstract(config, depths=(), execution=SCANNED.encoder):
     images = jax.ShapeDtypeStruct((2, config.image_size, config.image_size, 3), "f4")
     rng = jax.eval_shape(lambda: jax.random.key(0))
-    encoder = SiglipEncoder(config)
+    encoder = SiglipEncoder(config, execution=execution)
     out, variables = jax.eval_shape(
         lambda rng, images: encoder.init_with_output(rng, images, depths), rng, images
     )
@@ -132,7 +133,7 @@ def test_depth_out_of_range(depth):
 
 def test_unknown_remat():
     with pytest.raises(ValueError, match="'some'.*full"):
-        abstract(dataclasses.replace(TINY, remat="some"))
+        abstract(TINY, execution=Execution(remat="some"))
 
 
 def test_patches_row_by_row():
@@ -154,8 +155,8 @@ def test_remainder_is_cut_off_at_the_right_and_the_bottom(params):
 
 def test_scan_equals_unrolled(params):
     images = random_images(2, 20)
-    scanned = encode(params, images, (1, 2, 4), scan=True)
-    unrolled = encode(params, images, (1, 2, 4), scan=False)
+    scanned = encode(params, images, (1, 2, 4))
+    unrolled = encode(params, images, (1, 2, 4), Execution())
     for a, b in zip(jax.tree.leaves(scanned), jax.tree.leaves(unrolled), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -168,8 +169,8 @@ def test_gradients_are_equal_for_all_programs(params):
     params = params | {"Transformer": params["Transformer"] | {"encoderblock": three}}
 
     def gradient(scan, remat):
-        config = dataclasses.replace(TINY, depth=3, scan=scan, remat=remat)
-        encoder = SiglipEncoder(config)
+        config = dataclasses.replace(TINY, depth=3)
+        encoder = SiglipEncoder(config, execution=Execution(scan=scan, remat=remat))
 
         def loss(params):
             out = encoder.apply({"params": params}, images, (2,))
@@ -244,9 +245,9 @@ def test_text_tower_has_a_fixed_length():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_two_towers_are_normalised_in_float32(dtype):
-    text = TextTowerConfig(32, 8, 16, 2, 24, 2, out_dim=16, scan=True)
+    text = TextTowerConfig(32, 8, 16, 2, 24, 2, out_dim=16)
     inputs = random_images(2, 20), jnp.arange(16).reshape(2, 8)
-    towers = TwoTowers(TINY, text, dtype)
+    towers = TwoTowers(TINY, text, dtype, execution=SCANNED)
     params = random_params(towers, *inputs)
     zimg, ztxt, t, b = jax.jit(towers.apply)({"params": params}, *inputs)
     for z in (zimg, ztxt):

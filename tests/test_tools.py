@@ -10,10 +10,10 @@ import jax
 import kill_loop
 import numpy as np
 import pytest
-from hive_jax.training.handover import restore_run
 from PIL import Image
 
 from hive_jax.config import from_dict
+from hive_jax.training.stored_run import open_run
 from hive_jax.weights.api import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,7 +93,7 @@ def test_export_and_start_from_it(tmp_path):
         "--config.seed=5",
     )
     kill_loop.finish(kill_loop.start(again, tmp_path / "cache"))
-    _, params, _ = restore_run(str(tmp_path / "again"))
+    params, _ = open_run(str(tmp_path / "again")).read_params()
     jax.tree.map(np.testing.assert_array_equal, params["img"], wanted)
 
 

@@ -20,7 +20,7 @@ from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError
-from hive_jax.training import origin
+from hive_jax.training import resolve
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initialization import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
@@ -135,7 +135,8 @@ def test_a_stage_before_that_is_not_finished_is_refused(stages, tmp_path):
     abstract = abstract_params(model, batch, make_mesh(MeshConfig()))
 
     def start(run, tokenizer):
-        return initial_params(run, model, abstract, batch, tokenizer, None)
+        resolved = resolve.resolve_config(run)
+        return initial_params(resolved, model, abstract, batch, tokenizer)
 
     named = dataclasses.replace(run, init=str(folder / "stage1"))
     tokenizer = load_tokenizer(run.data.tokenizer).fingerprint
@@ -149,7 +150,7 @@ def test_a_stage_before_that_is_not_finished_is_refused(stages, tmp_path):
         state = TrainState(jax.numpy.int32(6), params, ())
         checkpoints.save(6, state, meta)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(origin, "default_workdir", lambda *_: str(tmp_path / "run"))
+        patch.setattr(resolve, "default_workdir", lambda *_: str(tmp_path / "run"))
         with pytest.raises(CheckpointError, match="at step 6 of 9"):
             start(run, tokenizer)
 
@@ -200,7 +201,8 @@ def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):
         (("--config.init=nowhere",), 66, "no checkpoint in nowhere"),
         (("--config.init_encoder=no.npz",), 66, "no.npz"),
         (("--config.init_decoder=builtin:tabletop_llm",), 78, "the weights have 64"),
-        (("--config.model.decoder.width=0",), 64, "model.decoder.vocab_size is 512"),
+        (("--config.model.decoder.width=0",), 64, "decoder.width is 0; expected 1"),
+        (("--config.accumulate=2",), 64, "config.accumulate is not a key"),
         (("--config.data.tokenizer=",), 64, "no tokenizer came with the weights"),
         (("--config.data.tokenizer=no.json",), 66, "no.json"),
         (("config.seed=1",), 64, "--config.KEY=VALUE"),

@@ -11,7 +11,7 @@ from helpers.damaged_images import DAMAGED, JPEG, huge
 from helpers.llava_sets import encoded, photograph
 from PIL import Image
 
-from hive_jax.config import checks
+from hive_jax.config import schema
 from hive_jax.data.image_io import MAX_PIXELS
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.transforms import PREPROCESSING, decode
@@ -79,7 +79,7 @@ def test_every_truncation_is_noticed():
 
 
 def test_the_names_of_configs_are_these():
-    assert set(checks.PREPROCESSING) == set(PREPROCESSING)
+    assert set(schema.PREPROCESSING) == set(PREPROCESSING)
 
 
 def test_what_is_padded_must_fit_as_a_square():

@@ -20,7 +20,10 @@ from tools.benchmark.data_throughput import reading
 from tools.benchmark.timed_step import Step
 
 ROOT = Path(__file__).resolve().parents[2]
-RULES = {n: importlib.import_module(f"configs.stage{n}").RULES for n in STAGES}
+RULES = {
+    stage: importlib.import_module(f"configs.stage{stage}").get_config("paper").rules
+    for stage in STAGES
+}
 FULL = SIZES["siglip_l16_384+gemma3_1b"]
 
 

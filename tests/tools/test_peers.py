@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-pytest.importorskip("torch")
-
 from hive_jax.errors import ConfigError
 from tools.benchmark import peers
 from tools.benchmark.cases import SIZES
@@ -19,7 +17,10 @@ from tools.benchmark.peer_inputs import random_params
 from tools.benchmark.variants import VARIANTS
 from tools.benchmark.worker_process import OutOfMemory, Worker, WorkerError
 
-STAGE_3 = {3: importlib.import_module("configs.stage3").RULES}
+pytest.importorskip("torch")
+
+
+STAGE_3 = {3: importlib.import_module("configs.stage3").get_config("paper").rules}
 
 
 def compare(rules=STAGE_3, **options):
