@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 
 from hive_jax.config.checks import check
-from hive_jax.config.schema import Rule, RunConfig
+from hive_jax.config.schema import Rule, RunConfig, Source
 from hive_jax.errors import ConfigError
 
 # May differ between a run and its continuation: they change what is seen of a run
@@ -25,11 +25,13 @@ HARMLESS = {
 
 
 def to_dict(config) -> dict:
-    """A tree of dicts, tuples and scalars; rules become tuples."""
+    """A tree of dicts, tuples and scalars; rules become tuples, options dicts."""
 
     def plain(value):
         if isinstance(value, Rule):
             return dataclasses.astuple(value)
+        if isinstance(value, Source):
+            return vars(value) | {"options": dict(value.options)}
         if dataclasses.is_dataclass(value):
             return {
                 f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
@@ -92,7 +94,13 @@ def _build(kind, value, path: str):
             _build(k, v, f"{path}[{i}]")
             for i, (k, v) in enumerate(zip(items, value, strict=True))
         )
-    allowed = typing.get_args(kind) or (kind,)  # float | None
+    allowed = typing.get_args(kind) or (kind,)  # float | None, str | tuple[...]
+    sequence = next((k for k in allowed if typing.get_origin(k) is tuple), None)
+    if sequence is not None and isinstance(value, list | tuple):
+        # A text for a tuple of the config file comes from the command line as (text,).
+        if str in allowed and len(value) == 1 and isinstance(value[0], str):
+            return value[0]
+        return _build(sequence, value, path)
     if value is None and type(None) in allowed:
         return None
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
@@ -116,6 +124,8 @@ def _build_dataclass(cls, value, path: str):
             raise ConfigError(
                 f"config.{path} is {value!r}; expected keys {list(hints)}"
             )
+    if cls is Source and isinstance(value.get("options"), Mapping):
+        value = {**value, "options": tuple(sorted(value["options"].items()))}
     dot = path + "." if path else ""
     unknown = [key for key in value if key not in hints]
     if unknown:
