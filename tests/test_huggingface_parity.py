@@ -43,7 +43,7 @@ SHORT = RNG.integers(2, 61, (2, 8))
 @functools.cache
 def compiled(module, *configs):
     """The layers in a scan, which compiles faster, unrolled in other tests."""
-    execution = {SiglipEncoder: SCANNED.encoder, Gemma: SCANNED.decoder}
+    execution = {SiglipEncoder: SCANNED.encoder, Decoder: SCANNED.decoder}
     scanned = module(*configs, execution=execution.get(module, SCANNED))
     return jax.jit(scanned.apply, static_argnames="depths")
 

@@ -93,6 +93,13 @@ class OptimizerConfig:
 class Source:
     """One dataset; hive_jax/data/sources/registry.py has the kinds and their options.
 
+    In a config file, where source is a text by default:
+
+        with config.ignore_type():
+            config.data.source = (
+                dict(kind="llava", path="a.json", options=dict(images="a.zip")),
+            )
+
     Attributes:
       kind: the format, e.g. "llava", or the name of a dataset, e.g. "food101".
       path: of the dataset; of "tabletop", what its text says.

@@ -6,7 +6,7 @@ import math
 import typing
 from collections.abc import Mapping
 
-from hive_jax.config.schema import Rule, RunConfig
+from hive_jax.config.schema import Rule, RunConfig, Source
 from hive_jax.errors import ConfigError
 
 # May differ between a run and its continuation: what a run reports and where it
@@ -25,12 +25,14 @@ RESUMABLE_KEYS = {
 
 
 def to_dict(config) -> dict:
-    """A config dataclass as nested dicts of tuples, scalars and None; a Rule is a
-    tuple."""
+    """A config dataclass as nested dicts of tuples, scalars and None; a Rule is a tuple,
+    options are a dict."""
 
     def plain(value):
         if isinstance(value, Rule):
             return dataclasses.astuple(value)
+        if isinstance(value, Source):
+            return vars(value) | {"options": dict(value.options)}
         if dataclasses.is_dataclass(value):
             return {
                 f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)
@@ -119,6 +121,12 @@ def _build(kind, value, path: str):
         )
     if dataclasses.is_dataclass(allowed[0]):
         return _build_dataclass(allowed[0], value, path)
+    sequence = next((k for k in allowed if typing.get_origin(k) is tuple), None)
+    if sequence is not None and isinstance(value, list | tuple):
+        # A text for a tuple of the config file comes from the command line as (text,).
+        if str in allowed and len(value) == 1 and isinstance(value[0], str):
+            return value[0]
+        return _build(sequence, value, path)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) not in allowed:
@@ -140,6 +148,8 @@ def _build_dataclass(cls, value, path: str):
             raise ConfigError(
                 f"config.{path} is {value!r}; expected keys {list(hints)}"
             )
+    if cls is Source and isinstance(value.get("options"), Mapping):
+        value = {**value, "options": tuple(sorted(value["options"].items()))}
     dot = path + "." if path else ""
     unknown = [key for key in value if key not in hints]
     if unknown:

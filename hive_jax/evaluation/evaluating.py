@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from hive_jax.config import MeshConfig, nearest
 from hive_jax.console import log, progress_bar, text_table
 from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sources.registry import checked_sources
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError
@@ -95,7 +96,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def _own_variant(subject: Subject) -> str:
-    trained_on = subject.config.data.source.split(":")[0]
+    trained_on = checked_sources(subject.config.data.source)[0].kind
     return "tabletop" if trained_on == "tabletop" else "lmms_eval"
 
 

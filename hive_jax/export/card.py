@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hive_jax.config import RunConfig
+from hive_jax.data.sources.registry import to_text
 from hive_jax.errors import CheckpointError
 from hive_jax.io import read_json
 
@@ -105,7 +106,7 @@ def _origin(part: str, config: RunConfig, step: int, result: dict | None) -> str
     rows = {
         "step": f"{step:,} of {config.total_steps:,}",
         "images an optimizer step": f"{config.batch_size:,}",
-        "data": config.data.source,
+        "data": to_text(config.data.source),
         "started from": config.init
         or config.previous
         or ", ".join(filter(None, (config.init_encoder, config.init_decoder))),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from hive_jax.analysis.shown import Shown, shown_scenes
 from hive_jax.console import log
 from hive_jax.data.image_io import encode_png
+from hive_jax.data.sources.registry import to_text
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.errors import ConfigError
 from hive_jax.evaluation.evaluating import make_generator
@@ -52,7 +53,7 @@ def _table(said: Mapping[str, tuple[list[tuple[Shown, str]], list[str]]]) -> str
 def _asked(subject: Subject) -> list[tuple[Shown, str]]:
     """Scenes of the built-in world, with a question where the run learnt to answer."""
     config = subject.config
-    if config.data.source != "tabletop:questions":
+    if to_text(config.data.source) != "tabletop:questions":
         return [(one, "") for one in shown_scenes(config, _SAMPLES, first=100)]
     size = config.model.encoder.image_size
     source = Tabletop("test", image_size=size, text="questions")

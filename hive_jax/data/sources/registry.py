@@ -104,6 +104,19 @@ def _parse_one(text: str) -> Source:
     return Source(kind, path, tuple(pairs), weight)
 
 
+def to_text(sources: str | Sequence[Source]) -> str:
+    """Sources in the string form, which `parse` reads again."""
+    if isinstance(sources, str):
+        return sources
+
+    def one(source: Source) -> str:
+        weight = "" if source.weight is None else f"{source.weight:g}*"
+        head = f"{weight}{source.kind}" + (f":{source.path}" if source.path else "")
+        return ",".join([head, *(f"{name}={value}" for name, value in source.options)])
+
+    return _AND.join(map(one, sources))
+
+
 def checked_sources(sources: str | Sequence[Source]) -> tuple[Source, ...]:
     """The sources of a config, in either form.
 
@@ -111,9 +124,11 @@ def checked_sources(sources: str | Sequence[Source]) -> tuple[Source, ...]:
       ConfigError: a kind, path, option or weight cannot be used, or sources cannot be
         mixed.
     """
-    text = sources
+    text = to_text(sources)
     if isinstance(sources, str):
         sources = parse(sources)
+    if not sources:
+        raise ConfigError("config.data.source is empty; expected one source or more")
     for source in sources:
         _check(source)
     if len({source.weight is None for source in sources}) > 1:
@@ -176,8 +191,8 @@ def make_source(
     if sources[0].kind == "tabletop":  # which has splits of its own
         if "split" in dict(sources[0].options):
             raise ConfigError(
-                f"config.data.source is {config.source!r}; a run reads the splits train "
-                "and validation: leave split= out"
+                f"config.data.source is {to_text(config.source)!r}; a run reads the splits "
+                "train and validation: leave split= out"
             )
         return _open(sources[0], options, split)
     shares = normalize_weights([source.weight or 1.0 for source in sources])
@@ -210,7 +225,9 @@ def whole_source(source: str | Sequence[Source], options: SourceOptions) -> Data
     sources = checked_sources(source)
     opened = [_open(one, options) for one in sources]
     if sources[0].weight is not None:
-        raise ConfigError(f"{source}: weights are for training; leave them out here")
+        raise ConfigError(
+            f"{to_text(source)}: weights are for training; leave them out here"
+        )
     return opened[0] if len(opened) == 1 else Mixture(opened)
 
 

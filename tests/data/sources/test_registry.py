@@ -1,0 +1,75 @@
+"""Sources by name: the string form, the structured form, and what neither may be."""
+
+import json
+
+import pytest
+
+from hive_jax.config import DataConfig, RunConfig, Source, from_dict, to_dict
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.sources.registry import (
+    checked_sources,
+    make_source,
+    parse,
+    to_text,
+    whole_source,
+)
+from hive_jax.errors import ConfigError
+
+MIXTURE = "2*llava:a.json,images=a.zip + 1*folder:pets"
+SOURCES = (
+    Source("llava", "a.json", (("images", "a.zip"),), 2.0),
+    Source("folder", "pets", weight=1.0),
+)
+
+
+def test_the_string_form_is_the_structured_form():
+    assert parse(MIXTURE) == checked_sources(MIXTURE) == SOURCES
+    assert to_text(SOURCES) == to_text(MIXTURE) == MIXTURE
+    assert parse("tabletop") == (Source("tabletop"),)
+    assert parse("folder:a*b") == (Source("folder", "a*b"),)
+
+
+def test_config_files_have_dicts_of_options():
+    run = RunConfig(data=DataConfig(source=SOURCES))
+    tree = json.loads(json.dumps(to_dict(run)))
+    assert tree["data"]["source"][0]["options"] == {"images": "a.zip"}
+    assert from_dict(tree) == run
+    hash(run)
+
+
+def test_the_command_line_overrides_a_structured_source():
+    """Which absl wraps in a tuple, for the config file has one."""
+    tree = to_dict(RunConfig())
+    tree["data"]["source"] = (MIXTURE,)
+    assert from_dict(tree).data.source == MIXTURE
+
+
+def test_a_structured_source_is_read_as_its_string():
+    options = SourceOptions(16, "hf_bicubic")
+    source = Source("tabletop", "questions", (("take", "first:9"),))
+    one = whole_source((source,), options)
+    other = whole_source("tabletop:questions,take=first:9", options)
+    assert one.fingerprint == other.fingerprint and len(one) == 9
+    assert one.tag_names[:2] == ("other", "colour")
+    data = DataConfig(source=(Source("tabletop"),))
+    assert len(make_source(data, "train", image_size=16, with_image=False)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("lava:a.json", r"expected one of .*did you mean 'llava'"),
+        ("llava", "expected a path, llava:PATH"),
+        ("llava:a.json,image=x", r"'image'; expected images=.*did you mean 'images'"),
+        ("llava:a.json,images", r"'images'; expected images=\.\.\. or form="),
+        ("0*llava:a.json", "weight 0.0; expected more than 0"),
+        ("2*llava:a.json + llava:b.json", "expected a weight for each source"),
+        ("tabletop + llava:b.json", "tabletop cannot be mixed"),
+        ((Source("llava", "a.json", (("imges", "x"),)),), "did you mean 'images'"),
+        ((Source("llava", "a.json", weight=-1.0),), "weight -1.0"),
+        ((), "expected one source or more"),
+    ],
+)
+def test_what_is_no_source_is_named(source, message):
+    with pytest.raises(ConfigError, match=message):
+        checked_sources(source)
