@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hive_jax.config import from_dict
+from hive_jax.plan import parameter_report
 from hive_jax.training.stored_run import open_run
 from hive_jax.weights.api import load_encoder
 
@@ -36,12 +37,10 @@ def tool(name: str, *arguments: str) -> tuple[int, str]:
 
 def counts(stage: int, fusion: str) -> dict[str, dict[str, int]]:
     """Parameters by branch of a `:paper` config, "trainable" and "frozen"."""
-    from tools.plan import plan
-
     module = importlib.import_module(f"configs.stage{stage}")
     config = from_dict(module.get_config(f"paper,fusion={fusion}").to_dict())
     found = {"trainable": {}, "frozen": {}}
-    for line in plan(config).splitlines()[2:-2]:
+    for line in parameter_report(config).splitlines()[2:-2]:
         part, number, kind = line.split()[:3]
         branch, number = part.split("/")[0], int(number.replace(",", ""))
         found[kind][branch] = found[kind].get(branch, 0) + number

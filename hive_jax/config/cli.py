@@ -1,5 +1,6 @@
 """Commands with a --config flag; errors are messages without a traceback."""
 
+import argparse
 import dataclasses
 import re
 import sys
@@ -41,7 +42,9 @@ def _reported(action: Callable):
         sys.exit(error.exit_code)
 
 
-def _parse(arguments: list[str], schema: type) -> list[str]:
+def _parse(
+    arguments: list[str], schema: type, values=flags.FLAGS, holder=_CONFIG
+) -> list[str]:
     """absl's parser, with its errors as ConfigError; unknown keys come first."""
     known = set(_keys(schema))
     matches = [re.match(r"--?(?:no)?config\.([^=]+)", a) for a in arguments[1:]]
@@ -50,9 +53,9 @@ def _parse(arguments: list[str], schema: type) -> list[str]:
         if key not in known:
             raise ConfigError(f"config.{key} is not a key{nearest(key, known)}")
     try:
-        rest = flags.FLAGS(arguments)[1:]
-        if _CONFIG.value is not None:
-            _CONFIG.value.to_dict()  # a file that is not there shows only now
+        rest = values(arguments)[1:]
+        if holder.value is not None:
+            holder.value.to_dict()  # a file that is not there shows only now
     except OSError as error:
         raise MissingInputError(f"--config: {error}") from None
     except (flags.Error, AttributeError, TypeError, ValueError) as error:
@@ -63,7 +66,7 @@ def _parse(arguments: list[str], schema: type) -> list[str]:
             f"unexpected arguments {' '.join(rest)}; overrides are written "
             f"--config.KEY=VALUE"
         )
-    if _CONFIG.value is None:
+    if holder.value is None:
         raise ConfigError("--config is missing, e.g. --config configs/stage1.py")
     return arguments[:1]
 
@@ -101,3 +104,47 @@ def _cause(error: BaseException) -> HiveError:
         found = link if isinstance(link, HiveError) else found
         link = link.__cause__ or link.__context__
     return found
+
+
+def config_parser(module: str, about: str, examples: str) -> argparse.ArgumentParser:
+    """A parser for `python -m MODULE` that knows --config; read with `read_config`.
+
+    Args:
+      module: of the command.
+      about: its docstring.
+      examples: shown at the end of --help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARGUMENTS]",
+        help="config file; any key is overridden by --config.KEY=VALUE",
+    )
+    return parser
+
+
+def read_config(file: str, overrides: list[str], schema: type = RunConfig):
+    """The config of a file, of type `schema`.
+
+    Args:
+      file: path of the file, with ":ARGUMENTS" for its variants.
+      overrides: "--config.KEY=VALUE" each, as `parse_known_args` leaves them.
+
+    Raises:
+      ConfigError: an override is none, or does not fit.
+      MissingInputError: the file is not there.
+    """
+    line = ["hive_jax", f"--config={file}", *overrides]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "", flag_values=values, sys_argv=line, lock_config=True
+    )
+    _parse(line, schema, values, holder)
+    return from_dict(holder.value.to_dict(), schema)

@@ -1,15 +1,13 @@
-"""Compiled HLO as text, read into instructions, with the number of times each runs.
+"""Parser of compiled HLO text: instructions, and how often each executes.
 
-XLA's own cost analysis counts the body of a loop once; here it counts as often as it
-runs, which for a scan over layers is most of the step.
+XLA's own cost analysis counts the body of a loop once; here it counts trip count times,
+which for a scan over layers is most of the step.
 """
 
 import dataclasses
 import functools
 import re
 from collections import defaultdict
-
-from hive_jax.planning import loops
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
@@ -18,12 +16,14 @@ _CALLS = re.compile(r"(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
     r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+))"
 )
+# These pass an integer on unchanged.
+_PASS_THROUGH = ("copy", "bitcast", "convert", "reshape")
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """dtype[shape] in the memory of that number; 0 is HBM (a host's memory on CPUs)."""
+    """dtype[shape] in memory space `space`: 0 is HBM (host memory on a CPU)."""
 
     size: int
     itemsize: float
@@ -63,12 +63,12 @@ class Instruction:
 
     @property
     def bytes(self) -> float:
-        """Of the result, wherever it lies."""
+        """Size of the result, in any memory space."""
         return sum(array.bytes for array in self.result)
 
 
 class Computation(dict):
-    """Instructions by name, in order; `root` is the last word."""
+    """Instructions by name, in order; `root` is the result."""
 
     @property
     def root(self) -> Instruction:
@@ -89,16 +89,15 @@ class Computation(dict):
 
 
 class Module:
-    """A program.
+    """A compiled program.
 
     Attributes:
       computations: by name.
-      entry: the name of the first.
-      partitions: devices it is compiled for.
-      runs: computation -> times it runs in one call of the program; fused computations
-        and reducers are not among them.
-      unknown_loops: names of the loops whose number of rounds could not be read; they
-        count once.
+      entry: name of the entry computation.
+      partitions: number of devices.
+      runs: computation -> executions in one call of the program, without fused
+        computations and reducers.
+      unknown_loops: names of loops of unknown trip count; they count once.
     """
 
     def __init__(self, text: str):
@@ -110,26 +109,26 @@ class Module:
         self._count(self.entry, 1, {})
 
     def executed(self):
-        """(computation, instruction, times it runs), without fusions' insides."""
+        """Yields (computation, instruction, executions), without the inside of fusions."""
         for name, times in self.runs.items():
             computation = self.computations[name]
             for line in computation.values():
                 yield computation, line, times
 
     def _count(self, name: str, times: int, given: dict) -> None:
-        """`given`: values of the parameter's elements that stay as they are."""
+        """Counts a computation; `given`: constant elements of its parameter, by index."""
         self.runs[name] += times
         computation = self.computations[name]
         for line in computation.values():
             if line.opcode == "while":
                 body = self.computations[line.calls["body"]]
                 condition = self.computations[line.calls["condition"]]
-                rounds, inside = loops.rounds(
+                trip_count, constants = _trip_count(
                     computation, given, line, condition, body, self.computations
                 )
-                if rounds is None:
+                if trip_count is None:
                     self.unknown_loops.add(line.name)
-                self._count(line.calls["body"], times * (rounds or 1), inside)
+                self._count(line.calls["body"], times * (trip_count or 1), constants)
             elif line.opcode in ("call", "async-start") and line.calls:
                 called = line.calls.get("to_apply") or line.calls["calls"]
                 self._count(called, times, {})
@@ -183,3 +182,130 @@ def _arrays(text: str) -> tuple[Array, ...]:
         space = re.search(r"S\((\d+)\)", layout)
         found.append(Array(size, bits / 8, int(space[1]) if space else 0))
     return tuple(found)
+
+
+def _trip_count(computation, given, loop, condition, body, computations):
+    """Trip count of a `while` (None if unknown), and its loop-invariant constants.
+
+    A loop counts from a constant by a constant to a constant, as every `lax.scan`
+    does; these may be passed in from outside (`given`, by index).
+
+    Args:
+      computation: the one that contains the loop.
+      given: index -> constant value of an element of that computation's parameter.
+      loop: the `while`.
+      condition, body: computations that it calls.
+      computations: name -> computation, of the whole module.
+    """
+    start = _elements(computation, loop.operands[0], given)
+    end = body.root.operands if body.root.opcode == "tuple" else ()
+    constants = {
+        index: value
+        for index, value in start.items()
+        if index < len(end) and _element_index(body, end[index]) == index
+    }
+    declared = re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.attributes)
+    if declared:
+        return int(declared[1]), constants
+    limit = _loop_limit(condition, constants, computations)
+    if limit is None:
+        return None, constants
+    index, direction, stop = limit
+    step = None
+    if index < len(end):
+        step = _loop_step(body, end[index], index, constants, computations)
+    if step is None or index not in start:
+        return None, constants
+    distance = stop - start[index]
+    if direction in ("LE", "GE"):
+        distance += 1 if step > 0 else -1
+    if distance * step < 0:
+        return 0, constants
+    return -(-abs(distance) // abs(step)), constants
+
+
+def _elements(computation, name, given) -> dict[int, int]:
+    """index -> value, of the elements of the tuple `name` that are constants."""
+    line = computation[name]
+    if line.opcode != "tuple":
+        return {}
+    values = {i: _value(computation, op, given) for i, op in enumerate(line.operands)}
+    return {index: value for index, value in values.items() if value is not None}
+
+
+def _value(computation, name, given) -> int | None:
+    """The integer that `name` is, if it is a constant."""
+    line = _source(computation, name)
+    if line.opcode == "constant":
+        found = re.fullmatch(r"-?\d+", line.argument)
+        return int(found[0]) if found else None
+    index = _element_index(computation, name)
+    return given.get(index) if index is not None else None
+
+
+def _source(computation, name):
+    """The instruction whose value `name` copies."""
+    line = computation[name]
+    while line.opcode in _PASS_THROUGH:
+        line = computation[line.operands[0]]
+    return line
+
+
+def _element_index(computation, name) -> int | None:
+    """i, if `name` is element i of the computation's parameter."""
+    line = _source(computation, name)
+    if line.opcode != "get-tuple-element":
+        return None
+    if computation[line.operands[0]].opcode != "parameter":
+        return None
+    return int(re.search(r"index=(\d+)", line.attributes)[1])
+
+
+def _loop_limit(condition, given, computations):
+    """(index of the counter, direction, its limit) of "counter < limit", or None."""
+    line, terms = _terms(condition, condition.root, given, computations)
+    if line.opcode != "compare":
+        return None
+    direction = re.search(r"direction=(\w+)", line.attributes)[1]
+    (left, low), (right, high) = terms
+    if left is not None and high is not None:
+        return left, direction, high
+    if right is not None and low is not None:
+        swapped = {"LT": "GT", "GT": "LT", "LE": "GE", "GE": "LE"}
+        return right, swapped.get(direction, direction), low
+    return None
+
+
+def _loop_step(body, name, index, given, computations) -> int | None:
+    """What the body adds to element `index`, whose next value is `name`."""
+    line, terms = _terms(body, _source(body, name), given, computations)
+    if line.opcode not in ("add", "subtract") or len(terms) != 2:
+        return None
+    (left, low), (right, high) = terms
+    if left == index and high is not None:
+        return high if line.opcode == "add" else -high
+    if right == index and line.opcode == "add":
+        return low
+    return None
+
+
+def _terms(computation, line, given, computations):
+    """(operation, (index, value) of each operand): it is element `index` of the
+    computation's parameter, or the constant `value`, or neither.
+
+    The operation is `line`, or the last one of the computation that `line` calls.
+    """
+    inner = None
+    if line.opcode in ("fusion", "call"):
+        inner = computations[line.calls.get("calls") or line.calls["to_apply"]]
+        passed, line = line.operands, _source(inner, inner.root.name)
+
+    def term(name):
+        if inner is not None:
+            source = _source(inner, name)
+            if source.opcode != "parameter":
+                return None, _value(inner, name, {})
+            name = passed[int(source.argument)]
+        return _element_index(computation, name), _value(computation, name, given)
+
+    return line, [term(name) for name in line.operands]

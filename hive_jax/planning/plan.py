@@ -1,14 +1,21 @@
-"""A run planned on a machine: memory, work and time of a step, hours of the stage."""
+"""Ahead-of-time plan of a run on a machine: memory, work and time of a step."""
 
 import dataclasses
 import math
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
 
+import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.config import MeshConfig, RunConfig
-from hive_jax.planning import advice
-from hive_jax.planning.compiled import Compiled, State, compile_step, state_of
-from hive_jax.planning.topology import Topology
+from hive_jax.planning.hardware import GIB, Topology
+from hive_jax.planning.hlo import Module
+from hive_jax.planning.hlo_costs import Collective, collectives, memory_traffic
 from hive_jax.training import sharding
 from hive_jax.training.flops import step_flops
 from hive_jax.training.program import Program
@@ -19,16 +26,81 @@ ASSUMED_MFU = (0.45, 0.40)
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a step of `config` takes on `topology`.
+class State:
+    """Exact bytes of the arguments on each chip, from shapes, dtypes and shardings.
 
     Attributes:
-      config: with its dtype decided.
+      parameters: trainable and frozen, float32.
+      trainable: trainable parameters alone; their gradients have the same size.
+      moments: optimizer state and step counter.
+      batch: all micro-batches of a global batch.
+    """
+
+    parameters: float
+    trainable: float
+    moments: float
+    batch: float
+
+    @property
+    def bytes(self) -> float:
+        return self.parameters + self.moments + self.batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each chip while a compiled step runs.
+
+    Attributes:
+      arguments: with the padding of the chip's layouts, without unused arguments.
+      temporaries: activations, gradients, gathered weights.
+      outputs: outputs that are not aliased to (donated) arguments.
+      code: the program itself.
+      peak: the sum.
+    """
+
+    arguments: float
+    temporaries: float
+    outputs: float
+    code: float
+    peak: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one step on one chip.
+
+    Attributes:
+      memory: None if the program is too large to be compiled.
+      needed, available: bytes, of a program that is too large.
+      xla_flops: by XLA's count, which takes the body of a loop once.
+      traffic: bytes to and from HBM, loops as often as they run; None if not read.
+      collectives: kind -> count and bytes, likewise.
+      unknown_loops: loops whose rounds are decided by the data; they count once.
+      seconds: that compiling took.
+    """
+
+    memory: Memory | None
+    needed: float | None = None
+    available: float | None = None
+    xla_flops: float | None = None
+    traffic: float | None = None
+    collectives: dict[str, Collective] | None = None
+    unknown_loops: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Cost of a train step of `config` on `topology`.
+
+    Attributes:
+      config: with its dtype resolved.
+      mesh: axis -> size.
       state: exact bytes of the arguments on each chip.
-      flops: of the matrix products of a whole step, all chips together, without any
-        recomputation; None for objectives that are not counted.
-      compiled: what the compiler says.
-      advice: what to change, the first first.
+      flops: model FLOPs of a whole step on all chips together; None for the contrastive
+        objective.
+      compiled: costs of the compiled step.
+      static_bytes: fsdp -> bytes on each chip of parameters, moments and gradients.
     """
 
     config: RunConfig
@@ -37,15 +109,15 @@ class Plan:
     state: State
     flops: float | None
     compiled: Compiled
-    advice: tuple[str, ...] = ()
+    static_bytes: Mapping[int, float]
 
     @property
     def chips(self) -> int:
         return len(self.topology.devices)
 
     @property
-    def rows(self) -> int:
-        """Images on a chip at a time."""
+    def images_per_chip(self) -> int:
+        """Images of a micro-batch on each chip."""
         split = self.mesh["data"] * self.mesh["fsdp"]
         return (
             self.config.batch_size // self.config.gradient_accumulation_steps // split
@@ -53,18 +125,19 @@ class Plan:
 
     @property
     def available(self) -> float | None:
-        """Bytes of a chip's memory that a program may use."""
+        """Bytes of a chip's memory that a program may use; None if unknown."""
         return self.compiled.available or self.topology.chip.usable_bytes
 
     @property
     def needed(self) -> float | None:
-        """Bytes on a chip; of a program that is too large, as the compiler says."""
+        """Peak bytes on a chip; for a program that is too large, the compiler's
+        estimate."""
         memory = self.compiled.memory
         return memory.peak if memory else self.compiled.needed
 
     @property
     def fits(self) -> bool | None:
-        """None where the memory of the chip is not known."""
+        """Whether the step fits in memory; None if the chip's memory is unknown."""
         if self.compiled.needed is not None:
             return False
         if self.needed is None or self.available is None:
@@ -73,84 +146,36 @@ class Plan:
 
     @property
     def limits(self) -> dict[str, tuple[float, float, float]]:
-        """name -> (amount of a step on a chip, what the chip does a second, seconds),
-        as far as both are known."""
+        """Resource -> (amount a step needs of a chip, amount/s of the chip, seconds),
+        for resources of which both are known."""
         chip, collectives = self.topology.chip, self.compiled.collectives
         received = collectives and sum(c.received for c in collectives.values())
-        found = {
+        amounts = {
             "compute": (self.flops and self.flops / self.chips, chip.peak_flops),
             "memory": (self.compiled.traffic, chip.hbm_bandwidth),
             "interconnect": (received, self.topology.ici_bandwidth),
         }
         return {
             name: (amount, rate, amount / rate)
-            for name, (amount, rate) in found.items()
+            for name, (amount, rate) in amounts.items()
             if amount is not None and rate
         }
 
     @property
     def roofline(self) -> float | None:
-        """Seconds that a step takes at least: its slowest limit, all overlapped."""
+        """Lower bound in seconds of a step: the slowest limit, all overlapping."""
         return max((seconds for *_, seconds in self.limits.values()), default=None)
 
     def at_mfu(self, utilisation: float) -> float | None:
-        """Seconds of a step at a share of the peak; None if a limit is slower."""
+        """Seconds of a step at an MFU of `utilisation`; None if below the roofline."""
         if "compute" not in self.limits:
             return None
         seconds = self.limits["compute"][2] / utilisation
         return seconds if seconds >= self.roofline else None
 
     def hours(self, seconds: float) -> float:
-        """Of the whole stage, at so many seconds a step."""
+        """Hours of the whole stage at `seconds` a step."""
         return seconds * self.config.total_steps / 3600
-
-    def to_dict(self) -> dict:
-        """Numbers and names, for JSON: bytes, FLOPs, seconds, hours."""
-        config, chip, compiled = self.config, self.topology.chip, self.compiled
-        stage = {}
-        if self.roofline is not None and self.fits is not False:
-            times = {"roofline": self.roofline}
-            for share in ASSUMED_MFU:
-                times[f"assumed_mfu_{share:.0%}"] = self.at_mfu(share)
-            for name, seconds in times.items():
-                hours = None if seconds is None else self.hours(seconds)
-                stage[name] = {
-                    "step_seconds": seconds,
-                    "hours": hours,
-                    "chip_hours": hours and hours * self.chips,
-                }
-        return {
-            "run": {
-                "name": config.name,
-                "fusion": config.model.fusion,
-                "dtype": config.dtype,
-                "batch_size": config.batch_size,
-                "accumulate": config.gradient_accumulation_steps,
-                "rows_per_chip": self.rows,
-                "total_steps": config.total_steps,
-                "remat": [
-                    config.execution.encoder.remat,
-                    config.execution.decoder.remat,
-                ],
-            },
-            "topology": self.topology.name,
-            "chips": self.chips,
-            "chip": dataclasses.asdict(chip),
-            "ici_bandwidth": self.topology.ici_bandwidth,
-            "mesh": self.mesh,
-            "state": dataclasses.asdict(self.state),
-            "compiled": dataclasses.asdict(compiled),
-            "needed": self.needed,
-            "available": self.available,
-            "fits": self.fits,
-            "flops": self.flops,
-            "limits": {
-                name: {"amount": amount, "rate": rate, "seconds": seconds}
-                for name, (amount, rate, seconds) in self.limits.items()
-            },
-            "stage": stage,
-            "advice": list(self.advice),
-        }
 
 
 def make_plan(config: RunConfig, topology: Topology) -> Plan:
@@ -164,30 +189,122 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
         config = dataclasses.replace(config, dtype=dtype)
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     program = Program(config, mesh)
-    plan = Plan(
+    return Plan(
         config=config,
         topology=topology,
         mesh=dict(mesh.shape),
-        state=state_of(program),
+        state=argument_bytes(program),
         flops=step_flops(config, program.assigned),
         compiled=compile_step(program),
+        static_bytes=_static_bytes(program, topology),
     )
-    split = _splitter(config, topology, program)
-    return dataclasses.replace(plan, advice=tuple(advice.advise(plan, split)))
 
 
-def _splitter(config: RunConfig, topology: Topology, program: Program):
-    """fsdp -> bytes of parameters, moments and gradients on each chip."""
+def _static_bytes(program: Program, topology: Topology) -> dict[int, float]:
+    """See `Plan.static_bytes`; of every fsdp size that divides the chips."""
+    tensor = program.config.mesh.tensor
+    params = flatten_dict(program.abstract_params, sep="/")
 
-    def state_bytes(fsdp: int) -> float:
-        sizes = MeshConfig(data=-1, fsdp=fsdp, tensor=config.mesh.tensor)
-        mesh = sharding.make_mesh(sizes, topology.devices)
+    def on_each_chip(fsdp: int) -> float:
+        mesh = sharding.make_mesh(MeshConfig(-1, fsdp, tensor), topology.devices)
         total = 0.0
-        for name, leaf in flatten_dict(program.abstract_params, sep="/").items():
-            rule = program.assigned[name]
+        for name, leaf in params.items():
             shard = sharding.param_sharding(mesh, name, leaf.shape).shard_shape
-            copies = 1 if rule.multiplier is None else 4
+            # Itself and, if it trains, a gradient and two moments.
+            copies = 1 if program.assigned[name].multiplier is None else 4
             total += copies * math.prod(shard(leaf.shape)) * leaf.dtype.itemsize
         return total
 
-    return state_bytes
+    return {n: on_each_chip(n) for n in divisors(len(topology.devices) // tensor)}
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, in growing order."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+def argument_bytes(program: Program) -> State:
+    """Bytes of state and batch on each chip."""
+    state, assigned = program.abstract_state, program.assigned
+    names = jax.tree_util.tree_leaves_with_path(state.params)
+    trainable = 0.0
+    for path, leaf in names:
+        name = "/".join(key.key for key in path)
+        if assigned[name].multiplier is not None:
+            trainable += shard_bytes(leaf)
+    return State(
+        parameters=sum(map(shard_bytes, jax.tree.leaves(state.params))),
+        trainable=trainable,
+        moments=sum(map(shard_bytes, jax.tree.leaves((state.opt_state, state.step)))),
+        batch=program.config.gradient_accumulation_steps
+        * sum(map(shard_bytes, jax.tree.leaves(program.batch))),
+    )
+
+
+def shard_bytes(leaf: jax.ShapeDtypeStruct) -> float:
+    """Bytes of a sharded array on each device."""
+    return float(np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
+
+
+def compile_step(program: Program) -> Compiled:
+    """Compiles the train step of a program; exceeding the memory is not an error."""
+    lowered, start = program.lower_train_step(), time.perf_counter()
+    try:
+        compiled, text = _compiled(lowered, program.mesh.devices.flat[0].platform)
+    except jax.errors.JaxRuntimeError as error:
+        complaint = _memory_of_complaint(str(error))
+        if complaint is None:
+            raise
+        seconds = time.perf_counter() - start
+        return Compiled(None, *complaint, seconds=seconds)
+    seconds = time.perf_counter() - start
+    module = Module(text)
+    return Compiled(
+        _memory(compiled.memory_analysis()),
+        xla_flops=(compiled.cost_analysis() or {}).get("flops"),
+        traffic=memory_traffic(module),
+        collectives=collectives(module),
+        unknown_loops=tuple(sorted(module.unknown_loops)),
+        seconds=seconds,
+    )
+
+
+def _compiled(lowered: jax.stages.Lowered, platform: str):
+    """Returns (compiled, HLO text). `as_text` parses the program, which fails for a
+    libtpu newer than jax; there the text comes from the compiler's own dump."""
+    if platform != "tpu":
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory(prefix="hive_jax_plan_") as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        (path,) = Path(folder).glob("*.after_optimizations.txt")
+        return compiled, path.read_text("utf-8")
+
+
+def _memory(stats) -> Memory:
+    parts = (
+        stats.argument_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+    )
+    return Memory(*map(float, parts), peak=float(sum(parts)))
+
+
+def _memory_of_complaint(message: str) -> tuple[float, float] | None:
+    """Parses (needed, available) bytes from an out-of-memory message; None for others.
+
+    "... memory required for HLO temporaries (19.85G) exceeds available HBM (15.75G)";
+    "... in memory space hbm. Used 19.85G of 15.75G hbm." Both count the arguments.
+    """
+    number = r"([\d.]+)([KMGT]?)"
+    for pattern in (
+        rf"\({number}\) exceeds available HBM \({number}\)",
+        rf"Used {number} of {number} hbm",
+    ):
+        if match := re.search(pattern, message):
+            scale = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+            needed, unit, available, other = match.groups()
+            return float(needed) * scale[unit], float(available) * scale[other]
+    return None

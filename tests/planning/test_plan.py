@@ -21,17 +21,27 @@ from kill_loop import FAST_COMPILATION
 from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError, OutputError, UnavailableError
 from hive_jax.models.stack import SCANNED
-from hive_jax.planning import advice, comparison, text, topology
-from hive_jax.planning.chips import CHIPS, GIB
-from hive_jax.planning.collectives import Collective, collectives, group_size
-from hive_jax.planning.compiled import Compiled, Memory, compile_step, shard_bytes
+from hive_jax.planning import report
+from hive_jax.planning.advice import accumulate_that_fits, advise
+from hive_jax.planning.hardware import CHIPS, GIB, Topology, find_topology, slice_shapes
 from hive_jax.planning.hlo import Module
-from hive_jax.planning.plan import Plan, make_plan
-from hive_jax.planning.topology import Topology
-from hive_jax.planning.traffic import memory_traffic
+from hive_jax.planning.hlo_costs import (
+    Collective,
+    collectives,
+    group_size,
+    memory_traffic,
+)
+from hive_jax.planning.plan import (
+    Compiled,
+    Memory,
+    Plan,
+    compile_step,
+    make_plan,
+    shard_bytes,
+)
 from hive_jax.training import sharding
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu"
 )
@@ -53,7 +63,7 @@ def run(tiny_run, stage_rules):
 
 @pytest.fixture(scope="module")
 def plan(run):
-    return make_plan(run, topology.find("cpu:8"))
+    return make_plan(run, find_topology("cpu:8"))
 
 
 def module_of(function, *arguments) -> Module:
@@ -95,8 +105,8 @@ def test_memory_as_compiled(plan):
     assert memory.temporaries > plan.state.trainable
     parts = memory.arguments, memory.temporaries, memory.outputs, memory.code
     assert memory.peak == sum(parts) == plan.needed
-    assert plan.fits is None and plan.roofline is None and not plan.advice
-    assert plan.rows == 1 and plan.config.dtype == "float32"
+    assert plan.fits is None and plan.roofline is None and not list(advise(plan))
+    assert plan.images_per_chip == 1 and plan.config.dtype == "float32"
 
 
 # Programs as text.
@@ -270,17 +280,17 @@ def test_programs_of_tpus():
 )
 def test_names_that_are_no_machine(name, wanted, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
-    with pytest.raises(ConfigError, match=f"--topology is '{name}'.*{wanted}"):
-        topology.find(name)
+    with pytest.raises(ConfigError, match=f"topology is '{name}'.*{wanted}"):
+        find_topology(name)
 
 
 def test_machines_that_are_not_there(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="pip install libtpu") as error:
-        topology.find("v5e:4x4")
+        find_topology("v5e:4x4")
     assert error.value.exit_code == 69
     with pytest.raises(UnavailableError, match="finds no GPU here"):
-        topology.find("gpu")
+        find_topology("gpu")
 
 
 def test_links_of_a_slice():
@@ -293,11 +303,11 @@ def test_links_of_a_slice():
     ]
     assert v5p.links((2, 2, 2)) == 3 and v5p.links((4, 4, 4)) == 6
     assert v5e.ici_bandwidth((4, 4)) == 90e9 and v5e.ici_bandwidth((1, 1)) is None
-    assert (4, 4) in topology.shapes(v5e) and (2, 2, 2) in topology.shapes(v5p)
+    assert (4, 4) in slice_shapes(v5e) and (2, 2, 2) in slice_shapes(v5p)
 
 
 def test_meshes_and_batches_that_do_not_fit(run):
-    machine = topology.find("cpu:8")
+    machine = find_topology("cpu:8")
     with pytest.raises(ConfigError, match="number of devices, 8"):
         make_plan(dataclasses.replace(run, mesh=MeshConfig(1, 3, 1)), machine)
     with pytest.raises(ConfigError, match="cannot be split over .* = 8 devices"):
@@ -324,39 +334,44 @@ def on_v5e(plan: Plan, needed: float, **changes) -> Plan:
     )
     config = dataclasses.replace(plan.config, batch_size=1024, **changes)
     return dataclasses.replace(
-        plan, topology=machine, compiled=compiled, state=state, config=config
+        plan,
+        topology=machine,
+        compiled=compiled,
+        state=state,
+        config=config,
+        static_bytes={fsdp: 8 * GIB / fsdp for fsdp in plan.static_bytes},
     )
 
 
 def test_advice_where_it_does_not_fit(plan):
     large = on_v5e(plan, 30 * GIB)
-    lines = list(advice.advise(large, lambda fsdp: 8 * GIB / fsdp))
+    lines = list(advise(large))
     assert large.fits is False and large.available == 15.75 * GIB
     assert "Too large by 14.25 GiB" in lines[0] and "take 2.50 GiB" in lines[0]
-    assert "--config.mesh.fsdp=8" in lines[1] and "2.50 -> 1.00 GiB" in lines[1]
-    assert "--config.execution.encoder.remat=full" in lines[2]
-    assert "--config.execution.decoder.remat=full" in lines[2]
+    assert "config.mesh.fsdp=8" in lines[1] and "2.50 -> 1.00 GiB" in lines[1]
+    assert "config.execution.encoder.remat=full" in lines[2]
+    assert "config.execution.decoder.remat=full" in lines[2]
     # 2.5 + 27.5 x 2 / parts < 0.9 x 15.75, and parts divide the batch.
-    assert "--config.gradient_accumulation_steps=8 sends 16 images" in lines[3]
-    assert "--topology v5e:4x8 --config.mesh.fsdp=32" in lines[4]
-    assert advice.accumulate_that_fits(large) == 8
-    described = text.describe(large)
+    assert "config.gradient_accumulation_steps=8 sends 16 images" in lines[3]
+    assert "topology v5e:4x8 with config.mesh.fsdp=32" in lines[4]
+    assert accumulate_that_fits(large) == 8
+    described = report.describe(large)
     assert "It does not fit: a chip would need 30.00 GiB and has 15.75." in described
-    assert json.loads(json.dumps(large.to_dict()))["fits"] is False
+    assert json.loads(json.dumps(report.to_dict(large)))["fits"] is False
 
 
 def test_advice_where_there_is_room(plan):
     small = on_v5e(plan, 4 * GIB)
     assert small.fits
-    lines = list(advice.advise(small, lambda fsdp: 8 * GIB / fsdp))
+    lines = list(advise(small))
     assert "11.75 GiB of each chip stay free (75%" in lines[0]
     # 2.5 + 1.5 x 2 / 1 = 5.5 GiB.
     assert (
-        "--config.gradient_accumulation_steps=1" in lines[1]
+        "config.gradient_accumulation_steps=1" in lines[1]
         and "about 5.50 GiB" in lines[1]
     )
     tight = on_v5e(plan, 15.5 * GIB)
-    assert "0.25 GiB to spare" in next(advice.advise(tight, lambda fsdp: GIB))
+    assert "0.25 GiB to spare" in next(advise(tight))
 
 
 def test_times_of_a_plan(plan):
@@ -368,10 +383,10 @@ def test_times_of_a_plan(plan):
     assert small.at_mfu(0.4) == 2.5
     slow = dataclasses.replace(small, flops=8 * 197e9)
     assert slow.roofline == 0.01 and slow.at_mfu(0.4) is None
-    described = text.describe(small)
+    described = report.describe(small)
     assert "roofline (matrix products)" in described
     assert "40% of the peak, an assumption" in described
-    stage = small.to_dict()["stage"]
+    stage = report.to_dict(small)["stage"]
     assert stage["roofline"]["chip_hours"] == 8.0
     assert stage["assumed_mfu_40%"]["hours"] == 2.5
 
@@ -379,9 +394,9 @@ def test_times_of_a_plan(plan):
 def test_a_file_that_cannot_be_written_is_known_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "plan.json", tmp_path):
-        with pytest.raises(OutputError, match="--out .* cannot be written"):
-            comparison.require_writable(str(path))
-    comparison.require_writable(str(tmp_path / "new" / "plan.json"))
+        with pytest.raises(OutputError, match="cannot write"):
+            report.require_writable(str(path))
+    report.require_writable(str(tmp_path / "new" / "plan.json"))
     assert not any((tmp_path / "new").iterdir())
 
 
@@ -395,22 +410,22 @@ def test_tables_keep_what_is_done(plan, run, tmp_path, monkeypatch):
         )
         return dataclasses.replace(made, config=config)
 
-    monkeypatch.setattr(comparison, "make_plan", planned)
+    monkeypatch.setattr(report, "make_plan", planned)
     out = tmp_path / "new" / "pod.json"
     plans = []
-    for made in comparison.plan_all([run, run], plan.topology, str(out)):
+    for made in report.plan_all([run, run], plan.topology, str(out)):
         plans.append(made)
         assert len(json.loads(out.read_text("utf-8"))) == len(plans)
     assert [made.config.gradient_accumulation_steps for made in plans] == [8, 8]
-    lines = comparison.markdown(plans).splitlines()
+    lines = report.markdown(plans).splitlines()
     assert len(lines) == 4 and lines[2].startswith(f"| {run.name} | hive | 8 | 16 |")
-    with pytest.raises(OutputError, match="--out .* cannot be written"):
-        comparison.write({}, str(out / "below_a_file.json"))
+    with pytest.raises(OutputError, match="cannot write"):
+        report.write({}, str(out / "below_a_file.json"))
 
 
 def test_command(tmp_path):
     out = tmp_path / "plan.json"
-    command = [sys.executable, "tools/plan.py", "--config", "configs/stage1.py"]
+    command = [sys.executable, "-m", "hive_jax.plan", "--config", "configs/stage1.py"]
     small = ("--config.model.num_connections=1", "--config.data.num_tokens=4")
     done = subprocess.run(
         [*command, "--topology=cpu:4", "--config.mesh.fsdp=2", *small, f"--out={out}"],
@@ -433,19 +448,19 @@ def test_command(tmp_path):
 
 @needs_libtpu
 def test_a_plan_on_tpus(run):
-    machine = topology.find("v5e:2x4")
+    machine = find_topology("v5e:2x4")
     assert len(machine.devices) == 8
     made = make_plan(dataclasses.replace(run, dtype="auto"), machine)
     assert made.fits and made.config.dtype == "bfloat16"
     assert made.compiled.collectives and made.roofline > 0
     memory = made.compiled.memory
     assert memory.arguments >= made.state.parameters + made.state.moments
-    assert "It fits" in text.describe(made)
+    assert "It fits" in report.describe(made)
 
 
 @needs_libtpu
 def test_what_the_tpu_compiler_finds_too_large():
-    machine = topology.find("v5e:2x2")
+    machine = find_topology("v5e:2x2")
     mesh = sharding.make_mesh(MeshConfig(4, 1, 1), machine.devices)
     everywhere = sharding.replicated(mesh)
     x = jax.ShapeDtypeStruct((120_000, 120_000), jnp.bfloat16, sharding=everywhere)

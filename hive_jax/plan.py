@@ -1,0 +1,105 @@
+"""Plans a run: parameters that train, and the cost of a step on any machine.
+
+Needs no data, weights or memory for them. With --topology the train step is compiled
+ahead of time: for a TPU slice by libtpu, for cpu:8 on eight fake devices, for gpu on
+the GPUs of this machine.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from hive_jax.config import MeshConfig, RunConfig, cli
+from hive_jax.console import report_errors
+from hive_jax.errors import ConfigError
+from hive_jax.planning import hardware, report
+from hive_jax.planning.plan import make_plan
+from hive_jax.training import sharding
+from hive_jax.training.program import Program
+from hive_jax.training.resolve import apply_image_size, resolve_config
+
+_EXAMPLES = """examples:
+  python -m hive_jax.plan --config configs/stage3.py:paper
+  python -m hive_jax.plan --config configs/stage3.py:paper --topology v5e:4x4 \\
+      --config.mesh.fsdp=16 --table --out pod.json
+"""
+
+
+def parameter_report(config: RunConfig) -> str:
+    """Parameters by component, trainable or frozen, with their peak learning rates."""
+    config = _complete(config)
+    mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    table = Program(config, mesh).parameter_table
+    images = config.total_steps * config.batch_size
+    return f"{table}\n{config.total_steps:,} steps, {images:,} images"
+
+
+@report_errors
+def main(arguments: list[str] | None = None) -> int:
+    parser = cli.config_parser("hive_jax.plan", __doc__, _EXAMPLES)
+    parser.add_argument(
+        "--topology",
+        help=f"machine to compile for: {hardware.EXAMPLES} (default: compile nothing)",
+    )
+    parser.add_argument("--out", help="JSON file for all numbers (default: none)")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="stages 1 to 3, hive and self_attention, as a Markdown table",
+    )
+    options, overrides = parser.parse_known_args(arguments)
+    config = cli.read_config(options.config, overrides)
+    if not options.topology:
+        if options.table or options.out:
+            raise ConfigError("--table and --out need --topology, such as v5e:4x4")
+        print(parameter_report(config))
+        return 0
+    if options.out:
+        report.require_writable(options.out)
+    machine = hardware.find_topology(options.topology)
+    if options.table:
+        _print_table(options, overrides, machine)
+        return 0
+    plan = make_plan(_complete(config), machine)
+    print(report.describe(plan))
+    if options.out:
+        report.write(report.to_dict(plan), options.out)
+    return 0
+
+
+def _print_table(
+    options: argparse.Namespace, overrides: list[str], machine: hardware.Topology
+) -> None:
+    configs = [_complete(config) for config in _stages(options.config, overrides)]
+    planned = report.plan_all(configs, machine, options.out)
+    plans = list(tqdm(planned, total=len(configs), unit="plan", desc=machine.name))
+    print(report.markdown(plans))
+
+
+def _stages(config_file: str, overrides: list[str]) -> list[RunConfig]:
+    """The config of each stage and fusion, with the same arguments and overrides."""
+    path, _, arguments = config_file.partition(":")
+    if Path(path).stem not in ("stage1", "stage2", "stage3"):
+        raise ConfigError(f"--table is of configs/stage1.py to stage3.py; got {path}")
+    shared = [a for a in arguments.split(",") if a and not a.startswith("fusion=")]
+    configs = []
+    for number in (1, 2, 3):
+        stage = Path(path).with_name(f"stage{number}.py")
+        for fusion in ("hive", "self_attention"):
+            file = f"{stage}:{','.join([*shared, f'fusion={fusion}'])}"
+            configs.append(cli.read_config(file, overrides))
+    return configs
+
+
+def _complete(config: RunConfig) -> RunConfig:
+    """The config with the architectures of the initial weights where it has none."""
+    if config.model.encoder is None or config.model.decoder is None:
+        return resolve_config(config).config
+    return apply_image_size(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
