@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hive_jax.config import RunConfig
+from hive_jax.console import text_table
 from hive_jax.errors import OutputError
 from hive_jax.planning.advice import accumulate_that_fits, advise
 from hive_jax.planning.hardware import GIB, Topology
 from hive_jax.planning.plan import ASSUMED_MFU, Plan, make_plan
-from hive_jax.training.report import table
 
 _LIMITS = {
     "compute": ("matrix products", 1e12, "TFLOP"),
@@ -80,7 +80,7 @@ def _memory(plan: Plan) -> str:
         rows.append(("a program may use", plan.available))
     unit, symbol = (GIB, "GiB") if plan.needed >= GIB / 10 else (2**20, "MiB")
     cells = [(name, f"{number / unit:,.3f}") for name, number in rows]
-    return table(("memory of each chip", symbol), cells)
+    return text_table(("memory of each chip", symbol), cells)
 
 
 def _verdict(plan: Plan) -> str:
@@ -105,7 +105,7 @@ def _collectives(plan: Plan) -> str:
     if not rows:
         return "No collectives."
     header = ("collectives of a step", "count", "arrays, GB", "received by a chip, GB")
-    lines = [table(header, rows)]
+    lines = [text_table(header, rows)]
     if plan.compiled.unknown_loops:
         lines.append(_unknown(plan))
     return "\n".join(lines)
@@ -133,7 +133,7 @@ def _work(plan: Plan) -> str:
         )
     if not rows:
         return ""
-    return table(("a step of a chip", "amount", "at most", "ms at least"), rows)
+    return text_table(("a step of a chip", "amount", "at most", "ms at least"), rows)
 
 
 def _stage(plan: Plan) -> str:
@@ -154,7 +154,7 @@ def _stage(plan: Plan) -> str:
         rows.append((label, *(f"{number:,.2f}" for number in numbers)))
     steps = f"{plan.config.total_steps:,} steps"
     header = (steps, "ms a step", "images/s a chip", "hours", "chip-hours")
-    return table(header, rows)
+    return text_table(header, rows)
 
 
 def to_dict(plan: Plan) -> dict:
