@@ -1,17 +1,21 @@
 """Eight CPU devices, no silent rank promotion, and tiny runs for all tests."""
 
+import os
+
+from kill_loop import FAST_COMPILATION
+
+# Read when jax is first imported, by the lines below.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_count=8"
+
 import dataclasses
 import functools
 import importlib
-import os
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from kill_loop import FAST_COMPILATION
 
 from hive_jax.config import (
     DataConfig,
@@ -27,13 +31,6 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training import objectives, sharding, state
 from hive_jax.training.program import Program
-
-# Read when jax is first imported, by the lines below.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_count=8"
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

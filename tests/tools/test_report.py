@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from export.test_export import run_config
+from helpers.random_runs import save_random, save_talking
 from PIL import Image
-from random_runs import save_random, save_talking
-from test_export import run_config
 
 from hive_jax.analysis.shown import shown_file, shown_scenes
 from hive_jax.analysis.visualizing import newest_run, visualize

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from tiny_weights import GEMMA1, IMAGE, write_folder
+from helpers.tiny_weights import GEMMA1, IMAGE, write_folder
 
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.weights import hf_models, load_decoder, load_encoder, load_two_towers

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from random_runs import save_random
+from helpers.random_runs import save_random
 
 from hive_jax import weights
 from hive_jax.config import DataConfig, RunConfig

@@ -8,13 +8,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from tiny_weights import GEMMA1, GEMMA2, GEMMA3, IMAGE, TEXT, arrays
+from helpers.tiny_weights import GEMMA1, GEMMA2, GEMMA3, IMAGE, TEXT, arrays
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
 from hive_jax.weights.big_vision import apart, open_npz, save_npz, together
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
 def content(path):

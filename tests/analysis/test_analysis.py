@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
-from test_generation import TOKENIZER, params, run
+from inference.test_generate import TOKENIZER, params, run
 
 from hive_jax.analysis import charts
 from hive_jax.analysis.attention import attention_maps, word_positions

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_sets import as_parquet
+from helpers.benchmark_sets import as_parquet
 
 from hive_jax.data.tabletop.benchmarks import write_benchmarks
 from hive_jax.data.tabletop.questions import CLAIMS, true_and_false

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from huggingface_models import (
+from helpers.huggingface_models import (
     DTYPES,
     assert_close,
     gemma1,

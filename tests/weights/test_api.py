@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from flax.traverse_util import flatten_dict, unflatten_dict
-from tiny_weights import (
+from helpers.tiny_weights import (
     GEMMA1,
     GEMMA2,
     GEMMA3,
@@ -173,7 +173,7 @@ START = """
 import os, resource, sys
 sys.path.insert(0, "tests")
 from flax.traverse_util import unflatten_dict
-from tiny_weights import IMAGE, arrays
+from helpers.tiny_weights import IMAGE, arrays
 from hive_jax.errors import OutputError
 from hive_jax.weights import save_encoder
 

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from tiny_weights import GEMMA1, GEMMA3, IMAGE, TEXT, arrays, write_folder
+from helpers.tiny_weights import GEMMA1, GEMMA3, IMAGE, TEXT, arrays, write_folder
 
 from hive_jax.errors import CheckpointError
 from hive_jax.weights import hf_models, load_decoder, load_encoder, load_two_towers

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from export.test_export import run_config
+from helpers.random_runs import save_random
 from PIL import Image
-from random_runs import save_random
-from test_export import run_config
 
 from configs import probe as probe_config
 from hive_jax.config import ProbeConfig, from_dict

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_weights import GEMMA3, IMAGE, TEXT, write_folder
+from helpers.tiny_weights import GEMMA3, IMAGE, TEXT, write_folder
 
 from hive_jax.errors import CheckpointError
 from hive_jax.weights import (

@@ -23,16 +23,16 @@ from hive_jax.config import (
 )
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
-from hive_jax.models.decoder import DecoderConfig, decoder_config
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.presets import siglip_config
+from hive_jax.models.presets import decoder_config, siglip_config
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
 from hive_jax.training.resolve import resolve_config
 
-PACKAGE = Path(__file__).resolve().parent.parent / "hive_jax"
+PACKAGE = Path(__file__).resolve().parents[2] / "hive_jax"
 BASELINES = ("hive", "cascaded", "self_attention")
 
 

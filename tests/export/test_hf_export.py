@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
-from huggingface_models import (
+from helpers.huggingface_models import (
     assert_close,
     gemma1,
     gemma2,
@@ -19,8 +19,7 @@ from huggingface_models import (
     torch_images,
     vision_tower,
 )
-from PIL import Image
-from tiny_weights import (
+from helpers.tiny_weights import (
     GEMMA1,
     GEMMA2,
     GEMMA3,
@@ -31,6 +30,7 @@ from tiny_weights import (
     stored,
     write_folder,
 )
+from PIL import Image
 
 from hive_jax.data.transforms import resize_image
 from hive_jax.models.decoder import Decoder

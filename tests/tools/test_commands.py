@@ -17,7 +17,7 @@ from hive_jax.plan import parameter_report
 from hive_jax.training.stored_run import open_run
 from hive_jax.weights.api import load_encoder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # SigLIP L/16-384's image tower and Gemma 3 1B, as transformers count them.
 SIGLIP_L_384 = 316_283_904

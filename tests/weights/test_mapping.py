@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from tiny_weights import IMAGE, arrays
+from helpers.tiny_weights import IMAGE, arrays
 
 from hive_jax.weights import load_encoder
 from hive_jax.weights.mapping import resize_positions

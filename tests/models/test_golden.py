@@ -17,7 +17,7 @@ from hive_jax.models.siglip import (
 from hive_jax.models.stack import Execution, ModelExecution
 from hive_jax.weights import load_decoder, load_two_towers
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TOLERANCE = 1e-4
 
 IMAGE = {"width": 64, "depth": 4, "mlp_dim": 128, "num_heads": 4, "image_size": 32}

@@ -340,7 +340,7 @@ TRAINER = """
 import sys
 import jax
 sys.path.insert(0, "tests")
-from test_checkpoints import *
+from training.checkpointing.test_manager import *
 
 checkpoints = Checkpoints(sys.argv[1])
 found = checkpoints.restore(abstract(make_state()))
@@ -379,7 +379,7 @@ import resource
 import sys
 import jax
 sys.path.insert(0, "tests")
-from test_checkpoints import *
+from training.checkpointing.test_manager import *
 
 big = make_state()
 big.params["big"] = jnp.asarray(np.random.default_rng(0).normal(size=200_000))

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from tiny_weights import GEMMA1, GEMMA2, GEMMA3
+from helpers.tiny_weights import GEMMA1, GEMMA2, GEMMA3
 
 from hive_jax.errors import CheckpointError
 from hive_jax.models.presets import decoder_config, siglip_config

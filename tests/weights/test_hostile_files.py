@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 from conftest import ROOT
-from tiny_weights import IMAGE, write_folder
+from helpers.tiny_weights import IMAGE, write_folder
 
 from hive_jax.weights import hf_models
 
