@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_
 import dataclasses
 import functools
 import importlib
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training import objectives, sharding, state
 from hive_jax.training.program import Program
 
+ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
