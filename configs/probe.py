@@ -11,8 +11,7 @@ the recipe of table 4; ImageNet-1k has --config.epochs=1 --config.peak_lr=1e-3 t
 
 import dataclasses
 
-from configs import base
-from hive_jax.config import ProbeConfig, to_dict
+from hive_jax.config import ProbeConfig, recipes, to_dict
 from hive_jax.config.schema import PROBES
 from hive_jax.errors import ConfigError
 
@@ -20,7 +19,7 @@ from hive_jax.errors import ConfigError
 def get_config(arguments=None):
     import ml_collections
 
-    chosen = base.parse(arguments, ("paper", *PROBES))
+    chosen = recipes.parse(arguments, ("paper", *PROBES))
     probes = [name for name in PROBES if chosen[name]]
     if len(probes) > 1:
         raise ConfigError(f"choose one of {', '.join(probes)}")

@@ -9,7 +9,7 @@ is exported by tools/export_hf.py. At scale their place is taken by the
 released SigLIP and Gemma weights.
 """
 
-from configs import base
+from hive_jax.config import recipes
 from hive_jax.errors import ConfigError
 
 # fmt: off
@@ -40,7 +40,7 @@ TABLE = {
 
 
 def get_config(arguments=None):
-    chosen = base.parse(arguments, ("siglip", "llm"))
+    chosen = recipes.parse(arguments, ("siglip", "llm"))
     if chosen["siglip"] == chosen["llm"]:
         raise ConfigError("choose configs/stage0.py:siglip or configs/stage0.py:llm")
-    return base.column(TABLE, 0 if chosen["siglip"] else 1)
+    return recipes.column(TABLE, 0 if chosen["siglip"] else 1)

@@ -3,21 +3,21 @@
     python -m hive_jax.train --config configs/stage1.py          1 minute, 2 cores
     python -m hive_jax.train --config configs/stage1.py:paper    595 k images
 
-`:fusion=cascaded` and `:fusion=self_attention` are the baselines; see base.py.
+`:fusion=cascaded` and `:fusion=self_attention` are the baselines; see hive_jax/config/recipes.py.
 """
 
-from configs import base
+from hive_jax.config import recipes
 
-TRAINS = (base.FUSION, base.FROZEN_REST)
+TRAINS = (recipes.FUSION, recipes.FROZEN_REST)
 
 # fmt: off
 TABLE = {
     # key                      tabletop (default)           paper (table 3, column 1)
     "model.encoder":          ("weights",                   "L/16-384"),
     "model.decoder":          ("weights",                   "gemma3_1b"),
-    "data.source":            ("tabletop",                  base.LLAVA_CC3M_595K),
+    "data.source":            ("tabletop",                  recipes.LLAVA_CC3M_595K),
     "data.num_tokens":        (40,                          77),
-    "rules":                  ((base.FAST_GATES, *TRAINS),  TRAINS),
+    "rules":                  ((recipes.FAST_GATES, *TRAINS),  TRAINS),
     "total_steps":            (200,                         2326),
     "batch_size":             (64,                          256),
     "optimizer.peak_lr":      (3e-3,                        1e-3),
@@ -32,4 +32,4 @@ TABLE = {
 
 
 def get_config(arguments=None):
-    return base.recipe(arguments, TABLE, name="stage1")
+    return recipes.recipe(arguments, TABLE, name="stage1")

@@ -5,21 +5,21 @@
 
 `--config.init=WORKDIR` starts from another run than workdir/stage1. To train only the
 connected decoder layers, as one of the authors' scripts does, give their numbers with
-the rule: (*base.LLM, (4, 9, 13, 17, 22, 26)).
+the rule: (*recipes.LLM, (4, 9, 13, 17, 22, 26)).
 """
 
-from configs import base
+from hive_jax.config import recipes
 
-TRAINS = (base.FROZEN_EMBEDDINGS, base.FUSION, base.LLM, base.FROZEN_REST)
+TRAINS = (recipes.FROZEN_EMBEDDINGS, recipes.FUSION, recipes.LLM, recipes.FROZEN_REST)
 
 # fmt: off
 TABLE = {
     # key                      tabletop (default)           paper (table 3, column 2)
     "model.encoder":          ("weights",                   "L/16-384"),
     "model.decoder":          ("weights",                   "gemma3_1b"),
-    "data.source":            ("tabletop",                  base.LLAVA_CC3M_595K),
+    "data.source":            ("tabletop",                  recipes.LLAVA_CC3M_595K),
     "data.num_tokens":        (40,                          77),
-    "rules":                  ((base.FAST_GATES, *TRAINS),  TRAINS),
+    "rules":                  ((recipes.FAST_GATES, *TRAINS),  TRAINS),
     "total_steps":            (150,                         4652),
     "batch_size":             (64,                          256),
     "optimizer.peak_lr":      (1e-3,                        2e-5),
@@ -34,4 +34,4 @@ TABLE = {
 
 
 def get_config(arguments=None):
-    return base.recipe(arguments, TABLE, name="stage2", previous="stage1")
+    return recipes.recipe(arguments, TABLE, name="stage2", previous="stage1")

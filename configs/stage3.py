@@ -6,14 +6,14 @@
 `--config.init=WORKDIR` starts from another run than workdir/stage2.
 """
 
-from configs import base
+from hive_jax.config import recipes
 
 TRAINS = (
-    base.FROZEN_EMBEDDINGS,
-    base.FROZEN_POOLING,
-    base.FUSION,
-    base.LLM,
-    base.ENCODER,
+    recipes.FROZEN_EMBEDDINGS,
+    recipes.FROZEN_POOLING,
+    recipes.FUSION,
+    recipes.LLM,
+    recipes.ENCODER,
 )
 
 # fmt: off
@@ -21,9 +21,9 @@ TABLE = {
     # key                           tabletop (default)           paper (table 3, column 3)
     "model.encoder":               ("weights",                   "L/16-384"),
     "model.decoder":               ("weights",                   "gemma3_1b"),
-    "data.source":                 ("tabletop",                  base.LLAVA_CC3M_595K),
+    "data.source":                 ("tabletop",                  recipes.LLAVA_CC3M_595K),
     "data.num_tokens":             (40,                          77),
-    "rules":                       ((base.FAST_GATES, *TRAINS),  TRAINS),
+    "rules":                       ((recipes.FAST_GATES, *TRAINS),  TRAINS),
     "total_steps":                 (250,                         581),
     "batch_size":                  (64,                          1024),
     "gradient_accumulation_steps": (1,                           4),
@@ -39,4 +39,4 @@ TABLE = {
 
 
 def get_config(arguments=None):
-    return base.recipe(arguments, TABLE, name="stage3", previous="stage2")
+    return recipes.recipe(arguments, TABLE, name="stage3", previous="stage2")

@@ -7,13 +7,13 @@
 id, an .npz; by default the one that HIVE started from.
 """
 
-from configs import base
+from hive_jax.config import recipes
 
 LCS_558K = (
     "llava:data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json,"
     "images=data/LLaVA-Pretrain/images.zip"
 )
-TRAINS = (base.FUSION, base.FROZEN_REST)
+TRAINS = (recipes.FUSION, recipes.FROZEN_REST)
 
 # fmt: off
 TABLE = {
@@ -38,4 +38,4 @@ TABLE = {
 
 
 def get_config(arguments=None):
-    return base.recipe(arguments, TABLE, name="vlm1", fusion="self_attention")
+    return recipes.recipe(arguments, TABLE, name="vlm1", fusion="self_attention")

@@ -6,10 +6,10 @@
 `--config.init=WORKDIR` starts from another run than workdir/vlm1.
 """
 
-from configs import base
+from hive_jax.config import recipes
 
 LLAVA_NEXT = "llava:data/LLaVA-NeXT-Data/data,form=chat"
-TRAINS = (base.FUSION, base.LLM, base.FROZEN_REST)
+TRAINS = (recipes.FUSION, recipes.LLM, recipes.FROZEN_REST)
 
 # fmt: off
 TABLE = {
@@ -36,6 +36,6 @@ TABLE = {
 
 
 def get_config(arguments=None):
-    return base.recipe(
+    return recipes.recipe(
         arguments, TABLE, name="vlm2", previous="vlm1", fusion="self_attention"
     )

@@ -1,41 +1,52 @@
-"""Trains one stage: python -m hive_jax.train --config configs/stage1.py
+"""Trains one stage of a config. The same command continues a run that was stopped."""
 
-Flags: --workdir, --allow_config_change, --distributed and its kin, and
---config.KEY=VALUE for every key of the config.
-"""
+import sys
 
-from absl import flags
-
-from hive_jax.config import RunConfig, cli
+from hive_jax.config import cli
+from hive_jax.console import report_errors
 from hive_jax.training import runtime, trainer
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; default: workdir/NAME of the config."
-)
-_ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Continue a run although its config changed."
-)
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "on", "off"], "Join the processes of a job."
-)
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator_address", None, "host:port of process 0."
-)
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process, from 0.")
+_EXAMPLES = """examples:
+  python -m hive_jax.train --config configs/stage1.py
+  python -m hive_jax.train --config stage2:fusion=cascaded --workdir /tmp/run \\
+      --config.total_steps=50 --config.batch_size=32
+"""
 
 
-def main(config: RunConfig) -> int:
+@report_errors
+def main(arguments: list[str] | None = None) -> int:
     """Joins the job, if there is one, and trains; returns the exit code."""
+    parser = cli.config_parser("hive_jax.train", __doc__, _EXAMPLES)
+    parser.add_argument(
+        "--workdir", help="folder of the run (default: workdir/NAME of the config)"
+    )
+    parser.add_argument(
+        "--allow_config_change",
+        action="store_true",
+        help="continue a run although its config changed (default: refuse)",
+    )
+    parser.add_argument(
+        "--distributed",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="join the processes of a job (default: auto, on TPU hosts and under srun)",
+    )
+    parser.add_argument("--coordinator_address", help="host:port of process 0")
+    parser.add_argument("--num_processes", type=int, help="processes of the job")
+    parser.add_argument("--process_id", type=int, help="this process, from 0")
+    options, config = cli.parse(parser, arguments)
     runtime.join_job(
-        _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        options.distributed,
+        options.coordinator_address,
+        options.num_processes,
+        options.process_id,
     )
     with runtime.abort_job_on_error():
         runtime.enable_compilation_cache()
         return trainer.train(
-            config, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value
+            config, options.workdir, allow_config_change=options.allow_config_change
         )
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    sys.exit(main())

@@ -1,64 +1,117 @@
-"""Commands with a --config flag; errors are messages without a traceback."""
+"""Command-line configs: `--config FILE[:ARGUMENTS]` and `--config.KEY=VALUE`."""
 
 import argparse
 import dataclasses
 import re
-import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
+import hive_jax
 from hive_jax.config import RunConfig, from_dict, nearest
 from hive_jax.errors import ConfigError, HiveError, MissingInputError
 
-# Config files import each other as `configs.NAME`, wherever a command is run.
-sys.path.append(str(Path(__file__).resolve().parent.parent.parent))
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with ':arguments' for its variants.", lock_config=True
-)
+def config_parser(
+    module: str, about: str, examples: str, default: str | None = None
+) -> argparse.ArgumentParser:
+    """Returns a parser for `python -m MODULE` with a --config flag; see `parse`.
+
+    Args:
+      module: name of the command's module.
+      about: first part of --help, the module's docstring.
+      examples: last part of --help.
+      default: config file used without --config, if there is one.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=about,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        default=default,
+        metavar="FILE[:ARGUMENTS]",
+        help="config file, or name of a config of the package such as stage1; any key "
+        "is overridden by --config.KEY=VALUE"
+        + (f" (default: {default})" if default else ""),
+    )
+    return parser
 
 
-def run(main: Callable[[Any], int], schema: type = RunConfig) -> None:
-    """Parses the command line and exits with main(config), or an error's code; the
-    config is one of `schema`."""
+def parse(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    schema: type = RunConfig,
+):
+    """Parses a command line.
 
-    def checked(unused_arguments) -> int:
-        logging.set_verbosity(logging.WARNING)
-        return _reported(lambda: main(from_dict(_CONFIG.value.to_dict(), schema)))
+    Args:
+      parser: of `config_parser`.
+      arguments: without the program's name; None for sys.argv.
+      schema: type of the config.
 
-    app.run(checked, flags_parser=lambda line: _reported(lambda: _parse(line, schema)))
+    Returns:
+      The parsed options, and the config with its overrides applied.
+
+    Raises:
+      ConfigError: no config, an unknown key, or a value that does not fit.
+      MissingInputError: there is no such config file.
+    """
+    options, overrides = parser.parse_known_args(arguments)
+    if options.config is None:
+        raise ConfigError("--config is missing, e.g. --config configs/stage1.py")
+    return options, read_config(options.config, overrides, schema)
 
 
-def _reported(action: Callable):
+def get_config(name: str) -> ConfigDict:
+    """Returns the config that `--config NAME` stands for, to change and train.
+
+    Args:
+      name: file, or name of a config of the package, with ":ARGUMENTS" for its
+        variants: "stage1", "stage1:fusion=cascaded", "configs/stage3.py:paper".
+
+    Raises:
+      ConfigError: unknown arguments.
+      MissingInputError: there is no such config file.
+    """
+    return _load(name, [], RunConfig)
+
+
+def read_config(file: str, overrides: Sequence[str], schema: type = RunConfig):
+    """Returns the checked config of a file.
+
+    Args:
+      file: as for `get_config`.
+      overrides: "--config.KEY=VALUE" each.
+      schema: type of the config.
+
+    Raises:
+      ConfigError: an override that is not one, or does not fit.
+      MissingInputError: there is no such config file.
+    """
+    return from_dict(_load(file, overrides, schema).to_dict(), schema)
+
+
+def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
+    logging.set_verbosity(logging.WARNING)
+    _require_keys(overrides, schema)
+    name, colon, variant = file.partition(":")
+    line = ["hive_jax", f"--config={_find(name)}{colon}{variant}", *overrides]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file(
+        "config", None, "", flag_values=values, sys_argv=line, lock_config=True
+    )
     try:
-        return action()
-    except HiveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-def _parse(
-    arguments: list[str], schema: type, values=flags.FLAGS, holder=_CONFIG
-) -> list[str]:
-    """absl's parser, with its errors as ConfigError; unknown keys come first."""
-    known = set(_keys(schema))
-    matches = [re.match(r"--?(?:no)?config\.([^=]+)", a) for a in arguments[1:]]
-    overrides = [match[1] for match in matches if match]
-    for key in overrides:
-        if key not in known:
-            raise ConfigError(f"config.{key} is not a key{nearest(key, known)}")
-    try:
-        rest = values(arguments)[1:]
-        if holder.value is not None:
-            holder.value.to_dict()  # a file that is not there shows only now
-    except OSError as error:
-        raise MissingInputError(f"--config: {error}") from None
-    except (flags.Error, AttributeError, TypeError, ValueError) as error:
+        rest = values(line)[1:]
+        config = holder.value
+        config.to_dict()  # errors of the file's own code show only now
+    except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
         _explain_no_architecture(str(error), overrides)
         raise _cause(error) from None
     if rest:
@@ -66,9 +119,32 @@ def _parse(
             f"unexpected arguments {' '.join(rest)}; overrides are written "
             f"--config.KEY=VALUE"
         )
-    if holder.value is None:
-        raise ConfigError("--config is missing, e.g. --config configs/stage1.py")
-    return arguments[:1]
+    return config
+
+
+def _find(name: str) -> Path:
+    """The config file of a path, or of a name such as "stage1"."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    package = Path(hive_jax.__file__).parent
+    # Beside the modules where the package is installed, above them in a checkout.
+    folders = (package / "configs", package.parent / "configs")
+    known = {file.stem: file for folder in folders for file in folder.glob("*.py")}
+    if name in known:
+        return known[name]
+    raise MissingInputError(
+        f"--config {name}: no such file, and no config of the package; expected a "
+        f"path or one of {', '.join(sorted(known))}{nearest(name, known)}"
+    )
+
+
+def _require_keys(overrides: Sequence[str], schema: type) -> None:
+    known = set(_keys(schema))
+    for argument in overrides:
+        key = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if key and key[1] not in known:
+            raise ConfigError(f"config.{key[1]} is not a key{nearest(key[1], known)}")
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
@@ -82,16 +158,16 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _explain_no_architecture(message: str, overrides: list[str]) -> None:
+def _explain_no_architecture(message: str, overrides: Sequence[str]) -> None:
     """Raises ConfigError for a size of a tower whose architecture is None."""
-    for key in overrides:
-        tower = re.match(r"model\.(encoder|decoder)\.", key)
-        if tower and f'field "{tower[1]}" is None' in message:
-            size = {"encoder": "L/16-384", "decoder": "gemma3_1b"}[tower[1]]
+    for argument in overrides:
+        key = re.match(r"--?config\.(model\.(encoder|decoder)\.[^=]+)", argument)
+        if key and f'field "{key[2]}" is None' in message:
+            size = {"encoder": "L/16-384", "decoder": "gemma3_1b"}[key[2]]
             raise ConfigError(
-                f"config.{key} cannot be set alone: config.model.{tower[1]} is None, "
+                f"config.{key[1]} cannot be set alone: config.model.{key[2]} is None, "
                 "which takes the architecture of the initial weights. Name a size after "
-                f"the config file, --config FILE:{tower[1]}={size}, or give all values "
+                f"the config file, --config FILE:{key[2]}={size}, or give all values "
                 "in a config file. (For another image size alone there is "
                 "--config.image_size.)"
             )
@@ -99,52 +175,8 @@ def _explain_no_architecture(message: str, overrides: list[str]) -> None:
 
 def _cause(error: BaseException) -> HiveError:
     """The project's own error behind a parser's, or the parser's message as one."""
-    found, link = ConfigError(str(error)), error
+    cause, link = ConfigError(str(error)), error
     while link is not None:
-        found = link if isinstance(link, HiveError) else found
+        cause = link if isinstance(link, HiveError) else cause
         link = link.__cause__ or link.__context__
-    return found
-
-
-def config_parser(module: str, about: str, examples: str) -> argparse.ArgumentParser:
-    """A parser for `python -m MODULE` that knows --config; read with `read_config`.
-
-    Args:
-      module: of the command.
-      about: its docstring.
-      examples: shown at the end of --help.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=about,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE[:ARGUMENTS]",
-        help="config file; any key is overridden by --config.KEY=VALUE",
-    )
-    return parser
-
-
-def read_config(file: str, overrides: list[str], schema: type = RunConfig):
-    """The config of a file, of type `schema`.
-
-    Args:
-      file: path of the file, with ":ARGUMENTS" for its variants.
-      overrides: "--config.KEY=VALUE" each, as `parse_known_args` leaves them.
-
-    Raises:
-      ConfigError: an override is none, or does not fit.
-      MissingInputError: the file is not there.
-    """
-    line = ["hive_jax", f"--config={file}", *overrides]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "", flag_values=values, sys_argv=line, lock_config=True
-    )
-    _parse(line, schema, values, holder)
-    return from_dict(holder.value.to_dict(), schema)
+    return cause

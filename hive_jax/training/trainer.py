@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import itertools
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -29,7 +31,10 @@ from hive_jax.training.validation import summary_line, validate
 
 
 def train(
-    config, workdir: str | None = None, *, allow_config_change: bool = False
+    config: RunConfig | Mapping,
+    workdir: str | os.PathLike | None = None,
+    *,
+    allow_config_change: bool = False,
 ) -> int:
     """Trains to config.total_steps, continuing the run in `workdir`.
 
@@ -48,7 +53,7 @@ def train(
       HiveError: before any training, for anything that cannot work.
     """
     config = as_run_config(config)
-    workdir = workdir or default_workdir(config.name)
+    workdir = os.fspath(workdir or default_workdir(config.name))
     run = Experiment(resolve_config(config, workdir))
     config = run.config
     log(run.program.parameter_table)

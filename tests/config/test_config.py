@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from configs import base
 from hive_jax.config import (
     RESUMABLE_KEYS,
     Rule,
@@ -19,6 +18,7 @@ from hive_jax.config import (
     as_run_config,
     differences,
     from_dict,
+    recipes,
     to_dict,
 )
 from hive_jax.data.types import Batch
@@ -507,7 +507,7 @@ def test_wrong_arguments(stage, arguments, message):
 
 def test_arguments():
     def parse(text):
-        return base.parse(text, ("paper",), fusion="hive")
+        return recipes.parse(text, ("paper",), fusion="hive")
 
     wanted = {"paper": True, "fusion": "cascaded"}
     assert parse("paper,fusion=cascaded") == wanted

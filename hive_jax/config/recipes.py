@@ -1,4 +1,4 @@
-"""Recipes: what the stages share, and how their tables become a config.
+"""Recipes: values that stages share, and tables of them as configs.
 
 Arguments follow the file's name and combine with commas:
 
