@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import big_vision, hf_models, safetensors, sources, writing
+from hive_jax.weights import big_vision, hf_models, sources, writing
 from hive_jax.weights.mapping import fields, param_shapes, resize_positions
-from hive_jax.weights.safetensors import cast
+from hive_jax.weights.safetensors import cast, dtype_named
 
 FORMATS = ("huggingface", "big_vision")
 
@@ -111,7 +111,7 @@ def save_encoder(
     """
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
-    as_type = safetensors.dtype_named(dtype)
+    as_type = dtype_named(dtype)
     known = list(hf_models.PROCESSORS)
     if format == "big_vision":
         known.append("bv_bilinear")
