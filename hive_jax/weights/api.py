@@ -12,9 +12,9 @@ from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.io import atomic_dir, write_json
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import big_vision, hf_models, safetensors, sources
+from hive_jax.weights import big_vision, hf_models, sources
 from hive_jax.weights.mapping import param_shapes, resize_positions
-from hive_jax.weights.safetensors import cast
+from hive_jax.weights.safetensors import cast, dtype_named
 
 FORMATS = ("huggingface", "big_vision")
 
@@ -112,7 +112,7 @@ def save_encoder(
     """
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
-    as_type = safetensors.dtype_named(dtype)
+    as_type = dtype_named(dtype)
     known = list(hf_models.PROCESSORS)
     if format == "big_vision":
         known.append("bv_bilinear")

@@ -13,8 +13,9 @@ import safetensors.numpy
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import hf_models, safetensors
+from hive_jax.weights import hf_models
 from hive_jax.weights.mapping import param_shapes
+from hive_jax.weights.safetensors import dtype_named, write_tensors
 
 IMAGE = SiglipConfig(24, 2, 40, 2, patch_size=4, image_size=8)
 TEXT = TextTowerConfig(61, 6, 20, 1, 36, 2, out_dim=24)
@@ -70,12 +71,12 @@ def arrays(config, seed: int = 0) -> dict[str, np.ndarray]:
 def write_folder(folder: Path, layout, dtype: str = "float32", **options) -> str:
     """A folder of random parameters. `options` go to the writer of tensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    as_type, model = safetensors.dtype_named(dtype), arrays(layout.model)
+    as_type, model = dtype_named(dtype), arrays(layout.model)
     hf_models.write(folder, layout, model, as_type)
     if options:
         (folder / "model.safetensors").unlink()
         make, shapes = hf_models.tensors(layout, model, as_type)
-        safetensors.write_tensors(folder, make, shapes, as_type, **options)
+        write_tensors(folder, make, shapes, as_type, **options)
     return str(folder)
 
 

@@ -6,12 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hive_jax.models.attention import KeyValues
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.fusion import (
     FUSIONS,
+    Fusion,
     default_connections,
     interleave,
     resolve_connections,
+    text_position,
 )
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.siglip import SiglipConfig
@@ -323,6 +326,77 @@ def test_self_attention_is_the_decoder_on_text_with_image_tokens_inside():
             )
         )(IMAGES[one], TOKENS[one])
         np.testing.assert_allclose(hidden[one], wanted, atol=1e-5)
+
+
+# A fusion inside of the decoder's own attention.
+
+
+class Joint(Fusion):
+    """The image's keys and values join those of the text in one softmax."""
+
+    extends_attention = True
+
+    def prepare(self, features, text, image_mask):
+        heads = self.config.num_kv_heads, self.config.head_dim
+        size = heads[0] * heads[1]
+        return (
+            text,
+            text_position(text),
+            tuple(
+                KeyValues(*(part.reshape(*part.shape[:2], *heads) for part in parts))
+                for projected in self.project(features)
+                for parts in [(projected[..., :size], projected[..., -size:])]
+            ),
+        )
+
+    def before_layer(self, connection, x, image_kv, image_mask):
+        image = image_kv[connection]
+
+        def extend(query, key, value, mask):
+            shape = *image_mask.shape, image.key.shape[1]
+            sees = jnp.broadcast_to(image_mask[:, :, None], shape)
+            mask = jnp.broadcast_to(mask, (len(sees), *mask.shape[1:]))
+            return (
+                query,
+                jnp.concatenate([image.key, key], axis=1),
+                jnp.concatenate([image.value, value], axis=1),
+                jnp.concatenate([sees, mask], axis=2),
+            )
+
+        return x, extend
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_fusion_may_extend_the_attention_of_connected_layers(monkeypatch, scan):
+    monkeypatch.setitem(FUSIONS, "joint", Joint)
+    decoder = dataclasses.replace(TINY.decoder, scan=scan, remat="full")
+    joint = Hive(dataclasses.replace(TINY, fusion="joint", decoder=decoder))
+    params = random_params("hive")
+    params = {
+        "params": params | {"fusion": {"projector": params["fusion"]["projector"]}}
+    }
+    apply = jax.jit(joint.apply)
+    hidden = apply(params, IMAGES, TOKENS, IMAGE_MASK)
+    changed = np.any(hidden != apply(params, -IMAGES, TOKENS, IMAGE_MASK), axis=-1)
+    np.testing.assert_array_equal(changed, IMAGE_MASK)
+    alone = run("none", params={"llm": params["params"]["llm"]})
+    np.testing.assert_allclose(
+        np.where(IMAGE_MASK[..., None], 0, hidden - alone), 0, atol=1e-5
+    )
+
+    def decode(hive):
+        first, position, state = hive.prefill(
+            IMAGES, TOKENS[:, :5], IMAGE_MASK[:, :5], 2
+        )
+        parts = [first]
+        for step in (5, 6):
+            position = position[:, -1:] + 1
+            x, state = hive.decode_step(TOKENS[:, step : step + 1], position, state)
+            parts.append(x)
+        return jnp.concatenate(parts, axis=1)
+
+    stepwise = jax.jit(lambda params: joint.apply(params, method=decode))(params)
+    np.testing.assert_allclose(stepwise, hidden, atol=1e-5)
 
 
 # Programs and dtypes.
