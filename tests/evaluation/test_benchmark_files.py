@@ -19,7 +19,7 @@ from hive_jax.data.tabletop.scene import scene
 from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError, DataError, MissingInputError, OutputError
 from hive_jax.evaluation.tasks import TASKS, read_task
-from tools.make_tabletop import main
+from tools.tabletop import main
 
 FOUR = ("gqa", "mme", "okvqa", "scienceqa")
 COUNT, SEED = 14, 3
@@ -148,7 +148,7 @@ def test_claims_are_true_and_false():
 def test_the_same_arguments_write_the_same_files(official, tmp_path, capsys):
     again = tmp_path / "again"
     options = ("--count", str(COUNT), "--seed", str(SEED))
-    assert main(["--out", str(again), *options]) == 0
+    assert main(["benchmarks", "--out", str(again), *options]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1] for line in printed] == [
         f"{COUNT} questions, {COUNT} images",
@@ -162,7 +162,7 @@ def test_the_same_arguments_write_the_same_files(official, tmp_path, capsys):
         assert (again / path).read_bytes() == (official / path).read_bytes()
     fingerprints = [read_task("gqa", str(f)).fingerprint for f in (official, again)]
     assert fingerprints[0] == fingerprints[1]
-    assert main(["--out", str(again), *options]) == 73
+    assert main(["benchmarks", "--out", str(again), *options]) == 73
     assert "choose another folder" in capsys.readouterr().err
     with pytest.raises(OutputError, match="cannot write"):
         write_benchmarks("/dev/null/x", 1, 0)

@@ -66,7 +66,9 @@ def test_paper_trains_what_table_3_says(fusion):
 
 def test_contact_sheet(tmp_path):
     path = tmp_path / "sheet.png"
-    code, output = tool("show_data", "--out", str(path), "--count", "2", "--size", "64")
+    code, output = tool(
+        "tabletop", "preview", "--out", str(path), "--count", "2", "--size", "64"
+    )
     assert code == 0, output
     with Image.open(path) as image:
         assert len(image.convert("RGB").getcolors(2**24)) > 500
@@ -117,7 +119,9 @@ def test_weights_tools_errors_are_messages(tmp_path):
 
 
 def test_tokenizer_is_reproducible(tmp_path):
-    code, output = tool("make_tokenizer", "--out", str(tmp_path / "tokenizer.json"))
+    code, output = tool(
+        "tabletop", "tokenizer", "--out", str(tmp_path / "tokenizer.json")
+    )
     assert code == 0, output
     made = (tmp_path / "tokenizer.json").read_bytes()
     assert made == (ROOT / "hive_jax/assets/tokenizer.json").read_bytes()

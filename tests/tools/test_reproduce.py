@@ -97,7 +97,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert first.done.exists()
     assert "no checkpoint in nowhere" in (out / "logs/seed_0_base.log").read_text()
     # What failed works now; what was done is not done again.
-    command = ("make_tabletop", f"--out={out}/more", "--count=1")
+    command = ("tabletop", "benchmarks", f"--out={out}/more", "--count=1")
     works = steps.Step("seed 0, base", command, out / "more/mme")
     with monkeypatch.context() as patch:
         only(patch, first, works)

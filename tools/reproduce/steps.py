@@ -65,7 +65,7 @@ def steps_of_seed(scale: Scale, out: Path, seed: int) -> Iterator[Step]:
 def benchmarks(scale: Scale, out: Path) -> Step:
     """The files of the four benchmarks."""
     folder = out / "benchmarks"
-    command = ("make_tabletop", f"--out={folder}", f"--count={scale.images}")
+    command = ("tabletop", "benchmarks", f"--out={folder}", f"--count={scale.images}")
     return Step("benchmarks", command, folder / "scienceqa/pid_splits.json")
 
 

@@ -1,6 +1,6 @@
-"""MME, GQA, OK-VQA and ScienceQA of the built-in world, in the files of their authors.
+"""MME, GQA, OK-VQA and ScienceQA of tabletop, in their authors' file formats.
 
-Scenes of the split test: none that a model has been trained on.
+The scenes are of the split "test", which no model is trained on.
 """
 
 import itertools
@@ -28,7 +28,7 @@ _GQA_TYPES = {  # structural and semantic, as GQA names them
     "yes_no": ("verify", "global"),
 }
 _OKVQA_TYPES = {"one": "material", "two": "colour", "three": "shape", "four": "size"}
-# What some people say instead, and its stem.
+# Synonyms that some annotators use, and their stems.
 _SYNONYMS = {
     "striped": ("stripes", "stripe"),
     "dotted": ("dots", "dot"),
@@ -44,6 +44,7 @@ def write_benchmarks(folder: str, count: int, seed: int, image_size: int = 64) -
     The same arguments give the same files.
 
     Args:
+      folder: to write; empty or absent.
       count: images of each; MME has two questions of each image, the others one.
       seed: of the scenes.
       image_size: side of the images in pixels.
@@ -56,7 +57,7 @@ def write_benchmarks(folder: str, count: int, seed: int, image_size: int = 64) -
         raise ConfigError(f"count is {count}; expected 1 or more")
     root = Path(folder)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise OutputError(f"{folder} is there and not empty; choose another folder")
+        raise OutputError(f"{folder} is not empty; choose another folder")
     try:
         for name, write in _WRITERS.items():
             write(root / name, count, seed, image_size)
@@ -67,7 +68,7 @@ def write_benchmarks(folder: str, count: int, seed: int, image_size: int = 64) -
 def _asked(kinds, count: int, seed: int, ask: Callable) -> Iterator[tuple]:
     """(index, scene, kind, question, its random numbers) of `count` scenes.
 
-    The kinds take turns; scenes that do not allow the kind whose turn it is are left out.
+    The kinds take turns; scenes for which a kind is not possible are skipped.
     """
     indices = itertools.count()
     for kind in itertools.islice(itertools.cycle(kinds), count):
@@ -123,7 +124,7 @@ def _write_okvqa(root: Path, count: int, seed: int, image_size: int) -> None:
         about = {"image_id": index, "question_id": 10 * index + 5}
         right = question.answer, question.answer
         said = [right] * 3 + [_SYNONYMS.get(question.answer, right)] * 2
-        # Of five people, each twice.
+        # Five annotators, each of whom counts twice, make OK-VQA's ten.
         people = [said[i] for i in rng.permutation(5).repeat(2)]
         answers = [
             {
@@ -144,7 +145,7 @@ def _write_okvqa(root: Path, count: int, seed: int, image_size: int) -> None:
 
 
 def _write_scienceqa(root: Path, count: int, seed: int, image_size: int) -> None:
-    """Every second question has a text to read instead of an image."""
+    """Every second question has a text instead of an image."""
     problems = {}
     asked = _asked(("choice",), count, seed, _ask)
     for number, (index, one, _, question, rng) in enumerate(asked):
@@ -170,7 +171,7 @@ def _write_scienceqa(root: Path, count: int, seed: int, image_size: int) -> None
 
 
 def _description(one: Scene, rng: np.random.Generator) -> str:
-    """All words of all toys, a sentence each."""
+    """All attributes of all toys, a sentence each."""
     things = [one.things[i] for i in rng.permutation(len(one.things))]
     words = [f"{t.size} {t.material} {t.colour} {t.shape}" for t in things]
     return " ".join(f"There is {article(noun)}." for noun in words)

@@ -1,4 +1,4 @@
-"""Tabletop: the built-in world as a random-access source of samples."""
+"""Tabletop, the built-in dataset, as a DataSource."""
 
 import hashlib
 
@@ -10,17 +10,17 @@ from hive_jax.data.tabletop.templates import TAG_NAMES
 from hive_jax.data.types import Sample
 from hive_jax.errors import ConfigError
 
-# Goes up when the same arguments give other samples than before.
+# To be raised when the same arguments give other samples than before.
 VERSION = 1
 
 _SIZES = {"train": 1_048_576, "validation": 4096, "test": 4096}
 
 
 class Tabletop:
-    """Scenes, pictures and texts, made when asked for.
+    """Generates scenes with an image and text, on access.
 
-    Sample `index` depends on the arguments and the index only, so any number of
-    workers may read any part in any order. Splits have no scene in common.
+    Sample `index` is a function of the arguments and the index alone, so any number of
+    workers may read any of them in any order. Splits have no scene in common.
 
         >>> source = Tabletop("train", image_size=64)
         >>> source[7].image.shape
@@ -39,18 +39,17 @@ class Tabletop:
         with_image: bool = True,
         size: int | None = None,
     ):
-        """Chooses what the samples are.
-
+        """
         Args:
           split: "train", "validation" or "test".
-          seed: another seed, other scenes, from the same split's share.
-          image_size: side of the pictures in pixels, at least 8.
+          seed: of the scenes; each split keeps to its own for every seed.
+          image_size: side of the images in pixels, at least 8.
           text: "captions", "vague", "questions", "text" or "classes"; see `language`.
-          with_image: False for text alone, which then costs no drawing.
-          size: number of samples; None for the split's own.
+          with_image: False for text alone; nothing is rendered then.
+          size: number of samples; None for the default of the split.
 
         Raises:
-          ConfigError: if an argument is not one of these.
+          ConfigError: an argument is out of range.
         """
         self.split = _one_of("split", split, tuple(SPLITS))
         self.text = _one_of("text", text, MODES)
@@ -73,7 +72,6 @@ class Tabletop:
         return Sample(image, segments(one, self.text), label=label)
 
     def describe(self, index: int) -> str:
-        """The name of a scene, for messages."""
         return f"scene {index} of {self!r}"
 
     def __repr__(self) -> str:

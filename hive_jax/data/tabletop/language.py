@@ -1,11 +1,11 @@
-"""Captions: what a scene's text is, in each of five modes.
+"""The text of a scene, in each of five modes.
 
-captions    training: says nearly all there is to see
-vague       the base encoder's contrastive training: seldom names a material,
-            so that there is something left to learn from a language model
+captions    for training: names nearly every attribute
+vague       for the contrastive training of the base encoder: seldom names a
+            material, so that there is something left to learn from a language model
 questions   a question, which is not a target, and its answer
 text        captions and questions, three to one
-classes     for one toy alone: its material and shape, which are its class
+classes     of a single toy: its material and shape, which are its class
 """
 
 import dataclasses
@@ -44,10 +44,12 @@ _PICTURES = ("a picture", "a photo", "an image")
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """How often each attribute of a toy is said; and whether it is referred back to.
+    """Probabilities that a caption names each attribute of a toy.
 
-    A reference ("the red star") names a toy so that it is the only one meant, and
-    so may say more than the rates allow.
+    Attributes:
+      size, material, colour, shape: the probabilities.
+      refers: whether toys are referred to again ("the red star"); a reference names
+        what singles out the toy, whatever the rates.
     """
 
     size: float
@@ -64,8 +66,11 @@ VAGUE = Rates(size=0.40, material=0.05, colour=0.45, shape=0.90, refers=False)
 def segments(scene: Scene, mode: str) -> tuple[Segment, ...]:
     """The text of a scene: one caption, or a question and its answer.
 
-    Each segment ends with a newline, the mark to stop at. The same scene and mode
-    give the same text.
+    Each segment ends with a newline, where generation stops.
+
+    Args:
+      scene: the scene; it settles the wording too.
+      mode: one of MODES.
     """
     if mode == "classes":
         return (mark(f"a photo of {article(class_of(scene))}"),)
@@ -76,7 +81,7 @@ def segments(scene: Scene, mode: str) -> tuple[Segment, ...]:
 
 
 def class_of(scene: Scene) -> str:
-    """The one of CLASSES that a scene of one toy is of."""
+    """The class of a scene of one toy, one of CLASSES."""
     (thing,) = scene.things
     return f"{thing.material} {thing.shape}"
 
@@ -91,7 +96,13 @@ def dialogue(question: Question) -> tuple[Segment, Segment]:
 
 
 def caption(scene: Scene, rates: Rates, rng: np.random.Generator) -> str:
-    """A caption as a marked template; see `words.mark`."""
+    """A caption as a template; see templates.mark.
+
+    Args:
+      scene: the scene.
+      rates: of the attributes that it names.
+      rng: chooses the wording.
+    """
     if len(scene.things) == 1:
         return _one(scene.things[0], rates, rng)
     things = [scene.things[i] for i in rng.permutation(len(scene.things))]
@@ -126,7 +137,7 @@ def _noun(thing: Thing, rates: Rates, rng: np.random.Generator) -> str:
 
 
 def _where(thing: Thing, rng: np.random.Generator) -> str:
-    """Where a single toy stands, sometimes with the side of the table."""
+    """The position of a single toy, sometimes with the side of the table."""
     side = place(thing)
     if side is None or rng.random() < 0.5:
         return pick(_SURFACES, rng)
@@ -164,7 +175,7 @@ def _related(
     rates: Rates,
     rng: np.random.Generator,
 ) -> str:
-    """A caption about where the first toy is, seen from the second."""
+    """A caption about the relation of the first toy to the second."""
     first, second = (_noun(thing, rates, rng) for thing in things[:2])
     phrase, stands = pick(PHRASES[relation], rng), pick(_STANDS, rng)
     match int(rng.integers(4)):
@@ -184,7 +195,7 @@ def _related(
 def _third(
     scene: Scene, things: list[Thing], rates: Rates, rng: np.random.Generator
 ) -> str:
-    """How a caption about two toys goes on to the third."""
+    """The rest of a caption about two toys, for the third."""
     noun, other = _noun(things[2], rates, rng), pick(things[:2], rng)
     related = relations(things[2], other)
     name = refer(scene, other, rng) if rates.refers else None
@@ -196,7 +207,7 @@ def _third(
 def _listed(
     scene: Scene, things: list[Thing], rates: Rates, rng: np.random.Generator
 ) -> str:
-    """A caption that counts and lists, and of two toys may say how they stand."""
+    """A caption that counts and lists toys, and may relate two of them."""
     nouns = [_noun(thing, rates, rng) for thing in things]
     listed = f"{', '.join(nouns[:-1])} and {nouns[-1]}"
     where, stand = pick(_SURFACES, rng), pick(_STAND, rng)

@@ -1,4 +1,4 @@
-"""Questions about a scene, each with the one answer that is right.
+"""Questions about a scene, each with one right answer; and claims for yes and no.
 
 kind        answer
 material    the word; so for colour, shape, size
@@ -51,13 +51,13 @@ _ASKED = {
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question, its right answer, and what to choose from, if it says so.
+    """A question and its right answer.
 
     Attributes:
-      kind: one of ASKERS.
-      question: plain text, without the options.
-      answer: what is right; a letter if there are choices.
-      choices: the options that LETTERS stand for, in order.
+      kind: a key of ASKERS.
+      question: plain text, without the choices.
+      answer: a word, or the letter of a choice.
+      choices: of a multiple-choice question, in the order of LETTERS; else empty.
     """
 
     kind: str
@@ -67,20 +67,25 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """The question with its options, on one line."""
+        """The question with its choices, on one line."""
         options = zip(LETTERS, self.choices)
         return " ".join([self.question, *(f"({a}) {option}" for a, option in options)])
 
 
 def questions(scene: Scene) -> list[Question]:
-    """One question of every kind that the scene allows, in the order of ASKERS."""
+    """One question of every kind possible for the scene, in the order of ASKERS."""
     rng = scene.stream(2)
     found = [asker(scene, rng) for asker in ASKERS.values()]
     return [question for question in found if question]
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """One question; every kind that the scene allows is as likely as any other."""
+    """One question, its kind uniform over those possible for the scene.
+
+    Args:
+      scene: the scene.
+      rng: chooses the question.
+    """
     kinds = list(ASKERS)
     while True:
         if question := ASKERS[pick(kinds, rng)](scene, rng):
@@ -92,7 +97,7 @@ def _question(kind: str, text: str, answer: str, choices=()) -> Question:
 
 
 def _about(scene: Scene, attribute: str, rng: np.random.Generator):
-    """A toy that can be pointed at without the attribute, as (toy, phrase)."""
+    """A toy that can be referred to without naming the attribute, as (toy, phrase)."""
     for i in rng.permutation(len(scene.things)):
         thing = scene.things[i]
         name = refer(scene, thing, rng, hidden=attribute)
@@ -123,7 +128,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
         )
         return _question("count", text, COUNTS[len(things)])
     attribute = pick(("shape", "colour", "material"), rng)
-    # What is there is asked for more often than what is not.
+    # Toys that exist are asked about more often than others.
     here = [getattr(thing, attribute) for thing in things]
     value = pick(here if rng.random() < 0.75 else VALUES[attribute], rng)
     noun = plural(value) if attribute == "shape" else f"{value} objects"
@@ -132,7 +137,7 @@ def _count(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _pair(scene: Scene, rng: np.random.Generator):
-    """Two toys that stand in some relation, as (toys, their names), or None."""
+    """Two toys with a relation that is plain to see, as (toys, their names), or None."""
     if len(scene.things) == 1:
         return None
     toys = [scene.things[i] for i in rng.permutation(len(scene.things))[:2]]
@@ -159,7 +164,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _in_line(first: Thing, second: Thing) -> bool:
-    """Whether the toys are apart much more in one direction than in the other."""
+    """Whether the distance of the toys is mostly in one direction."""
     across, depth = abs(first.x - second.x), abs(first.foot - second.foot)
     return max(across, depth) >= 2 * min(across, depth)
 
@@ -178,7 +183,7 @@ def _claim_any_attribute(
     return claim_attribute(scene, true, rng, attribute)
 
 
-# Claims are marked templates, true or false; None where the scene allows none.
+# Claims are templates, true or false; None where none is possible for the scene.
 
 
 def claim_attribute(
@@ -239,9 +244,15 @@ ASKERS = {
 def true_and_false(
     scene: Scene, category: str, rng: np.random.Generator
 ) -> tuple[str, str] | None:
-    """A question of the category to say yes to, and one to say no to.
+    """Two questions in a category of MME, the first to answer yes and the second no.
 
-    None where the scene does not allow both.
+    Args:
+      scene: the scene.
+      category: a key of CLAIMS.
+      rng: chooses the questions.
+
+    Returns:
+      The questions; None where one of them is not possible for the scene.
     """
     claims = [CLAIMS[category](scene, true, rng) for true in (True, False)]
     return tuple(map(sentence, claims)) if all(claims) else None
@@ -258,7 +269,7 @@ def _claim_rest(scene: Scene, true: bool, rng: np.random.Generator) -> str:
 
 
 def _claim_larger(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
-    """About two toys of different sizes, neither of which is said."""
+    """About two toys of different sizes, without naming the sizes."""
     by_size = {thing.size: thing for thing in scene.things}
     if len(by_size) < 2:
         return None
@@ -277,7 +288,7 @@ def _objects(number: int) -> tuple[str, str]:
     return "are", f"{COUNTS[number]} objects"
 
 
-# The first five are of MME's perception, the others of its cognition.
+# The first five are categories of MME's perception, the others of its cognition.
 CLAIMS: dict[str, Callable] = {
     "existence": claim_presence,
     "count": _claim_count,

@@ -1,7 +1,7 @@
-"""Pictures: scenes painted with implicit shapes in plain numpy, at any size.
+"""Renders scenes with implicit shapes in plain NumPy, at any size.
 
 Each toy is a block cut from a board: a textured face, a plain dark side behind it,
-and a soft shadow where it stands. Only its own crop is supersampled.
+and a soft shadow on the table. Only its own crop is supersampled.
 """
 
 import functools
@@ -33,11 +33,11 @@ _TABLE = np.array((178, 148, 118), np.float32)
 
 
 def render(scene: Scene, image_size: int = 64) -> np.ndarray:
-    """Paints a scene.
+    """Renders a scene.
 
     Args:
-      scene: what to paint; its own random stream settles the rest.
-      image_size: side of the picture in pixels.
+      scene: the scene; its own random stream settles the rest.
+      image_size: side of the image in pixels.
 
     Returns:
       uint8[image_size, image_size, 3], the same for the same arguments.

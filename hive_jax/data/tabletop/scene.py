@@ -42,7 +42,7 @@ _COUNT_SHARES = (0.50, 0.27, 0.23)
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One toy: four words, and a disc around (x, y) that it stays within."""
+    """One toy: four attributes, and a disc around (x, y) that holds it."""
 
     shape: str
     colour: str
@@ -60,26 +60,26 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What is to be seen.
+    """One to three toys on a table.
 
     Attributes:
-      things: one to three toys, no two alike in both shape and colour.
-      key: 63 bits that settle everything else (brightness, wording, ...).
+      things: the toys; no two have both shape and colour in common.
+      key: 63 random bits that seed everything else (brightness, wording, ...).
     """
 
     things: tuple[Thing, ...]
     key: int
 
     def stream(self, purpose: int) -> np.random.Generator:
-        """Random numbers that belong to this scene, one stream a purpose."""
+        """Random numbers of this scene; an independent stream for each purpose."""
         return np.random.default_rng([self.key, purpose])
 
 
 def describe(things: tuple[Thing, ...]) -> str:
-    """The canonical description: what makes two scenes the same scene.
+    """The canonical description, which decides the split of a scene.
 
-    Positions count in steps of 1/32, so that a scene of another split cannot be
-    this one shifted by a fraction of a pixel.
+    Positions are rounded to 1/32, so that no other split has the same scene shifted
+    by a fraction of a pixel.
     """
     return "; ".join(
         sorted(
@@ -91,17 +91,21 @@ def describe(things: tuple[Thing, ...]) -> str:
 
 
 def bucket(things: tuple[Thing, ...]) -> int:
-    """0 to 15, from the canonical description; SPLITS says whose it is."""
+    """A checksum of the canonical description, 0 to 15; SPLITS assigns it to a split."""
     return zlib.crc32(describe(things).encode()) % 16
 
 
 def scene(split: str, seed: int, index: int, toys: int | None = None) -> Scene:
-    """Scene `index` of a split. Scenes of other splits' buckets are drawn again.
+    """Scene `index` of a split; a function of the arguments alone.
 
-    `toys` is how many there are; None for any number.
+    Args:
+      split: a key of SPLITS. Scenes of other splits' buckets are drawn again.
+      seed: of all scenes.
+      index: of the scene.
+      toys: number of toys; None for a random one.
     """
     rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
-    # Settled first, so that crowded scenes, which fail more often, are not rarer.
+    # Drawn once, so that crowded scenes, which fail more often, are not rarer.
     count = 1 + int(np.searchsorted(np.cumsum(_COUNT_SHARES), rng.random()))
     while True:
         things = _arrange(toys or count, rng)
@@ -110,10 +114,14 @@ def scene(split: str, seed: int, index: int, toys: int | None = None) -> Scene:
 
 
 def relations(first: Thing, second: Thing) -> list[str]:
-    """What `first` is to `second`: of "left", "right", "behind" and "in front".
+    """The relations of `first` to `second`: "left" or "right", "behind" or "in front".
 
     Across the table the centres decide. In depth the feet do, and the centres must
-    not contradict them, for a large toy's centre is higher than a small one's.
+    not contradict them: the centre of a large toy is higher than that of a small one.
+
+    Args:
+      first: a toy.
+      second: another toy.
     """
     across, depth = second.x - first.x, second.foot - first.foot
     rise = second.y - first.y
@@ -126,7 +134,7 @@ def relations(first: Thing, second: Thing) -> list[str]:
 
 
 def place(thing: Thing) -> str | None:
-    """Where on the table: "left", "right" or "middle", or None in between."""
+    """The side of the table: "left", "right" or "middle", or None in between."""
     if abs(thing.x - 0.5) < 0.06 and abs(thing.y - 0.56) < 0.12:
         return "middle"
     if abs(thing.x - 0.5) < 0.12:
@@ -135,7 +143,7 @@ def place(thing: Thing) -> str | None:
 
 
 def _arrange(count: int, rng: np.random.Generator) -> tuple[Thing, ...] | None:
-    """`count` toys that do not overlap, or None if they found no room."""
+    """`count` toys that do not overlap, or None if the tries failed."""
     looks = rng.integers(
         (len(SHAPES), len(COLOURS), len(SIZES), len(MATERIALS)), size=(count, 4)
     ).tolist()

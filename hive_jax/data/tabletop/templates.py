@@ -1,7 +1,7 @@
-"""Words that captions and questions share: marking, plurals, ways to refer to a toy.
+"""Templates and phrases that captions and questions share.
 
-Templates are marked strings. "a small|size star|shape" is the text "a small star"
-with the kinds of two words; an underscore in a marked word stands for a space.
+"a small|size star|shape" is the text "a small star" with the tags of two words; an
+underscore in a tagged word stands for a space.
 """
 
 import re
@@ -20,7 +20,7 @@ OPPOSITES = {
     "behind": "in front",
     "in front": "behind",
 }
-# Each relation's ways to be said, before the second toy.
+# Phrases for each relation, to go before the second toy.
 PHRASES = {
     "left": ("to the left|relation of", "left|relation of"),
     "right": ("to the right|relation of", "right|relation of"),
@@ -29,7 +29,7 @@ PHRASES = {
 }
 
 _MARK = re.compile(r"(\w+)\|(\w+)")
-# Ways to point at a toy, the most natural first.
+# Attributes that may single out a toy, the most natural combination first.
 _REFERENCES = (
     ("shape",),
     ("colour", "shape"),
@@ -45,7 +45,12 @@ _REFERENCES = (
 
 
 def mark(template: str, target: bool = True) -> Segment:
-    """A marked template as a Segment: sentences capitalised, a newline at the end."""
+    """A template as a Segment: sentences capitalised, a newline at the end.
+
+    Args:
+      template: with tags.
+      target: whether it is supervised; the tags of other text are dropped.
+    """
     text, tags, end = "", [], 0
     for match in _MARK.finditer(template):
         text += template[end : match.start()]
@@ -58,18 +63,18 @@ def mark(template: str, target: bool = True) -> Segment:
 
 
 def strip_marks(template: str) -> str:
-    """A marked template as plain text."""
+    """A template as plain text."""
     return _MARK.sub(lambda match: match[1].replace("_", " "), template)
 
 
 def sentence(template: str) -> str:
-    """A marked template as plain text that begins with a capital letter."""
+    """A template as plain text that begins with a capital letter."""
     text = strip_marks(template)
     return text[0].upper() + text[1:]
 
 
 def pick(options, rng: np.random.Generator):
-    """One of a sequence, all equally likely."""
+    """A random element of a sequence."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -85,16 +90,16 @@ def plural(shape: str) -> str:
 def refer(
     scene: Scene, thing: Thing, rng: np.random.Generator, hidden: str | None = None
 ) -> str | None:
-    """A marked phrase such as "the red|colour star|shape" that fits one toy only.
+    """A template such as "the red|colour star|shape" that fits one toy only.
 
     Args:
-      scene: the scene, for what else is in it.
-      thing: the toy to point at.
-      rng: decides between one and two words where both would do.
-      hidden: an attribute that must not be said, because it is asked for.
+      scene: the scene of the toy.
+      thing: the toy to refer to.
+      rng: chooses between phrases where several fit.
+      hidden: an attribute that the phrase must not give away.
 
     Returns:
-      The phrase, or None if the toy cannot be told apart without `hidden`.
+      The phrase, or None if the toy cannot be told from the others without `hidden`.
     """
     unique = [
         names

@@ -1,37 +1,31 @@
-"""Draws a contact sheet of the built-in world: pictures, captions and questions.
+"""The built-in world: its tokenizer, its benchmarks, and a preview of its scenes.
 
-python tools/show_data.py --out contact_sheet.png --split train --text captions
+python tools/tabletop.py tokenizer --out hive_jax/assets/tokenizer.json
+python tools/tabletop.py benchmarks --out benchmarks
+python tools/tabletop.py preview --out contact_sheet.png --text captions
 """
 
 import argparse
-import pathlib
 import re
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from hive_jax.console import report_errors
 from hive_jax.data.tabletop import Tabletop
+from hive_jax.data.tabletop.benchmarks import write_benchmarks
 from hive_jax.data.tabletop.language import MODES
 from hive_jax.data.tabletop.questions import questions
 from hive_jax.data.tabletop.scene import SPLITS, scene
+from hive_jax.evaluation.tasks import read_task
 
 PAPER, CARD, INK, SOFT = "#f3f1ec", "#ffffff", "#222222", "#85807a"
 ACCENT = "#1f5fa8"
 MARGIN, PADDING, LEADING = 28, 14, 19
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="contact_sheet.png", help="the PNG to write")
-    parser.add_argument("--split", default="train", choices=list(SPLITS))
-    parser.add_argument("--text", default="captions", choices=MODES)
-    parser.add_argument("--size", type=int, default=192, help="image size in pixels")
-    parser.add_argument("--start", type=int, default=0, help="first index")
-    parser.add_argument("--count", type=int, default=12, help="number of scenes")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(arguments)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
@@ -130,17 +124,89 @@ def draw_card(sheet: Image.Image, card, box, fonts) -> None:
         y += LEADING
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    source = Tabletop(
-        arguments.split,
-        seed=arguments.seed,
-        image_size=arguments.size,
-        text=arguments.text,
+def make_tokenizer(args: argparse.Namespace) -> None:
+    """Trains the byte-level BPE of 512 tokens that the package ships.
+
+    Any text can be written with it; the words of tabletop are single tokens."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"],  # Gemma's order
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    contact_sheet(source, arguments.start, arguments.count).save(arguments.out)
-    print(f"wrote {arguments.out}")
+    tokenizer.train_from_iterator(tokenizer_texts(), trainer)
+    tokenizer.save(args.out)
+    print(f"{args.out}: {tokenizer.get_vocab_size()} tokens")
+
+
+def tokenizer_texts() -> Iterator[str]:
+    """Every kind of text of 5000 scenes."""
+    for mode in ("captions", "vague", "questions"):
+        source = Tabletop("train", text=mode, with_image=False)
+        for index in range(5000):
+            yield "".join(segment.text for segment in source[index].segments)
+
+
+def make_benchmarks(args: argparse.Namespace) -> None:
+    """Writes MME, GQA, OK-VQA and ScienceQA of tabletop, in their own formats."""
+    write_benchmarks(args.out, args.count, args.seed, args.size)
+    for folder in sorted(Path(args.out).iterdir()):
+        examples = read_task(folder.name, args.out)  # as an evaluation will
+        images = {e.image for e in examples if e.image is not None}
+        print(f"{folder}: {len(examples)} questions, {len(images)} images")
+
+
+def preview(args: argparse.Namespace) -> None:
+    """Draws a contact sheet of scenes with their texts and some questions."""
+    source = Tabletop(args.split, seed=args.seed, image_size=args.size, text=args.text)
+    contact_sheet(source, args.start, args.count).save(args.out)
+    print(f"wrote {args.out}")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run, out: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=run.__doc__.splitlines()[0],
+            description=run.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        command.add_argument("--out", required=True, help=out)
+        return command
+
+    add("tokenizer", make_tokenizer, "the tokenizer.json to write")
+    benchmarks = add("benchmarks", make_benchmarks, "a new folder")
+    benchmarks.add_argument("--count", type=int, default=350, help="images of each")
+    benchmarks.add_argument("--size", type=int, default=64, help="image size in pixels")
+    sheet = add("preview", preview, "the PNG to write")
+    sheet.add_argument("--split", default="train", choices=list(SPLITS), help="split")
+    sheet.add_argument("--text", default="captions", choices=MODES, help="kind of text")
+    sheet.add_argument("--size", type=int, default=192, help="image size in pixels")
+    sheet.add_argument("--start", type=int, default=0, help="first scene")
+    sheet.add_argument("--count", type=int, default=12, help="number of scenes")
+    for command in (benchmarks, sheet):
+        command.add_argument("--seed", type=int, default=0, help="of the scenes")
+    return parser.parse_args(arguments)
+
+
+@report_errors
+def main(arguments: list[str] | None = None) -> int:
+    args = parse_arguments(arguments)
+    args.run(args)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
