@@ -67,7 +67,7 @@ def open_image(
         with _pillow_errors(content, where):
             if image.format in _ANIMATED and getattr(image, "is_animated", False):
                 raise InvalidSample("animated", where, "expected a single image")
-            image = _to_rgb(image)
+            image = to_rgb(image)
         yield image
 
 
@@ -84,7 +84,8 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A Pillow image in RGB; of 16 bits per channel, the upper 8."""
     image.load()
     if image.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
         image = image.point(lambda value: value / 256).convert("L")

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from hive_jax.data.image_io import open_image
+from hive_jax.data.image_io import open_image, to_rgb
 from hive_jax.errors import DataError
 
 # PIL's filters, which antialias where they shrink, as transformers uses them.
@@ -86,6 +86,36 @@ def decode(content: bytes, size: int, preprocessing: str, where: str) -> np.ndar
     """
     with open_image(content, where, as_square=pads(preprocessing)) as image:
         return resize_image(image, size, preprocessing)
+
+
+def prepare_image(
+    image: Image.Image | np.ndarray, size: int, preprocessing: str, where: str = "image"
+) -> np.ndarray:
+    """An image in memory, of any size, as uint8[size, size, 3].
+
+    Args:
+      image: a PIL image of any mode, or a uint8 array [height, width, 3], or
+        [height, width] in grey.
+      size: height and width, in pixels.
+      preprocessing: one of PREPROCESSING.
+      where: names the image in errors.
+
+    Raises:
+      DataError: another type, dtype or shape.
+    """
+    if isinstance(image, Image.Image):
+        return resize_image(to_rgb(image), size, preprocessing)
+    if not isinstance(image, np.ndarray):
+        raise DataError(
+            f"{where} is a {type(image).__name__}; expected a PIL image or a NumPy array"
+        )
+    is_grey, is_rgb = image.ndim == 2, image.ndim == 3 and image.shape[2] == 3
+    if image.dtype != np.uint8 or not image.size or not (is_grey or is_rgb):
+        raise DataError(
+            f"{where} is {image.dtype}{list(image.shape)}; expected "
+            "uint8[height, width, 3]"
+        )
+    return resize_image(to_rgb(Image.fromarray(image)), size, preprocessing)
 
 
 def pads(preprocessing: str) -> bool:

@@ -274,7 +274,7 @@ def _prefix(tensors: Mapping[str, Tensor], known: tuple[str, ...], first: str) -
     )
 
 
-# How each part of an export is opened.
+# Component -> function that opens it.
 OPEN = {
     "encoder": open_encoder,
     "two_towers": open_two_towers,
@@ -282,3 +282,50 @@ OPEN = {
     "vlm": open_hive,
     "hive": open_hive,
 }
+
+
+def components_at(path: str) -> tuple[str, ...]:
+    """Names of the components, keys of OPEN, that together are the model at a path.
+
+    Raises:
+      MissingInputError: nothing is at `path`, or its config.json is missing.
+      CheckpointError: a model without an encoder or decoder of a known family.
+    """
+    where = hf_folder.locate(path)
+    if not where.is_dir():
+        return _components_of_npz(where, path)
+    model_type = read_json(where / "config.json", error=CheckpointError).get(
+        "model_type"
+    )
+    whole = {
+        "siglip": ("two_towers",),
+        "siglip_vision_model": ("encoder",),
+        "llava": ("vlm",),
+        "hive": ("hive",),
+        "paligemma": ("encoder", "decoder"),
+        "gemma3": ("encoder", "decoder"),
+        **dict.fromkeys(hf_decoder.FAMILIES, ("decoder",)),
+    }
+    if model_type not in whole:
+        raise CheckpointError(
+            f"{path}: model_type is {model_type!r}; expected one of "
+            f"{', '.join(whole)}, or the workdir of a run"
+        )
+    return whole[model_type]
+
+
+def _components_of_npz(where: Path, path: str) -> tuple[str, ...]:
+    names = big_vision.open_npz(where)[0]
+    branches = {name.partition("/")[0] for name in names}
+    if {"img", "txt"} <= branches:
+        return ("two_towers",)
+    is_there = {
+        "encoder": "img" in branches or "pos_embedding" in branches,
+        "decoder": "llm" in branches or "embedder" in branches,
+    }
+    components = tuple(name for name, there in is_there.items() if there)
+    if not components:
+        raise CheckpointError(
+            f"{path} has no parameter of an encoder (img/...) or a decoder (llm/...)"
+        )
+    return components
