@@ -144,7 +144,7 @@ def _check_optimizer(config: RunConfig, expect: _Expect) -> None:
 def _check_sizes(config: RunConfig, expect: _Expect, tower: str) -> None:
     """All numbers of a tower are positive; 0 leaves out a factor, or local layers."""
     for field in dataclasses.fields(expect.value(tower)):
-        if field.type is not str and field.type is not bool:
+        if field.type in (int, float):
             optional = field.type is float or field.name == "local_layers"
             expect.at_least(0 if optional else 1, f"{tower}.{field.name}")
     expect.one_of(REMAT_POLICIES, f"{tower}.remat")
