@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from hive_jax.errors import ConfigError
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.decoder import ACTIVATIONS, DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.models.stack import REMAT_POLICIES, ModelExecution
@@ -75,6 +75,7 @@ def validate_decoder(decoder: DecoderConfig) -> None:
     """Raises ConfigError for sizes that no decoder can have."""
     key = "model.decoder"
     _validate_sizes(decoder, key)
+    require_one_of(ACTIVATIONS, f"{key}.activation", decoder.activation)
     require_multiple(
         f"{key}.num_heads",
         decoder.num_heads,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.decoder import DecoderConfig, head_name
 from hive_jax.weights.hf_siglip import prefixed, require
 from hive_jax.weights.mapping import Row
 from hive_jax.weights.safetensors import Tensor
@@ -142,18 +142,21 @@ def rows(param_prefix: str, hf_prefix: str, config: DecoderConfig) -> list[Row]:
 
 
 def without_tied_head(
-    tensors: Mapping[str, Tensor], prefix: str, source: str
-) -> dict[str, Tensor]:
-    """The tensors of a decoder without lm_head.weight, which repeats the embeddings.
+    tensors: Mapping[str, Tensor], prefix: str, config: DecoderConfig, source: str
+) -> Mapping[str, Tensor]:
+    """The tensors of a decoder without lm_head.weight, if it repeats the embeddings.
 
     Args:
       tensors: by name.
       prefix: what the decoder's names start with.
+      config: of the decoder.
       source: where they are, for the message.
 
     Raises:
       CheckpointError: the head is another matrix than the embeddings.
     """
+    if not head_name(config).startswith("embedder/"):
+        return tensors
     name = next((name for name in tensors if name.endswith("lm_head.weight")), "")
     table = tensors.get(f"{prefix}embed_tokens.weight")
     both = name and table is not None

@@ -265,11 +265,13 @@ _LIMITS = {"vocab_size": 10_000_000, "window": 10_000_000}
 def _require_possible(tower, source: str) -> None:
     """Raises CheckpointError for a number that no model can have."""
     for field in dataclasses.fields(tower):
+        if field.type not in (int, float):
+            continue
         value = getattr(tower, field.name)
         limit = _LIMITS.get(field.name, 100_000 if field.type is int else math.inf)
         at_least = 0 if field.name in _MAY_BE_ZERO else 1e-9
         is_number = isinstance(value, int | field.type) and value is not True
-        if field.type in (int, float) and not (is_number and at_least <= value < limit):
+        if not (is_number and at_least <= value < limit):
             raise CheckpointError(f"{source}: {field.name} is {value!r}")
 
 

@@ -119,7 +119,7 @@ def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource
     tensors = open_safetensors(where)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
     nested = prefix if "text_config" in hf else ""
-    tensors = hf_decoder.without_tied_head(tensors, prefix, path)
+    tensors = hf_decoder.without_tied_head(tensors, prefix, found, path)
     part = _weight_source(
         path, found, hf_decoder.rows("", prefix, found), tensors, nested
     )
