@@ -11,8 +11,8 @@ from hive_jax import command
 from hive_jax.config import ProbeConfig
 from hive_jax.data.files import write_json
 from hive_jax.errors import ConfigError
+from hive_jax.export.classifier import export_classifier
 from hive_jax.probing import encoders, towers
-from hive_jax.probing.exporting import export_classifier
 from hive_jax.probing.figures import draw_depths
 from hive_jax.probing.probing import probe
 from hive_jax.training import compilation, report
@@ -61,7 +61,8 @@ def main(config: ProbeConfig) -> int:
         if _EXPORT.value:
             fitted = fitted or work.fitted()
             export_classifier(
-                *(_EXPORT.value, encoder, work.depths[0], fitted[0][0], work.classes),
+                *(_EXPORT.value, encoder.config, encoder.params, work.depths[0]),
+                *(fitted[0][0], work.classes),
                 config.preprocessing or encoder.preprocessing,
             )
     print(report.table(("encoder", "%", "+-"), rows))

@@ -37,7 +37,11 @@ BELOW = {
     "probing": {
         *("errors", "models", "config", "data", "weights", "training", "evaluation"),
     },
-    "probe": {"errors", "config", "data", "weights", "training", "probing", "command"},
+    "probe": {
+        *("errors", "config", "data", "weights", "training", "export", "probing"),
+        "command",
+    },
+    "export_hf": {"errors", "weights", "export"},
     "command": {"errors", "config"},
     "reproduction": {"errors", "config", "data", "training"},
     "compare": {"errors", "evaluation"},
@@ -71,7 +75,7 @@ def module_name(path):
 # Goes out with exports, or is run by another Python or process; never imported here.
 TORCH = {
     PACKAGE / "export/torch": {
-        *("check.py", "configuration_hive.py", "modeling_hive.py"),
+        *("configuration_hive.py", "modeling_hive.py", "run_exported.py"),
     },
     PACKAGE / "benchmark/torch": {
         *("losses.py", "peers.py", "training.py", "worker.py"),

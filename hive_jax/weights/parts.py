@@ -263,13 +263,3 @@ def _require_tied(path: str, head: Tensor, table_: Tensor | None) -> None:
         raise CheckpointError(
             f"{path}: lm_head.weight is not the embedding table; expected tied weights"
         )
-
-
-# How each part of an export is opened.
-OPEN = {
-    "encoder": open_encoder,
-    "two_towers": open_two_towers,
-    "decoder": open_decoder,
-    "vlm": open_hive,
-    "hive": open_hive,
-}
