@@ -10,9 +10,9 @@ from absl import flags
 from hive_jax.config import ProbeConfig, cli
 from hive_jax.console import text_table
 from hive_jax.errors import ConfigError
+from hive_jax.export.classifier import export_classifier
 from hive_jax.io import require_absent, write_json
 from hive_jax.probing import encoders, towers
-from hive_jax.probing.exporting import export_classifier
 from hive_jax.probing.figures import draw_depths
 from hive_jax.probing.probing import probe
 from hive_jax.training import runtime
@@ -60,7 +60,8 @@ def main(config: ProbeConfig) -> int:
         if _EXPORT.value:
             fitted = fitted or work.fitted()
             export_classifier(
-                *(_EXPORT.value, encoder, work.depths[0], fitted[0][0], work.classes),
+                *(_EXPORT.value, encoder.config, encoder.params, work.depths[0]),
+                *(fitted[0][0], work.classes),
                 config.preprocessing or encoder.preprocessing,
             )
     print(text_table(("encoder", "%", "+-"), rows))

@@ -36,7 +36,8 @@ BELOW = {
     "probing": {
         *("errors", "models", "config", "data", "weights", "training", "evaluation"),
     },
-    "probe": {"errors", "config", "data", "weights", "training", "probing"},
+    "probe": {"errors", "config", "data", "weights", "training", "export", "probing"},
+    "export_hf": {"errors", "weights", "export"},
     "compare": {"errors", "evaluation"},
     "chat": {"errors", "config", "data", "training", "evaluation"},
     "evaluate": {"errors", "training", "evaluation"},
@@ -73,7 +74,7 @@ COMMANDS = ("train", "evaluate", "chat", "probe", "compare", "plan")
 # Goes out with exports, or is run by another Python or process; never imported here.
 TORCH = {
     PACKAGE / "export/torch": {
-        *("check.py", "configuration_hive.py", "modeling_hive.py"),
+        *("configuration_hive.py", "modeling_hive.py", "run_exported.py"),
     },
     ROOT / "tools/benchmark/torch": {
         *("losses.py", "peers.py", "training.py", "worker.py"),

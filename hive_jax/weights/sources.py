@@ -274,30 +274,31 @@ def _prefix(tensors: Mapping[str, Tensor], known: tuple[str, ...], first: str) -
     )
 
 
-# Component -> function that opens it.
-OPEN = {
-    "encoder": open_encoder,
-    "two_towers": open_two_towers,
-    "decoder": open_decoder,
-    "vlm": open_hive,
-    "hive": open_hive,
-}
+def open_components(path: str) -> dict[str, WeightSource]:
+    """Opens all that a path holds: component -> its source, as the functions above.
 
-
-def components_at(path: str) -> tuple[str, ...]:
-    """Names of the components, keys of OPEN, that together are the model at a path.
+    One of "hive", "vlm" or "two_towers" is the whole model; else "encoder", "decoder",
+    or both (PaliGemma, Gemma 3).
 
     Raises:
       MissingInputError: nothing is at `path`, or its config.json is missing.
-      CheckpointError: a model without an encoder or decoder of a known family.
+      CheckpointError: no encoder or decoder of a known family, or damaged files.
     """
     where = hf_folder.locate(path)
-    if not where.is_dir():
-        return _components_of_npz(where, path)
-    model_type = read_json(where / "config.json", error=CheckpointError).get(
-        "model_type"
-    )
-    whole = {
+    names = _components_of_folder(where, path) if where.is_dir() else _in_npz(where)
+    openers = {
+        "encoder": open_encoder,
+        "two_towers": open_two_towers,
+        "decoder": open_decoder,
+        "vlm": open_hive,
+        "hive": open_hive,
+    }
+    return {name: openers[name](path) for name in names}
+
+
+def _components_of_folder(folder: Path, path: str) -> tuple[str, ...]:
+    hf = read_json(folder / "config.json", error=CheckpointError)
+    components = {
         "siglip": ("two_towers",),
         "siglip_vision_model": ("encoder",),
         "llava": ("vlm",),
@@ -306,17 +307,17 @@ def components_at(path: str) -> tuple[str, ...]:
         "gemma3": ("encoder", "decoder"),
         **dict.fromkeys(hf_decoder.FAMILIES, ("decoder",)),
     }
-    if model_type not in whole:
+    model_type = hf.get("model_type")
+    if model_type not in components:
         raise CheckpointError(
-            f"{path}: model_type is {model_type!r}; expected one of "
-            f"{', '.join(whole)}, or the workdir of a run"
+            f"{path}: model_type is {model_type!r}; expected the workdir of a run, or a "
+            f"model of type {', '.join(components)}"
         )
-    return whole[model_type]
+    return components[model_type]
 
 
-def _components_of_npz(where: Path, path: str) -> tuple[str, ...]:
-    names = big_vision.open_npz(where)[0]
-    branches = {name.partition("/")[0] for name in names}
+def _in_npz(file: Path) -> tuple[str, ...]:
+    branches = {name.partition("/")[0] for name in big_vision.open_npz(file)[0]}
     if {"img", "txt"} <= branches:
         return ("two_towers",)
     is_there = {
@@ -326,6 +327,6 @@ def _components_of_npz(where: Path, path: str) -> tuple[str, ...]:
     components = tuple(name for name, there in is_there.items() if there)
     if not components:
         raise CheckpointError(
-            f"{path} has no parameter of an encoder (img/...) or a decoder (llm/...)"
+            f"{file} has no parameter of an encoder (img/...) or a decoder (llm/...)"
         )
     return components

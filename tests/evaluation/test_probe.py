@@ -21,9 +21,9 @@ from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.tabletop.scene import MATERIALS, SHAPES
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, ConfigError, DataError, HiveError
+from hive_jax.export.classifier import export_classifier
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.probing import encoders, towers
-from hive_jax.probing.exporting import export_classifier
 from hive_jax.probing.probing import Probe, probe
 from hive_jax.training.objectives import normalise_images
 
@@ -394,7 +394,8 @@ def test_export_of_a_linear_probe(depth, encoder, tmp_path):
     _, fitted, work = probe(config, encoder, tmp_path / "probe")
     out = str(tmp_path / "export")
     export_classifier(
-        *(out, encoder, depth, fitted[0][0], work.classes, "hf_bicubic"),
+        *(out, encoder.config, encoder.params, depth),
+        *(fitted[0][0], work.classes, "hf_bicubic"),
     )
     load = transformers.SiglipForImageClassification.from_pretrained
     model, loading = load(out, output_loading_info=True)

@@ -1,5 +1,4 @@
-"""A part of a run as files for others: checked by the stock classes, whole or not at
-all."""
+"""Exports: stock classes compute the same from them; written whole or not at all."""
 
 import dataclasses
 import importlib.util
@@ -15,17 +14,17 @@ from hive_jax import weights
 from hive_jax.config import DataConfig, RunConfig
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer
 from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
-from hive_jax.export import certificate
-from hive_jax.export.chosen import choose, rounded, with_image_token
-from hive_jax.export.exporting import FORMATS, export
-from hive_jax.export.recheck import recheck
+from hive_jax.export import verify
+from hive_jax.export.components import COMPONENTS
+from hive_jax.export.export import FORMATS, export, load_component
+from hive_jax.export.verify import verify_folder
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.state import TrainState
-from hive_jax.weights import hf_models, sources
 from hive_jax.weights.safetensors import DTYPES, tensor_hash
+from hive_jax.weights.sources import open_hive
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -68,7 +67,7 @@ def runs(tmp_path_factory):
     return make
 
 
-def certificate_of(folder) -> dict:
+def report_of(folder) -> dict:
     return json.loads((folder / "hive_export.json").read_text())
 
 
@@ -94,7 +93,7 @@ FILES = {
 
 @pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
 @pytest.mark.parametrize(
-    ("kind", "part", "dtype", "stock"),
+    ("kind", "component", "dtype", "stock"),
     [
         ("hive", "encoder", "bfloat16", "SiglipVisionModel"),
         ("contrastive", "two_towers", "float32", "SiglipModel"),
@@ -103,73 +102,76 @@ FILES = {
         ("cascaded", "hive", "float32", "HiveForConditionalGeneration"),
     ],
 )
-def test_stock_classes_compute_the_same(runs, tmp_path, kind, part, dtype, stock):
-    """The certificate's own comparison; it raises if anything differs."""
+def test_stock_classes_compute_the_same(runs, tmp_path, kind, component, dtype, stock):
+    """By the export's own verification, which raises if anything differs."""
     out = tmp_path / "export"
-    made = export(runs(kind), part, str(out), dtype=dtype)
-    assert {path.name for path in out.iterdir()} == FILES[part]
-    assert made == certificate_of(out)
-    check = made["check"]
-    assert check["run"] and check["class"] == stock
-    assert check["missing_keys"] == check["unexpected_keys"] == []
-    images = {"image processor"} if part != "decoder" else set()
+    report = export(runs(kind), component, str(out), dtype=dtype)
+    assert {path.name for path in out.iterdir()} == FILES[component]
+    assert report == report_of(out)
+    assert report["component"] == component and report["dtype"] == dtype
+    assert report["run"]["step"] == 7
+    verification = report["verification"]
+    assert verification["run"] and verification["class"] == stock
+    assert verification["missing_keys"] == verification["unexpected_keys"] == []
+    images = {"image processor"} if component != "decoder" else set()
     outputs = {
         "encoder": {"depth 1", "depth 2", "depth 3", "tokens", "pooled"},
         "two_towers": {"image embeddings", "text embeddings", "logits"},
-    }.get(part, {"logits"})
-    assert set(check["max_abs_difference"]) == outputs | images
-    if part in ("vlm", "hive"):
-        assert np.shape(check["greedy_tokens"]) == (4, 16)
-        assert "greedy" in check["equal"]
+    }.get(component, {"logits"})
+    assert set(verification["max_abs_difference"]) == outputs | images
+    tokens = {
+        "encoder": [],
+        "vlm": ["chat template", "chat template, one string", "greedy"],
+        "hive": ["greedy", "tokenizer"],
+    }.get(component, ["tokenizer"])
+    assert verification["equal"] == tokens
+    if "greedy" in tokens:
+        assert np.shape(verification["greedy_tokens"]) == (4, 16)
     assert stock in (out / "README.md").read_text()
-    assert made["run"]["step"] == 7 and made["dtype"] == dtype
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
 @pytest.mark.parametrize(
-    ("name", "kind", "part"),
+    ("name", "kind", "component"),
     [
         ("bv_bilinear", "hive", "encoder"),
         ("hf_bicubic_pad", "self_attention", "vlm"),
     ],
 )
-def test_what_transformers_cannot_prepare_is_said(tmp_path, name, kind, part):
+def test_card_names_preprocessing_that_transformers_lacks(
+    tmp_path, name, kind, component
+):
     workdir, out = str(tmp_path / "run"), str(tmp_path / "out")
     config = run_config(kind)
     data = dataclasses.replace(config.data, preprocessing=name)
     save_random(dataclasses.replace(config, data=data), workdir)
-    made = export(workdir, part, out)
-    assert made["check"]["run"] and made["preprocessing"] == name
+    report = export(workdir, component, out)
+    assert report["verification"]["run"] and report["preprocessing"] == name
     card = (tmp_path / "out/README.md").read_text()
     exact = name == "hf_bicubic_pad"
-    assert made["image_processor"] == (name if exact else "hf_bilinear")
+    assert report["image_processor"] == (name if exact else "hf_bilinear")
     assert ("No image processor of transformers" in card) != exact
-    assert sources.OPEN[part](out).preprocessing == name
+    assert COMPONENTS[component].open(out).preprocessing == name
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder", "vlm", "hive"])
-def test_round_trip_is_bit_equal(runs, tmp_path, part):
-    workdir = runs("self_attention" if part == "vlm" else "hive")
-    out = tmp_path / "export"
-    made = export(workdir, part, str(out), check=False)
-    opened = {
-        "encoder": sources.open_encoder,
-        "decoder": sources.open_decoder,
-        "vlm": sources.open_hive,
-        "hive": sources.open_hive,
-    }[part](str(out))
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_round_trip_is_bit_equal(runs, tmp_path, component):
+    kind = {"vlm": "self_attention", "two_towers": "contrastive"}.get(component, "hive")
+    workdir, out = runs(kind), tmp_path / "export"
+    report = export(workdir, component, str(out), verify=False)
+    opened = COMPONENTS[component].open(str(out))
     stored = stored_params(workdir)
     roots = {"encoder": "img/", "decoder": "llm/"}
     table = "llm/embedder/input_embedding"
     for name, array in opened.leaves():
-        wanted = stored[roots.get(part, "") + name]
-        if part == "vlm" and name == table:
-            np.testing.assert_array_equal(array[512:], wanted[:1])
+        expected = stored[roots.get(component, "") + name]
+        if component == "vlm" and name == table:
+            np.testing.assert_array_equal(array[512:], expected[:1])
             array = array[:512]
-        np.testing.assert_array_equal(array, wanted)
-    assert opened.preprocessing == ("" if part == "decoder" else "hf_bicubic")
+        np.testing.assert_array_equal(array, expected)
+    assert opened.preprocessing == ("" if component == "decoder" else "hf_bicubic")
     tensors = {name: tensor_hash(t.read()) for name, t in opened.tensors.items()}
-    assert made["tensors"] == tensors
+    assert report["tensors"] == tensors
 
 
 def stored_params(workdir: str) -> dict:
@@ -180,8 +182,8 @@ def stored_params(workdir: str) -> dict:
 
 def test_image_token_is_added_once(runs, tmp_path):
     out = tmp_path / "first"
-    made = export(runs("self_attention"), "vlm", str(out), check=False)
-    assert made["image_token"] == {"content": "<image>", "id": 512, "rows_added": 1}
+    report = export(runs("self_attention"), "vlm", str(out), verify=False)
+    assert report["image_token"] == {"content": "<image>", "id": 512, "rows_added": 1}
     assert load_tokenizer(str(out)).encode("a star") == load_tokenizer(
         DATA.tokenizer
     ).encode("a star")
@@ -197,34 +199,35 @@ def test_image_token_is_added_once(runs, tmp_path):
 
 
 def test_target_v4_folds_the_embedding_scale(runs, tmp_path):
-    """Only there where transformers 4 scales the image's tokens: Gemma 1 and 2."""
+    """For Gemma 1 and 2, where transformers 4 scales the image tokens, and no other."""
     name = "multi_modal_projector.linear_2.weight"
     for kind, factor in (("self_attention_gemma1", 32**-0.5), ("self_attention", 1)):
         tensors = {}
         for target in ("v5", "v4"):
             out = tmp_path / f"{kind}_{target}"
-            made = export(runs(kind), "vlm", str(out), target=target, check=False)
-            assert made["target"] == target
-            tensors[target] = sources.open_hive(str(out)).tensors[name].read()
+            report = export(runs(kind), "vlm", str(out), target=target, verify=False)
+            assert report["target"] == target
+            tensors[target] = open_hive(str(out)).tensors[name].read()
         np.testing.assert_allclose(tensors["v4"], tensors["v5"] * factor, rtol=1e-6)
-    made = export(runs("self_attention"), "vlm", str(tmp_path / "x"), target="v4")
-    assert not made["check"]["run"] and "transformers 4" in made["check"]["reason"]
+    report = export(runs("self_attention"), "vlm", str(tmp_path / "x"), target="v4")
+    verification = report["verification"]
+    assert not verification["run"] and "transformers 4" in verification["reason"]
 
 
 @pytest.mark.parametrize("target", ["v4", "v5"])
-def test_what_is_checked_is_what_the_files_hold(runs, tmp_path, target):
+def test_verified_parameters_are_those_in_the_files(runs, tmp_path, target):
     """Rounded after the scale is folded in, not before."""
     workdir, out = runs("self_attention_gemma1"), tmp_path / "out"
     options = {"dtype": "bfloat16", "target": target}
-    export(workdir, "vlm", str(out), check=False, **options)
-    held = dict(sources.open_hive(str(out)).leaves())
-    chosen, _ = with_image_token(choose(workdir, "vlm"), 512)
-    if target == "v4":
-        held = hf_models.fold_embedding_scale(held, chosen.model, back=True)
-    checked = rounded(chosen, target, DTYPES["bfloat16"])
-    assert set(held) == set(checked)
-    for name, array in held.items():
-        np.testing.assert_array_equal(checked[name], array)
+    report = export(workdir, "vlm", str(out), verify=False, **options)
+    stored = COMPONENTS["vlm"].from_folder(out, report)
+    component, _, _ = load_component(workdir, "vlm", target)
+    verified = component.for_transformers().rounded(DTYPES["bfloat16"])
+    assert verified.config == stored.config
+    assert verified.image_token_id == stored.image_token_id == 512
+    assert set(verified.arrays) == set(stored.arrays)
+    for name, array in stored.arrays.items():
+        np.testing.assert_array_equal(verified.arrays[name], array)
 
 
 def test_an_encoder_needs_no_tokenizer(runs, tmp_path):
@@ -240,16 +243,16 @@ def test_an_encoder_needs_no_tokenizer(runs, tmp_path):
         checkpoints.wait()
     for format in FORMATS:
         out = str(tmp_path / format)
-        export(str(workdir), "encoder", out, format=format, check=False)
+        export(str(workdir), "encoder", out, format=format, verify=False)
     with pytest.raises(MissingInputError, match=r"gone\.json"):
-        export(str(workdir), "decoder", str(tmp_path / "d"), check=False)
+        export(str(workdir), "decoder", str(tmp_path / "d"), verify=False)
 
 
-def test_where_there_is_no_torch(runs, tmp_path, monkeypatch):
+def test_without_torch_it_is_not_verified(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     out = tmp_path / "export"
-    made = export(runs("hive"), "encoder", str(out))
-    assert not made["check"]["run"] and "torch" in made["check"]["reason"]
+    verification = export(runs("hive"), "encoder", str(out))["verification"]
+    assert not verification["run"] and "torch" in verification["reason"]
     assert "**Not run**" in (out / "README.md").read_text()
 
 
@@ -264,59 +267,68 @@ def test_big_vision_and_state_dict(runs, tmp_path):
         for key, array in flatten_dict(params, sep="/").items():
             np.testing.assert_array_equal(array, stored[f"img/{key}"])
     config, _ = weights.load_decoder(str(tmp_path / "h.npz"))
-    assert config == GEMMA3  # it travels in the file
+    assert config == GEMMA3  # stored in the file
 
-    export(workdir, "hive", str(tmp_path / "folder"), check=False)
+    export(workdir, "hive", str(tmp_path / "folder"), verify=False)
     file = tmp_path / "h.safetensors"
     export(workdir, "hive", str(file), format="state_dict")
-    wanted = (tmp_path / "folder/model.safetensors").read_bytes()
-    assert file.read_bytes() == wanted
+    expected = (tmp_path / "folder/model.safetensors").read_bytes()
+    assert file.read_bytes() == expected
     for target in ("v4", "v5"):
         vlm = runs("self_attention_gemma1"), "vlm"
         folder, file = tmp_path / target, tmp_path / f"{target}.safetensors"
-        export(*vlm, str(folder), target=target, check=False)
+        export(*vlm, str(folder), target=target, verify=False)
         export(*vlm, str(file), target=target, format="state_dict")
-        wanted = (folder / "model.safetensors").read_bytes()
-        assert file.read_bytes() == wanted
+        expected = (folder / "model.safetensors").read_bytes()
+        assert file.read_bytes() == expected
 
 
 @pytest.mark.parametrize(
-    ("kind", "part", "message"),
+    ("kind", "component", "message"),
     [
-        ("hive", "vlm", "fusion 'hive'.*no part 'vlm'.*encoder, decoder, hive$"),
-        ("self_attention", "hive", "no part 'hive'.*encoder, decoder, vlm$"),
-        ("hive", "two_towers", "fusion, img, llm.*no part 'two_towers'"),
+        ("hive", "vlm", "fusion 'hive'.*no component 'vlm'.*encoder, decoder, hive$"),
+        ("self_attention", "hive", "no component 'hive'.*encoder, decoder, vlm$"),
+        ("hive", "two_towers", "fusion, img, llm.*no component 'two_towers'"),
         ("contrastive", "decoder", "b, img, t, txt.*as encoder, two_towers$"),
     ],
 )
-def test_parts_that_a_run_does_not_have(runs, tmp_path, kind, part, message):
+def test_components_that_a_run_lacks_are_refused(
+    runs, tmp_path, kind, component, message
+):
     for format in FORMATS:
         with pytest.raises(CheckpointError, match=message):
-            export(runs(kind), part, str(tmp_path / "out"), format=format, check=False)
+            export(runs(kind), component, str(tmp_path / "out"), format=format)
     assert not list(tmp_path.iterdir())
 
 
-def test_another_tokenizer_than_the_run_s_is_refused(runs, tmp_path):
+@pytest.mark.parametrize("argument", ["component", "format", "dtype", "target"])
+def test_unknown_choices_are_refused(tmp_path, argument):
+    arguments = {"component": "encoder", argument: "x"}
+    with pytest.raises(ConfigError, match=f"^{argument} is 'x'; expected one of "):
+        export("no run", out=str(tmp_path / "out"), **arguments)
+
+
+def test_tokenizer_of_another_training_is_refused(runs, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(runs("hive"), workdir)
     copy_tokenizer(DATA.tokenizer, workdir / "tokenizer")
-    export(str(workdir), "decoder", str(tmp_path / "first"), check=False)
+    export(str(workdir), "decoder", str(tmp_path / "first"), verify=False)
     file = workdir / "tokenizer/tokenizer.json"
     file.write_text(file.read_text().replace('"<unk>"', '"<what>"'))
     with pytest.raises(CheckpointError, match="another tokenizer"):
-        export(str(workdir), "decoder", str(tmp_path / "second"), check=False)
+        export(str(workdir), "decoder", str(tmp_path / "second"), verify=False)
 
 
 def test_parameters_and_step_are_of_one_checkpoint(runs, tmp_path):
-    """Where the newest is damaged, the one before it goes out, under its own name."""
+    """If the newest is damaged, the one before it is exported, with its own step."""
     workdir = tmp_path / "run"
     shutil.copytree(runs("hive"), workdir)
     save_random(run_config("hive"), str(workdir), step=8)
     for path in (workdir / "checkpoints/8/params").rglob("*"):
         if path.is_file() and path.stat().st_size > 10_000:
             path.write_bytes(path.read_bytes()[:-5000])
-    made = export(str(workdir), "encoder", str(tmp_path / "out"), check=False)
-    assert made["run"]["step"] == 7
+    report = export(str(workdir), "encoder", str(tmp_path / "out"), verify=False)
+    assert report["run"]["step"] == 7
     assert "7 of 100" in (tmp_path / "out/README.md").read_text()
 
 
@@ -325,61 +337,57 @@ def test_nothing_is_overwritten_and_nothing_half_written(runs, tmp_path, monkeyp
     out.mkdir()
     for format in ("huggingface", "big_vision", "state_dict"):
         with pytest.raises(OutputError, match="exists"):
-            export(workdir, "encoder", str(out), format=format, check=False)
+            export(workdir, "encoder", str(out), format=format, verify=False)
     out.rmdir()
-    with pytest.raises(ConfigError, match="int8"):
-        export(workdir, "encoder", str(out), dtype="int8")
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hive_jax.export.exporting.card.model_card", full)
+    monkeypatch.setattr("hive_jax.export.export.model_card", full)
     with pytest.raises(OutputError, match="No space left"):
-        export(workdir, "encoder", str(out), check=False)
+        export(workdir, "encoder", str(out), verify=False)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
 def test_a_wrong_export_is_refused(runs, tmp_path, monkeypatch):
-    """As it is written, and when it is checked again after a change."""
+    """When it is written, and when it is verified after a change."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(certificate, "TOLERANCE", 1e-12)
+        patch.setattr(verify, "TOLERANCE", 1e-12)
         with pytest.raises(CheckpointError, match="depth 1: off by .*; limit"):
             export(runs("hive"), "encoder", str(out))
         assert not list(tmp_path.iterdir())
-    export(runs("hive"), "encoder", str(out), check=False)
-    assert recheck(str(out))["run"]
+    export(runs("hive"), "encoder", str(out), verify=False)
+    assert verify_folder(str(out))["run"]
     (out / "README.md").write_text("a card of one's own")
     config = json.loads((out / "config.json").read_text())
     config["image_size"] = 29
     (out / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config\.json changed or missing since"):
-        recheck(str(out))
+        verify_folder(str(out))
 
 
-def test_code_that_was_changed_is_not_run(runs, tmp_path):
+def test_changed_code_is_not_run(runs, tmp_path):
     out = tmp_path / "out"
-    export(runs("hive"), "hive", str(out), check=False)
+    export(runs("hive"), "hive", str(out), verify=False)
     with (out / "modeling_hive.py").open("a") as file:
         file.write(f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(CheckpointError, match=r"modeling_hive\.py changed"):
-        recheck(str(out))
+        verify_folder(str(out))
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_newline_as_the_end_token(runs, tmp_path):
-    """And then the text of a newline is still the token that it was."""
+def test_newline_as_the_end_token(runs, tmp_path):
+    """A newline in a text is still encoded as the same token."""
     import transformers
 
     out = tmp_path / "vlm"
-    export(runs("self_attention"), "vlm", str(out), check=False, newline_ends=True)
-    theirs = transformers.AutoTokenizer.from_pretrained(out)
-    ours = load_tokenizer("builtin:tabletop")
+    export(runs("self_attention"), "vlm", str(out), verify=False, newline_ends=True)
+    exported = transformers.AutoTokenizer.from_pretrained(out)
+    original = load_tokenizer("builtin:tabletop")
     text = "What is it?\nA star.\n"
-    assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)[0]
-    assert theirs.eos_token_id == ours.encode("\n")[0][0]
-    with pytest.raises(
-        ConfigError, match="--newline_ends is for a decoder, vlm or hive"
-    ):
+    assert exported.encode(text, add_special_tokens=False) == original.encode(text)[0]
+    assert exported.eos_token_id == original.encode("\n")[0][0]
+    with pytest.raises(ConfigError, match="^newline_ends needs a component that gen"):
         export(runs("hive"), "encoder", str(tmp_path / "e"), newline_ends=True)

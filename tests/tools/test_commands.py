@@ -79,12 +79,12 @@ def test_export_and_start_from_it(tmp_path):
     run, npz = tmp_path / "run", tmp_path / "encoder.npz"
     start = kill_loop.command("stage1.py", run, "--config.total_steps=1")
     kill_loop.finish(kill_loop.start(start, tmp_path / "cache"))
-    chosen = ("export_hf", "--checkpoint", str(run), "--part", "encoder")
+    chosen = ("export_hf", "--run", str(run), "--component", "encoder")
     code, output = tool(*chosen, "--out", str(npz), "--format", "big_vision")
     assert code == 0 and f"{npz}: encoder, float32" in output
     folder = tmp_path / "encoder"
-    code, output = tool(*chosen, "--out", str(folder), "--no_check")
-    assert code == 0 and "not checked: it was not asked for" in output
+    code, output = tool(*chosen, "--out", str(folder), "--no_verify")
+    assert code == 0 and "not verified: it was not asked for" in output
     _, wanted = load_encoder(str(npz))
     again = kill_loop.command(
         "stage1.py",
@@ -110,9 +110,9 @@ def test_import_tool(tmp_path):
 def test_weights_tools_errors_are_messages(tmp_path):
     out = str(tmp_path / "x")
     for name, *arguments in (
-        ("export_hf", "--checkpoint", "no", "--part", "encoder", "--out", out),
+        ("export_hf", "--run", "no", "--component", "encoder", "--out", out),
         ("import_weights", "--encoder", "no", "--out", out),
-        ("check_export", "no"),
+        ("export_hf", "verify", "no"),
     ):
         code, output = tool(name, *arguments)
         assert code == 66 and "error: " in output and "Traceback" not in output

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import tables
-from hive_jax.export.certificate import summary
+from hive_jax.export.verify import summary
 from hive_jax.io import read_json
 from hive_jax.weights.safetensors import CERTIFICATE
 from tools.report import page, sections
@@ -48,9 +48,9 @@ def included(folder: str) -> list[tuple[str, str]]:
 def _certificate(path: Path) -> str:
     try:
         about = read_json(path)
-        rows = [("part", about["part"]), ("dtype", about["dtype"])]
+        rows = [("component", about["component"]), ("dtype", about["dtype"])]
         rows.append(("from", f"{about['run']['name']}, step {about['run']['step']}"))
-        checks = summary(about["check"]).splitlines()
+        checks = summary(about["verification"]).splitlines()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no certificate: {error!r}") from None
     rows += [("check", line.strip()) for line in checks]

@@ -8,74 +8,81 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import ConfigError
 from hive_jax.io import atomic_dir, write_json
-from hive_jax.probing.encoders import Encoder
+from hive_jax.models.siglip import SiglipConfig
 from hive_jax.weights import hf_models, safetensors
 
 
 def export_classifier(
     out: str,
-    encoder: Encoder,
+    config: SiglipConfig,
+    params: Mapping,
     depth: int,
     probe: Mapping,
     classes: Sequence[str],
     preprocessing: str,
 ) -> None:
-    """Writes a folder: the blocks up to `depth`, and the classifier on the mean of their
-    normalised tokens.
+    """Writes a folder: the encoder up to a depth, and a classifier on its mean token.
 
     Args:
+      out: folder to write.
+      config: of the encoder.
+      params: its parameters.
+      depth: number of its blocks that the classifier was trained on.
       probe: parameters of a LinearProbe.
+      classes: name of each class.
+      preprocessing: of the images, one that transformers has.
 
     Raises:
       ConfigError: transformers has no such preprocessing.
-      OutputError: there is something at `out`, or it cannot be written.
+      OutputError: `out` exists, or cannot be written.
     """
     if preprocessing not in hf_models.PROCESSORS:
         raise ConfigError(
-            f"preprocessing is {preprocessing!r}; transformers has "
-            f"{', '.join(hf_models.PROCESSORS)} alone"
+            f"preprocessing is {preprocessing!r}; expected one that transformers has: "
+            f"{', '.join(hf_models.PROCESSORS)}"
         )
-    config = dataclasses.replace(encoder.config, depth=depth, map_head=False)
+    arrays = _truncated(params, depth, config.depth)
+    config = dataclasses.replace(config, depth=depth, map_head=False)
     layout = hf_models.encoder(config)
-    arrays = _up_to(encoder, depth)
-    classifier = probe["classifier"]
     make, shapes = hf_models.tensors(layout, arrays, np.dtype(np.float32))
+    classifier = probe["classifier"]
     kernel, bias = np.asarray(classifier["kernel"]), np.asarray(classifier["bias"])
     make |= {
         "classifier.weight": lambda: np.ascontiguousarray(kernel.T),
         "classifier.bias": lambda: bias,
     }
     shapes |= {"classifier.weight": kernel.T.shape, "classifier.bias": bias.shape}
-    names = dict(enumerate(classes))
     vision = {k: v for k, v in layout.config.items() if k != "architectures"}
-    about = {
+    hf_config = {
         "architectures": ["SiglipForImageClassification"],
         "model_type": "siglip",
         "vision_config": vision,
-        "id2label": {str(number): name for number, name in names.items()},
-        "label2id": {name: number for number, name in names.items()},
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
         "problem_type": "single_label_classification",
         "torch_dtype": "float32",
     }
     with atomic_dir(out) as folder:
-        write_json(folder / "config.json", about)
+        write_json(folder / "config.json", hf_config)
         safetensors.write_tensors(folder, make, shapes, np.dtype(np.float32))
         processor = hf_models.image_processor(config.image_size, preprocessing)
         write_json(folder / "preprocessor_config.json", processor)
 
 
-def _up_to(encoder: Encoder, depth: int) -> dict[str, np.ndarray]:
-    """Parameters of the blocks up to `depth`, and of the norm that features.py has."""
-    arrays, blocks = {}, "Transformer/encoderblock/"
-    for name, leaf in flatten_dict(encoder.params, sep="/").items():
+def _truncated(params: Mapping, depth: int, full_depth: int) -> dict[str, np.ndarray]:
+    """Parameters by name of the blocks up to `depth`, without the pooling head.
+
+    Below the full depth, features are normalised without learned scale and bias, so
+    the final norm becomes the identity.
+    """
+    arrays = {}
+    for name, leaf in flatten_dict(params, sep="/").items():
         if name.startswith("MAPHead_0/"):
             continue
         array = np.asarray(leaf)
-        if name.startswith(blocks):
+        if name.startswith("Transformer/encoderblock/"):
             array = array[:depth]
-        elif name.startswith("Transformer/encoder_norm/") and (
-            depth < encoder.config.depth
-        ):
+        elif name.startswith("Transformer/encoder_norm/") and depth < full_depth:
             array = np.full_like(array, name.endswith("scale"))
         arrays[name] = array
     return arrays

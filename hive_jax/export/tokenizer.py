@@ -1,7 +1,7 @@
-"""Tokenizer and image processor as they go out with a model.
+"""Tokenizers in the format of transformers.
 
-The exported tokenizer puts the begin-of-sequence token where hive_jax puts it: first,
-and after the image's tokens in a "vlm", whose chat template writes it.
+The begin-of-sequence token comes where hive_jax has it: first, or after the image
+tokens of a "vlm", whose chat template writes it.
 """
 
 import dataclasses
@@ -19,8 +19,8 @@ _SPECIAL = {
     "pad_token": ("<pad>",),
     "unk_token": ("<unk>",),
 }
-# The image first, as in training; then all that was said, a line each. A message is a
-# list of parts, or a string with "<image>" in it.
+# As in training: the image first, then all messages, one a line. The content of a
+# message is a list of items, or a string that may hold "<image>".
 _CHAT_TEMPLATE = """\
 {%- set seen = namespace(images=0) -%}
 {%- for message in messages -%}
@@ -49,14 +49,15 @@ _CHAT_TEMPLATE = """\
 
 @dataclasses.dataclass(frozen=True)
 class ExportedTokenizer:
-    """A tokenizer.json to write, and the ids that a model's configuration names.
+    """A tokenizer.json to write, and the token ids that the model config needs.
 
     Attributes:
       content: of tokenizer.json.
-      special: name of the role -> token, e.g. "bos_token" -> "<bos>".
-      image_token_id: None where the model has no image token.
-      newline_id, newline: the newline that ends captions and answers, and how the
-        vocabulary writes it; None if it is not one token.
+      special: role -> token, e.g. "bos_token" -> "<bos>".
+      pad_id, bos_id, eos_id: bos_id and eos_id are None if the vocabulary has none.
+      image_token_id: None for a model without image tokens.
+      newline_id, newline: id and token of the newline that ends captions and answers;
+        None if it is not a single token.
     """
 
     content: dict
@@ -69,20 +70,32 @@ class ExportedTokenizer:
     newline: str | None
 
     def ending_with_newline(self) -> "ExportedTokenizer":
-        """With the newline as its end token, for programs that end answers at that one
-        alone. Of two newlines in a row some tokenizers then make two tokens.
+        """The tokenizer with the newline as its end token.
 
-        Raises CheckpointError: a newline is not one token.
+        For programs that end answers at that token only. Some tokenizers then encode
+        two newlines in a row as two tokens instead of one.
+
+        Raises:
+          CheckpointError: a newline is not a single token.
         """
         if self.newline_id is None:
             raise CheckpointError(
-                "--newline_ends: a newline is several tokens of this tokenizer"
+                "newline_ends: this tokenizer encodes a newline as several tokens; "
+                "expected one. Export without newline_ends"
             )
         special = self.special | {"eos_token": self.newline}
         return dataclasses.replace(self, special=special)
 
+    def special_ids(self) -> dict[str, int | None]:
+        """Entries of config.json."""
+        return {
+            "pad_token_id": self.pad_id,
+            "bos_token_id": self.bos_id,
+            "eos_token_id": self.eos_id,
+        }
+
     def generation_config(self) -> dict:
-        """generation_config.json: what ends a text, and what is never written."""
+        """Content of generation_config.json: end tokens and suppressed tokens."""
         ends = [id for id in (self.eos_id, self.newline_id) if id is not None]
         config = {"pad_token_id": self.pad_id, "eos_token_id": ends}
         if self.bos_id is not None:
@@ -92,14 +105,14 @@ class ExportedTokenizer:
         return config
 
     def write(self, folder: Path) -> None:
-        """tokenizer.json and its settings; for a vlm the chat template too."""
+        """Writes tokenizer.json and its settings, with image tokens a chat template."""
         write_json(folder / "tokenizer.json", self.content)
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1_000_000,
             "padding_side": "left",
-            # transformers 4 would make token_type_ids too, which no decoder takes.
+            # transformers 4 would return token_type_ids too, which no decoder takes.
             "model_input_names": ["input_ids", "attention_mask"],
             **self.special,
         }
@@ -111,8 +124,13 @@ class ExportedTokenizer:
         write_json(folder / "special_tokens_map.json", self.special)
 
 
-def export_tokenizer(path: Path, image: bool) -> ExportedTokenizer:
-    """The tokenizer in a tokenizer.json, for a "vlm" (`image`) or any other part.
+def export_tokenizer(path: Path, image_token: bool = False) -> ExportedTokenizer:
+    """Converts a tokenizer.json for transformers.
+
+    Args:
+      path: the file.
+      image_token: add IMAGE_TOKEN, and leave the begin-of-sequence token to the chat
+        template.
 
     Raises:
       CheckpointError: it is a SentencePiece file.
@@ -121,43 +139,44 @@ def export_tokenizer(path: Path, image: bool) -> ExportedTokenizer:
 
     if path.suffix == ".model":
         raise CheckpointError(
-            f"{path} is a SentencePiece file, and transformers needs a tokenizer.json. "
-            "Import the weights anew with --tokenizer and the tokenizer.json of the "
-            "same model, and train from there; or export the encoder alone"
+            f"{path} is a SentencePiece file; transformers needs a tokenizer.json. "
+            "Import the weights again with `tokenizer` set to the tokenizer.json of the "
+            "same model, and train from them; or export the encoder only"
         )
     ours = Tokenizer(path)
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    if image and tokenizer.token_to_id(IMAGE_TOKEN) is None:
+    if image_token and tokenizer.token_to_id(IMAGE_TOKEN) is None:
         tokenizer.add_special_tokens([IMAGE_TOKEN])
     content = json.loads(tokenizer.to_str())
     content["post_processor"] = None
-    if ours.bos_id is not None and not image:
+    if ours.bos_id is not None and not image_token:
         bos = tokenizer.id_to_token(ours.bos_id)
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, ours.bos_id)]
         )
         content = json.loads(tokenizer.to_str())
-    found, _ = ours.encode("\n")
-    newline = found[0] if len(found) == 1 else None
+    ids, _ = ours.encode("\n")
+    newline_id = ids[0] if len(ids) == 1 else None
     return ExportedTokenizer(
-        content,
-        _special_tokens(tokenizer),
-        ours.pad_id,
-        ours.bos_id,
-        ours.eos_id,
-        tokenizer.token_to_id(IMAGE_TOKEN) if image else None,
-        newline,
-        None if newline is None else tokenizer.id_to_token(newline),
+        content=content,
+        special=_special_tokens(tokenizer),
+        pad_id=ours.pad_id,
+        bos_id=ours.bos_id,
+        eos_id=ours.eos_id,
+        image_token_id=tokenizer.token_to_id(IMAGE_TOKEN) if image_token else None,
+        newline_id=newline_id,
+        newline=None if newline_id is None else tokenizer.id_to_token(newline_id),
     )
 
 
 def _special_tokens(tokenizer) -> dict[str, str]:
-    found = {}
-    for role, names in _SPECIAL.items():
-        known = [name for name in names if tokenizer.token_to_id(name) is not None]
-        if known:
-            found[role] = known[0]
-    found.setdefault("pad_token", found.get("eos_token"))
-    return found
+    """Role -> token, for the roles that the vocabulary has."""
+    special = {}
+    for role, tokens in _SPECIAL.items():
+        tokens = [token for token in tokens if tokenizer.token_to_id(token) is not None]
+        if tokens:
+            special[role] = tokens[0]
+    special.setdefault("pad_token", special.get("eos_token"))
+    return special

@@ -1,0 +1,206 @@
+"""Components that a run can be exported as, one class each.
+
+To add one, write its class here and list it in COMPONENTS: export, verification, model
+card and command only use the methods of `Component`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hive_jax.config import RunConfig
+from hive_jax.export.component_base import Component, softcap_notes
+from hive_jax.export.example_inputs import (
+    NUM_IMAGES,
+    NUM_TOKENS,
+    example_images,
+    example_tokens,
+    images_of,
+)
+from hive_jax.export.image_text_components import HiveComponent, VlmComponent
+from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
+from hive_jax.models.stack import SCANNED
+from hive_jax.weights import hf_models, sources
+
+# Longer windows would need example texts that are slow to compute.
+_LONGEST_WINDOW = 1024
+
+
+class EncoderComponent(Component):
+    """The image encoder, as SiglipVisionModel."""
+
+    name = "encoder"
+    branches = ("img",)
+    description = "A SigLIP image encoder"
+    pipeline_tag = "image-feature-extraction"
+    auto_class = "AutoModel"
+    loading_snippet = """\
+from transformers import AutoImageProcessor, AutoModel
+
+processor = AutoImageProcessor.from_pretrained('.')
+model = AutoModel.from_pretrained('.')
+out = model(**processor(images=image, return_tensors="pt"), output_hidden_states=True)
+out.last_hidden_state"""
+    open = staticmethod(sources.open_encoder)
+
+    @classmethod
+    def config_of(cls, run: RunConfig) -> SiglipConfig:
+        return run.model.encoder
+
+    @property
+    def encoder_config(self) -> SiglipConfig:
+        return self.config
+
+    def layout(self) -> hf_models.Layout:
+        return hf_models.encoder(self.config)
+
+    def npz_configs(self) -> dict[str, dict]:
+        return {"img": dataclasses.asdict(self.config)}
+
+    def example_inputs(self) -> dict[str, np.ndarray]:
+        return example_images(self.config)
+
+    def reference_outputs(self, inputs, generated=None) -> dict[str, jax.Array]:
+        depths = tuple(range(1, self.config.depth + 1))
+        apply = jax.jit(
+            SiglipEncoder(self.config, execution=SCANNED.encoder).apply,
+            static_argnames="depths",
+        )
+        out = apply({"params": self.params}, images_of(inputs), depths=depths)
+        outputs = {
+            f"depth {depth}": features
+            for depth, features in zip(depths, out.features, strict=True)
+        }
+        outputs["tokens"] = out.tokens
+        if self.config.map_head:
+            outputs["pooled"] = out.pooled
+        return outputs
+
+    def torch_outputs(self) -> dict[str, list]:
+        depths = range(1, self.config.depth + 1)
+        outputs = {f"depth {depth}": ["hidden_states", depth] for depth in depths}
+        outputs["tokens"] = ["last_hidden_state"]
+        if self.config.map_head:
+            outputs["pooled"] = ["pooler_output"]
+        return outputs
+
+    def torch_options(self) -> dict:
+        return {"output_hidden_states": True}
+
+
+class TwoTowersComponent(Component):
+    """Image and text encoder of a contrastive run, as SiglipModel."""
+
+    name = "two_towers"
+    branches = ("img", "txt", "t", "b")
+    description = "A SigLIP image and text encoder"
+    pipeline_tag = "image-feature-extraction"
+    auto_class = "AutoModel"
+    loading_snippet = """\
+from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained('.')
+pixels = AutoImageProcessor.from_pretrained('.')(images=image, return_tensors="pt")
+model.get_image_features(**pixels)"""
+    open = staticmethod(sources.open_two_towers)
+
+    @classmethod
+    def config_of(cls, run: RunConfig) -> tuple:
+        return run.model.encoder, run.text_tower
+
+    @property
+    def encoder_config(self) -> SiglipConfig:
+        return self.config[0]
+
+    def layout(self) -> hf_models.Layout:
+        return hf_models.two_towers(*self.config)
+
+    def npz_configs(self) -> dict[str, dict]:
+        image, text = self.config
+        return {"img": dataclasses.asdict(image), "txt": dataclasses.asdict(text)}
+
+    def example_inputs(self) -> dict[str, np.ndarray]:
+        image, text = self.config
+        tokens = example_tokens((NUM_IMAGES, text.num_tokens), text.vocab_size)
+        return example_images(image) | {"input_ids": tokens}
+
+    def reference_outputs(self, inputs, generated=None) -> dict[str, jax.Array]:
+        apply = jax.jit(TwoTowers(*self.config, execution=SCANNED).apply)
+        zimg, ztxt, t, b = apply(
+            {"params": self.params}, images_of(inputs), inputs["input_ids"]
+        )
+        logits = jnp.einsum("id,td->it", zimg, ztxt) * t[0] + b[0]
+        return {"image embeddings": zimg, "text embeddings": ztxt, "logits": logits}
+
+    def torch_outputs(self) -> dict[str, list]:
+        return {
+            "image embeddings": ["image_embeds"],
+            "text embeddings": ["text_embeds"],
+            "logits": ["logits_per_image"],
+        }
+
+    def card_notes(self, run: RunConfig) -> list[str]:
+        num_tokens = self.config[1].num_tokens
+        note = f"Texts are padded with `<pad>` to {num_tokens} tokens."
+        return [*super().card_notes(run), note]
+
+
+class DecoderComponent(Component):
+    """The language model, as GemmaForCausalLM or that of Gemma 2 or 3."""
+
+    name = "decoder"
+    branches = ("llm",)
+    description = "The language model"
+    pipeline_tag = "text-generation"
+    auto_class = "AutoModelForCausalLM"
+    loading_snippet = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained('.')
+model = AutoModelForCausalLM.from_pretrained('.')
+model.generate(**tokenizer("a", return_tensors="pt"), max_new_tokens=32)"""
+    npz_prefix = "llm/"  # as in PaliGemma's files
+    encoder_config = None
+    open = staticmethod(sources.open_decoder)
+
+    @classmethod
+    def config_of(cls, run: RunConfig) -> DecoderConfig:
+        return run.model.decoder
+
+    def layout(self) -> hf_models.Layout:
+        return hf_models.decoder(self.config)
+
+    def npz_configs(self) -> dict[str, dict]:
+        return {"llm": dataclasses.asdict(self.config)}
+
+    def example_inputs(self) -> dict[str, np.ndarray]:
+        shape = NUM_IMAGES, NUM_TOKENS
+        # Longer than the window: local layers must see less than global ones.
+        if self.config.local_layers and self.config.window <= _LONGEST_WINDOW:
+            shape = 1, max(NUM_TOKENS, self.config.window + 8)
+        return {"input_ids": example_tokens(shape, self.config.vocab_size)}
+
+    def reference_outputs(self, inputs, generated=None) -> dict[str, jax.Array]:
+        apply = jax.jit(Decoder(self.config, execution=SCANNED.decoder).apply)
+        return {"logits": apply({"params": self.params}, inputs["input_ids"])}
+
+    def torch_outputs(self) -> dict[str, list]:
+        return {"logits": ["logits"]}
+
+    def card_notes(self, run: RunConfig) -> list[str]:
+        return softcap_notes(self.config)
+
+
+COMPONENTS: dict[str, type[Component]] = {
+    component.name: component
+    for component in (
+        EncoderComponent,
+        TwoTowersComponent,
+        DecoderComponent,
+        VlmComponent,
+        HiveComponent,
+    )
+}

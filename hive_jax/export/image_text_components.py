@@ -1,0 +1,269 @@
+"""Components with an image encoder and a decoder: Hive and LLaVA-style models."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hive_jax.config import RunConfig
+from hive_jax.data.tokenizer import tokenizer_file
+from hive_jax.export.component_base import Component, softcap_notes
+from hive_jax.export.example_inputs import (
+    NEW_TOKENS,
+    NUM_IMAGES,
+    NUM_TOKENS,
+    TEXT,
+    example_images,
+    example_tokens,
+    images_of,
+)
+from hive_jax.export.tokenizer import IMAGE_TOKEN, ExportedTokenizer, export_tokenizer
+from hive_jax.models.hive import Hive, HiveConfig
+from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.stack import SCANNED
+from hive_jax.weights import hf_models, sources
+
+_TORCH = Path(__file__).parent / "torch"
+_EMBEDDINGS = "llm/embedder/input_embedding"
+
+
+class ImageTextComponent(Component):
+    """Encoder, fusion and decoder together: text that is generated from an image."""
+
+    branches = ("img", "llm", "fusion")
+    pipeline_tag = "image-text-to-text"
+    auto_class = "AutoModelForImageTextToText"
+    num_image_tokens = 0  # in the token ids that transformers takes
+    open = staticmethod(sources.open_hive)
+
+    @classmethod
+    def config_of(cls, run: RunConfig) -> HiveConfig:
+        connections = run.model.resolved_connections()
+        return dataclasses.replace(
+            run.model, connections=connections, num_connections=0
+        )
+
+    @property
+    def encoder_config(self) -> SiglipConfig:
+        return self.config.encoder
+
+    def npz_configs(self) -> dict[str, dict]:
+        return {
+            "img": dataclasses.asdict(self.config.encoder),
+            "llm": dataclasses.asdict(self.config.decoder),
+            "fusion": {
+                "fusion": self.config.fusion,
+                "connections": self.config.connections,
+            },
+        }
+
+    def example_inputs(self) -> dict[str, np.ndarray]:
+        tokens = example_tokens((NUM_IMAGES, NUM_TOKENS), self.num_text_tokens)
+        prompt = np.full((NUM_IMAGES, 1), self.tokenizer.bos_id or 0)
+        return example_images(self.config.encoder) | {
+            "input_ids": self.after_image(tokens),
+            "prompt_ids": self.after_image(prompt),
+        }
+
+    @property
+    def num_text_tokens(self) -> int:
+        """All token ids below this one are text."""
+        return self.config.decoder.vocab_size
+
+    def after_image(self, tokens: np.ndarray) -> np.ndarray:
+        """Token ids of a text, int[B, T], after those of the image, int[B, P + T]."""
+        return tokens
+
+    def reference_outputs(self, inputs, generated) -> dict[str, jax.Array]:
+        model = Hive(self.computed_config(), execution=SCANNED)
+        params, images = self.params, images_of(inputs)
+
+        @jax.jit
+        def logits(params, images, tokens):
+            image_mask = jnp.ones(tokens.shape, bool)
+            hidden = model.apply({"params": params}, images, tokens, image_mask)
+            return model.apply({"params": params}, hidden, method="logits")
+
+        text = inputs["input_ids"][:, self.num_image_tokens :]
+        prompt = inputs["prompt_ids"][:, self.num_image_tokens :]
+        whole = np.concatenate([prompt, generated], axis=1)
+        likeliest = logits(params, images, whole).argmax(-1)
+        return {
+            "logits": logits(params, images, text),
+            "greedy": likeliest[:, -NEW_TOKENS - 1 : -1],
+        }
+
+    def computed_config(self) -> HiveConfig:
+        """Config of the model that the transformers class computes."""
+        return self.config
+
+    def torch_outputs(self) -> dict[str, list]:
+        return {"logits": ["logits"]}
+
+
+class HiveComponent(ImageTextComponent):
+    """The whole model with cross-attention, as HiveForConditionalGeneration of torch/."""
+
+    name = "hive"
+    fusions = ("hive", "cascaded")
+    description = "The vision-language model with cross-attention"
+    remote_code = True
+    loading_snippet = """\
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+# The folder's own modeling_hive.py: torch, and stock SigLIP and Gemma parts.
+model = AutoModelForImageTextToText.from_pretrained('.', trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained('.', trust_remote_code=True)
+pixels = AutoImageProcessor.from_pretrained('.')(images=image, return_tensors="pt")
+out = model.generate(**tokenizer("", return_tensors="pt"), **pixels, max_new_tokens=64)
+tokenizer.decode(out[0], skip_special_tokens=True)"""
+
+    def layout(self) -> hf_models.Layout:
+        return hf_models.hive(self.config)
+
+    def extra_files(self) -> dict[str, dict | str]:
+        names = "configuration_hive.py", "modeling_hive.py"
+        return {name: (_TORCH / name).read_text("utf-8") for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class VlmComponent(ImageTextComponent):
+    """The whole model with image tokens, as LlavaForConditionalGeneration.
+
+    Attributes:
+      image_token_id: token that stands for one patch; None before `for_transformers`.
+      rows_added: to the embedding table, for that token.
+    """
+
+    image_token_id: int | None = None
+    rows_added: int = 0
+
+    name = "vlm"
+    fusions = ("self_attention",)
+    description = "A LLaVA-style vision-language model"
+    processor_class = "LlavaProcessor"
+    loading_snippet = """\
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained('.')
+model = AutoModelForImageTextToText.from_pretrained('.')
+messages = [{"role": "user", "content": [{"type": "image"}]}]
+prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+inputs = processor(images=image, text=prompt, return_tensors="pt")
+out = model.generate(**inputs, max_new_tokens=64)
+processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)"""
+    mismatch_hint = (
+        "\n(LLaVA with Gemma 1 or 2 computes different logits in transformers 4 than "
+        "in 5; `target` chooses the version to write for.)"
+    )
+
+    @classmethod
+    def from_folder(cls, folder: Path, report: Mapping) -> Self:
+        component = super().from_folder(folder, report)
+        image_token_id = report.get("image_token", {}).get("id")
+        return dataclasses.replace(component, image_token_id=image_token_id)
+
+    def layout(self) -> hf_models.Layout:
+        return hf_models.vlm(self.config, self.image_token_id)
+
+    def exported_tokenizer(self) -> ExportedTokenizer:
+        return export_tokenizer(tokenizer_file(self.tokenizer_source), image_token=True)
+
+    def for_transformers(self) -> Self:
+        """With an embedding of the image token, a new row where the table has none.
+
+        New rows are copies of the first one, so that their logits never exceed it.
+        """
+        token = self.exported_tokenizer().image_token_id
+        table = self.arrays[_EMBEDDINGS]
+        rows_added = max(0, token + 1 - len(table))
+        table = np.concatenate([table, np.repeat(table[:1], rows_added, axis=0)])
+        decoder = dataclasses.replace(self.config.decoder, vocab_size=len(table))
+        return dataclasses.replace(
+            self,
+            config=dataclasses.replace(self.config, decoder=decoder),
+            arrays={**self.arrays, _EMBEDDINGS: table},
+            image_token_id=token,
+            rows_added=rows_added,
+        )
+
+    def extra_files(self) -> dict[str, dict | str]:
+        processor = {
+            "processor_class": self.processor_class,
+            "patch_size": self.config.encoder.patch_size,
+            "vision_feature_select_strategy": "full",
+            "num_additional_image_tokens": 0,
+            "image_token": IMAGE_TOKEN,
+        }
+        return {"processor_config.json": processor}
+
+    def report_fields(self) -> dict:
+        token = {"content": IMAGE_TOKEN, "id": self.image_token_id}
+        return {"image_token": {**token, "rows_added": self.rows_added}}
+
+    def arrays_for_files(self) -> Mapping[str, np.ndarray]:
+        if self.target == "v5":
+            return self.arrays
+        return hf_models.fold_embedding_scale(self.arrays, self.config)
+
+    def arrays_from_files(self, arrays) -> Mapping[str, np.ndarray]:
+        if self.target == "v5":
+            return arrays
+        return hf_models.fold_embedding_scale(arrays, self.config, back=True)
+
+    def card_notes(self, run: RunConfig) -> list[str]:
+        decoder = self.config.decoder
+        notes = [*super().card_notes(run), *softcap_notes(decoder)]
+        if decoder.final_softcap:
+            notes.append(
+                "LLaVA's class leaves out the decoder's final soft-cap: the likeliest "
+                "token is the same, probabilities are sharper."
+            )
+        notes.append(
+            f"The image token is `{IMAGE_TOKEN}`, id {self.image_token_id}; "
+            f"{self.rows_added} rows were added to the embedding table for it."
+        )
+        if not decoder.qk_norm:
+            notes.append(
+                f"Written for transformers {self.target[1:]}: version 4 multiplies the "
+                "image's tokens by the square root of the width where the decoder is a "
+                "Gemma 1 or 2, version 5 does not."
+            )
+        return notes
+
+    @property
+    def num_image_tokens(self) -> int:
+        return self.config.encoder.num_patches
+
+    @property
+    def num_text_tokens(self) -> int:
+        return min(self.config.decoder.vocab_size, self.image_token_id)
+
+    def after_image(self, tokens: np.ndarray) -> np.ndarray:
+        shape = len(tokens), self.num_image_tokens
+        return np.concatenate([np.full(shape, self.image_token_id), tokens], axis=1)
+
+    def computed_config(self) -> HiveConfig:
+        decoder = dataclasses.replace(self.config.decoder, final_softcap=0.0)
+        return dataclasses.replace(self.config, decoder=decoder)
+
+    def torch_options(self) -> dict:
+        return {"logits_to_keep": NUM_TOKENS}  # of the text alone
+
+    def reference_processor_outputs(self, inputs) -> dict[str, np.ndarray]:
+        outputs = super().reference_processor_outputs(inputs)
+        del outputs["tokenizer"]  # the chat template replaces it
+        text, _ = self.tokenizer.encode(TEXT + "\n")
+        ids = np.concatenate([inputs["prompt_ids"][0], text])
+        return outputs | {"chat template": ids, "chat template, one string": ids}
+
+    def left_out(self) -> list[str]:
+        softcap = self.config.decoder.final_softcap
+        return [f"final_softcap {softcap:g}"] if softcap else []
+
+    def needs_transformers_4(self) -> bool:
+        return self.target == "v4"

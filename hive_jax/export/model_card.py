@@ -1,0 +1,83 @@
+"""The README.md of an export."""
+
+from collections.abc import Mapping
+
+from hive_jax.config import RunConfig
+from hive_jax.export.component_base import Component
+
+
+def model_card(
+    component: Component,
+    run: RunConfig,
+    step: int,
+    verification: Mapping,
+    name: str,
+    result: Mapping | None = None,
+) -> str:
+    """Markdown with what the model is, how to load it, and how it was verified.
+
+    Args:
+      component: that is exported.
+      run: config of the run it comes from.
+      step: of the checkpoint.
+      verification: as from `verify_export`.
+      name: title of the card.
+      result: content of the run's result.json; None if it has not finished.
+    """
+    what = (
+        f"{component.description} from stage `{run.name}` of HIVE (hierarchical "
+        "pre-training of vision encoders with large language models, "
+        "[arXiv 2604.00086](https://arxiv.org/abs/2604.00086)), exported by hive_jax."
+    )
+    front_matter = (
+        "---\nlibrary_name: transformers\n"
+        f"pipeline_tag: {component.pipeline_tag}\ntags:\n- hive\n---"
+    )
+    sections = [
+        front_matter,
+        f"# {name}",
+        what,
+        f"```python\n{component.loading_snippet}\n```",
+        _training(component, run, step, result),
+        *(f"- {note}" for note in component.card_notes(run)),
+        _check(verification),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _training(
+    component: Component, run: RunConfig, step: int, result: Mapping | None
+) -> str:
+    """A table of the settings and of the validation at the end."""
+    rows = {
+        "step": f"{step:,} of {run.total_steps:,}",
+        "images an optimizer step": f"{run.batch_size:,}",
+        "data": run.data.source,
+        "started from": run.init
+        or run.previous
+        or ", ".join(filter(None, (run.init_encoder, run.init_decoder))),
+    }
+    if run.objective == "caption":
+        rows["fusion"] = run.model.fusion
+        pairs = run.model.resolved_connections()
+        rows["connections (encoder depth, decoder layer)"] = ", ".join(map(str, pairs))
+    if component.encoder_config is not None and result:
+        for key, value in result.get("validation", {}).items():
+            if "/" not in key:
+                rows[f"validation {key.replace('_', ' ')}"] = f"{value:.4f}"
+    lines = [f"| {key} | {value} |" for key, value in rows.items() if value]
+    return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
+
+
+def _check(verification: Mapping) -> str:
+    if not verification["run"]:
+        return f"## Check\n\n**Not run**: {verification['reason']}."
+    differences = dict(verification["max_abs_difference"])
+    differences.pop("image processor", None)
+    name, largest = max(differences.items(), key=lambda item: item[1])
+    return (
+        f"## Check\n\nLoaded by `{verification['class']}` of transformers "
+        f"{verification['transformers']} with no missing and no unexpected keys, and "
+        "compared with hive_jax on fixed inputs: the largest difference is "
+        f"{largest:.1e} ({name}). All figures are in `hive_export.json`."
+    )
