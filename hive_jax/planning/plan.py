@@ -125,7 +125,7 @@ class Plan:
                 "fusion": config.model.fusion,
                 "dtype": config.dtype,
                 "batch_size": config.batch_size,
-                "accumulate": config.gradient_accumulation_steps,
+                "gradient_accumulation_steps": config.gradient_accumulation_steps,
                 "rows_per_chip": self.rows,
                 "total_steps": config.total_steps,
                 "remat": [

@@ -92,7 +92,7 @@ class WeightSources:
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedRun:
-    """A config that leaves nothing open, and the weights that the run starts from."""
+    """A complete config, and the weights that the run starts from."""
 
     config: RunConfig
     weight_sources: WeightSources
@@ -142,16 +142,16 @@ class _Stored(NamedTuple):
 
 
 def _stored_in_components(config: RunConfig, sources: WeightSources) -> _Stored:
-    """From init_encoder and init_decoder, which are opened only if something is open."""
+    """From init_encoder and init_decoder, which are opened only for what the config leaves out."""
     model, data, stored = config.model, config.data, _Stored()
     needs_encoder = model.fusion != "none" or config.objective == "contrastive"
-    encoder_is_open = needs_encoder and not (model.encoder and data.preprocessing)
-    if encoder_is_open and (encoder := sources.encoder):
+    encoder_undecided = needs_encoder and not (model.encoder and data.preprocessing)
+    if encoder_undecided and (encoder := sources.encoder):
         stored = stored._replace(
             encoder=encoder.config, preprocessing=encoder.preprocessing
         )
-    decoder_is_open = not (model.decoder and data.tokenizer)
-    if decoder_is_open and (decoder := sources.decoder):
+    decoder_undecided = not (model.decoder and data.tokenizer)
+    if decoder_undecided and (decoder := sources.decoder):
         stored = stored._replace(decoder=decoder.config, tokenizer=decoder.tokenizer)
     return stored
 
