@@ -32,7 +32,7 @@ class Experiment:
       resolved: as from `resolve_config`.
 
     Attributes:
-      config: RunConfig that leaves nothing open.
+      config: complete RunConfig.
       mesh: of the devices.
       program: model, optimizer, compiled steps.
       loader, validation: batches of the two splits.

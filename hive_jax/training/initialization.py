@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from hive_jax.config import RunConfig, differences, from_dict
+from hive_jax.config import RunConfig, differences
 from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError
 from hive_jax.models.hive import HiveConfig
@@ -86,8 +86,7 @@ def _params_of_run(
             "import encoder and decoder together"
         )
     wanted = {branch: abstract[branch] for branch in abstract if branch in stored}
-    stored_model = from_dict(run.meta["config"]).model
-    _require_same_model(config, stored_model, wanted, run.workdir)
+    _require_same_model(config, run.config.model, wanted, run.workdir)
     # Orbax reads all or nothing; what this run has no use for goes at once.
     mesh = jax.tree.leaves(wanted)[0].sharding.mesh
     others = {b: stored[b] for b in stored if b not in wanted}
