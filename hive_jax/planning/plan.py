@@ -9,15 +9,14 @@ import tempfile
 import time
 from collections.abc import Mapping
 from flax.traverse_util import flatten_dict
-from hive_jax.config import (MeshConfig, RunConfig)
-from hive_jax.planning.hardware import (GIB, Topology)
+from hive_jax.config import MeshConfig, RunConfig
+from hive_jax.planning.hardware import GIB, Topology
 from hive_jax.planning.hlo import Module
-from hive_jax.planning.hlo_costs import (Collective, collectives, memory_traffic)
+from hive_jax.planning.hlo_costs import Collective, collectives, memory_traffic
 from hive_jax.training import sharding
 from hive_jax.training.flops import step_flops
 from hive_jax.training.program import Program
 from pathlib import Path
-
 
 
 # Model FLOPs utilisation that trainings of such sizes publish: levanter 1.4B on v3
@@ -177,106 +176,6 @@ class Plan:
         """Hours of the whole stage at `seconds` a step."""
         return seconds * self.config.total_steps / 3600
 
-<<<<<<< ours
-||||||| base
-    def to_dict(self) -> dict:
-        """Numbers and names, for JSON: bytes, FLOPs, seconds, hours."""
-        config, chip, compiled = self.config, self.topology.chip, self.compiled
-        stage = {}
-        if self.roofline is not None and self.fits is not False:
-            times = {"roofline": self.roofline}
-            for share in ASSUMED_MFU:
-                times[f"assumed_mfu_{share:.0%}"] = self.at_mfu(share)
-            for name, seconds in times.items():
-                hours = None if seconds is None else self.hours(seconds)
-                stage[name] = {
-                    "step_seconds": seconds,
-                    "hours": hours,
-                    "chip_hours": hours and hours * self.chips,
-                }
-        return {
-            "run": {
-                "name": config.name,
-                "fusion": config.model.fusion,
-                "dtype": config.dtype,
-                "batch_size": config.batch_size,
-                "accumulate": config.gradient_accumulation_steps,
-                "rows_per_chip": self.rows,
-                "total_steps": config.total_steps,
-                "remat": [
-                    config.execution.encoder.remat,
-                    config.execution.decoder.remat,
-                ],
-            },
-            "topology": self.topology.name,
-            "chips": self.chips,
-            "chip": dataclasses.asdict(chip),
-            "ici_bandwidth": self.topology.ici_bandwidth,
-            "mesh": self.mesh,
-            "state": dataclasses.asdict(self.state),
-            "compiled": dataclasses.asdict(compiled),
-            "needed": self.needed,
-            "available": self.available,
-            "fits": self.fits,
-            "flops": self.flops,
-            "limits": {
-                name: {"amount": amount, "rate": rate, "seconds": seconds}
-                for name, (amount, rate, seconds) in self.limits.items()
-            },
-            "stage": stage,
-            "advice": list(self.advice),
-        }
-
-=======
-    def to_dict(self) -> dict:
-        """Numbers and names, for JSON: bytes, FLOPs, seconds, hours."""
-        config, chip, compiled = self.config, self.topology.chip, self.compiled
-        stage = {}
-        if self.roofline is not None and self.fits is not False:
-            times = {"roofline": self.roofline}
-            for share in ASSUMED_MFU:
-                times[f"assumed_mfu_{share:.0%}"] = self.at_mfu(share)
-            for name, seconds in times.items():
-                hours = None if seconds is None else self.hours(seconds)
-                stage[name] = {
-                    "step_seconds": seconds,
-                    "hours": hours,
-                    "chip_hours": hours and hours * self.chips,
-                }
-        return {
-            "run": {
-                "name": config.name,
-                "fusion": config.model.fusion,
-                "dtype": config.dtype,
-                "batch_size": config.batch_size,
-                "gradient_accumulation_steps": config.gradient_accumulation_steps,
-                "rows_per_chip": self.rows,
-                "total_steps": config.total_steps,
-                "remat": [
-                    config.execution.encoder.remat,
-                    config.execution.decoder.remat,
-                ],
-            },
-            "topology": self.topology.name,
-            "chips": self.chips,
-            "chip": dataclasses.asdict(chip),
-            "ici_bandwidth": self.topology.ici_bandwidth,
-            "mesh": self.mesh,
-            "state": dataclasses.asdict(self.state),
-            "compiled": dataclasses.asdict(compiled),
-            "needed": self.needed,
-            "available": self.available,
-            "fits": self.fits,
-            "flops": self.flops,
-            "limits": {
-                name: {"amount": amount, "rate": rate, "seconds": seconds}
-                for name, (amount, rate, seconds) in self.limits.items()
-            },
-            "stage": stage,
-            "advice": list(self.advice),
-        }
-
->>>>>>> theirs
 
 def make_plan(config: RunConfig, topology: Topology) -> Plan:
     """Compiles the train step of a run for a machine.

@@ -178,7 +178,7 @@ def to_dict(plan: Plan) -> dict:
             "fusion": config.model.fusion,
             "dtype": config.dtype,
             "batch_size": config.batch_size,
-            "accumulate": config.gradient_accumulation_steps,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
             "rows_per_chip": plan.images_per_chip,
             "total_steps": config.total_steps,
             "remat": [config.execution.encoder.remat, config.execution.decoder.remat],

@@ -4,13 +4,18 @@ config leaves to them."""
 import dataclasses
 import functools
 from hive_jax.config import RunConfig
-from hive_jax.errors import (ConfigError, MissingInputError)
+from hive_jax.errors import ConfigError, MissingInputError
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
-from hive_jax.training.stored_run import (RunComponent, StoredRun, find_run, is_run, open_run)
-from hive_jax.weights.sources import (WeightSource, open_decoder, open_encoder)
+from hive_jax.training.stored_run import (
+    RunComponent,
+    StoredRun,
+    find_run,
+    is_run,
+    open_run,
+)
+from hive_jax.weights.sources import WeightSource, open_decoder, open_encoder
 from typing import NamedTuple
-
 
 
 def default_workdir(name: str) -> str:
@@ -138,19 +143,9 @@ class _Stored(NamedTuple):
 def _stored_in_components(config: RunConfig, sources: WeightSources) -> _Stored:
     """From init_encoder and init_decoder, which are opened only for what the config leaves out."""
     model, data, stored = config.model, config.data, _Stored()
-<<<<<<< ours
     needs_encoder = model.fusion_class.uses_image or config.objective == "contrastive"
-    encoder_is_open = needs_encoder and not (model.encoder and data.preprocessing)
-    if encoder_is_open and (encoder := sources.encoder):
-||||||| base
-    needs_encoder = model.fusion != "none" or config.objective == "contrastive"
-    encoder_is_open = needs_encoder and not (model.encoder and data.preprocessing)
-    if encoder_is_open and (encoder := sources.encoder):
-=======
-    needs_encoder = model.fusion != "none" or config.objective == "contrastive"
     encoder_undecided = needs_encoder and not (model.encoder and data.preprocessing)
     if encoder_undecided and (encoder := sources.encoder):
->>>>>>> theirs
         stored = stored._replace(
             encoder=encoder.config, preprocessing=encoder.preprocessing
         )
