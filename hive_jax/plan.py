@@ -18,8 +18,8 @@ from hive_jax.errors import ConfigError
 from hive_jax.planning import hardware, report
 from hive_jax.planning.plan import make_plan
 from hive_jax.training import sharding
-from hive_jax.training.program import Program
 from hive_jax.training.resolve import apply_image_size, resolve_config
+from hive_jax.training.train_step import Program
 
 _EXAMPLES = """examples:
   python -m hive_jax.plan --config configs/stage3.py:paper

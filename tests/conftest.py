@@ -1,22 +1,16 @@
 """Eight CPU devices, no silent rank promotion, and tiny runs for all tests."""
 
-import os
-
-from kill_loop import FAST_COMPILATION
-
-# Read when jax is first imported, by the lines below.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_count=8"
-
 import dataclasses
 import functools
 import importlib
+import os
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from kill_loop import FAST_COMPILATION
 
 from hive_jax.config import (
     DataConfig,
@@ -30,8 +24,13 @@ from hive_jax.data.types import Batch
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.training import objectives, sharding, state
-from hive_jax.training.program import Program
+from hive_jax.training import objectives, sharding, train_step
+from hive_jax.training.train_step import Program
+
+# Read when jax is first imported, by the lines below.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_count=8"
+
 
 ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -146,7 +145,7 @@ class Training:
         self.assigned = self.program.assigned
         self.shapes = flatten_dict(self.program.abstract_params, sep="/")
 
-    def start(self) -> state.TrainState:
+    def start(self) -> train_step.TrainState:
         """Step 0, with no parameter at zero: the gates are open, all norms count."""
         rng = np.random.default_rng(1)
         values = {
@@ -157,7 +156,7 @@ class Training:
         shardings = jax.tree.map(lambda p: p.sharding, self.program.abstract_params)
         return self.program.start(jax.device_put(params, shardings))
 
-    def step(self, now: state.TrainState, parts: tuple[Batch, ...]):
+    def step(self, now: train_step.TrainState, parts: tuple[Batch, ...]):
         """One train step of a state, which is donated."""
         return self.program.train_step(now, parts)
 

@@ -1,23 +1,24 @@
 """Ahead-of-time plan of a run on a machine: memory, work and time of a step."""
 
 import dataclasses
-import jax
 import math
-import numpy as np
 import re
 import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
 from flax.traverse_util import flatten_dict
+
 from hive_jax.config import MeshConfig, RunConfig
 from hive_jax.planning.hardware import GIB, Topology
 from hive_jax.planning.hlo import Module
 from hive_jax.planning.hlo_costs import Collective, collectives, memory_traffic
 from hive_jax.training import sharding
 from hive_jax.training.flops import step_flops
-from hive_jax.training.program import Program
-from pathlib import Path
-
+from hive_jax.training.train_step import Program
 
 # Model FLOPs utilisation that trainings of such sizes publish: levanter 1.4B on v3
 # 42 %, MaxText 8B on v6e 45.5 %, axlearn 7B on v5e 46 %. Not measured on this code.

@@ -16,11 +16,11 @@ from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_al
 from hive_jax.data.sources.registry import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError, DataError
-from hive_jax.training import sharding, state
+from hive_jax.training import sharding, train_step
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initialization import initial_params, whiten_patch_embedding
-from hive_jax.training.program import Program
 from hive_jax.training.resolve import ResolvedRun
+from hive_jax.training.train_step import Program
 
 _WHITENING_IMAGES = 1000
 
@@ -157,13 +157,13 @@ class Experiment:
             with contextlib.suppress(InvalidSample):
                 yield self.loader.image(index)
 
-    def start(self) -> state.TrainState:
+    def start(self) -> train_step.TrainState:
         """The state of step 0."""
         return self.program.start(self.initial_params())
 
     def restore(
         self, checkpoints: Checkpoints, allow_config_change: bool
-    ) -> state.TrainState | None:
+    ) -> train_step.TrainState | None:
         """The newest good checkpoint's state, or None where there is none.
 
         Args:

@@ -17,8 +17,8 @@ from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initialization import read_params
-from hive_jax.training.state import TrainState
 from hive_jax.training.stored_run import TOKENIZER_FOLDER
+from hive_jax.training.train_step import TrainState
 from hive_jax.weights.mapping import param_shapes
 from hive_jax.weights.sources import open_decoder, open_encoder
 

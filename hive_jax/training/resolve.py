@@ -3,6 +3,8 @@ config leaves to them."""
 
 import dataclasses
 import functools
+from typing import NamedTuple
+
 from hive_jax.config import RunConfig
 from hive_jax.errors import ConfigError, MissingInputError
 from hive_jax.models.decoder import DecoderConfig
@@ -15,7 +17,6 @@ from hive_jax.training.stored_run import (
     open_run,
 )
 from hive_jax.weights.sources import WeightSource, open_decoder, open_encoder
-from typing import NamedTuple
 
 
 def default_workdir(name: str) -> str:

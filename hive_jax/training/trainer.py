@@ -3,31 +3,62 @@
 import contextlib
 import functools
 import itertools
+import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from hive_jax.config import RunConfig, as_run_config, to_dict
 from hive_jax.console import log, progress_bar, text_table
+from hive_jax.data.invalid import format_counts
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
 from hive_jax.io import exclusive_lock, write_json
 from hive_jax.training import optimizer
-from hive_jax.training.accounting import count_bad_samples, keep_bad_samples
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.experiment import Experiment
 from hive_jax.training.flops import step_flops
 from hive_jax.training.metrics import MetricsWriter, Throughput
 from hive_jax.training.peak_flops import peak_flops
 from hive_jax.training.resolve import default_workdir, resolve_config
-from hive_jax.training.signals import StopRequest
-from hive_jax.training.state import TrainState
 from hive_jax.training.stored_run import TOKENIZER_FOLDER
+from hive_jax.training.train_step import TrainState
 from hive_jax.training.validation import summary_line, validate
+
+
+class StopRequest:
+    """Notes SIGTERM and SIGINT; a context manager. A second signal ends at once.
+
+    With several processes nothing is noted: they must all stop at one step, so JAX
+    itself takes SIGTERM and agrees on one; see Checkpoints.reached_preemption.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._previous = {}
+
+    def __enter__(self) -> Self:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *unused_exception) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        self.requested = True
+        signal.signal(number, self._previous[number] or signal.SIG_DFL)
 
 
 def train(
@@ -206,3 +237,47 @@ def _require_sound(values: dict[str, float], step: int, bad_samples: bool) -> No
             f"good; lower optimizer.peak_lr or optimizer.clip_norm, and continue from "
             "it with allow_config_change"
         )
+
+
+def keep_bad_samples(run: Experiment, folder: Path, start: int) -> None:
+    """Names the bad samples of both splits in a file; other processes in theirs.
+
+    A run that goes on at step `start` still has those of the steps before, and those
+    of the validation, which reads the same samples each time.
+    """
+    process = jax.process_index()
+    path = folder / (f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl")
+    run.loader.invalid.keep_in(path, start * run.config.batch_size)
+    run.validation.invalid.keep_in(path, None if start else 0)
+
+
+def count_bad_samples(run: Experiment) -> dict[str, dict[str, int]]:
+    """Split -> reason -> samples that any process has found, each once; says so too.
+
+    All processes must call it.
+    """
+    counts = {}
+    for split, loader in (("train", run.loader), ("validation", run.validation)):
+        for found in gathered([*loader.invalid.reasons.items()]):
+            loader.invalid.include(dict(found))
+        counts[split] = loader.invalid.counts
+        if loader.invalid:
+            files = "bad_samples.jsonl" + " and its like" * (jax.process_count() > 1)
+            log(
+                f"bad samples, {split}: {format_counts(counts[split])}; each is named in {files}"
+            )
+    return counts
+
+
+def gathered(value) -> list:
+    """A JSON value of each process, in their order; all processes must call it."""
+    if jax.process_count() == 1:
+        return [value]
+    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(content.size))
+    room = np.zeros(sizes.max(), np.uint8)
+    room[: content.size] = content
+    rows = multihost_utils.process_allgather(room)
+    return [
+        json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)
+    ]

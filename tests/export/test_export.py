@@ -22,7 +22,7 @@ from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
-from hive_jax.training.state import TrainState
+from hive_jax.training.train_step import TrainState
 from hive_jax.weights.safetensors import DTYPES, tensor_hash
 from hive_jax.weights.sources import open_hive
 

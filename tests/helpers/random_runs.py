@@ -8,7 +8,7 @@ from hive_jax.config import DataConfig, RunConfig, to_dict
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
-from hive_jax.training.state import TrainState
+from hive_jax.training.train_step import TrainState
 from hive_jax.weights.mapping import param_shapes
 from hive_jax.weights.sources import open_decoder, open_encoder
 

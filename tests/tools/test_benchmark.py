@@ -13,7 +13,7 @@ import pytest
 
 from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops, step_flops
-from hive_jax.training.program import Program
+from hive_jax.training.train_step import Program
 from tools.benchmark import data_wait, gpu, grid, tables
 from tools.benchmark.cases import FUSIONS, SIZES, STAGES, case
 from tools.benchmark.data_throughput import reading

@@ -9,7 +9,7 @@ import pytest
 
 from hive_jax.training import peak_flops
 from hive_jax.training.flops import step_flops
-from hive_jax.training.program import Program
+from hive_jax.training.train_step import Program
 
 
 def device(kind: str, platform: str = "tpu", process: int = 0):

@@ -20,8 +20,8 @@ from hive_jax.models.stack import SCANNED
 from hive_jax.training.checkpointing.integrity import fingerprint
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.objectives import build_model
-from hive_jax.training.program import Program
 from hive_jax.training.sharding import batch_sharding, make_mesh, param_sharding
+from hive_jax.training.train_step import Program
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "mixed": (2, 2, 2)}
 EPS = float(np.finfo(np.float32).eps)

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.data.tabletop.templates import TAG_NAMES
 from hive_jax.data.types import Batch
-from hive_jax.training import objectives, state, validation
+from hive_jax.training import objectives, train_step, validation
 from hive_jax.training.optimizer import trains
 
 STAGES = (1, 2, 3)
@@ -21,7 +21,7 @@ def flat(tree):
 
 def first_moments(train_state):
     """Adam's averages of the gradients, by parameter name."""
-    return jax.device_get(state._moments(train_state.opt_state))
+    return jax.device_get(train_step._moments(train_state.opt_state))
 
 
 @pytest.fixture(scope="module")

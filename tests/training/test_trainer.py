@@ -25,7 +25,7 @@ from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initialization import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.sharding import make_mesh
-from hive_jax.training.state import TrainState
+from hive_jax.training.train_step import TrainState
 
 
 @pytest.fixture(scope="module")

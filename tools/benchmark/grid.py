@@ -16,7 +16,7 @@ from hive_jax.config import RunConfig
 from hive_jax.models.stack import Execution, ModelExecution
 from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops
-from hive_jax.training.program import Program
+from hive_jax.training.train_step import Program
 from tools.benchmark.cases import FUSIONS, Size, case
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, peak_bytes
 

@@ -20,12 +20,7 @@ from hive_jax.errors import ConfigError, HiveError, MissingInputError
 from hive_jax.training.peak_flops import available_cpus
 from tools.benchmark.cases import SIZES, Size
 from tools.benchmark.variants import VARIANTS, Setting, make_jobs, write_inputs
-from tools.benchmark.worker_process import (
-    OutOfMemory,
-    Worker,
-    in_turns,
-    on_cpus,
-)
+from tools.benchmark.worker_process import OutOfMemory, Worker, in_turns, on_cpus
 
 # Updates before the losses that are compared.
 UPDATES = (0, 2)

@@ -12,7 +12,7 @@ from hive_jax.config import RunConfig
 from hive_jax.data.types import Batch
 from hive_jax.training import sharding
 from hive_jax.training.flops import step_flops
-from hive_jax.training.program import Program
+from hive_jax.training.train_step import Program
 
 
 class Step:
