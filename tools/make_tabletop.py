@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hive_jax.data.tabletop.benchmarks import write_benchmarks
 from hive_jax.errors import reporting
-from hive_jax.evaluation.tasks import read_task
+from hive_jax.evaluation.benchmarks.registry import read_task
 
 
 @reporting

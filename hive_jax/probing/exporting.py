@@ -7,7 +7,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import ConfigError
-from hive_jax.probing.encoders import Encoder
+from hive_jax.inference.model import Encoder
 from hive_jax.weights import huggingface, writing
 
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from hive_jax.errors import reporting
-from hive_jax.evaluation.comparing import one_each
+from hive_jax.evaluation.compare import one_each
 from hive_jax.training import compilation
 from tools.report.report import write_report
 

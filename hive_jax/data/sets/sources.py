@@ -214,3 +214,12 @@ def _one_of(known: tuple[str, ...], name: str, value: str) -> str:
         f"config.data.source: {name} is {value!r}; expected one of {known}"
         + nearest(value, known)
     )
+
+
+def prompt_style(text: str) -> str:
+    """Style of the benchmark prompts that suit a model trained on `data.source`.
+
+    "plain" is the question alone, as the built-in world asks it; "lmms_eval" adds the
+    instructions of LLaVA's data.
+    """
+    return "plain" if text.split(":")[0] == "tabletop" else "lmms_eval"

@@ -1,0 +1,157 @@
+"""MME: two yes/no questions an image, in 14 categories.
+
+As its authors have it, a folder a category, with the images and the questions side by
+side or in two folders:
+
+    existence/0001.jpg, existence/0001.txt
+    artwork/images/0001.jpg, artwork/questions_answers_YN/0001.txt
+
+A text has a line a question, "Is there a dog in this image? Please answer yes or no."
+and, after a tab, "Yes" or "No". Or Parquet with the columns question_id, image, question,
+answer and category.
+"""
+
+import collections
+from collections.abc import Sequence
+from pathlib import Path
+
+from hive_jax.data.sets.stores import FolderStore
+from hive_jax.data.sets.text import as_utf8
+from hive_jax.errors import DataError, MissingInputError
+from hive_jax.evaluation.benchmarks import files
+from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores, percent
+
+PERCEPTION = (
+    *("existence", "count", "position", "color", "posters", "celebrity", "scene"),
+    *("landmark", "artwork", "OCR"),
+)
+COGNITION = (
+    *("commonsense_reasoning", "numerical_calculation", "text_translation"),
+    "code_reasoning",
+)
+_SUFFIX = " Please answer yes or no."
+_IMAGES = (".jpg", ".png", ".jpeg")
+
+
+def read(folder: str) -> Examples:
+    """Both questions of every image. Raises MissingInputError, DataError."""
+    root = Path(folder)
+    if files.has_parquet(root):
+        table = files.Table(root, "", "test")
+        rows = table.rows("question_id", "question", "answer", "category")
+        found = [
+            (where, *(files.text(row, key, where) for key in row), image)
+            for where, image, row in rows
+        ]
+        return _examples(folder, found, table)
+    categories = [c for c in (*PERCEPTION, *COGNITION) if (root / c).is_dir()]
+    if not categories:
+        raise MissingInputError(
+            f"{folder}: expected Parquet, or folders named {', '.join(PERCEPTION)}, "
+            f"{', '.join(COGNITION)}"
+        )
+    store = FolderStore(folder)
+    found = [line for c in categories for line in _lines_of(root, c, store)]
+    return _examples(folder, found, store)
+
+
+def parse(prediction: str) -> str:
+    """What a prediction says, yes, no or other, by all of it or its first 4 letters."""
+    said = prediction.lower().strip().replace(".", "")
+    if len(said) == 1:
+        return {"y": "yes", "n": "no"}.get(said, "other")
+    return next((word for word in ("yes", "no") if word in said[:4]), "other")
+
+
+def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
+    """Points of a category: 100 x the share of questions that are right (acc), and
+    100 x the share of images with both right (acc+). Perception and cognition are sums
+    over the categories that there are.
+
+    Raises DataError if an image does not have two questions.
+    """
+    parsed = tuple(map(parse, predictions))
+    correct = tuple(
+        float(said == example.answers[0])
+        for example, said in zip(examples, parsed, strict=True)
+    )
+    images = {}
+    for example, value in zip(examples, correct, strict=True):
+        key = example.kinds[0], example.group
+        images.setdefault(key, []).append(value)
+    _require_pairs({key: len(values) for key, values in images.items()})
+    categories = {}
+    for (category, _), pair in images.items():
+        categories.setdefault(category, []).append(pair)
+    parts = {category: _points(pairs) for category, pairs in categories.items()}
+    totals = {}
+    for category, part in parts.items():
+        name = "perception" if category in PERCEPTION else "cognition"
+        totals[name] = totals.get(name, 0) + part["score"]
+    return Scores(totals, parts, parsed, correct)
+
+
+def _points(pairs: list[list[float]]) -> dict[str, float]:
+    """What a category is worth: (0 or 1, 0 or 1) of each image."""
+    points = [50 * sum(pair) + 100 * all(pair) for pair in pairs]
+    return {
+        "score": sum(points) / len(points),
+        "acc": percent([value for pair in pairs for value in pair]),
+        "acc+": percent([all(pair) for pair in pairs]),
+        "n": 2 * len(pairs),
+    }
+
+
+def _lines_of(root: Path, category: str, store: FolderStore):
+    """(where, group, question, answer, category, image) of a category's questions."""
+    inner = "questions_answers_YN"
+    apart = (root / category / inner).is_dir()
+    texts = f"{category}/{inner}" if apart else category
+    images = f"{category}/images" if apart else category
+    for name in sorted(path.name for path in (root / texts).glob("*.txt")):
+        content = as_utf8(store.read(f"{texts}/{name}"), str(root / texts / name))
+        stem = f"{images}/{name.removesuffix('.txt')}"
+        image = next(
+            (stem + s for s in _IMAGES if store.has(stem + s)), stem + _IMAGES[0]
+        )
+        group = f"{category}/{image.rpartition('/')[2]}"
+        for number, line in enumerate(content.strip().split("\n"), 1):
+            where = f"{root / texts / name}, line {number}"
+            question, tab, answer = line.partition("\t")
+            if not tab or not question.strip():
+                raise DataError(
+                    f"{where} is {line[:60]!r}; expected a question, a tab, Yes or No"
+                )
+            yield where, group, question, answer, category, image
+
+
+def _examples(folder: str, found, store) -> Examples:
+    number = collections.Counter()
+    examples = []
+    for where, group, question, answer, category, image in found:
+        if category not in PERCEPTION + COGNITION:
+            raise DataError(
+                f"{where}: category is {category!r}; expected one of "
+                f"{', '.join(PERCEPTION + COGNITION)}"
+            )
+        right = answer.lower().strip().replace(".", "")
+        if right not in ("yes", "no"):
+            raise DataError(f"{where}: the answer is {answer!r}; expected Yes or No")
+        number[category, group] += 1
+        question = question.strip().replace(_SUFFIX, "")
+        name = f"{group}#{number[category, group]}"
+        examples.append(
+            Example(name, question, (right,), image, group=group, kinds=(category,))
+        )
+    _require_pairs(number)
+    return Examples(folder, examples, store)
+
+
+def _require_pairs(questions: dict[tuple[str, str], int]) -> None:
+    """(category, image) -> its questions must be two. Raises DataError."""
+    for (category, group), number in questions.items():
+        if number != 2:
+            raise DataError(
+                f"MME: {category}, image {group} has {number} questions; acc+ needs "
+                f"the two of each image"
+            )

@@ -1,0 +1,96 @@
+"""Registry of benchmarks: reader, scorer, prompts and decoding of each."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+from hive_jax.config import nearest
+from hive_jax.errors import ConfigError, MissingInputError
+from hive_jax.evaluation.benchmarks import gqa, mme, okvqa, pope, scienceqa, textvqa
+from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores
+
+_ONE_WORD = "\nAnswer the question using a single word or phrase."
+_LETTER = "\nAnswer with the option's letter from the given choices directly."
+_OR_UNANSWERABLE = (
+    "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Attributes:
+      read: folder of the benchmark -> its examples.
+      score: (examples, a prediction for each) -> scores.
+      prompts: variant -> template, for `base.format_prompt`. "lmms_eval"
+        is lmms-eval's of LLaVA; "plain" has the question without instructions.
+      max_new_tokens: lmms-eval's limit of an answer.
+      stop: strings that end an answer.
+    """
+
+    read: Callable[[str], Examples]
+    score: Callable[[Sequence[Example], Sequence[str]], Scores]
+    prompts: dict[str, str]
+    max_new_tokens: int = 16
+    stop: tuple[str, ...] = ()
+
+
+def _prompts(instruction: str) -> dict[str, str]:
+    return {"lmms_eval": "{question}" + instruction, "plain": "{question}"}
+
+
+TASKS = {
+    "mme": Task(mme.read, mme.score, _prompts(_ONE_WORD)),
+    "gqa": Task(gqa.read, gqa.score, _prompts(_ONE_WORD)),
+    # The two for which lmms-eval sets no limit but LLaVA's own.
+    "okvqa": Task(
+        okvqa.read,
+        okvqa.score,
+        _prompts(_OR_UNANSWERABLE + _ONE_WORD),
+        max_new_tokens=1024,
+        stop=("ASSISTANT:",),
+    ),
+    "textvqa": Task(
+        textvqa.read,
+        textvqa.score,
+        _prompts(_ONE_WORD),
+        max_new_tokens=1024,
+        stop=("ASSISTANT:",),
+    ),
+    "scienceqa": Task(
+        scienceqa.read,
+        scienceqa.score,
+        {
+            "lmms_eval": "{context}{question}\n{options}" + _LETTER,
+            "plain": "{context}{question} {inline}",
+        },
+    ),
+    "pope": Task(pope.read, pope.score, _prompts(_ONE_WORD), max_new_tokens=128),
+}
+
+
+def find_task(name: str) -> Task:
+    """Finds a task by name. Raises ConfigError."""
+    if name not in TASKS:
+        raise ConfigError(
+            f"task is {name!r}; expected one of {', '.join(TASKS)}"
+            + nearest(name, TASKS)
+        )
+    return TASKS[name]
+
+
+def read_task(name: str, data: str) -> Examples:
+    """Reads the examples of data/NAME.
+
+    Raises:
+      ConfigError: unknown task.
+      MissingInputError: the folder, a file or an image is missing.
+      DataError: a file is malformed.
+    """
+    task, folder = find_task(name), os.path.join(data, name)
+    if not os.path.isdir(folder):
+        raise MissingInputError(
+            f"{folder}: no such folder; expected the files of {name}"
+        )
+    return task.read(folder)

@@ -1,0 +1,56 @@
+"""TextVQA: questions about what is written in a photo; ten answers each.
+
+TextVQA_0.5.1_val.json, and train_images/ or train_images.zip:
+
+    {"data": [{"question": "...", "question_id": 34602, "image_id": "003a8ae2ef43b901",
+               "answers": ["nous", ...], ...}, ...]}
+
+Or Parquet with the columns question_id, image, question and answers.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hive_jax.evaluation.benchmarks import files
+from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores, percent
+from hive_jax.evaluation.benchmarks.vqa_metric import agreement, normalised, of_ten
+
+_FILE = "TextVQA_0.5.1_val.json"
+
+
+def read(folder: str) -> Examples:
+    """The questions of the validation split. Raises MissingInputError, DataError."""
+    root = Path(folder)
+    if files.has_parquet(root):
+        table = files.Table(root, "", "validation")
+        rows = table.rows("question_id", "question", "answers")
+        examples = [_example(row, image, where) for where, image, row in rows]
+        return Examples(folder, examples, table)
+    path = root / _FILE
+    whole = files.expect(files.read_json(path), dict, str(path))
+    examples = []
+    for number, record in enumerate(files.field(whole, "data", list, str(path))):
+        where = f"{path}, data[{number}]"
+        record = files.expect(record, dict, where)
+        image = f"train_images/{files.text(record, 'image_id', where)}.jpg"
+        examples.append(_example(record, image, where))
+    return Examples(folder, examples, files.image_store(root, "train_images"))
+
+
+def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
+    """exact_match: how far people agree, by lmms-eval; see `answers.agreement`."""
+    parsed = tuple(map(normalised, predictions))
+    correct = tuple(
+        agreement(said, list(map(normalised, example.answers)))
+        for example, said in zip(examples, parsed, strict=True)
+    )
+    return Scores({"exact_match": percent(correct)}, {}, parsed, correct)
+
+
+def _example(record: dict, image: str, where: str) -> Example:
+    return Example(
+        files.identity(record, "question_id", where),
+        files.text(record, "question", where).capitalize(),
+        of_ten(files.texts(record, "answers", where), where),
+        image,
+    )

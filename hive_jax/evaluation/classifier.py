@@ -1,0 +1,133 @@
+"""Probe classifiers and their training: AdamW, warm-up, cosine (paper, table 4)."""
+
+from collections.abc import Iterable, Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from hive_jax.config import OptimizerConfig, ProbeConfig, Rule
+from hive_jax.data.order import Order
+from hive_jax.models.layers import Dense
+from hive_jax.models.siglip import Attention
+from hive_jax.training.metrics import progress_bar
+from hive_jax.training.optimizer import make_optimizer
+
+
+class LinearProbe(nn.Module):
+    """Mean-pooled tokens [B, D] -> logits [B, classes]."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        return Dense(self.num_classes, name="classifier")(pooled)
+
+
+class AttentiveProbe(nn.Module):
+    """Attention-pooling probe: tokens [B, P, D] -> logits [B, classes]."""
+
+    num_classes: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        batch, _, width = tokens.shape
+        query = self.param("query", nn.initializers.xavier_uniform(), (1, 1, width))
+        query = jnp.broadcast_to(query, (batch, 1, width)).astype(tokens.dtype)
+        pooled = Attention(self.num_heads, name="attention")(query, tokens)[:, 0]
+        return Dense(self.num_classes, name="classifier")(pooled)
+
+
+def batch_and_steps(config: ProbeConfig, count: int) -> tuple[int, int]:
+    """Batch size and number of steps over `count` images."""
+    batch_size = min(config.batch_size, count)
+    return batch_size, max(1, round(config.epochs * count / batch_size))
+
+
+def batch_indices(config: ProbeConfig, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields the image indices of each step: shuffled epochs."""
+    batch_size, total = batch_and_steps(config, count)
+    order = Order(count, seed)
+    for step in range(total):
+        first = step * batch_size
+        yield np.array([order.index(first + row) for row in range(batch_size)])
+
+
+class ClassifierTrainer:
+    """Trains classifiers one after the other; compiles once.
+
+    Args:
+      module: the classifier.
+      config: recipe.
+      example: features of a batch, for their shape.
+      count: images of an epoch.
+    """
+
+    def __init__(self, module: nn.Module, config: ProbeConfig, example, count: int):
+        batch_size, self._total = batch_and_steps(config, count)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+        names = flatten_dict(shapes, sep="/")
+        optimizer = make_optimizer(
+            OptimizerConfig(
+                peak_lr=config.peak_lr,
+                warmup_steps=round(config.warmup_epochs * count / batch_size),
+                weight_decay=config.peak_lr * config.weight_decay,
+                clip_norm=config.clip_norm,
+            ),
+            self._total,
+            dict.fromkeys(names, Rule(".*", 1.0)),
+        )
+
+        def loss(flat, features, classes):
+            params = {"params": unflatten_dict(flat, sep="/")}
+            logits, valid = module.apply(params, features), classes >= 0
+            nll = optax.softmax_cross_entropy_with_integer_labels(
+                logits, classes * valid
+            )
+            return (nll * valid).sum() / jnp.maximum(valid.sum(), 1)
+
+        @jax.jit
+        def start(seed):
+            params = module.init(jax.random.key(seed), example)["params"]
+            flat = flatten_dict(params, sep="/")
+            return flat, optimizer.init(flat)
+
+        @jax.jit
+        def step(flat, opt_state, features, classes):
+            grads = jax.grad(loss)(flat, features, classes)
+            updates, opt_state = optimizer.update(grads, opt_state, flat)
+            return optax.apply_updates(flat, updates), opt_state
+
+        self._start, self._step = start, step
+
+    def __call__(self, batches: Iterable[tuple], seed: int) -> dict:
+        """Trains a classifier.
+
+        Args:
+          batches: (features, classes int32[B]) of each step; class -1 for no loss.
+          seed: initialization.
+
+        Returns:
+          Its parameters.
+        """
+        flat, opt_state = self._start(seed)
+        with progress_bar(f"probe, seed {seed}", self._total, 0) as bar:
+            for features, classes in batches:
+                flat, opt_state = self._step(flat, opt_state, features, classes)
+                bar.update()
+        return unflatten_dict(jax.device_get(flat), sep="/")
+
+
+def make_predict(module: nn.Module):
+    """(parameters of several classifiers, features) -> classes int32[classifiers, B]."""
+
+    @jax.jit
+    def predict(stacked, features):
+        logits = jax.vmap(lambda p: module.apply({"params": p}, features))(stacked)
+        return logits.argmax(-1).astype(jnp.int32)
+
+    return predict

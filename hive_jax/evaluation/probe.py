@@ -1,0 +1,246 @@
+"""Probes: train classifiers on frozen features and score them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hive_jax.config import MeshConfig, ProbeConfig
+from hive_jax.data.sets.parts import classes_of
+from hive_jax.data.sets.sources import Opening, whole_source
+from hive_jax.errors import ConfigError, DataError
+from hive_jax.evaluation.classifier import (
+    AttentiveProbe,
+    ClassifierTrainer,
+    LinearProbe,
+    batch_indices,
+    make_predict,
+)
+from hive_jax.evaluation.frozen_features import (
+    FeatureExtractor,
+    LabelledImages,
+    extract,
+    fits_in_memory,
+    split_batches,
+)
+from hive_jax.evaluation.results import ResultStore, open_store
+from hive_jax.inference.model import Encoder
+from hive_jax.plotting import draw_confusion
+from hive_jax.training import sharding
+from hive_jax.training.metrics import say
+from hive_jax.training.objectives import compute_dtype
+
+
+class Probe:
+    """Classifiers on the features of one encoder.
+
+    Attributes:
+      classes: names, in the order of the classifiers' outputs.
+
+    Raises:
+      ConfigError: the encoder has no such depth.
+      DataError: the data has no classes.
+    """
+
+    def __init__(self, config: ProbeConfig, encoder: Encoder, depths: tuple[int, ...]):
+        known = encoder.config.depth
+        if not all(1 <= depth <= known for depth in depths):
+            raise ConfigError(
+                f"config.depth is {config.depth}; {encoder.name} has blocks 1 to {known}"
+            )
+        self.config, self.encoder, self.depths = config, encoder, depths
+        preprocessing = config.preprocessing or encoder.preprocessing
+        size = encoder.config.image_size
+        how = Opening(size, preprocessing, config.seed)
+        train, test = (whole_source(text, how) for text in (config.train, config.test))
+        self.classes = classes_of(train)
+        if len(self.classes) < 2:
+            raise DataError(
+                f"config.train is {config.train!r}, which has no classes; expected "
+                "folder:, tfds: or table: with labels, one of the named sets, or "
+                "tabletop:classes"
+            )
+        rest = (self.classes, preprocessing, size, config.threads)
+        self._train = LabelledImages(train, *rest, strict=False)
+        self._test = LabelledImages(test, *rest, strict=True)
+        devices = jax.local_devices()
+        mesh = sharding.make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
+        pooled = config.probe == "linear"
+        self._extractor = FeatureExtractor(
+            encoder, depths, pooled, compute_dtype(config.dtype), mesh
+        )
+        self._module = (
+            LinearProbe(len(self.classes))
+            if pooled
+            else AttentiveProbe(len(self.classes), encoder.config.num_heads)
+        )
+        self._predict = make_predict(self._module)
+
+    def settings(self, depth: int) -> dict:
+        """All that the result depends on."""
+        config = self.config
+        last = self.encoder.config.depth
+        names = (
+            *("augment", "num_seeds", "seed", "epochs", "warmup_epochs", "batch_size"),
+            *("peak_lr", "weight_decay", "clip_norm"),
+        )
+        return {
+            "task": f"probe_{config.probe}"
+            + (f"_depth{depth}" if depth != last else ""),
+            "n": len(self._test),
+            "data": self._test.source.fingerprint,
+            "train_data": self._train.source.fingerprint,
+            "classes": len(self.classes),
+            "recipe": {name: getattr(config, name) for name in names},
+            "preprocessing": config.preprocessing or self.encoder.preprocessing,
+            "image_size": self.encoder.config.image_size,
+            "checkpoint": {"fingerprint": self.encoder.fingerprint, "depth": depth},
+        }
+
+    def fitted(self) -> list[list[dict]]:
+        """For each depth the classifiers' parameters, one for each seed."""
+        if self.config.augment or not fits_in_memory(self._extractor, len(self._train)):
+            return self._fitted_on_the_way()
+        features, classes = extract(self._extractor, self._train, self.encoder.name)
+        self._count_bad()
+        features, classes = features[:, classes >= 0], classes[classes >= 0]
+        train = self._fit(len(classes))
+
+        def batches(at_depth: np.ndarray, seed: int) -> Iterator:
+            for rows in batch_indices(self.config, len(classes), seed):
+                yield at_depth[rows], classes[rows]
+
+        return [
+            [train(batches(at_depth, seed), seed) for seed in self._seeds()]
+            for at_depth in features
+        ]
+
+    def _fit(self, count: int) -> ClassifierTrainer:
+        example = jnp.zeros((1, *self._extractor.shape))
+        return ClassifierTrainer(self._module, self.config, example, count)
+
+    def _fitted_on_the_way(self) -> list[list[dict]]:
+        if len(self.depths) > 1:
+            raise ConfigError(
+                "probing several depths keeps the features of all of them: not with "
+                "config.augment, nor if they exceed the memory; take fewer images, "
+                "take=first:N, or probe=linear"
+            )
+
+        def batches(seed: int) -> Iterator:
+            rows = batch_indices(self.config, len(self._train), seed)
+            augment_seed = seed if self.config.augment else None
+            for images, classes in self._train.batches(rows, augment_seed):
+                self._train.require(self.config.max_bad_fraction)
+                yield self._extractor(images)[0], classes
+
+        train = self._fit(len(self._train))
+        made = [train(batches(seed), seed) for seed in self._seeds()]
+        self._count_bad()
+        return [made]
+
+    def predicted(self, fitted: list[list[dict]]) -> tuple[np.ndarray, np.ndarray]:
+        """Classes int32[depths, seeds, n] by the classifiers, and the right ones [n]."""
+        stacked = [
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
+            for params in fitted
+        ]
+        predicted, labels = [], []
+        for images, classes in self._test.batches(split_batches(len(self._test))):
+            features = self._extractor(images)
+            pairs = zip(stacked, features, strict=True)
+            predicted.append(np.stack([self._predict(*pair) for pair in pairs]))
+            labels.append(classes)
+        return np.concatenate(predicted, axis=-1), np.concatenate(labels)
+
+    def _seeds(self) -> range:
+        return range(self.config.seed, self.config.seed + self.config.num_seeds)
+
+    def _count_bad(self) -> None:
+        self._train.require(self.config.max_bad_fraction)
+        if bad := self._train.bad:
+            say(
+                f"{len(bad)} of {len(self._train)} images to train on cannot be read and "
+                f"are left out; one is {next(iter(bad.values()))}"
+            )
+
+
+def probe(
+    config: ProbeConfig, encoder: Encoder, out: Path, every_depth: bool = False
+) -> tuple[dict[int, dict], list[list[dict]] | None, Probe]:
+    """Probes an encoder; returns the stored results of the same settings if complete.
+
+    Args:
+      config: data and recipe.
+      encoder: frozen weights.
+      out: folder to write.
+      every_depth: probe every depth, not config.depth alone.
+
+    Writes out/TASK/result.json, samples.jsonl and confusion.png for each depth.
+
+    Returns:
+      Results by depth; classifiers, None if all results were stored; the probe.
+    """
+    last = encoder.config.depth
+    depths = tuple(range(1, last + 1)) if every_depth else (config.depth or last,)
+    work = Probe(config, encoder, depths)
+    settings = {depth: work.settings(depth) for depth in depths}
+    folders = {depth: out / settings[depth]["task"] for depth in depths}
+    results = {}
+    for depth in depths:
+        with open_store(folders[depth], settings[depth]) as store:
+            results[depth] = store.result
+    if all(results.values()):
+        say(f"{encoder.name}: finished already; its figures are in {out}")
+        return results, None, work
+    fitted = work.fitted()
+    predicted, labels = work.predicted(fitted)
+    for depth, classes in zip(depths, predicted, strict=True):
+        with open_store(folders[depth], settings[depth]) as store:
+            draw_confusion(
+                folders[depth] / "confusion.png",
+                _confusion(classes, labels, len(work.classes)),
+                work.classes,
+                f"{encoder.name}, depth {depth}",
+            )
+            if store.result is None:
+                results[depth] = _finish(store, work.classes, classes, labels)
+    return results, fitted, work
+
+
+def _finish(
+    store: ResultStore, classes, predicted: np.ndarray, labels: np.ndarray
+) -> dict:
+    """predicted int32[seeds, n], labels int32[n]."""
+    hits = predicted == labels[None]
+    each = 100 * hits.mean(axis=1)
+    std = float(each.std(ddof=1)) if len(each) > 1 else 0.0
+    scores = {"accuracy": float(each.mean()), "accuracy_std": std}
+    parts = {
+        classes[number]: {
+            "accuracy": float(100 * hits[:, labels == number].mean()),
+            "n": int((labels == number).sum()),
+        }
+        for number in np.unique(labels)
+    }
+    samples = (
+        {
+            "id": str(index),
+            "group": "",
+            "kinds": [classes[labels[index]]],
+            "answers": [classes[labels[index]]],
+            "output": [classes[number] for number in predicted[:, index]],
+            "score": float(hits[:, index].mean()),
+        }
+        for index in range(len(labels))
+    )
+    return store.finish(samples, scores, parts)
+
+
+def _confusion(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """int[labels, predicted], over all seeds."""
+    matrix = np.zeros((count, count), int)
+    np.add.at(matrix, (np.broadcast_to(labels, predicted.shape), predicted), 1)
+    return matrix

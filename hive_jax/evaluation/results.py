@@ -1,0 +1,115 @@
+"""Resumable on-disk record of one evaluation: settings, answers, scores.
+
+OUT/answers.jsonl    during evaluation: the settings, then one answer a line
+OUT/samples.jsonl    at the end: question, answer and score, one a line
+OUT/result.json      settings and scores
+"""
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import hive_jax
+from hive_jax.config import differences
+from hive_jax.data.files import (
+    alone,
+    as_lines,
+    read_json,
+    write_json,
+    write_text,
+    written,
+)
+from hive_jax.errors import OutputError
+
+RESULT, SAMPLES = "result.json", "samples.jsonl"
+_ANSWERS = "answers.jsonl"
+# Keys of a result that are outcomes; all others are settings.
+_OUTCOMES = ("scores", "parts", "version", "date")
+
+
+class ResultStore:
+    """Answers and result of one evaluation, on disk as soon as given; see `open_store`.
+
+    Attributes:
+      folder: folder of this evaluation alone.
+      answers: id -> record of the answers given so far under the same settings.
+      result: content of result.json once finished; else None.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping):
+        self.folder, self._settings = folder, json.loads(json.dumps(settings))
+        self.answers: dict[str, dict] = {}
+        self.result = read_json(folder / RESULT)
+        if self.result is not None:
+            settings = {k: v for k, v in self.result.items() if k not in _OUTCOMES}
+            self._require_same(settings)
+        else:
+            self._read()
+
+    def add(self, records: Iterable[Mapping]) -> None:
+        """Writes records with an "id" each. Raises OutputError."""
+        records = list(records)
+        self.answers |= {record["id"]: record for record in records}
+        path = self.folder / _ANSWERS
+        with written(path), path.open("a", encoding="utf-8") as file:
+            file.write(as_lines(records))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, samples: Iterable[Mapping], scores: dict, parts: dict) -> dict:
+        """Writes samples.jsonl and, last, result.json; returns the result.
+
+        Args:
+          samples: a record for each question.
+          scores: name -> score.
+          parts: kind of question -> name -> score.
+        """
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        outcomes = (scores, parts, hive_jax.__version__, date)
+        self.result = self._settings | dict(zip(_OUTCOMES, outcomes, strict=True))
+        write_text(self.folder / SAMPLES, as_lines(samples))
+        write_json(self.folder / RESULT, self.result)
+        (self.folder / _ANSWERS).unlink(missing_ok=True)
+        return self.result
+
+    def _read(self) -> None:
+        """Reads the answers of an interrupted evaluation; drops a torn last line."""
+        path, lines = self.folder / _ANSWERS, []
+        with written(path):
+            if path.exists():
+                for line in path.read_bytes().splitlines():
+                    try:
+                        lines.append(json.loads(line))
+                    except ValueError:
+                        break
+        settings, *answers = lines or [self._settings]
+        self._require_same(settings)
+        self.answers = {answer["id"]: answer for answer in answers}
+        write_text(path, as_lines((settings, *answers)))
+
+    def _require_same(self, stored: Mapping) -> None:
+        if changed := differences(stored, self._settings):
+            listed = "\n  ".join(changed)
+            raise OutputError(
+                f"{self.folder} has an evaluation with other settings (there -> now):\n"
+                f"  {listed}\nChoose another folder, or remove that one"
+            )
+
+
+@contextlib.contextmanager
+def open_store(folder: Path, settings: Mapping) -> Iterator[ResultStore]:
+    """Opens the folder of an evaluation, locked for this process.
+
+    Args:
+      folder: folder to write; made if it does not exist.
+      settings: everything the answers depend on, as JSON values.
+
+    Raises:
+      OutputError: the folder has an evaluation of other settings, each of which is
+        named; another process is writing it; or it cannot be written.
+    """
+    with alone(folder):
+        yield ResultStore(folder, settings)

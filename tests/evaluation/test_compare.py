@@ -1,0 +1,234 @@
+"""Evaluations side by side: scores, intervals, tests, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+from PIL import Image
+
+from hive_jax.compare import main as compare_command
+from hive_jax.errors import ConfigError, DataError, HiveError
+from hive_jax.evaluation import compare, tables
+from hive_jax.evaluation.benchmarks.base import Example
+from hive_jax.evaluation.benchmarks.mme import score as mme_score
+from hive_jax.evaluation.compare import difference as difference_of
+from hive_jax.evaluation.compare import interval, total
+from hive_jax.evaluation.results import open_store
+
+SETTINGS = {"n": 40, "data": "d1", "variant": "tabletop", "prompt": "{question}"}
+
+
+def save(folder, task, scores, kinds=None, groups=None, **changes):
+    """An evaluation with these scores."""
+    settings = {"task": task, **SETTINGS, **changes}
+    samples = [
+        {
+            "id": str(i),
+            "kinds": [kinds[i]] if kinds else [],
+            "group": groups[i] if groups else "",
+            "score": float(value),
+        }
+        for i, value in enumerate(scores)
+    ]
+    with open_store(folder / task, settings) as kept:
+        kept.finish(samples, {"accuracy": 100 * float(np.mean(scores))}, {})
+    return str(folder)
+
+
+def scores_of(seed, share, count=40):
+    return (np.random.default_rng(seed).random(count) < share).astype(float)
+
+
+def test_scores_and_counts(tmp_path):
+    one, other = scores_of(0, 0.4), scores_of(1, 0.7)
+    a = save(tmp_path / "a", "gqa", one)
+    b = save(tmp_path / "b", "gqa", other)
+    (row,) = compare.compare({"base": [a], "hive": [b]})
+    assert row.title == "gqa"
+    assert row.seeds == {"base": [100 * one.mean()], "hive": [100 * other.mean()]}
+    found = row.differences["hive"]
+    assert found.value == pytest.approx(100 * (other.mean() - one.mean()))
+    assert found.wins == ((other > one).sum()) and found.losses == (other < one).sum()
+    assert found.wins + found.losses + found.ties == 40
+    assert found.low < found.value < found.high
+    uneven = int(found.wins + found.losses)
+    wanted = scipy.stats.binomtest(int(found.wins), uneven).pvalue
+    assert found.p == pytest.approx(wanted)
+
+
+def test_mcnemar_by_hand():
+    """Of ten questions that one alone has right, nine: twice (1 + 10) / 2 ** 10."""
+    one, other = np.zeros((1, 30)), np.zeros((1, 30))
+    other[0, :9] = one[0, 9] = 1
+    found = difference_of({"all": one}, {"all": other}, (one, other))
+    assert (found.wins, found.losses, found.ties) == (9, 1, 20)
+    assert found.p == pytest.approx(2 * 11 / 1024)
+
+
+def test_several_seeds():
+    """Counts agree with the difference; p is about that of a test of the mean."""
+    rng = np.random.default_rng(0)
+    one = (
+        np.repeat(rng.random((1, 400)) < 0.3, 3, axis=0) * 1.0
+    )  # of one seed, in effect
+    other = (rng.random((3, 400)) < 0.33) * 1.0
+    strata = {"all": one}, {"all": other}
+    found = difference_of(*strata, (one, other))
+    assert (found.wins - found.losses) / 400 == pytest.approx(found.value)
+    assert found.wins + found.losses + found.ties == pytest.approx(400)
+    wanted = scipy.stats.ttest_1samp((other - one).mean(axis=0), 0).pvalue
+    assert found.p == pytest.approx(wanted, rel=0.4)  # 3 sigma of the draws
+    assert difference_of(*strata, (one, other)).p == found.p
+    assert difference_of(strata[0], {"all": 1 - one}, (one, 1 - one)).p < 1e-6
+
+
+def test_equals_are_not_different():
+    same = np.ones((2, 10))
+    found = difference_of({"all": same}, {"all": same}, (same, same))
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_intervals_are_as_wide_as_they_should_be():
+    """Of independent answers, 1.96 standard errors of the difference of two means."""
+    rng = np.random.default_rng(0)
+    one, other = rng.random((2, 1, 4000)) < np.array([0.3, 0.5])[:, None, None]
+    low, high = interval({"all": one * 1.0}, {"all": other * 1.0})
+    error = np.sqrt((0.3 * 0.7 + 0.5 * 0.5) / 4000)
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.08)
+    assert low < 0.2 < high
+
+
+def test_pairing_narrows_intervals():
+    rng = np.random.default_rng(0)
+    hard = rng.random((1, 1000))
+    low, high = interval({"all": hard}, {"all": hard + 0.01})
+    assert low == pytest.approx(0.01) and high == pytest.approx(0.01)
+
+
+def test_seeds_widen_intervals():
+    answers = np.full((1, 500), 0.5)
+    one = np.concatenate([answers - 0.1, answers + 0.1])
+    low, high = interval({"all": one}, {"all": answers})
+    assert low == pytest.approx(-0.1) and high == pytest.approx(0.1)
+
+
+def test_intervals_do_not_change():
+    one, other = np.random.default_rng(0).random((2, 1, 50))
+    pair = {"all": one}, {"all": other}
+    assert interval(*pair) == interval(*pair)
+
+
+def test_mme_is_scored_as_by_its_own_code(tmp_path):
+    categories = ["existence"] * 8 + ["color"] * 12 + ["code_reasoning"] * 4
+    groups = [f"{c}/{i // 2}" for i, c in enumerate(categories)]
+    runs, wanted = {}, {}
+    for name, seed in (("base", 0), ("hive", 1)):
+        said = ["yes" if x else "no" for x in scores_of(seed, 0.6, 24)]
+        examples = [
+            Example(str(i), "?", ("yes",), "a.jpg", group=g, kinds=(c,))
+            for i, (c, g) in enumerate(zip(categories, groups, strict=True))
+        ]
+        scores = mme_score(examples, said)
+        wanted[name] = scores.totals
+        folder = tmp_path / name
+        runs[name] = [save(folder, "mme", scores.correct, categories, groups)]
+    rows = compare.compare(runs)
+    assert [row.title for row in rows] == ["mme perception", "mme cognition"]
+    for name, totals in wanted.items():
+        found = {row.title.split()[1]: row.seeds[name] for row in rows}
+        assert found == {part: [pytest.approx(v)] for part, v in totals.items()}
+    for row in rows:
+        one = row.differences["hive"]
+        assert one.low <= one.value <= one.high
+        assert one.wins + one.losses + one.ties == (4 if "cogn" in row.title else 20)
+
+
+def test_seeds_are_evaluations_of_one_name(tmp_path):
+    folders = {
+        name: [
+            save(tmp_path / f"{name}{seed}", "gqa", scores_of(7 * seed + place, 0.5))
+            for seed in range(3)
+        ]
+        for place, name in enumerate(("base", "hive"))
+    }
+    (row,) = compare.compare(folders)
+    assert len(row.seeds["base"]) == len(row.seeds["hive"]) == 3
+    text = tables.markdown([row])
+    assert "±" in text and "over up to 3 seeds" in text
+
+
+def test_total_is_the_sum_of_the_strata():
+    strata = {"a": np.array([[1.0, 3.0]]), "b": np.array([[10.0]])}
+    assert total(strata).tolist() == [12.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"data": "d2"}, "data: d1 -> d2"),
+        ({"variant": "lmms_eval"}, "variant: tabletop -> lmms_eval"),
+        ({"decoding": {"seed": 1}}, "decoding: None -> "),
+    ],
+)
+def test_other_settings_are_refused(changes, line, tmp_path):
+    a = save(tmp_path / "a", "gqa", scores_of(0, 0.5))
+    b = save(tmp_path / "b", "gqa", scores_of(0, 0.5), **changes)
+    with pytest.raises(DataError, match=f"(?s)cannot be compared.*{line}"):
+        compare.compare({"a": [a], "b": [b]})
+
+
+def test_other_questions_are_refused(tmp_path):
+    a = save(tmp_path / "a", "gqa", scores_of(0, 0.5))
+    b = save(tmp_path / "b", "gqa", scores_of(0, 0.5)[:39])
+    with pytest.raises(DataError, match="other questions"):
+        compare.compare({"a": [a], "b": [b]})
+
+
+def test_tasks_that_one_lacks_are_left_out(tmp_path):
+    a = save(tmp_path / "a", "gqa", scores_of(0, 0.5))
+    save(tmp_path / "a", "okvqa", scores_of(0, 0.5))
+    b = save(tmp_path / "b", "okvqa", scores_of(1, 0.5))
+    (row,) = compare.compare({"a": [a], "b": [b]})
+    assert row.title == "okvqa"
+    c = save(tmp_path / "c", "mme", [1.0] * 2, ["color"] * 2, ["x"] * 2)
+    with pytest.raises(HiveError, match="no task is there for b and another one"):
+        compare.compare({"b": [b], "c": [c]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a=x"], "a to compare; expected two names or more"),
+        (["=x", "b=y"], "expected NAME=FOLDER"),
+    ],
+)
+def test_arguments_that_cannot_be(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        compare.compare(compare.named(arguments))
+
+
+def test_folders_that_are_none(tmp_path):
+    with pytest.raises(HiveError, match="expected TASK/result.json"):
+        compare.read_evaluations(str(tmp_path))
+    (tmp_path / "gqa").mkdir()
+    (tmp_path / "gqa/result.json").write_text('{"task": "gqa"}')
+    (tmp_path / "gqa/samples.jsonl").write_text("{")
+    with pytest.raises(DataError, match="is no evaluation"):
+        compare.read_evaluations(str(tmp_path))
+
+
+def test_the_command(tmp_path, capsys):
+    run = tmp_path / "run"
+    save(run / "evaluation", "gqa", scores_of(0, 0.4))  # in a run's workdir
+    other = save(tmp_path / "other", "gqa", scores_of(1, 0.6))
+    out = tmp_path / "out"
+    line = [f"base={run}", f"hive={other}", "--out", str(out), "--paper"]
+    assert compare_command(line) == 0
+    shown = capsys.readouterr().out
+    assert (out / "compare.md").read_text() in shown
+    assert "| Table 5, OK-VQA | 48.78 | 46.19 | 51.01 |" in shown
+    assert json.loads((out / "compare.json").read_text())["rows"][0]["title"] == "gqa"
+    with Image.open(out / "compare.png") as picture:
+        assert picture.width > 300
+    assert compare_command(["base=nowhere", f"hive={other}"]) == 66
