@@ -1,8 +1,8 @@
 """What a frozen encoder is worth: probes, zero-shot classes, retrieval.
 
-    python -m hive_jax.probe --config configs/probe.py --config.init=workdir/stage3
-    python -m hive_jax.probe --config configs/probe.py:attentive --config.init=...
-    python -m hive_jax.probe --config configs/probe.py:paper,linear --config.init=... \\
+    python -m hive_jax.probe --config configs/probe.py --run workdir/stage3
+    python -m hive_jax.probe --config configs/probe.py:attentive --run ...
+    python -m hive_jax.probe --config configs/probe.py:paper,linear --run ... \\
         --config.train=food101:DIR --config.test=food101:DIR,split=validation
 
 By default linear, on the built-in world's 36 classes of material and shape. `:paper` is

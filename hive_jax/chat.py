@@ -1,9 +1,4 @@
-"""Asks a run about an image.
-
-    python -m hive_jax.chat photo.jpg "What colour is the star?" --init workdir/vlm2
-
-Without a question it says what it was trained to say of an image: a caption.
-"""
+"""Asks a run about an image; without a question, for a caption."""
 
 import argparse
 import sys
@@ -12,42 +7,60 @@ from pathlib import Path
 from hive_jax.console import report_errors
 from hive_jax.data.transforms import decode
 from hive_jax.errors import MissingInputError
-from hive_jax.evaluation.evaluating import make_generator
-from hive_jax.evaluation.generate import Decoding, Prompt
-from hive_jax.evaluation.subject import open_run
+from hive_jax.inference.generate import Decoding, Prompt
+from hive_jax.inference.model import load
 from hive_jax.training import runtime
+
+_EXAMPLES = """examples:
+  python -m hive_jax.chat photo.jpg "What colour is the star?" --run workdir/vlm2
+  python -m hive_jax.chat photo.jpg --run workdir/stage3
+"""
 
 
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m hive_jax.chat",
+    options = _parser().parse_args(arguments)
+    decoding = Decoding(
+        options.max_new_tokens, options.temperature, options.top_p, options.seed
     )
-    parser.add_argument("image", help="an image file")
-    parser.add_argument("question", nargs="*", default=[""], help="one or several")
-    parser.add_argument("--init", required=True, help="workdir of a run")
-    parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
-    decoding = Decoding(args.max_new_tokens, args.temperature, args.top_p, args.seed)
-    content = _content(args.image)
+    content = _read(options.image)
     runtime.enable_compilation_cache()
-    subject = open_run(args.init)
-    generator = make_generator(subject, decoding)
-    image = decode(
-        content, generator.image_size, subject.config.data.preprocessing, args.image
-    )
-    for number, question in enumerate(args.question or [""]):
-        (answer,) = generator([Prompt(question, image, number)])
+    model = load(options.run)
+    for number, question in enumerate(options.question or [""]):
+        size, preprocessing = (
+            model.encoder.config.image_size,
+            model.encoder.preprocessing,
+        )
+        image = decode(content, size, preprocessing, options.image)
+        (answer,) = model.generator(decoding)([Prompt(question, image, number)])
         print(answer)
     return 0
 
 
-def _content(path: str) -> bytes:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hive_jax.chat",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("image", help="image file")
+    add("question", nargs="*", default=[""], help="questions (default: a caption)")
+    add(
+        "--run",
+        required=True,
+        metavar="PATH",
+        help="workdir of a run, or an exported vlm or hive",
+    )
+    add("--max_new_tokens", type=int, default=64, help="limit (default: 64)")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    add("--top_p", type=float, default=1.0, help="of nucleus sampling (default: 1)")
+    add("--seed", type=int, default=0, help="of sampling (default: 0)")
+    return parser
+
+
+def _read(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:

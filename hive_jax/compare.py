@@ -1,36 +1,53 @@
-"""Evaluations side by side; the first is what the others are compared with.
+"""Compares evaluations: each with the first, which is the reference.
 
-    python -m hive_jax.compare base=workdir/a hive=workdir/b --out comparison
-
-Each is a run's workdir, or a folder that hive_jax.evaluate or hive_jax.probe wrote. The
-same name several times stands for several seeds.
+Takes workdirs of runs, or folders that hive_jax.evaluate or hive_jax.probe wrote. Give
+a name several times for several seeds. With --validation it prints the losses of the
+final validation instead, in nats per token. The gain is the loss with another sample's
+image minus that with the correct one; of all words, and by kind.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.console import parse_named_paths, report_errors
-from hive_jax.evaluation import comparing, tables
+from hive_jax.console import report_errors
+from hive_jax.evaluation import compare, tables
+
+_EXAMPLES = """examples:
+  python -m hive_jax.compare base=workdir/a hive=workdir/b --out comparison
+  python -m hive_jax.compare --validation workdir/stage1 workdir/stage2 workdir/stage3
+"""
 
 
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m hive_jax.compare",
-    )
-    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
-    parser.add_argument("--out", default="comparison", help="folder to write")
-    parser.add_argument(
-        "--paper", action="store_true", help="with the paper's own numbers"
-    )
-    args = parser.parse_args(arguments)
-    rows = comparing.compared(parse_named_paths(args.runs))
-    print(tables.write(Path(args.out), rows, args.paper), end="")
-    print(f"\n{Path(args.out) / 'compare.png'}")
+    options = _parser().parse_args(arguments)
+    if options.validation:
+        print(tables.validation(compare.parse_unique_paths(options.runs)))
+        return 0
+    rows = compare.compare(compare.named(options.runs))
+    print(tables.write(Path(options.out), rows, options.paper), end="")
+    print(f"\n{Path(options.out) / 'compare.png'}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hive_jax.compare",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="NAME=FOLDER", help="the first is the reference")
+    add("--out", default="comparison", help="folder to write (default: comparison)")
+    add("--paper", action="store_true", help="add the paper's numbers (default: off)")
+    add(
+        "--validation",
+        action="store_true",
+        help="print final validation losses of runs instead; writes nothing",
+    )
+    return parser
 
 
 if __name__ == "__main__":

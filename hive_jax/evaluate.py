@@ -1,60 +1,68 @@
-"""Scores a run on benchmarks.
-
-    python -m hive_jax.evaluate --init workdir/vlm2 --task mme,gqa --data benchmarks
-
-Run it again after an interruption and it goes on where it stopped.
-"""
+"""Scores a run on benchmarks; an interrupted evaluation is resumed."""
 
 import argparse
 import os
 import sys
 
 from hive_jax.console import report_errors
-from hive_jax.evaluation.evaluating import evaluate, table
-from hive_jax.evaluation.tasks import TASKS
+from hive_jax.evaluation.benchmarks.registry import TASKS
+from hive_jax.evaluation.runner import evaluate, table
 from hive_jax.training import runtime
+
+_EXAMPLES = """examples:
+  python -m hive_jax.evaluate --run workdir/vlm2 --task mme,gqa --data benchmarks
+  python -m hive_jax.evaluate --run workdir/vlm2 --task all --data benchmarks \\
+      --out evaluation --max_new_tokens 16
+"""
 
 
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        prog="python -m hive_jax.evaluate",
-    )
-    parser.add_argument("--init", required=True, help="workdir of a run")
-    parser.add_argument(
-        "--task", required=True, help=f"some of {','.join(TASKS)}, or all"
-    )
-    parser.add_argument("--data", required=True, help="has a folder for each task")
-    parser.add_argument("--out", help="default: evaluation/ in the run's workdir")
-    parser.add_argument(
-        "--prompt",
-        default="",
-        help="lmms_eval or tabletop; default: the one of the run's data",
-    )
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--max_new_tokens", type=int, help="default: the task's")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top_p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     runtime.enable_compilation_cache()
-    present = [name for name in TASKS if os.path.isdir(os.path.join(args.data, name))]
+    tasks = options.task.split(",")
+    if options.task == "all":
+        present = [t for t in TASKS if os.path.isdir(os.path.join(options.data, t))]
+        tasks = present or tasks
     results = evaluate(
-        args.init,
-        (present if args.task == "all" else None) or args.task.split(","),
-        args.data,
-        args.out or os.path.join(args.init, "evaluation"),
-        variant=args.prompt,
-        batch_size=args.batch_size,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        seed=args.seed,
+        options.run,
+        tasks,
+        options.data,
+        options.out or os.path.join(options.run, "evaluation"),
+        prompt_variant=options.prompt,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
     )
     print(table(results))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hive_jax.evaluate",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--run", required=True, metavar="PATH", help="workdir of a run")
+    add("--task", required=True, help=f"some of {','.join(TASKS)}, or all")
+    add("--data", required=True, help="folder with a folder for each task")
+    add("--out", help="folder to write (default: evaluation/ in the workdir)")
+    add(
+        "--prompt",
+        default="",
+        help="lmms_eval or plain (default: the style of the training data)",
+    )
+    add("--batch_size", type=int, default=32, help="questions a batch (default: 32)")
+    add("--max_new_tokens", type=int, help="limit of an answer (default: the task's)")
+    add("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    add("--top_p", type=float, default=1.0, help="of nucleus sampling (default: 1)")
+    add("--seed", type=int, default=0, help="of sampling (default: 0)")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,55 +1,62 @@
-"""Probes frozen encoders: python -m hive_jax.probe --config configs/probe.py
+"""Probes frozen encoders: linear, attentive, zero-shot or retrieval, by config.probe."""
 
-Flags: --out, --sweep_depths, --export, and --config.KEY=VALUE for every key.
-"""
-
+import argparse
+import sys
 from pathlib import Path
 
-from absl import flags
-
 from hive_jax.config import ProbeConfig, cli
-from hive_jax.console import text_table
+from hive_jax.console import parse_unique_paths, report_errors, text_table
 from hive_jax.errors import ConfigError
+from hive_jax.evaluation import zero_shot
+from hive_jax.evaluation.probe import probe
 from hive_jax.export.classifier import export_classifier
+from hive_jax.inference import model
 from hive_jax.io import require_absent, write_json
-from hive_jax.probing import encoders, towers
-from hive_jax.probing.figures import draw_depths
-from hive_jax.probing.probing import probe
+from hive_jax.plotting import draw_depths
 from hive_jax.training import runtime
 from hive_jax.training.stored_run import is_run
 
-_OUT = flags.DEFINE_string(
-    "out",
-    None,
-    "Folder to write, OUT/NAME for several encoders; default: evaluation/ in a run's "
-    "workdir, and workdir/probe/NAME for other weights.",
-)
-_SWEEP_DEPTHS = flags.DEFINE_bool(
-    "sweep_depths", False, "Probe every depth, and draw accuracy against depth."
-)
-_EXPORT = flags.DEFINE_string(
-    "export", None, "Folder for a linear probe as SiglipForImageClassification."
-)
+_EXAMPLES = """examples:
+  python -m hive_jax.probe --config configs/probe.py --run workdir/stage3
+  python -m hive_jax.probe --config configs/probe.py --sweep_depths --out depths \\
+      --run base=builtin:tabletop_siglip hive=workdir/stage3
+"""
 
 
-def main(config: ProbeConfig) -> int:
-    """Probes each encoder of config.init; returns the exit code."""
-    on_features = config.probe in ("linear", "attentive")
-    paths = encoders.named(config.init)
-    _check(config, on_features, len(paths))
+@report_errors
+def main(arguments: list[str] | None = None) -> int:
+    options, overrides = _parser().parse_known_args(arguments)
+    config = cli.read_config(options.config, overrides, ProbeConfig)
+    paths = parse_unique_paths(options.run, _default_name)
+    _check(options, config, len(paths))
     runtime.enable_compilation_cache()
+    if config.probe in ("linear", "attentive"):
+        _probe_features(options, config, paths)
+    else:
+        _evaluate_towers(options, config, paths)
+    return 0
+
+
+def _evaluate_towers(
+    options: argparse.Namespace, config: ProbeConfig, paths: dict[str, str]
+) -> None:
+    rows = []
+    for name, path in paths.items():
+        folder = _folder(options, name, path, len(paths) > 1)
+        result = zero_shot.evaluate_towers(config, model.load(path), folder)
+        scores = result["scores"].items()
+        rows += [(f"{name} {key}", f"{value:.2f}", "") for key, value in scores]
+    print(text_table(("encoder", "%", "+-"), rows))
+
+
+def _probe_features(
+    options: argparse.Namespace, config: ProbeConfig, paths: dict[str, str]
+) -> None:
     rows, curves, chance = [], {}, 0.0
     for name, path in paths.items():
-        folder = _folder(name, path, len(paths) > 1)
-        if not on_features:
-            found = towers.evaluate_towers(config, towers.load(name, path), folder)
-            rows += [
-                (f"{name} {key}", f"{value:.2f}", "")
-                for key, value in found["scores"].items()
-            ]
-            continue
-        encoder = encoders.load(name, path)
-        results, fitted, work = probe(config, encoder, folder, _SWEEP_DEPTHS.value)
+        folder = _folder(options, name, path, len(paths) > 1)
+        encoder = model.load_encoder(path, name)
+        results, fitted, work = probe(config, encoder, folder, options.sweep_depths)
         rows += [_row(name, depth, one) for depth, one in results.items()]
         curves[name] = {
             "depths": [*results],
@@ -57,21 +64,28 @@ def main(config: ProbeConfig) -> int:
             "std": [one["scores"]["accuracy_std"] for one in results.values()],
         }
         chance = 100 / len(work.classes)
-        if _EXPORT.value:
+        if options.export:
             fitted = fitted or work.fitted()
             export_classifier(
-                *(_EXPORT.value, encoder.config, encoder.params, work.depths[0]),
-                *(fitted[0][0], work.classes),
+                options.export,
+                encoder.config,
+                encoder.params,
+                work.depths[0],
+                fitted[0][0],
+                work.classes,
                 config.preprocessing or encoder.preprocessing,
             )
     print(text_table(("encoder", "%", "+-"), rows))
-    if _SWEEP_DEPTHS.value:
-        first = next(iter(paths.items()))
-        folder = Path(_OUT.value) if _OUT.value else _folder(*first, False)
+    if options.sweep_depths:
+        folder = _folder(options, *next(iter(paths.items())), several=False)
         write_json(folder / "depths.json", {"encoders": curves, "chance": chance})
         draw_depths(folder / "depths.png", curves, chance)
         print(folder / "depths.png")
-    return 0
+
+
+def _default_name(path: str) -> str:
+    """The last component of a path, or the name of built-in weights."""
+    return Path(path.removeprefix("builtin:")).name.removesuffix(".npz")
 
 
 def _row(name: str, depth: int, result: dict) -> tuple[str, str, str]:
@@ -80,26 +94,55 @@ def _row(name: str, depth: int, result: dict) -> tuple[str, str, str]:
     return f"{name}, depth {depth}", f"{accuracy:.2f}", f"{std:.2f}"
 
 
-def _folder(name: str, path: str, several: bool) -> Path:
-    if _OUT.value:
-        return Path(_OUT.value) / name if several else Path(_OUT.value)
+def _folder(options: argparse.Namespace, name: str, path: str, several: bool) -> Path:
+    if options.out:
+        return Path(options.out) / name if several else Path(options.out)
     return Path(path) / "evaluation" if is_run(path) else Path("workdir/probe") / name
 
 
-def _check(config: ProbeConfig, on_features: bool, count: int) -> None:
-    if _SWEEP_DEPTHS.value and not on_features:
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.config_parser("hive_jax.probe", __doc__, _EXAMPLES)
+    add = parser.add_argument
+    add(
+        "--run",
+        nargs="+",
+        default=["builtin:tabletop_siglip"],
+        metavar="[NAME=]PATH",
+        help="encoders: workdirs of runs, Hugging Face folders or hub ids, big_vision "
+        ".npz files, or builtin:NAME (default: builtin:tabletop_siglip)",
+    )
+    add(
+        "--out",
+        help="folder to write, OUT/NAME for several encoders (default: evaluation/ in "
+        "the workdir of a run, workdir/probe/NAME for other weights)",
+    )
+    add(
+        "--sweep_depths",
+        action="store_true",
+        help="probe every depth and draw accuracy against depth (default: off)",
+    )
+    add(
+        "--export",
+        metavar="FOLDER",
+        help="write a linear probe as SiglipForImageClassification (default: no)",
+    )
+    return parser
+
+
+def _check(options: argparse.Namespace, config: ProbeConfig, count: int) -> None:
+    if options.sweep_depths and config.probe not in ("linear", "attentive"):
         raise ConfigError(
             f"--sweep_depths: config.probe is {config.probe!r}; expected linear or "
             "attentive"
         )
-    if _EXPORT.value:
-        if config.probe != "linear" or count > 1 or _SWEEP_DEPTHS.value:
+    if options.export:
+        if config.probe != "linear" or count > 1 or options.sweep_depths:
             raise ConfigError(
                 "--export is for one encoder, config.probe='linear' and one depth: "
                 "transformers has no class for another probe"
             )
-        require_absent(_EXPORT.value)
+        require_absent(options.export)
 
 
 if __name__ == "__main__":
-    cli.run(main, ProbeConfig)
+    sys.exit(main())

@@ -1,9 +1,9 @@
 """Imports point one way, and every module is there for something.
 
 train.py > training > weights, data > config > models > (nothing of ours)
-export > training; planning > training; analysis > evaluation; train.py > config
-chat.py, compare.py, evaluate.py > evaluation > training; probe.py > probing > evaluation
-errors, io and console serve all of them but models
+export, planning, inference > training; evaluation, analysis > inference, plotting.py
+train.py, plan.py, probe.py > command.py > config; tools > all of them
+errors serves all of them but models
 """
 
 import ast
@@ -28,18 +28,51 @@ BELOW = {
     "training": {"errors", "models", "config", "data", "weights"},
     "export": {"errors", "models", "config", "data", "weights", "training"},
     "planning": {"errors", "models", "config", "data", "training"},
+    "plotting": {"errors", "data"},
+    "inference": {"errors", "models", "config", "data", "weights", "training"},
+    "evaluation": {
+        "errors",
+        "models",
+        "config",
+        "data",
+        "weights",
+        "training",
+        "inference",
+        "plotting",
+    },
     "analysis": {
-        *("errors", "models", "config", "data", "weights", "training", "evaluation"),
-        *("probing", "export"),
+        "errors",
+        "models",
+        "config",
+        "data",
+        "training",
+        "inference",
+        "plotting",
     },
-    "evaluation": {"errors", "models", "config", "data", "training"},
-    "probing": {
-        *("errors", "models", "config", "data", "weights", "training", "evaluation"),
+    "probing": {"errors", "weights", "inference"},
+    "probe": {
+        "errors",
+        "config",
+        "data",
+        "weights",
+        "training",
+        "inference",
+        "evaluation",
+        "plotting",
+        "probing",
+        "command",
     },
-    "probe": {"errors", "config", "data", "weights", "training", "export", "probing"},
-    "export_hf": {"errors", "weights", "export"},
+    "visualize": {
+        "errors",
+        "data",
+        "training",
+        "inference",
+        "evaluation",
+        "analysis",
+    },
+    "command": {"errors", "config"},
     "compare": {"errors", "evaluation"},
-    "chat": {"errors", "config", "data", "training", "evaluation"},
+    "chat": {"errors", "data", "training", "inference"},
     "evaluate": {"errors", "training", "evaluation"},
     "plan": {"errors", "config", "planning", "training"},
     "train": {"errors", "models", "config", "data", "weights", "training"},
@@ -69,7 +102,7 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-COMMANDS = ("train", "evaluate", "chat", "probe", "compare", "plan")
+COMMANDS = ("train", "evaluate", "chat", "probe", "compare", "plan", "visualize")
 
 # Goes out with exports, or is run by another Python or process; never imported here.
 TORCH = {

@@ -21,7 +21,7 @@ from hive_jax.data.tabletop.benchmarks import write_benchmarks
 from hive_jax.data.tabletop.language import MODES
 from hive_jax.data.tabletop.questions import questions
 from hive_jax.data.tabletop.scene import SPLITS, scene
-from hive_jax.evaluation.tasks import read_task
+from hive_jax.evaluation.benchmarks.registry import read_task
 
 PAPER, CARD, INK, SOFT = "#f3f1ec", "#ffffff", "#222222", "#85807a"
 ACCENT = "#1f5fa8"

@@ -1,22 +1,26 @@
 """What a model does, to look at: gradients, attention, features, curves."""
 
-from hive_jax.analysis.attention import Words, attention_maps
-from hive_jax.analysis.curves import read_curves
-from hive_jax.analysis.features import compare_features, features_of, principal_colours
-from hive_jax.analysis.gradients import feature_gradients, gradient_flow, same_towers
-from hive_jax.analysis.shown import Shown, shown_file, shown_scenes
+from hive_jax.analysis.attention import WordAttention, attention_maps
+from hive_jax.analysis.examples import CaptionedImage, captioned_file, captioned_scenes
+from hive_jax.analysis.features import (
+    compare_features,
+    extract_features,
+    principal_colours,
+)
+from hive_jax.analysis.gradients import feature_gradients, gradient_flow, share_towers
+from hive_jax.analysis.plots import read_curves
 
 __all__ = [
-    "Shown",
-    "Words",
+    "CaptionedImage",
+    "WordAttention",
     "attention_maps",
+    "captioned_file",
+    "captioned_scenes",
     "compare_features",
+    "extract_features",
     "feature_gradients",
-    "features_of",
     "gradient_flow",
     "principal_colours",
     "read_curves",
-    "same_towers",
-    "shown_file",
-    "shown_scenes",
+    "share_towers",
 ]

@@ -1,4 +1,4 @@
-"""Where the words of a caption look (paper, figures 12 to 14)."""
+"""Attention weights of the words of a caption (paper, figures 12 to 14)."""
 
 import dataclasses
 import functools
@@ -7,8 +7,8 @@ import re
 import jax
 import numpy as np
 
-from hive_jax.analysis.gradients import require_reader
-from hive_jax.analysis.shown import Shown, batch_of
+from hive_jax.analysis.examples import CaptionedImage, make_batch
+from hive_jax.analysis.gradients import require_image_reader
 from hive_jax.config import RunConfig
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.types import Batch
@@ -18,58 +18,63 @@ from hive_jax.training.objectives import normalise_images
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
-    """The words of a caption and where they look.
+class WordAttention:
+    """The words of a caption and their attention to the image.
 
     Attributes:
-      words: as they stand, without punctuation.
-      shares: float32[M, heads, words, P], of each connection, from early to deep; a
-        word's is the mean over the positions that write its tokens.
-      layers: the decoder layer of each connection.
-      depths: the encoder depth that each reads.
+      words: in the order of the caption, without punctuation.
+      weights: attention weights float32[M, heads, words, P] of each connection, from
+        early to deep; mean over the positions that predict the word's tokens.
+      layers: decoder layer of each connection.
+      depths: encoder depth of each connection.
     """
 
     words: tuple[str, ...]
-    shares: np.ndarray
+    weights: np.ndarray
     layers: tuple[int, ...]
     depths: tuple[int, ...]
 
 
 def attention_maps(
-    config: RunConfig, params: dict, tokenizer: Tokenizer, shown: list[Shown]
-) -> list[Words]:
-    """For each image the attention of its caption's words.
+    config: RunConfig,
+    params: dict,
+    tokenizer: Tokenizer,
+    examples: list[CaptionedImage],
+) -> list[WordAttention]:
+    """Computes the attention weights of each caption's words.
 
-    A word is written at the positions before its tokens: where the model looks there is
-    what it looks at in order to say it.
+    The weights of a word are those at the positions that predict its tokens, each one
+    before the token.
 
     Raises:
       ConfigError: the model has no cross-attention, or a caption has no word.
     """
-    model = require_reader(config)
+    model = require_image_reader(config)
     if not config.model.fusion_class.has_attention_weights:
         raise ConfigError(
             f"{config.name} has no cross-attention to draw: its fusion is "
             f"{config.model.fusion!r}, whose image tokens stand in the text"
         )
-    if not all(one.caption.strip() for one in shown):
+    if not all(one.caption.strip() for one in examples):
         raise ConfigError("an empty caption: there is no word to draw attention of")
-    batch = batch_of(shown, tokenizer)
-    shares = np.asarray(_maps(model, params, batch))
+    batch = make_batch(examples, tokenizer)
+    weights = np.asarray(_maps(model, params, batch))
     pairs = config.model.resolved_connections()
-    found = []
-    for row, one in enumerate(shown):
+    attentions = []
+    for row, one in enumerate(examples):
         words = word_positions(one.caption.strip(), tokenizer, batch.tokens.shape[1])
-        at = [shares[:, row, :, places].mean(axis=0) for places in words.values()]
-        found.append(
-            Words(
+        at = [
+            weights[:, row, :, positions].mean(axis=0) for positions in words.values()
+        ]
+        attentions.append(
+            WordAttention(
                 tuple(word for word, _ in words),
                 np.stack(at, axis=2),
                 tuple(layer for _, layer in pairs),
                 tuple(depth for depth, _ in pairs),
             )
         )
-    return found
+    return attentions
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -82,17 +87,17 @@ def _maps(model: Hive, params: dict, batch: Batch) -> jax.Array:
 def word_positions(
     caption: str, tokenizer: Tokenizer, length: int
 ) -> dict[tuple[str, int], list[int]]:
-    """(word, where it begins) -> the positions that its tokens are written at; words
-    beyond `length` tokens are left out."""
+    """(word, start index) -> positions that predict its tokens; words beyond `length`
+    tokens are left out."""
     _, spans = tokenizer.encode(f"{caption}\n")
     first = 0 if tokenizer.bos_id is None else 1
-    found = {}
+    by_word = {}
     for match in re.finditer(r"[\w'-]+", caption):
-        places = [
+        positions = [
             max(number + first - 1, 0)
             for number, (start, end) in enumerate(spans)
             if start < match.end() and end > match.start() and number + first < length
         ]
-        if places:
-            found[match[0], match.start()] = places
-    return found
+        if positions:
+            by_word[match[0], match.start()] = positions
+    return by_word

@@ -1,4 +1,4 @@
-"""Features by depth: as colours, and how far they moved from another encoder's."""
+"""Encoder features by depth: as colours, and compared with another encoder's."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,17 @@ from hive_jax.training.objectives import normalise_images
 _BATCH = 32
 
 
-def features_of(
+def extract_features(
     config: SiglipConfig, params: dict, images: np.ndarray, dtype=jnp.float32
 ) -> np.ndarray:
-    """uint8[n, size, size, 3] -> the output of every block, float32[L, n, P, D]."""
+    """Outputs of every block, float32[L, n, P, D].
+
+    Args:
+      config: architecture of the encoder.
+      params: nested dict of its parameters.
+      images: uint8[n, size, size, 3].
+      dtype: of the computation.
+    """
     model = SiglipEncoder(config, dtype)
     depths = tuple(range(1, config.depth + 1))
 
@@ -24,15 +31,15 @@ def features_of(
         out = model.apply({"params": params}, normalise_images(images), depths)
         return out.features.astype(jnp.float32)
 
-    parts = [
+    batches = [
         np.asarray(read(params, images[start : start + _BATCH]))
         for start in range(0, len(images), _BATCH)
     ]
-    return np.concatenate(parts, axis=1)
+    return np.concatenate(batches, axis=1)
 
 
 def principal_colours(features: np.ndarray) -> np.ndarray:
-    """The three directions in which patches differ most as red, green and blue.
+    """Maps the first three principal components of patches to red, green and blue.
 
     Args:
       features: [n, P, D] of one depth; the images share their colours.
@@ -46,17 +53,17 @@ def principal_colours(features: np.ndarray) -> np.ndarray:
     # The sign of a direction is free; its largest part is made positive.
     largest = np.abs(directions).argmax(axis=1)
     signs = np.sign(directions[np.arange(len(directions)), largest])
-    places = centred @ (directions * signs[:, None])[:3].T
-    places = np.pad(places, ((0, 0), (0, 3 - places.shape[1])))
-    low, high = np.percentile(places, (1, 99), axis=0)
-    colours = (places - low) / np.maximum(high - low, 1e-12)
+    projected = centred @ (directions * signs[:, None])[:3].T
+    projected = np.pad(projected, ((0, 0), (0, 3 - projected.shape[1])))
+    low, high = np.percentile(projected, (1, 99), axis=0)
+    colours = (projected - low) / np.maximum(high - low, 1e-12)
     return np.clip(colours, 0, 1).reshape(*features.shape[:-1], 3)
 
 
 def compare_features(
     features: np.ndarray, base: np.ndarray
 ) -> dict[str, Sequence[float]]:
-    """How features [L, n, P, D] differ from a base encoder's, a number for each depth.
+    """Compares features with those of a base encoder, both [L, n, P, D], by depth.
 
     Returns:
       "cka": linear centred kernel alignment over all patches (Kornblith et al., 2019),

@@ -1,5 +1,7 @@
-"""The gradient of the loss at the features of every encoder layer (paper, figures 4 to
-11), by differentiation at offsets of zero that are added to them."""
+"""Gradients of the loss with respect to the features of every encoder layer.
+
+As in the paper's figures 4 to 11; by differentiating at zero offsets added to features.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -45,11 +47,17 @@ def make_feature_gradients(model: Hive):
 
 
 def feature_gradients(config: RunConfig, params: dict, batch: Batch) -> np.ndarray:
-    """The size of the gradient at each patch, |d loss / d F_l| float32[L, B, P].
+    """Computes the gradient norm at each patch, |d loss / d F_l| float32[L, B, P].
 
-    Raises ConfigError if the model does not read an image.
+    Args:
+      config: config of the run.
+      params: nested dict of its parameters.
+      batch: images with captions.
+
+    Raises:
+      ConfigError: the model does not read an image.
     """
-    return np.asarray(_sizes(require_reader(config), params, batch))
+    return np.asarray(_sizes(require_image_reader(config), params, batch))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -60,35 +68,41 @@ def _sizes(model: Hive, params: dict, batch: Batch) -> jax.Array:
 def gradient_flow(
     runs: Mapping[str, tuple[RunConfig, dict]], batch: Batch
 ) -> dict[str, np.ndarray]:
-    """Name -> the mean size of the gradient at each layer's features, float32[L]."""
+    """Mean gradient norm at each layer's features, float32[L], for each named run."""
     return {
         name: feature_gradients(config, params, batch).mean(axis=(1, 2))
         for name, (config, params) in runs.items()
     }
 
 
-def same_towers(first: dict, other: dict) -> dict:
-    """The parameters of another fusion with the towers of the first, and with what lies
-    between them where that is of the same shapes: of hive and cascaded it is.
+def share_towers(first: dict, other: dict) -> dict:
+    """Combines the towers of one run with the fusion of another.
 
-    Raises ConfigError if the towers are of other sizes.
+    The fusion is the first run's too if the shapes are equal, as in hive and cascaded.
+
+    Args:
+      first: parameters with the towers to take.
+      other: parameters of another fusion.
+
+    Raises:
+      ConfigError: the towers differ in size.
     """
 
-    def equal(part: str) -> bool:
-        one, two = (jax.tree.map(np.shape, params[part]) for params in (first, other))
+    def equal(branch: str) -> bool:
+        one, two = (jax.tree.map(np.shape, params[branch]) for params in (first, other))
         return one == two
 
-    for part in ("img", "llm"):
-        if not equal(part):
+    for branch in ("img", "llm"):
+        if not equal(branch):
             raise ConfigError(
-                f"gradients at equal towers: {part!r} of the runs is of different "
+                f"gradients at equal towers: {branch!r} of the runs is of different "
                 "shapes; expected runs from the same encoder and LLM"
             )
     return {**first, "fusion": (first if equal("fusion") else other)["fusion"]}
 
 
-def require_reader(config: RunConfig) -> Hive:
-    """The model of a run that reads images. Raises ConfigError."""
+def require_image_reader(config: RunConfig) -> Hive:
+    """Builds the model of a run; raises ConfigError if its text does not read images."""
     model = build_model(config)
     if not isinstance(model, Hive) or not config.model.fusion_class.uses_image:
         raise ConfigError(

@@ -302,8 +302,6 @@ class ProbeConfig:
     SigLIP as they are.
 
     Attributes:
-      init: the encoders: a run's workdir, a Hugging Face folder or hub id, a big_vision
-        .npz or "builtin:NAME"; or several, NAME=PATH,NAME=PATH.
       probe: "linear", on the mean of the tokens; "attentive", a query that looks at all
         of them; and of two towers "zero_shot", classes by their names, and "retrieval",
         images by their texts and texts by their images.
@@ -320,7 +318,6 @@ class ProbeConfig:
     """
 
     name: str = "probe"
-    init: str = "builtin:tabletop_siglip"
     probe: str = "linear"
     depth: int = 0
     train: str = "tabletop:classes,take=first:4000"

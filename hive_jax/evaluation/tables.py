@@ -1,17 +1,16 @@
-"""A comparison as Markdown, JSON and a picture."""
+"""Comparisons as Markdown, JSON and a figure."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from hive_jax.errors import DataError
-from hive_jax.evaluation.comparing import Row
-from hive_jax.evaluation.pictures import new_figure, save
-from hive_jax.evaluation.statistics import Difference
+from hive_jax.errors import DataError, MissingInputError
+from hive_jax.evaluation.compare import Difference, ScoreComparison
 from hive_jax.io import output_errors, read_json, write_json, write_text
+from hive_jax.plotting import new_figure, save
 
 COMPARISON = "compare.json"
 # The paper's tables 4 and 5, of SigLIP; see the README for what differs.
@@ -23,10 +22,17 @@ PAPER = {
     "Table 4, Food-101": {"hive": 96.56},
     "Table 4, Caltech-256": {"hive": 97.33},
 }
+# Columns of a table of final validations, by key of result.json.
+_VALIDATION = {
+    "loss": "loss",
+    "loss_wrong_image": "wrong image",
+    "loss_no_image": "no image",
+    "image_gain": "gain",
+}
 _COLOURS = ("#7f7f7f", "#2a7f9e", "#9ecae1", "#d1495b", "#edae49", "#66a182")
 
 
-def scores(rows: Sequence[Row]) -> list[list[str]]:
+def scores(rows: Sequence[ScoreComparison]) -> list[list[str]]:
     """A header, and a line for each score: all that are compared."""
     names = _names(rows)
     lines = [
@@ -36,7 +42,7 @@ def scores(rows: Sequence[Row]) -> list[list[str]]:
     return [["task", *names], *lines]
 
 
-def differences(rows: Sequence[Row]) -> list[list[str]]:
+def differences(rows: Sequence[ScoreComparison]) -> list[list[str]]:
     """A header, and a line for each score and each name but the first."""
     lines = [["task", "", "difference", "95 %", "better", "worse", "equal", "p"]]
     for row in rows:
@@ -48,7 +54,7 @@ def differences(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
-def about(rows: Sequence[Row]) -> str:
+def about(rows: Sequence[ScoreComparison]) -> str:
     """What `differences` shows."""
     return (
         f"Against {_names(rows)[0]}, with a paired bootstrap over questions and seeds; "
@@ -57,7 +63,7 @@ def about(rows: Sequence[Row]) -> str:
     )
 
 
-def markdown(rows: Sequence[Row], paper: bool = False) -> str:
+def markdown(rows: Sequence[ScoreComparison], paper: bool = False) -> str:
     """The scores of all, then each against the first."""
     parts = [_table(scores(rows))]
     seeds = max(len(values) for row in rows for values in row.seeds.values())
@@ -74,7 +80,7 @@ def markdown(rows: Sequence[Row], paper: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def write(folder: Path, rows: Sequence[Row], paper: bool = False) -> str:
+def write(folder: Path, rows: Sequence[ScoreComparison], paper: bool = False) -> str:
     """Writes compare.md, compare.json and compare.png; returns the Markdown.
 
     Raises OutputError.
@@ -92,12 +98,12 @@ def write(folder: Path, rows: Sequence[Row], paper: bool = False) -> str:
     return text
 
 
-def read(folder: Path) -> list[Row]:
+def read(folder: Path) -> list[ScoreComparison]:
     """The rows that `write` has written. Raises DataError."""
     try:
         found = read_json(folder / COMPARISON)["rows"]
         return [
-            Row(
+            ScoreComparison(
                 row["title"],
                 row["seeds"],
                 {name: Difference(**one) for name, one in row["differences"].items()},
@@ -108,7 +114,34 @@ def read(folder: Path) -> list[Row]:
         raise DataError(f"{folder / COMPARISON} is no comparison: {error}") from None
 
 
-def draw(path: Path, rows: Sequence[Row]) -> None:
+def validation(runs: Mapping[str, str]) -> str:
+    """Formats the final validation of runs, name -> workdir, as a Markdown table.
+
+    Raises:
+      MissingInputError: a run has no result.json.
+    """
+    values = {name: _final_validation(workdir) for name, workdir in runs.items()}
+    gains = [
+        key
+        for key in dict.fromkeys(key for one in values.values() for key in one)
+        if key.startswith("image_gain/") and key != "image_gain/other"
+    ]
+    titles = _VALIDATION | {key: f"gain, {key.split('/')[1]}" for key in gains}
+    lines = [
+        [name, *(f"{one[key]:.3f}" if key in one else "" for key in titles)]
+        for name, one in values.items()
+    ]
+    return _table([["run", *titles.values()], *lines])
+
+
+def _final_validation(workdir: str) -> dict[str, float]:
+    path = Path(workdir) / "result.json"
+    if not path.is_file():
+        raise MissingInputError(f"{path} does not exist: the run has not finished")
+    return read_json(path)["validation"]
+
+
+def draw(path: Path, rows: Sequence[ScoreComparison]) -> None:
     """A panel for each score: means, seeds, and intervals of the differences."""
     names = _names(rows)
     columns = min(4, len(rows))
@@ -136,7 +169,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
     save(figure, path)
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[ScoreComparison]) -> list[str]:
     return [*dict.fromkeys(name for row in rows for name in row.seeds)]
 
 

@@ -10,12 +10,12 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from inference.test_generate import TOKENIZER, params, run
 
-from hive_jax.analysis import charts
+from hive_jax.analysis import plots
 from hive_jax.analysis.attention import attention_maps, word_positions
-from hive_jax.analysis.curves import read_curves
+from hive_jax.analysis.examples import CaptionedImage, captioned_scenes, make_batch
 from hive_jax.analysis.features import (
     compare_features,
-    features_of,
+    extract_features,
     linear_cka,
     principal_colours,
 )
@@ -23,16 +23,15 @@ from hive_jax.analysis.gradients import (
     feature_gradients,
     gradient_flow,
     make_feature_gradients,
-    same_towers,
+    share_towers,
 )
-from hive_jax.analysis.planted import on_the_toy, planted_check
-from hive_jax.analysis.shown import Shown, batch_of, shown_scenes
+from hive_jax.analysis.localization import measure_localization, toy_mask
+from hive_jax.analysis.plots import read_curves
 from hive_jax.config import from_dict
 from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import scene
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError, MissingInputError
-from hive_jax.models.stack import Execution, ModelExecution
 from hive_jax.training.losses import next_token_nll
 from hive_jax.training.objectives import build_model, normalise_images
 
@@ -42,7 +41,7 @@ CAPTIONS = ("there is a red star on the table.", "a small cube, and a large blue
 def shown():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 24, 24, 3), np.uint8)
-    return [Shown(c[:5], i, c) for c, i in zip(CAPTIONS, images, strict=True)]
+    return [CaptionedImage(c[:5], i, c) for c, i in zip(CAPTIONS, images, strict=True)]
 
 
 def loss_of(config, weights, batch, offsets):
@@ -63,7 +62,7 @@ def loss_of(config, weights, batch, offsets):
 def test_gradients_are_slopes_of_the_loss(fusion):
     """By finite differences at the outputs of each block."""
     config, weights = run(fusion), params(fusion)
-    batch = batch_of(shown(), TOKENIZER)
+    batch = make_batch(shown(), TOKENIZER)
     found = jax.jit(make_feature_gradients(build_model(config)))(weights, batch)
     assert found.shape == (4, 2, 9, 16) and found.dtype == jnp.float32
     loss = jax.jit(lambda offsets: loss_of(config, weights, batch, offsets))
@@ -80,14 +79,14 @@ def test_gradients_are_slopes_of_the_loss(fusion):
 
 def test_no_image_changes_the_gradient_of_another():
     config, weights = run("hive"), params("hive")
-    both = feature_gradients(config, weights, batch_of(shown(), TOKENIZER))
-    alone = feature_gradients(config, weights, batch_of(shown()[:1], TOKENIZER))
+    both = feature_gradients(config, weights, make_batch(shown(), TOKENIZER))
+    alone = feature_gradients(config, weights, make_batch(shown()[:1], TOKENIZER))
     np.testing.assert_allclose(both[:, :1], alone, rtol=1e-4)
 
 
 def test_offsets_of_zero_change_nothing():
     config, weights = run("hive"), params("hive")
-    batch = batch_of(shown(), TOKENIZER)
+    batch = make_batch(shown(), TOKENIZER)
     model, images = build_model(config), normalise_images(batch.image)
 
     @jax.jit
@@ -101,9 +100,10 @@ def test_offsets_of_zero_change_nothing():
 
 def test_scanned_blocks_have_the_same_gradients():
     config = run("hive")
-    execution = ModelExecution(encoder=Execution(scan=True, remat="full"))
-    changed = dataclasses.replace(config, execution=execution)
-    batch = batch_of(shown(), TOKENIZER)
+    encoder = dataclasses.replace(config.model.encoder, scan=True, remat="full")
+    model = dataclasses.replace(config.model, encoder=encoder)
+    changed = dataclasses.replace(config, model=model)
+    batch = make_batch(shown(), TOKENIZER)
     np.testing.assert_allclose(
         feature_gradients(changed, params("hive"), batch),
         feature_gradients(config, params("hive"), batch),
@@ -138,7 +138,7 @@ def test_at_full_size_and_in_bfloat16(fusion, parameter_shapes):
 
 def test_bfloat16_is_float32_up_to_rounding():
     half = dataclasses.replace(run("hive"), dtype="bfloat16")
-    batch = batch_of(shown(), TOKENIZER)
+    batch = make_batch(shown(), TOKENIZER)
     wanted = feature_gradients(run("hive"), params("hive"), batch).ravel()
     found = feature_gradients(half, params("hive"), batch).ravel()
     assert np.corrcoef(wanted, found)[0, 1] > 0.99
@@ -146,8 +146,8 @@ def test_bfloat16_is_float32_up_to_rounding():
 
 
 def test_the_flow_is_the_mean_over_patches_and_captions():
-    config, batch = run("hive"), batch_of(shown(), TOKENIZER)
-    other = same_towers(params("hive"), params("cascaded"))
+    config, batch = run("hive"), make_batch(shown(), TOKENIZER)
+    other = share_towers(params("hive"), params("cascaded"))
     flow = gradient_flow(
         {"hive": (config, params("hive")), "cascaded": (run("cascaded"), other)}, batch
     )
@@ -160,13 +160,13 @@ def test_the_flow_is_the_mean_over_patches_and_captions():
 def test_equal_towers():
     """What is between them is the first's too, where it has the same shapes."""
     hive, cascade, inside = map(params, ("hive", "cascaded", "self_attention"))
-    assert same_towers(hive, cascade)["fusion"] is hive["fusion"]
-    found = same_towers(hive, inside)
+    assert share_towers(hive, cascade)["fusion"] is hive["fusion"]
+    found = share_towers(hive, inside)
     assert found["fusion"] is inside["fusion"]
     assert found["img"] is hive["img"] and found["llm"] is hive["llm"]
     wider = {**hive, "img": {"x": np.zeros(3)}}
     with pytest.raises(ConfigError, match="'img' of the runs is of different shapes"):
-        same_towers(hive, wider)
+        share_towers(hive, wider)
 
 
 @pytest.mark.parametrize("fusion", ["hive", "cascaded"])
@@ -174,7 +174,7 @@ def test_attention_of_words(fusion):
     """Against the model's maps, position by position; and alone as in company."""
     config, weights = run(fusion), params(fusion)
     found = attention_maps(config, weights, TOKENIZER, shown())
-    batch = batch_of(shown(), TOKENIZER)
+    batch = make_batch(shown(), TOKENIZER)
     model = build_model(config)
     inputs = normalise_images(batch.image), batch.tokens, batch.image_mask
     maps = model.apply({"params": weights}, *inputs, method="attention_weights")
@@ -183,19 +183,19 @@ def test_attention_of_words(fusion):
         caption = CAPTIONS[row]
         assert one.words == tuple(caption.replace(".", "").replace(",", "").split())
         assert (one.depths, one.layers) == tuple(zip(*pairs, strict=True))
-        assert one.shares.shape == (2, 4, len(one.words), 9)
-        np.testing.assert_allclose(one.shares.sum(axis=-1), 1, rtol=1e-5)
+        assert one.weights.shape == (2, 4, len(one.words), 9)
+        np.testing.assert_allclose(one.weights.sum(axis=-1), 1, rtol=1e-5)
         places = word_positions(caption, TOKENIZER, 99)
         for number, at in enumerate(places.values()):
             np.testing.assert_allclose(
-                one.shares[:, :, number],
+                one.weights[:, :, number],
                 maps[:, row][:, :, np.array(at)].mean(axis=2),
                 rtol=1e-4,
                 atol=1e-6,
             )
         (alone,) = attention_maps(config, weights, TOKENIZER, shown()[row : row + 1])
-        np.testing.assert_allclose(alone.shares, one.shares, rtol=1e-4, atol=1e-6)
-    assert not np.allclose(found[0].shares[0], found[0].shares[1], rtol=0.1)
+        np.testing.assert_allclose(alone.weights, one.weights, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(found[0].weights[0], found[0].weights[1], rtol=0.1)
 
 
 def test_words_are_written_before_their_tokens():
@@ -224,7 +224,7 @@ def test_words_are_written_before_their_tokens():
 )
 def test_attention_that_is_not_there(fusion, captions, said):
     images = np.zeros((2, 24, 24, 3), np.uint8)
-    given = [Shown("x", i, c) for i, c in zip(images, captions, strict=True)]
+    given = [CaptionedImage("x", i, c) for i, c in zip(images, captions, strict=True)]
     with pytest.raises(ConfigError, match=said):
         attention_maps(run(fusion), params(fusion), TOKENIZER, given)
 
@@ -232,9 +232,9 @@ def test_attention_that_is_not_there(fusion, captions, said):
 def test_features_of_every_depth():
     config, weights = run("hive").model.encoder, params("hive")["img"]
     images = np.stack([one.image for one in shown()])
-    found = features_of(config, weights, images)
+    found = extract_features(config, weights, images)
     assert found.shape == (4, 2, 9, 16)
-    many = features_of(config, weights, np.concatenate([images] * 20))
+    many = extract_features(config, weights, np.concatenate([images] * 20))
     np.testing.assert_allclose(many[:, -2:], found, rtol=1e-4, atol=1e-5)
 
 
@@ -272,11 +272,11 @@ def test_colours_are_the_largest_components():
 def test_patches_of_a_toy():
     """They look unlike the same table without it, and the far ones do not."""
     thing = scene("test", 0, 0, toys=1).things[0]
-    assert on_the_toy(thing, 1).tolist() == [True]
+    assert toy_mask(thing, 1).tolist() == [True]
     for index in range(5):
         whole = scene("test", 0, index, toys=1)
         (thing,) = whole.things
-        mask = on_the_toy(thing, 8).reshape(8, 8)
+        mask = toy_mask(thing, 8).reshape(8, 8)
         assert 0 < mask.sum() < 64
         image = render(whole, 64).astype(float)
         empty = render(dataclasses.replace(whole, things=()), 64).astype(float)
@@ -287,18 +287,20 @@ def test_patches_of_a_toy():
 
 def test_the_planted_check_finds_nothing_where_nothing_is():
     config, weights = run("hive"), params("hive")
-    found = planted_check(config, weights, TOKENIZER, 60)
-    assert [*found.attention] == [2, 4] == [*found.found]
+    found = measure_localization(config, weights, TOKENIZER, 60)
+    assert [*found.attention] == [2, 4] == [*found.hit_rate]
     assert len(found.gradient) == 4
     assert all(0.3 < ratio < 3 for ratio in found.attention.values())
-    assert all(0.2 < share < 0.8 for share in found.apart.values())
+    assert all(0.2 < share < 0.8 for share in found.distinguished.values())
     with pytest.raises(ConfigError, match="no cross-attention"):
-        planted_check(run("self_attention"), params("self_attention"), TOKENIZER, 2)
+        measure_localization(
+            run("self_attention"), params("self_attention"), TOKENIZER, 2
+        )
 
 
 def test_scenes_are_those_that_no_run_has_seen():
     config = run("hive")
-    found = shown_scenes(config, 3, first=5)
+    found = captioned_scenes(config, 3, first=5)
     assert [one.name for one in found] == ["scene 5", "scene 6", "scene 7"]
     for one in found:
         assert one.image.shape == (24, 24, 3) and one.caption
@@ -324,8 +326,8 @@ def test_curves_are_read_up_to_a_line_that_was_cut(tmp_path):
 
 def test_lines_of_many_runs_can_be_told_apart(monkeypatch):
     drawn = []
-    monkeypatch.setattr(charts, "save", lambda figure, path: drawn.append(figure))
-    charts.draw_flow(None, {f"run {i}": np.ones(2) for i in range(9)}, "")
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    plots.draw_flow(None, {f"run {i}": np.ones(2) for i in range(9)}, "")
     lines = drawn[0].axes[0].get_lines()
     assert [line.get_label() for line in lines] == [f"run {i}" for i in range(9)]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9

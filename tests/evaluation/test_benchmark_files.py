@@ -18,7 +18,7 @@ from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import scene
 from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError, DataError, MissingInputError, OutputError
-from hive_jax.evaluation.tasks import TASKS, read_task
+from hive_jax.evaluation.benchmarks.registry import TASKS, read_task
 from tools.tabletop import main
 
 FOUR = ("gqa", "mme", "okvqa", "scienceqa")

@@ -3,11 +3,10 @@
 import pytest
 
 from hive_jax.errors import DataError
-from hive_jax.evaluation import gqa, mme, okvqa, pope, scienceqa, textvqa
-from hive_jax.evaluation.answers import agreement, normalised
-from hive_jax.evaluation.examples import Example, prompt
-from hive_jax.evaluation.lemmas import lemmatised
-from hive_jax.evaluation.tasks import TASKS
+from hive_jax.evaluation.benchmarks import gqa, mme, okvqa, pope, scienceqa, textvqa
+from hive_jax.evaluation.benchmarks.base import Example, format_prompt
+from hive_jax.evaluation.benchmarks.registry import TASKS
+from hive_jax.evaluation.benchmarks.vqa_metric import agreement, normalised
 
 
 def example(*answers: str, **about) -> Example:
@@ -114,40 +113,18 @@ def test_agreement_leaves_each_person_out_once():
         assert agreement("dog", people) == pytest.approx(wanted, abs=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("running surfing swimming eating", "run surf swim eat"),
-        ("racing riding skating driving closing", "race ride skate drive close"),
-        ("playing snowing boxing sitting decorating", "play snow box sit decorate"),
-        ("skiing juggling visiting rescuing", "ski juggle visit rescue"),
-        ("king string spring ceiling thing", "king string spring ceiling thing"),
-        ("dogs horses ponies ties buses boxes", "dog horse pony tie bus box"),
-        ("churches tomatoes shoes movies glasses", "church tomato shoe movie glass"),
-        ("men women people children feet wolves", "man woman person child foot wolf"),
-        ("bus grass tennis christmas yes gas", "bus grass tennis christmas yes gas"),
-        ("pony tail 10 o'clock", "pony tail 10 o'clock"),
-    ],
-)
-def test_lemmas(text, wanted):
-    assert lemmatised(text) == wanted
-    assert lemmatised(wanted) == wanted
-
-
-def test_okvqa_and_its_lemmatised_variant():
+def test_okvqa_and_textvqa_score_agreement():
     people = ("race",) * 3 + ("motocross",) * 6 + ("The ponies!",)
     one = example(*people, kinds=("Sports",))
-    for prediction, exact, lemmas in (
-        ("Race.", 90, 90),
-        ("racing", 0, 90),
-        ("motocross", 100, 100),
-        ("ponies", 30, 30),
-        ("a pony", 0, 30),
-        ("unanswerable", 0, 0),
+    for prediction, exact in (
+        ("Race.", 90),
+        ("racing", 0),
+        ("motocross", 100),
+        ("ponies", 30),
+        ("unanswerable", 0),
     ):
         scores = okvqa.score([one], [prediction])
-        wanted = {"exact_match": exact, "lemmatised": lemmas}
-        assert scores.totals == pytest.approx(wanted)
+        assert scores.totals == pytest.approx({"exact_match": exact})
         assert scores.parts["Sports"]["accuracy"] == pytest.approx(exact)
     assert textvqa.score([one], ["Race."]).totals == pytest.approx({"exact_match": 90})
 
@@ -199,15 +176,17 @@ UNLESS = "\nWhen the provided information is insufficient, respond with 'Unanswe
 def test_prompts_of_lmms_eval():
     plain = Example("1", "Is it {red}?", ("yes",))
     for name in ("mme", "gqa", "pope", "textvqa"):
-        asked = prompt(TASKS[name].prompts["lmms_eval"], plain)
+        asked = format_prompt(TASKS[name].prompts["lmms_eval"], plain)
         assert asked == "Is it {red}?" + SHORTLY
-    asked = prompt(TASKS["okvqa"].prompts["lmms_eval"], plain)
+    asked = format_prompt(TASKS["okvqa"].prompts["lmms_eval"], plain)
     assert asked == "Is it {red}?" + UNLESS + SHORTLY
     letter = "\nAnswer with the option's letter from the given choices directly."
     options = Example("1", "Which?", ("A",), choices=("a cat", "{b}"))
     template = TASKS["scienceqa"].prompts["lmms_eval"]
-    assert prompt(template, options) == "Which?\nA. a cat\nB. {b}" + letter
+    assert format_prompt(template, options) == "Which?\nA. a cat\nB. {b}" + letter
     hinted = Example("1", "Which?", ("A",), choices=("x", "y"), hint="Look.")
-    assert prompt(template, hinted).startswith("Context: Look.\nWhich?\nA. x\nB. y")
-    template = TASKS["scienceqa"].prompts["tabletop"]
-    assert prompt(template, options) == "Which? (A) a cat (B) {b}"
+    assert format_prompt(template, hinted).startswith(
+        "Context: Look.\nWhich?\nA. x\nB. y"
+    )
+    template = TASKS["scienceqa"].prompts["plain"]
+    assert format_prompt(template, options) == "Which? (A) a cat (B) {b}"

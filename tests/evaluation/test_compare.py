@@ -7,15 +7,14 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from hive_jax import compare
-from hive_jax.console import parse_named_paths
+from hive_jax.compare import main as compare_command
 from hive_jax.errors import ConfigError, DataError, HiveError
-from hive_jax.evaluation import comparing, tables
-from hive_jax.evaluation.examples import Example
-from hive_jax.evaluation.kept import kept_in
-from hive_jax.evaluation.mme import score as mme_score
-from hive_jax.evaluation.statistics import compare as difference_of
-from hive_jax.evaluation.statistics import interval, total
+from hive_jax.evaluation import compare, tables
+from hive_jax.evaluation.benchmarks.base import Example
+from hive_jax.evaluation.benchmarks.mme import score as mme_score
+from hive_jax.evaluation.compare import difference as difference_of
+from hive_jax.evaluation.compare import interval, total
+from hive_jax.evaluation.results import open_store
 
 SETTINGS = {"n": 40, "data": "d1", "variant": "tabletop", "prompt": "{question}"}
 
@@ -32,7 +31,7 @@ def save(folder, task, scores, kinds=None, groups=None, **changes):
         }
         for i, value in enumerate(scores)
     ]
-    with kept_in(folder / task, settings) as kept:
+    with open_store(folder / task, settings) as kept:
         kept.finish(samples, {"accuracy": 100 * float(np.mean(scores))}, {})
     return str(folder)
 
@@ -45,7 +44,7 @@ def test_scores_and_counts(tmp_path):
     one, other = scores_of(0, 0.4), scores_of(1, 0.7)
     a = save(tmp_path / "a", "gqa", one)
     b = save(tmp_path / "b", "gqa", other)
-    (row,) = comparing.compared({"base": [a], "hive": [b]})
+    (row,) = compare.compare({"base": [a], "hive": [b]})
     assert row.title == "gqa"
     assert row.seeds == {"base": [100 * one.mean()], "hive": [100 * other.mean()]}
     found = row.differences["hive"]
@@ -134,7 +133,7 @@ def test_mme_is_scored_as_by_its_own_code(tmp_path):
         wanted[name] = scores.totals
         folder = tmp_path / name
         runs[name] = [save(folder, "mme", scores.correct, categories, groups)]
-    rows = comparing.compared(runs)
+    rows = compare.compare(runs)
     assert [row.title for row in rows] == ["mme perception", "mme cognition"]
     for name, totals in wanted.items():
         found = {row.title.split()[1]: row.seeds[name] for row in rows}
@@ -153,7 +152,7 @@ def test_seeds_are_evaluations_of_one_name(tmp_path):
         ]
         for place, name in enumerate(("base", "hive"))
     }
-    (row,) = comparing.compared(folders)
+    (row,) = compare.compare(folders)
     assert len(row.seeds["base"]) == len(row.seeds["hive"]) == 3
     text = tables.markdown([row])
     assert "±" in text and "over up to 3 seeds" in text
@@ -176,25 +175,25 @@ def test_other_settings_are_refused(changes, line, tmp_path):
     a = save(tmp_path / "a", "gqa", scores_of(0, 0.5))
     b = save(tmp_path / "b", "gqa", scores_of(0, 0.5), **changes)
     with pytest.raises(DataError, match=f"(?s)cannot be compared.*{line}"):
-        comparing.compared({"a": [a], "b": [b]})
+        compare.compare({"a": [a], "b": [b]})
 
 
 def test_other_questions_are_refused(tmp_path):
     a = save(tmp_path / "a", "gqa", scores_of(0, 0.5))
     b = save(tmp_path / "b", "gqa", scores_of(0, 0.5)[:39])
     with pytest.raises(DataError, match="other questions"):
-        comparing.compared({"a": [a], "b": [b]})
+        compare.compare({"a": [a], "b": [b]})
 
 
 def test_tasks_that_one_lacks_are_left_out(tmp_path):
     a = save(tmp_path / "a", "gqa", scores_of(0, 0.5))
     save(tmp_path / "a", "okvqa", scores_of(0, 0.5))
     b = save(tmp_path / "b", "okvqa", scores_of(1, 0.5))
-    (row,) = comparing.compared({"a": [a], "b": [b]})
+    (row,) = compare.compare({"a": [a], "b": [b]})
     assert row.title == "okvqa"
     c = save(tmp_path / "c", "mme", [1.0] * 2, ["color"] * 2, ["x"] * 2)
     with pytest.raises(HiveError, match="no task is there for b and another one"):
-        comparing.compared({"b": [b], "c": [c]})
+        compare.compare({"b": [b], "c": [c]})
 
 
 @pytest.mark.parametrize(
@@ -206,17 +205,17 @@ def test_tasks_that_one_lacks_are_left_out(tmp_path):
 )
 def test_arguments_that_cannot_be(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        comparing.compared(parse_named_paths(arguments))
+        compare.compare(compare.named(arguments))
 
 
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(HiveError, match="expected TASK/result.json"):
-        comparing.read(str(tmp_path))
+        compare.read_evaluations(str(tmp_path))
     (tmp_path / "gqa").mkdir()
     (tmp_path / "gqa/result.json").write_text('{"task": "gqa"}')
     (tmp_path / "gqa/samples.jsonl").write_text("{")
     with pytest.raises(DataError, match="is no evaluation"):
-        comparing.read(str(tmp_path))
+        compare.read_evaluations(str(tmp_path))
 
 
 def test_the_command(tmp_path, capsys):
@@ -225,11 +224,11 @@ def test_the_command(tmp_path, capsys):
     other = save(tmp_path / "other", "gqa", scores_of(1, 0.6))
     out = tmp_path / "out"
     line = [f"base={run}", f"hive={other}", "--out", str(out), "--paper"]
-    assert compare.main(line) == 0
+    assert compare_command(line) == 0
     shown = capsys.readouterr().out
     assert (out / "compare.md").read_text() in shown
     assert "| Table 5, OK-VQA | 48.78 | 46.19 | 51.01 |" in shown
     assert json.loads((out / "compare.json").read_text())["rows"][0]["title"] == "gqa"
     with Image.open(out / "compare.png") as picture:
         assert picture.width > 300
-    assert compare.main(["base=nowhere", f"hive={other}"]) == 66
+    assert compare_command(["base=nowhere", f"hive={other}"]) == 66

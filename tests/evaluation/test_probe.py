@@ -21,10 +21,11 @@ from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.tabletop.scene import MATERIALS, SHAPES
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, ConfigError, DataError, HiveError
+from hive_jax.evaluation import zero_shot
+from hive_jax.evaluation.probe import Probe, probe
 from hive_jax.export.classifier import export_classifier
+from hive_jax.inference import model
 from hive_jax.models.siglip import SiglipEncoder
-from hive_jax.probing import encoders, towers
-from hive_jax.probing.probing import Probe, probe
 from hive_jax.training.objectives import normalise_images
 
 BUILTIN = "builtin:tabletop_siglip"
@@ -41,7 +42,7 @@ HOW = SourceOptions(64, "hf_bicubic")
 
 @pytest.fixture(scope="module")
 def encoder():
-    return encoders.load("base", BUILTIN)
+    return model.load_encoder("base", BUILTIN)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ def test_features_that_do_not_fit_are_made_anew(pets, encoder, monkeypatch):
         SMALL, train=f"folder:{pets}", test=f"folder:{pets}", batch_size=16, epochs=2
     )
     kept = Probe(config, encoder, (8,)).fitted()
-    monkeypatch.setattr("hive_jax.probing.features.LARGEST", 100)
+    monkeypatch.setattr("hive_jax.evaluation.frozen_features.LARGEST", 100)
     anew = Probe(config, encoder, (8,)).fitted()
     for one, other in zip(kept[0], anew[0], strict=True):
         np.testing.assert_allclose(
@@ -286,12 +287,12 @@ def test_configs_that_cannot_be(changes, message):
 
 
 def test_names_of_encoders():
-    assert encoders.named("a/b/stage3") == {"stage3": "a/b/stage3"}
-    assert encoders.named("x=a,y=b") == {"x": "a", "y": "b"}
-    assert encoders.named(BUILTIN) == {"tabletop_siglip": BUILTIN}
+    assert model.parse_named_weights("a/b/stage3") == {"stage3": "a/b/stage3"}
+    assert model.parse_named_weights("x=a,y=b") == {"x": "a", "y": "b"}
+    assert model.parse_named_weights(BUILTIN) == {"tabletop_siglip": BUILTIN}
     for init in ("x=a,x=b", "x=", "=a", "a/b,c/b"):
-        with pytest.raises(ConfigError, match="expected NAME=PATH|a name for each"):
-            encoders.named(init)
+        with pytest.raises(ConfigError, match="names that differ"):
+            model.parse_named_weights(init)
 
 
 @pytest.mark.parametrize("arguments", ["", "paper", "attentive", "paper,retrieval"])
@@ -312,34 +313,40 @@ def test_the_config(arguments):
 
 def test_a_run_is_an_encoder(tmp_path):
     save_random(run_config("hive"), str(tmp_path / "run"))
-    found = encoders.load("run", str(tmp_path / "run"))
+    found = model.load_encoder("run", str(tmp_path / "run"))
     assert found.config == run_config("hive").model.encoder
     assert found.preprocessing == "hf_bicubic"
-    other = encoders.load("base", BUILTIN)
+    other = model.load_encoder("base", BUILTIN)
     assert found.fingerprint != other.fingerprint
-    assert other.fingerprint == encoders.load("again", BUILTIN).fingerprint
+    assert other.fingerprint == model.load_encoder("again", BUILTIN).fingerprint
 
 
 def test_zero_shot(tmp_path):
     config = dataclasses.replace(SMALL, probe="zero_shot")
-    found = towers.evaluate_towers(config, towers.load("base", BUILTIN), tmp_path)
+    found = zero_shot.evaluate_towers(
+        config, zero_shot.load_towers("base", BUILTIN), tmp_path
+    )
     result, samples = read(tmp_path / "zero_shot")
     assert result == found and len(samples) == 100
     # Shapes are named in its texts, materials hardly ever.
     shapes = [s["output"].split()[1] == s["answers"][0].split()[1] for s in samples]
     assert np.mean(shapes) > 0.8
     assert found["scores"]["accuracy_top5"] > found["scores"]["accuracy"] > 5
-    again = towers.evaluate_towers(config, towers.load("base", BUILTIN), tmp_path)
+    again = zero_shot.evaluate_towers(
+        config, zero_shot.load_towers("base", BUILTIN), tmp_path
+    )
     assert again == found
 
 
 def test_retrieval(tmp_path):
     test = "tabletop:vague,split=test,take=first:60"
     config = dataclasses.replace(SMALL, probe="retrieval", test=test)
-    found = towers.evaluate_towers(config, towers.load("base", BUILTIN), tmp_path)
+    found = zero_shot.evaluate_towers(
+        config, zero_shot.load_towers("base", BUILTIN), tmp_path
+    )
     scores = found["scores"]
     for way in ("image_to_text", "text_to_image"):
-        one, five, ten = (scores[f"{way}_recall@{k}"] for k in towers.RANKS)
+        one, five, ten = (scores[f"{way}_recall@{k}"] for k in zero_shot.RANKS)
         assert 20 < one < five < ten <= 100  # of 60 texts, a guess finds 1.7 %
     _, samples = read(tmp_path / "retrieval")
     hits = [sample["output"] == sample["answers"][0] for sample in samples]
@@ -348,7 +355,7 @@ def test_retrieval(tmp_path):
 
 def test_ranks():
     likeness = np.array([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
-    assert towers._ranks(likeness, np.array([2, 0])).tolist() == [1, 0]
+    assert zero_shot._ranks(likeness, np.array([2, 0])).tolist() == [1, 0]
 
 
 def test_equal_texts_are_equally_good():
@@ -366,7 +373,7 @@ def test_equal_texts_are_equally_good():
         return Sample(None, (Segment(text + "\n"),))
 
     source = [sample(text) for text in ("a", "a", "b")]
-    _, scores, _ = towers._retrieval(SMALL, Embedder(), source)
+    _, scores, _ = zero_shot._retrieval(SMALL, Embedder(), source)
     # The second and third image find their text; both texts find one of their images.
     assert scores["text_to_image_recall@1"] == 100.0
     assert scores["image_to_text_recall@1"] == 100.0
@@ -375,9 +382,9 @@ def test_equal_texts_are_equally_good():
 def test_one_tower_is_not_two(tmp_path):
     save_random(run_config("hive"), str(tmp_path / "run"))
     with pytest.raises(CheckpointError, match="has no text tower"):
-        towers.load("run", str(tmp_path / "run"))
+        zero_shot.load_towers("run", str(tmp_path / "run"))
     save_random(run_config("contrastive"), str(tmp_path / "two"))
-    found = towers.load("two", str(tmp_path / "two"))
+    found = zero_shot.load_towers("two", str(tmp_path / "two"))
     assert {"img", "txt"} <= set(found.params) and found.ending == "\n"
 
 
@@ -433,7 +440,7 @@ def run_command(folder, *arguments):
 def test_the_command(tmp_path):
     done = run_command(
         tmp_path,
-        f"--config.init=one={BUILTIN},two={BUILTIN}",
+        *("--run", f"one={BUILTIN}", f"two={BUILTIN}"),
         "--sweep_depths",
         "--out=out",
     )
@@ -457,7 +464,7 @@ def test_the_command(tmp_path):
             "expected linear or attentive",
         ),
         (["--config.probe=attentive", "--export=x"], "--export is for one encoder"),
-        (["--config.init=nowhere"], "nowhere"),
+        (["--run=nowhere"], "nowhere"),
     ],
 )
 def test_commands_that_cannot_be(arguments, message, tmp_path):

@@ -4,16 +4,16 @@ import json
 import shutil
 
 import pytest
-from export.test_export import run_config
 from helpers.random_runs import save_random, save_talking
+from test_export import run_config
 
 from hive_jax import chat, evaluate
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.tabletop.benchmarks import write_benchmarks
 from hive_jax.errors import HiveError
-from hive_jax.evaluation import evaluating
-from hive_jax.evaluation.generate import Generator
-from hive_jax.evaluation.tasks import TASKS
+from hive_jax.evaluation import runner
+from hive_jax.evaluation.benchmarks.registry import TASKS
+from hive_jax.inference.generate import Generator
 
 FOUR = ("gqa", "mme", "okvqa", "scienceqa")
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 def evaluated(run, data, tmp_path_factory):
     """All four tasks, in the folder that is given back."""
     out = tmp_path_factory.mktemp("evaluated")
-    evaluating.evaluate(run, FOUR, data, str(out), batch_size=8, max_new_tokens=8)
+    runner.evaluate(run, FOUR, data, str(out), batch_size=8, max_new_tokens=8)
     return out
 
 
@@ -54,7 +54,7 @@ def outputs(folder):
 
 def evaluate_gqa(run, data, out, **settings):
     settings = {"batch_size": 8, "max_new_tokens": 8} | settings
-    return evaluating.evaluate(run, ["gqa"], data, str(out), **settings)["gqa"]
+    return runner.evaluate(run, ["gqa"], data, str(out), **settings)["gqa"]
 
 
 @pytest.mark.parametrize("task", FOUR)
@@ -65,8 +65,8 @@ def test_results_say_what_they_are_of(task, evaluated):
         "samples.jsonl",
     ]
     assert found["n"] == len(said) == (28 if task == "mme" else 14)
-    assert found["task"] == task and found["variant"] == "tabletop"
-    assert found["prompt"] == TASKS[task].prompts["tabletop"]
+    assert found["task"] == task and found["variant"] == "plain"
+    assert found["prompt"] == TASKS[task].prompts["plain"]
     assert found["decoding"]["max_new_tokens"] == 8
     assert found["preprocessing"] == "hf_bicubic" and found["image_size"] == 64
     assert found["checkpoint"]["step"] == 7
@@ -126,8 +126,8 @@ def test_an_evaluation_that_was_cut_goes_on(
 
 
 def test_a_finished_evaluation_is_not_done_again(run, data, evaluated, monkeypatch):
-    monkeypatch.delattr(evaluating, "make_generator")
-    again = evaluating.evaluate(
+    monkeypatch.delattr(runner, "make_generator")
+    again = runner.evaluate(
         run, FOUR, data, str(evaluated), batch_size=5, max_new_tokens=8
     )
     assert again == {task: result(evaluated / task) for task in FOUR}
@@ -137,12 +137,12 @@ def test_a_finished_evaluation_is_not_done_again(run, data, evaluated, monkeypat
     ("settings", "line"),
     [
         ({"max_new_tokens": 9}, "decoding.max_new_tokens: 8 -> 9"),
-        ({"variant": "lmms_eval"}, "variant: tabletop -> lmms_eval"),
+        ({"prompt_variant": "lmms_eval"}, "variant: plain -> lmms_eval"),
         ({"seed": 4}, "decoding.seed: 0 -> 4"),
     ],
 )
 def test_other_settings_are_another_evaluation(settings, line, run, data, evaluated):
-    with pytest.raises(HiveError, match=f"(?s)other settings.*{line}.*another --out"):
+    with pytest.raises(HiveError, match=f"(?s)other settings.*{line}.*another folder"):
         evaluate_gqa(run, data, evaluated, **settings)
 
 
@@ -176,14 +176,17 @@ def test_a_damaged_image_is_an_error_and_no_score(run, data, tmp_path):
         ({"tasks": ["pope"]}, "pope: no such folder; expected the files of pope"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
-        ({"variant": "lmmseval"}, "--prompt is 'lmmseval'.*did you mean 'lmms_eval'"),
+        (
+            {"prompt_variant": "lmmseval"},
+            "prompt_variant is 'lmmseval'.*did you mean 'lmms_eval'",
+        ),
         ({"init": "nowhere"}, "no checkpoint in nowhere"),
     ],
 )
 def test_what_cannot_be_evaluated(settings, message, run, data, tmp_path):
     arguments = {"init": run, "tasks": ["gqa"], "data": data, "out": str(tmp_path)}
     with pytest.raises(HiveError, match=message):
-        evaluating.evaluate(**(arguments | settings))
+        runner.evaluate(**(arguments | settings))
     assert not list(tmp_path.iterdir())
 
 
@@ -194,7 +197,7 @@ def test_towers_do_not_answer(data, tmp_path):
 
 
 def test_the_command(run, data, tmp_path, capsys):
-    line = f"--init {run} --task gqa,scienceqa --data {data} --out {tmp_path}"
+    line = f"--run {run} --task gqa,scienceqa --data {data} --out {tmp_path}"
     line += " --batch_size 8 --max_new_tokens 8"
     assert evaluate.main(line.split()) == 0
     shown = capsys.readouterr().out
@@ -208,9 +211,9 @@ def test_the_command(run, data, tmp_path, capsys):
 def test_chat(run, data, capsys):
     image = f"{data}/gqa/images/" + "n1.jpg"
     line = [image, "What colour is the star?", "How many objects are there?"]
-    assert chat.main([*line, "--init", run, "--max_new_tokens", "8"]) == 0
+    assert chat.main([*line, "--run", run, "--max_new_tokens", "8"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
-    assert chat.main([image, "--init", run, "--max_new_tokens", "8"]) == 0
+    assert chat.main([image, "--run", run, "--max_new_tokens", "8"]) == 0
     assert capsys.readouterr().out.strip()
-    assert chat.main(["nothing.jpg", "--init", run]) == 66
+    assert chat.main(["nothing.jpg", "--run", run]) == 66
     assert "nothing.jpg: No such file" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from hive_jax.config import DataConfig, MeshConfig, RunConfig
 from hive_jax.data.tokenizer import encode_sample, load_tokenizer
 from hive_jax.errors import ConfigError, DataError
-from hive_jax.evaluation.generate import Decoding, Generator, Prompt, nucleus
+from hive_jax.inference.generate import Decoding, Generator, Prompt, nucleus
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig

@@ -15,11 +15,11 @@ from export.test_export import run_config
 from helpers.random_runs import save_random, save_talking
 from PIL import Image
 
-from hive_jax.analysis.shown import shown_file, shown_scenes
-from hive_jax.analysis.visualizing import newest_run, visualize
+from hive_jax.analysis.examples import captioned_file, captioned_scenes
+from hive_jax.analysis.visualize import newest_run, visualize
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.errors import ConfigError, DataError, MissingInputError
-from hive_jax.evaluation.subject import open_run
+from hive_jax.inference.model import load_run
 from tools import visualize as visualize_tool
 from tools.report import __main__ as report_command
 from tools.report.included import included
@@ -51,8 +51,8 @@ def runs(tmp_path_factory):
 def drawn(runs, tmp_path_factory):
     """All pictures of the run with cross-attention, by the command."""
     out = tmp_path_factory.mktemp("pictures")
-    arguments = ["--init", runs["hive"], "--out", str(out), "--scenes", "1"]
-    arguments += ["--beside", f"sa={runs['self_attention']}", "--planted", "2"]
+    arguments = ["--run", runs["hive"], "--out", str(out), "--scenes", "1"]
+    arguments += ["--beside", f"sa={runs['self_attention']}", "--localization", "2"]
     assert visualize_tool.main(arguments) == 0
     return out
 
@@ -75,7 +75,12 @@ def test_every_kind_is_drawn(drawn):
     # The encoder is the base one, as it came along.
     np.testing.assert_allclose(found["changes"]["cka"], 1, atol=1e-6)
     np.testing.assert_allclose(found["changes"]["distance"], 0, atol=1e-6)
-    assert found["planted"].keys() == {"attention", "found", "gradient", "apart"}
+    assert found["localization"].keys() == {
+        "attention",
+        "hit_rate",
+        "gradient",
+        "distinguished",
+    }
     assert found["run"]["step"] == 7
 
 
@@ -94,29 +99,31 @@ def odd_image(kind: str) -> Image.Image:
 @pytest.mark.parametrize("kind", ["wide", "tiny", "rgba", "grey"])
 def test_images_of_all_kinds(kind, runs, tmp_path):
     odd_image(kind).save(tmp_path / "odd.png")
-    config = open_run(runs["hive"]).config
-    shown = shown_file(str(tmp_path / "odd.png"), "a red star", config)
+    config = load_run(runs["hive"]).config
+    shown = captioned_file(str(tmp_path / "odd.png"), "a red star", config)
     assert shown.image.shape == (64, 64, 3) and shown.name == "odd"
 
 
 def test_images_that_are_none(runs, tmp_path):
-    config = open_run(runs["hive"]).config
+    config = load_run(runs["hive"]).config
     with pytest.raises(MissingInputError, match="No such file"):
-        shown_file(str(tmp_path / "none.png"), "", config)
+        captioned_file(str(tmp_path / "none.png"), "", config)
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(InvalidSample):
-        shown_file(str(tmp_path / "text.png"), "", config)
+        captioned_file(str(tmp_path / "text.png"), "", config)
     Image.new("1", (30_001, 2)).save(tmp_path / "long.png")
     with pytest.raises(InvalidSample, match="30,001"):
-        shown_file(str(tmp_path / "long.png"), "", config)
+        captioned_file(str(tmp_path / "long.png"), "", config)
 
 
 def test_a_long_caption(runs, tmp_path):
     """Of 500 words the first are drawn, and the picture says so."""
     odd_image("wide").save(tmp_path / "odd.png")
-    subject = open_run(runs["hive"])
-    shown = [shown_file(str(tmp_path / "odd.png"), "$red_star " * 500, subject.config)]
-    found = visualize(subject, shown, str(tmp_path / "out"))
+    trained = load_run(runs["hive"])
+    shown = [
+        captioned_file(str(tmp_path / "odd.png"), "$red_star " * 500, trained.config)
+    ]
+    found = visualize(trained, shown, str(tmp_path / "out"))
     assert not found["left_out"]
     assert {"attention", "gradients", "heads"} <= found["pictures"].keys()
     with Image.open(tmp_path / "out" / found["pictures"]["attention"][0]) as image:
@@ -124,17 +131,17 @@ def test_a_long_caption(runs, tmp_path):
 
 
 def test_without_a_caption_there_are_the_features(runs, tmp_path, capsys):
-    subject = open_run(runs["hive"])
-    shown = [dataclasses.replace(shown_scenes(subject.config, 1)[0], caption=" ")]
-    found = visualize(subject, shown, str(tmp_path))
+    trained = load_run(runs["hive"])
+    shown = [dataclasses.replace(captioned_scenes(trained.config, 1)[0], caption=" ")]
+    found = visualize(trained, shown, str(tmp_path))
     assert found["left_out"].keys() == {"gradients", "attention"}
     assert found["pictures"].keys() == {"layers"}
     assert "no gradients: there is no caption" in capsys.readouterr().out
 
 
 def test_a_run_without_cross_attention(runs, tmp_path):
-    subject = open_run(runs["self_attention"])
-    found = visualize(subject, shown_scenes(subject.config, 1), str(tmp_path))
+    trained = load_run(runs["self_attention"])
+    found = visualize(trained, captioned_scenes(trained.config, 1), str(tmp_path))
     assert found["pictures"].keys() == {"gradients", "layers"}
     assert found["left_out"].keys() == {"attention"}
     assert "has no cross-attention to draw" in found["left_out"]["attention"]
@@ -234,21 +241,21 @@ def test_a_damaged_evaluation_is_an_error(runs, tmp_path):
     ("arguments", "said"),
     [
         (["--caption", "a dog"], "expected --image too"),
-        (["--planted", "-1"], "--planted is -1"),
+        (["--localization", "-1"], "--localization is -1"),
         (["--scenes", "0"], "--scenes is 0"),
     ],
 )
 def test_flags_that_are_wrong(arguments, said, runs, tmp_path, capsys):
     out = tmp_path / "out"
-    code = visualize_tool.main(["--init", runs["hive"], "--out", str(out), *arguments])
+    code = visualize_tool.main(["--run", runs["hive"], "--out", str(out), *arguments])
     assert code == ConfigError.exit_code and said in capsys.readouterr().err
     assert not out.exists()
 
 
 def test_the_run_itself_is_not_beside_itself(runs, tmp_path):
-    subject = open_run(runs["hive"])
-    shown = shown_scenes(subject.config, 1)
-    found = visualize(subject, shown, str(tmp_path), beside={"hive": runs["hive"]})
+    trained = load_run(runs["hive"])
+    shown = captioned_scenes(trained.config, 1)
+    found = visualize(trained, shown, str(tmp_path), beside={"hive": runs["hive"]})
     assert "'hive' is what the run itself is called" in found["left_out"]["flow"]
 
 

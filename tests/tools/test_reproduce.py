@@ -66,7 +66,7 @@ def test_each_step_starts_from_one_before_it(tmp_path):
     for step in todo(tmp_path, seeds=2):
         for flag in step.command:
             key, _, value = flag.partition("=")
-            if key in ("--config.init", "--config.init_encoder", "--init"):
+            if key in ("--config.init", "--config.init_encoder", "--run"):
                 paths = [part.partition("=")[2] or part for part in value.split(",")]
                 for path in paths:
                     assert path.startswith("builtin:") or path in made, step
@@ -84,7 +84,7 @@ def only(monkeypatch, *found):
 def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     first = steps.benchmarks(SMALL, out)
-    command = ("evaluate", "--init=nowhere", "--task=mme", f"--data={out}/benchmarks")
+    command = ("evaluate", "--run=nowhere", "--task=mme", f"--data={out}/benchmarks")
     fails = steps.Step("seed 0, base", command, out / "none")
     with monkeypatch.context() as patch:
         only(patch, first, fails)

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import hive_jax
-from hive_jax.analysis import charts
-from hive_jax.analysis.shown import shown_scenes
-from hive_jax.analysis.visualizing import visualize
+from hive_jax.analysis import plots
+from hive_jax.analysis.examples import captioned_scenes
+from hive_jax.analysis.visualize import visualize
 from hive_jax.console import progress_bar
-from hive_jax.evaluation.subject import Subject, open_run
+from hive_jax.inference.model import TrainedModel, load_run
 from hive_jax.io import write_text
 from tools.report import page, sections
 from tools.report.included import included
@@ -42,15 +42,15 @@ def write_report(
       MissingInputError: there is no such run, or a folder to include has nothing known.
       OutputError: the page cannot be written.
     """
-    subjects = {name: open_run(workdir) for name, workdir in runs.items()}
+    trained_models = {name: load_run(workdir) for name, workdir in runs.items()}
     others = [part for folder in include for part in included(folder)]
     makers = [
         ("Results", lambda _: sections.results(runs) + sections.evaluations(runs)),
-        ("Samples", lambda _: samples(subjects)),
-        ("Curves and pictures", lambda out: _drawn(out, runs, subjects, base)),
+        ("Samples", lambda _: samples(trained_models)),
+        ("Curves and pictures", lambda out: _drawn(out, runs, trained_models, base)),
         ("What moved", lambda _: sections.moved(runs)),
         *((heading, lambda _, body=body: body) for heading, body in others),
-        ("Configuration", lambda _: sections.configuration(subjects)),
+        ("Configuration", lambda _: sections.configuration(trained_models)),
     ]
     made = []
     with (
@@ -63,25 +63,28 @@ def write_report(
     about = ", ".join(
         f"{name}: {one.config.name}, {one.config.model.fusion}, step "
         f"{one.checkpoint['step']}"
-        for name, one in subjects.items()
+        for name, one in trained_models.items()
     )
     about += f". hive_jax {hive_jax.__version__}."
     write_text(Path(out), page.page(", ".join(runs), about, made))
 
 
 def _drawn(
-    folder: Path, runs: Mapping[str, str], subjects: Mapping[str, Subject], base: str
+    folder: Path,
+    runs: Mapping[str, str],
+    trained_models: Mapping[str, TrainedModel],
+    base: str,
 ) -> str:
     """Curves, gradient flow and changes in one picture each, then those of each run."""
-    first, found = next(iter(subjects)), {}
-    places = {name: folder / str(number) for number, name in enumerate(subjects)}
-    for name, subject in subjects.items():
+    first, found = next(iter(trained_models)), {}
+    places = {name: folder / str(number) for number, name in enumerate(trained_models)}
+    for name, trained in trained_models.items():
         found[name] = visualize(
-            subject,
-            shown_scenes(subject.config, _SCENES),
+            trained,
+            captioned_scenes(trained.config, _SCENES),
             str(places[name]),
             base=base,
-            beside=_other_fusions(runs, subjects) if name == first else None,
+            beside=_other_fusions(runs, trained_models) if name == first else None,
             curves=runs if name == first else None,
         )
     body = "".join(
@@ -91,7 +94,7 @@ def _drawn(
     )
     changes = {name: one["changes"] for name, one in found.items() if "changes" in one}
     if changes:
-        charts.draw_changes(folder / "changes.png", changes)
+        plots.draw_changes(folder / "changes.png", changes)
         caption = "How far each depth has moved from the base encoder."
         body += page.picture(folder / "changes.png", caption, large=True)
     for kind, caption in _OF_EACH.items():
@@ -105,13 +108,13 @@ def _drawn(
 
 
 def _other_fusions(
-    runs: Mapping[str, str], subjects: Mapping[str, Subject]
+    runs: Mapping[str, str], trained_models: Mapping[str, TrainedModel]
 ) -> dict[str, str]:
     """The first run of each fusion but the first run's, by its fusion; of runs that have
     one."""
-    first, found = next(iter(subjects.values())).config.model.fusion, {}
-    for name, subject in subjects.items():
-        fusion = subject.config.model.fusion
-        if fusion != first and "fusion" in subject.params:
+    first, found = next(iter(trained_models.values())).config.model.fusion, {}
+    for name, trained in trained_models.items():
+        fusion = trained.config.model.fusion
+        if fusion != first and "fusion" in trained.params:
             found.setdefault(fusion, runs[name])
     return found

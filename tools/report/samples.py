@@ -2,31 +2,29 @@
 
 from collections.abc import Mapping
 
-from hive_jax.analysis.shown import Shown, shown_scenes
+from hive_jax.analysis.examples import CaptionedImage, captioned_scenes
 from hive_jax.console import log
 from hive_jax.data.image_io import encode_png
-from hive_jax.data.sources.registry import to_text
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.errors import ConfigError
-from hive_jax.evaluation.evaluating import make_generator
-from hive_jax.evaluation.generate import Decoding, Prompt
-from hive_jax.evaluation.subject import Subject
+from hive_jax.inference.generate import Decoding, Prompt
+from hive_jax.inference.model import TrainedModel
 from tools.report import page
 
 _SAMPLES = 6
 
 
-def samples(subjects: Mapping[str, Subject]) -> str:
+def samples(trained_models: Mapping[str, TrainedModel]) -> str:
     """What runs say of the same scenes beside what is right, a table for captions and
     one for answers."""
     tables = {}
-    for name, subject in subjects.items():
+    for name, trained in trained_models.items():
         try:
-            generator = make_generator(subject, Decoding(max_new_tokens=48))
+            generator = trained.generator(Decoding(max_new_tokens=48))
         except ConfigError as error:
             log(f"no samples of {name}: {error}")
             continue
-        asked = _asked(subject)
+        asked = _asked(trained)
         prompts = [
             Prompt(question, one.image, number)
             for number, (one, question) in enumerate(asked)
@@ -36,7 +34,9 @@ def samples(subjects: Mapping[str, Subject]) -> str:
     return "".join(_table(said) for said in tables.values())
 
 
-def _table(said: Mapping[str, tuple[list[tuple[Shown, str]], list[str]]]) -> str:
+def _table(
+    said: Mapping[str, tuple[list[tuple[CaptionedImage, str]], list[str]]],
+) -> str:
     """A line for each scene; name -> (scenes with questions, answers)."""
     scenes = next(iter(said.values()))[0]
     rows = [
@@ -50,16 +50,16 @@ def _table(said: Mapping[str, tuple[list[tuple[Shown, str]], list[str]]]) -> str
     return page.table(["scene", "right", *said], rows, words=True)
 
 
-def _asked(subject: Subject) -> list[tuple[Shown, str]]:
+def _asked(trained: TrainedModel) -> list[tuple[CaptionedImage, str]]:
     """Scenes of the built-in world, with a question where the run learnt to answer."""
-    config = subject.config
-    if to_text(config.data.source) != "tabletop:questions":
-        return [(one, "") for one in shown_scenes(config, _SAMPLES, first=100)]
+    config = trained.config
+    if config.data.source != "tabletop:questions":
+        return [(one, "") for one in captioned_scenes(config, _SAMPLES, first=100)]
     size = config.model.encoder.image_size
     source = Tabletop("test", image_size=size, text="questions")
     found = []
     for index in range(100, 100 + _SAMPLES):
         sample = source[index]
         question, answer = (segment.text.strip() for segment in sample.segments)
-        found.append((Shown(f"scene {index}", sample.image, answer), question))
+        found.append((CaptionedImage(f"scene {index}", sample.image, answer), question))
     return found

@@ -9,9 +9,9 @@ from flax.traverse_util import flatten_dict
 from hive_jax.config import to_dict
 from hive_jax.console import log
 from hive_jax.errors import HiveError, MissingInputError
-from hive_jax.evaluation import comparing, tables
-from hive_jax.evaluation.comparing import Row
-from hive_jax.evaluation.subject import Subject
+from hive_jax.evaluation import compare, tables
+from hive_jax.evaluation.compare import ScoreComparison
+from hive_jax.inference.model import TrainedModel
 from hive_jax.io import read_json
 from tools.report import page
 
@@ -38,7 +38,7 @@ def evaluations(runs: Mapping[str, str]) -> str:
     having = {}
     for name, workdir in runs.items():
         try:
-            having[name] = comparing.read(workdir)
+            having[name] = compare.read_evaluations(workdir)
         except MissingInputError:
             continue  # none has been made
     if not having:
@@ -56,14 +56,14 @@ def evaluations(runs: Mapping[str, str]) -> str:
         return body
     try:
         return body + comparison(
-            comparing.compared({name: [runs[name]] for name in having})
+            compare.compare({name: [runs[name]] for name in having})
         )
     except HiveError as error:
         log(f"not compared: {error}")
         return body + page.paragraph(f"Not compared: {error}")
 
 
-def comparison(rows: Sequence[Row]) -> str:
+def comparison(rows: Sequence[ScoreComparison]) -> str:
     """Each score with its intervals, and the tests."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "compare.png"
@@ -87,16 +87,16 @@ def moved(runs: Mapping[str, str]) -> str:
     return page.paragraph(intro) + page.table(["part", *runs], rows) if rows else ""
 
 
-def configuration(subjects: Mapping[str, Subject]) -> str:
+def configuration(trained_models: Mapping[str, TrainedModel]) -> str:
     """The keys that differ; and all of them, folded."""
     flat = {
         name: flatten_dict(to_dict(one.config), sep=".")
-        for name, one in subjects.items()
+        for name, one in trained_models.items()
     }
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     rows = [[key, *(values.get(key, "") for values in flat.values())] for key in keys]
     different = [row for row in rows if len(set(map(str, row[1:]))) > 1]
-    header = ["key", *subjects]
+    header = ["key", *trained_models]
     folded = page.folded("all keys", page.table(header, rows, words=True))
     return page.table(header, different, words=True) + folded
 

@@ -73,9 +73,9 @@ def depths(scale: Scale, out: Path) -> Step:
     """Accuracy of probes at every depth of the encoders of seed 0."""
     arms = {arm: str(out / f"seed0/{arm}/stage3") for arm in FUSIONS}
     encoders = {BASE: _BASE_ENCODER} | arms
-    init = ",".join(f"{name}={path}" for name, path in encoders.items())
+    runs = [f"{name}={path}" for name, path in encoders.items()]
     folder = out / "depths"
-    command = (*_probe(scale, init), "--sweep_depths", f"--out={folder}")
+    command = (*_probe(scale, *runs), "--sweep_depths", f"--out={folder}")
     return Step("depths", command, folder / "depths.png")
 
 
@@ -133,7 +133,7 @@ def _judged(scale: Scale, out: Path, folder: Path, name: str, encoder: str, seed
     yield Step(
         f"{name}, benchmarks",
         (
-            *("evaluate", f"--init={vlm2}", f"--task={','.join(TASKS)}"),
+            *("evaluate", f"--run={vlm2}", f"--task={','.join(TASKS)}"),
             *(f"--data={out / 'benchmarks'}", f"--out={found}", "--max_new_tokens=16"),
         ),
         found / TASKS[-1] / "result.json",
@@ -148,9 +148,9 @@ def _run(workdir: Path, steps: int, seed: int) -> tuple[str, ...]:
     )
 
 
-def _probe(scale: Scale, init: str) -> tuple[str, ...]:
+def _probe(scale: Scale, *runs: str) -> tuple[str, ...]:
     return (
-        *("probe", "--config", "configs/probe.py", f"--config.init={init}"),
+        *("probe", "--config", "configs/probe.py", "--run", *runs),
         f"--config.train=tabletop:classes,take=first:{scale.train}",
         f"--config.test=tabletop:classes,split=test,take=first:{scale.test}",
     )

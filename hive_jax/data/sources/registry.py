@@ -239,3 +239,12 @@ def _open(source: Source, options: SourceOptions, split: str = "train") -> DataS
         named.setdefault("split", split)
     opened = _KINDS[source.kind].open(source.path, options, **named)
     return take(opened, subset, options.seed) if subset else opened
+
+
+def prompt_style(source: str | tuple[Source, ...]) -> str:
+    """Style of the benchmark prompts that suit a model trained on `data.source`.
+
+    "plain" is the question alone, as the built-in dataset asks it; "lmms_eval" adds the
+    instructions of LLaVA's data.
+    """
+    return "plain" if checked_sources(source)[0].kind == "tabletop" else "lmms_eval"

@@ -1,4 +1,4 @@
-"""What an encoder makes of images: kept where they fit, made anew where they do not.
+"""Features of a frozen encoder, cached in memory where they fit.
 
     linear      the mean of the tokens, [n, D]
     attentive   all tokens, [n, P, D]
@@ -19,23 +19,25 @@ from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.transforms import load_pixels
 from hive_jax.errors import DataError
+from hive_jax.inference.model import Encoder
 from hive_jax.models.layers import layer_norm
 from hive_jax.models.siglip import SiglipEncoder
-from hive_jax.probing.encoders import Encoder
 from hive_jax.training import sharding
 from hive_jax.training.objectives import normalise_images
 
-LARGEST = 4 * 2**30  # bytes of features that are kept
+MAX_CACHED_BYTES = 4 * 2**30
 _BATCH = 128
 
 
-class Reader:
+class FeatureExtractor:
     """images uint8[B, size, size, 3] -> features of some depths, float32[M, B, ...].
 
     Args:
+      encoder: frozen weights.
       depths: counted from 1.
-      pooled: the mean of the tokens; False for all of them.
-      mesh: that rows are split over; None for one device.
+      pooled: mean over tokens; False for all tokens.
+      dtype: of the computation.
+      mesh: devices to split batches over; None for one device.
     """
 
     def __init__(
@@ -53,35 +55,39 @@ class Reader:
         model = SiglipEncoder(config, dtype)
         plain = jnp.ones(config.width), jnp.zeros(config.width)
 
-        def read(params, images):
+        def apply(params, images):
             out = model.apply({"params": params}, normalise_images(images), depths)
-            found = [
+            features = [
                 out.tokens if depth == config.depth else layer_norm(feature, *plain)
                 for depth, feature in zip(depths, out.features, strict=True)
             ]
-            found = jnp.stack(found).astype(jnp.float32)
-            return found.mean(axis=2) if pooled else found
+            features = jnp.stack(features).astype(jnp.float32)
+            return features.mean(axis=2) if pooled else features
 
-        self._read = jax.jit(read)
+        self._apply = jax.jit(apply)
         everywhere = None if mesh is None else sharding.replicated(mesh)
         self._params = jax.device_put(encoder.params, everywhere)
 
     def __call__(self, images: np.ndarray) -> jax.Array:
         if self._mesh is None:
-            return self._read(self._params, jnp.asarray(images))
+            return self._apply(self._params, jnp.asarray(images))
         count = sharding.round_up(self._mesh, len(images))
         whole = np.concatenate([images, np.repeat(images[:1], count - len(images), 0)])
         where = sharding.batch_sharding(self._mesh, count)
-        found = self._read(self._params, jax.device_put(whole, where))
-        return found[:, : len(images)]
+        features = self._apply(self._params, jax.device_put(whole, where))
+        return features[:, : len(images)]
 
 
-class Labelled:
-    """Images of a source with the numbers of their classes.
+class LabelledImages:
+    """Images of a source with class indices.
 
     Args:
-      classes: all names there are.
-      strict: an image that cannot be read is an error; False counts it and goes on.
+      source: dataset with labels.
+      classes: names of all classes.
+      preprocessing: of the images.
+      image_size: side in pixels.
+      threads: that decode images.
+      strict: raise on an unreadable image; False counts and skips it.
     """
 
     def __init__(
@@ -104,8 +110,14 @@ class Labelled:
     def batches(
         self, chosen: Iterable[np.ndarray], seed: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(images uint8[B, ...], classes int32[B], -1 for what is bad) of each array of
-        indices; augmented, if there is a seed."""
+        """Yields (images uint8[B, ...], classes int32[B]) for each array of indices.
+
+        Args:
+          chosen: arrays of indices.
+          seed: of augmentation; None for none.
+
+        The class of an unreadable image is -1.
+        """
         chosen = [*chosen]
         starts = np.cumsum([0, *map(len, chosen)]).tolist()
 
@@ -147,30 +159,41 @@ class Labelled:
             )
 
 
-def fits(reader: Reader, count: int) -> bool:
-    """Whether the features of so many images are kept."""
-    return 4 * count * len(reader.depths) * int(np.prod(reader.shape)) <= LARGEST
+def fits_in_memory(extractor: FeatureExtractor, count: int) -> bool:
+    """Whether the features of `count` images fit in MAX_CACHED_BYTES."""
+    return (
+        4 * count * len(extractor.depths) * int(np.prod(extractor.shape))
+        <= MAX_CACHED_BYTES
+    )
 
 
 def extract(
-    reader: Reader, images: Labelled, name: str
+    extractor: FeatureExtractor, images: LabelledImages, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features float32[M, n, ...] and classes int32[n] of all images, in order."""
-    chosen = in_parts(len(images))
-    found = np.empty((len(reader.depths), len(images), *reader.shape), np.float32)
+    """Extracts features float32[M, n, ...] and classes int32[n] of all images, in order.
+
+    Args:
+      extractor: of the encoder.
+      images: n images.
+      name: for the progress bar.
+    """
+    chosen = split_batches(len(images))
+    features = np.empty(
+        (len(extractor.depths), len(images), *extractor.shape), np.float32
+    )
     classes = np.empty(len(images), np.int32)
     with progress_bar(name, len(images), 0) as bar:
         for rows, (pixels_, numbers) in zip(
             chosen, images.batches(chosen), strict=True
         ):
-            found[:, rows] = reader(pixels_)
+            features[:, rows] = extractor(pixels_)
             classes[rows] = numbers
             bar.update(len(rows))
-    return found, classes
+    return features, classes
 
 
-def in_parts(count: int) -> list[np.ndarray]:
-    """0, ..., count - 1 in order, in parts of at most the size of a batch."""
+def split_batches(count: int) -> list[np.ndarray]:
+    """Indices 0, ..., count - 1 in order, split into batches."""
     return [
         np.arange(start, min(start + _BATCH, count))
         for start in range(0, count, _BATCH)

@@ -12,8 +12,14 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.evaluation import files
-from hive_jax.evaluation.examples import Example, Examples, Scores, by_kind, percent
+from hive_jax.evaluation.benchmarks import files
+from hive_jax.evaluation.benchmarks.base import (
+    Example,
+    Examples,
+    Scores,
+    by_kind,
+    percent,
+)
 from hive_jax.io import read_json
 
 _FILE = "testdev_balanced_questions.json"

@@ -1,21 +1,41 @@
-"""Pictures of probes: which classes are taken for which, and accuracy by depth."""
+"""Figures: matplotlib without a screen, PNG files written atomically."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from hive_jax.evaluation.pictures import new_figure, save
+from hive_jax.io import atomic_write
 
-_NAMED = 60  # classes whose names can be read
+_MAX_LABELS = 60  # more class names than these are illegible
+
+
+def new_figure(width: float, height: float):
+    """A matplotlib figure of `width` x `height` inches that needs no display."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure, path: Path, dpi: int = 120) -> None:
+    """Writes a figure as PNG, atomically. Raises OutputError."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=dpi)
 
 
 def draw_confusion(
     path: Path, matrix: np.ndarray, classes: Sequence[str], title: str
 ) -> None:
-    """A PNG of int[right, found]; each row in shares of its sum."""
+    """Draws a confusion matrix, each row as shares of its sum.
+
+    Args:
+      path: PNG file to write.
+      matrix: int[classes, classes], true class by predicted class.
+      classes: names in the order of the rows.
+      title: start of the figure's title.
+    """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    named = len(classes) <= _NAMED
+    named = len(classes) <= _MAX_LABELS
     side = max(4.5, 0.2 * len(classes) + 2.5) if named else 8
     figure = new_figure(side + 1, side)
     axes = figure.add_subplot()
@@ -26,24 +46,27 @@ def draw_confusion(
         axes.set_yticks(places, classes, fontsize=8)
     accuracy = matrix.trace() / max(matrix.sum(), 1)
     axes.set_title(f"{title}: {accuracy:.1%} right")
-    axes.set_xlabel("found")
-    axes.set_ylabel("right")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
     figure.colorbar(image, ax=axes, label="share of the row", shrink=0.8)
     save(figure, path)
 
 
 def draw_depths(path: Path, encoders: Mapping[str, Mapping], chance: float) -> None:
-    """A PNG of accuracy against depth.
+    """Draws accuracy against depth.
 
     Args:
+      path: PNG file to write.
       encoders: name -> {"depths": [...], "accuracy": [...], "std": [...]}, in percent.
       chance: accuracy of a guess, in percent.
     """
     figure = new_figure(6.4, 4)
     axes = figure.add_subplot()
-    for name, found in encoders.items():
+    for name, curve in encoders.items():
         axes.errorbar(
-            *(found["depths"], found["accuracy"], found["std"]),
+            curve["depths"],
+            curve["accuracy"],
+            curve["std"],
             marker="o",
             capsize=3,
             label=name,

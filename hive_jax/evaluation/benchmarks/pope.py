@@ -13,8 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hive_jax.errors import DataError, MissingInputError
-from hive_jax.evaluation import files
-from hive_jax.evaluation.examples import Example, Examples, Scores, by_kind, percent
+from hive_jax.evaluation.benchmarks import files
+from hive_jax.evaluation.benchmarks.base import (
+    Example,
+    Examples,
+    Scores,
+    by_kind,
+    percent,
+)
 from hive_jax.io import parse_json, read_text
 
 _KINDS = ("random", "popular", "adversarial")

@@ -15,10 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hive_jax.errors import DataError
-from hive_jax.evaluation import files
-from hive_jax.evaluation.answers import agreement, normalised, of_ten
-from hive_jax.evaluation.examples import Example, Examples, Scores, by_kind, percent
-from hive_jax.evaluation.lemmas import lemmatised
+from hive_jax.evaluation.benchmarks import files
+from hive_jax.evaluation.benchmarks.base import (
+    Example,
+    Examples,
+    Scores,
+    by_kind,
+    percent,
+)
+from hive_jax.evaluation.benchmarks.vqa_metric import agreement, normalised, of_ten
 from hive_jax.io import read_json
 
 _QUESTIONS = "OpenEnded_mscoco_val2014_questions.json"
@@ -51,19 +56,16 @@ def read(folder: str) -> Examples:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
-    """How far people agree with the predictions; see `answers.agreement`.
+    """Agreement of the predictions with ten annotators; see `vqa_metric.agreement`.
 
     exact_match   by lmms-eval: after the server's normalisation
-    lemmatised    with all words in their base form as well, by the rules of lemmas.py;
-                  comparable within hive_jax alone
     """
-    parsed, correct, lemmas = [], [], []
+    parsed, correct = [], []
     for example, prediction in zip(examples, predictions, strict=True):
-        said, people = normalised(prediction), list(map(normalised, example.answers))
-        parsed.append(said)
-        correct.append(agreement(said, people))
-        lemmas.append(agreement(lemmatised(said), list(map(lemmatised, people))))
-    totals = {"exact_match": percent(correct), "lemmatised": percent(lemmas)}
+        answer = normalised(prediction)
+        parsed.append(answer)
+        correct.append(agreement(answer, list(map(normalised, example.answers))))
+    totals = {"exact_match": percent(correct)}
     parts = by_kind(examples, correct)
     return Scores(totals, parts, tuple(parsed), tuple(correct))
 

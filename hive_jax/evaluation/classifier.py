@@ -1,4 +1,4 @@
-"""Classifiers on features: AdamW, warm-up, cosine (paper, table 4)."""
+"""Probe classifiers and their training: AdamW, warm-up, cosine (paper, table 4)."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,34 +12,63 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hive_jax.config import OptimizerConfig, ProbeConfig, Rule
 from hive_jax.console import progress_bar
 from hive_jax.data.sampler import ShuffledSampler
+from hive_jax.models.layers import Dense
+from hive_jax.models.siglip import Attention
 from hive_jax.training.optimizer import make_optimizer
 
 
-def steps(config: ProbeConfig, count: int) -> tuple[int, int]:
+class LinearProbe(nn.Module):
+    """Mean-pooled tokens [B, D] -> logits [B, classes]."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        return Dense(self.num_classes, name="classifier")(pooled)
+
+
+class AttentiveProbe(nn.Module):
+    """Attention-pooling probe: tokens [B, P, D] -> logits [B, classes]."""
+
+    num_classes: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        batch, _, width = tokens.shape
+        query = self.param("query", nn.initializers.xavier_uniform(), (1, 1, width))
+        query = jnp.broadcast_to(query, (batch, 1, width)).astype(tokens.dtype)
+        pooled = Attention(self.num_heads, name="attention")(query, tokens)[:, 0]
+        return Dense(self.num_classes, name="classifier")(pooled)
+
+
+def batch_and_steps(config: ProbeConfig, count: int) -> tuple[int, int]:
     """Batch size and number of steps over `count` images."""
     batch_size = min(config.batch_size, count)
     return batch_size, max(1, round(config.epochs * count / batch_size))
 
 
-def schedule_of(config: ProbeConfig, count: int, seed: int) -> Iterator[np.ndarray]:
-    """The images of each step, by number: epochs in a random order."""
-    batch_size, total = steps(config, count)
+def batch_indices(config: ProbeConfig, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields the image indices of each step: shuffled epochs."""
+    batch_size, total = batch_and_steps(config, count)
     order = ShuffledSampler(count, seed)
     for step in range(total):
         first = step * batch_size
         yield np.array([order.index(first + row) for row in range(batch_size)])
 
 
-class Fit:
-    """Trains classifiers, one after the other, with programs compiled once.
+class ClassifierTrainer:
+    """Trains classifiers one after the other; compiles once.
 
     Args:
+      module: the classifier.
+      config: recipe.
       example: features of a batch, for their shape.
       count: images of an epoch.
     """
 
     def __init__(self, module: nn.Module, config: ProbeConfig, example, count: int):
-        batch_size, self._total = steps(config, count)
+        batch_size, self._total = batch_and_steps(config, count)
         shapes = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
         names = flatten_dict(shapes, sep="/")
         optimizer = make_optimizer(
@@ -55,11 +84,11 @@ class Fit:
 
         def loss(flat, features, classes):
             params = {"params": unflatten_dict(flat, sep="/")}
-            logits, there = module.apply(params, features), classes >= 0
+            logits, valid = module.apply(params, features), classes >= 0
             nll = optax.softmax_cross_entropy_with_integer_labels(
-                logits, classes * there
+                logits, classes * valid
             )
-            return (nll * there).sum() / jnp.maximum(there.sum(), 1)
+            return (nll * valid).sum() / jnp.maximum(valid.sum(), 1)
 
         @jax.jit
         def start(seed):
@@ -76,8 +105,15 @@ class Fit:
         self._start, self._step = start, step
 
     def __call__(self, batches: Iterable[tuple], seed: int) -> dict:
-        """The parameters of a classifier, from (features, classes int32[B], -1 for none)
-        of each step."""
+        """Trains a classifier.
+
+        Args:
+          batches: (features, classes int32[B]) of each step; class -1 for no loss.
+          seed: initialization.
+
+        Returns:
+          Its parameters.
+        """
         flat, opt_state = self._start(seed)
         with progress_bar(f"probe, seed {seed}", self._total, 0) as bar:
             for features, classes in batches:

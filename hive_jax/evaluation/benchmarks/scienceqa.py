@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hive_jax.errors import DataError
-from hive_jax.evaluation import files
-from hive_jax.evaluation.examples import (
+from hive_jax.evaluation.benchmarks import files
+from hive_jax.evaluation.benchmarks.base import (
     LETTERS,
     Example,
     Examples,

@@ -1,7 +1,4 @@
-"""What a benchmark asks: Example (one question) and Examples (all, with their images).
-
-And what came of it: Scores.
-"""
+"""Data types of benchmarks: Example (a question), Examples (with images), Scores."""
 
 import dataclasses
 import hashlib
@@ -17,14 +14,14 @@ class Example:
     """One question.
 
     Attributes:
-      id: its own in the benchmark.
-      question: as lmms-eval's prompts have it.
-      answers: what is right; of choices, the letter; of annotators, all they said.
-      image: the name of an image of the benchmark, or None for text alone.
-      choices: what the letters A, B, ... stand for, if there are any.
-      hint: a text to read before the question; empty for none.
-      group: of examples that are scored together; empty where none are.
-      kinds: what it is about; sub-scores are given by each of them.
+      id: unique in the benchmark.
+      question: as in lmms-eval's prompts.
+      answers: correct answers: the letter of a choice; the answers of all annotators.
+      image: name of an image of the benchmark, or None for text alone.
+      choices: texts of the choices A, B, ..., if there are any.
+      hint: text to read before the question; empty for none.
+      group: name of a group of examples scored together; empty for none.
+      kinds: categories, each of which has a sub-score.
     """
 
     id: str
@@ -39,13 +36,13 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What predictions were worth.
+    """Scores of the predictions on a benchmark.
 
     Attributes:
-      totals: name -> score of the benchmark, in percent; of MME, in its points.
+      totals: name -> score of the benchmark, in percent; for MME, in its points.
       parts: kind -> name -> score of the examples of this kind, and their number "n".
-      parsed: for each example, what was read from its prediction.
-      correct: for each example, 0 to 1.
+      parsed: the answer extracted from each prediction.
+      correct: score of each example, 0 to 1.
     """
 
     totals: dict[str, float]
@@ -90,14 +87,14 @@ class Examples(Sequence):
         return self._examples[index]
 
     def image(self, example: Example) -> bytes | None:
-        """The content of its image file; None for text alone. Raises InvalidSample."""
+        """Bytes of an example's image file; None for text alone. Raises InvalidSample."""
         return None if example.image is None else self._store.read(example.image)
 
 
-def prompt(template: str, example: Example) -> str:
-    """A template of tasks.TASKS with an example's words in it.
+def format_prompt(template: str, example: Example) -> str:
+    """Fills a template of `registry.TASKS` with an example.
 
-    {question}, {context} (the hint on a line of its own, or nothing), {options} (the
+    Fields are {question}, {context} (the hint on a line of its own, or nothing), {options} (the
     choices on a line each) and {inline} (the choices on one line).
     """
     choices = list(zip(LETTERS, example.choices))
@@ -117,12 +114,12 @@ def percent(correct: Sequence[float]) -> float:
 def by_kind(
     examples: Sequence[Example], correct: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """Kind -> the share in percent that is correct, and n."""
-    found = {}
+    """Kind -> {"accuracy": percent correct, "n": number of examples}."""
+    by_name = {}
     for example, value in zip(examples, correct, strict=True):
         for kind in example.kinds:
-            found.setdefault(kind, []).append(value)
+            by_name.setdefault(kind, []).append(value)
     return {
         kind: {"accuracy": percent(values), "n": len(values)}
-        for kind, values in found.items()
+        for kind, values in by_name.items()
     }

@@ -1,7 +1,7 @@
-"""What an evaluation has so far and what came of it, in a folder of its own.
+"""Resumable on-disk record of one evaluation: settings, answers, scores.
 
-OUT/answers.jsonl    while it runs: its settings, then an answer a line
-OUT/samples.jsonl    at the end: a question, its answer and its score a line
+OUT/answers.jsonl    during evaluation: the settings, then one answer a line
+OUT/samples.jsonl    at the end: question, answer and score, one a line
 OUT/result.json      settings and scores
 """
 
@@ -26,17 +26,17 @@ from hive_jax.io import (
 
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 _ANSWERS = "answers.jsonl"
-# Of a result, what is no setting.
-_FOUND = ("scores", "parts", "version", "date")
+# Keys of a result that are outcomes; all others are settings.
+_OUTCOMES = ("scores", "parts", "version", "date")
 
 
-class Kept:
-    """Answers that are on disk as soon as they are given; from `kept_in`.
+class ResultStore:
+    """Answers and result of one evaluation, on disk as soon as given; see `open_store`.
 
     Attributes:
-      folder: that they are in.
-      answers: id -> record, of those given under the same settings, now or before.
-      result: what came of the whole, where it is finished; else None.
+      folder: folder of this evaluation alone.
+      answers: id -> record of the answers given so far under the same settings.
+      result: content of result.json once finished; else None.
     """
 
     def __init__(self, folder: Path, settings: Mapping):
@@ -45,7 +45,7 @@ class Kept:
         path = folder / RESULT
         self.result = read_json(path) if path.is_file() else None
         if self.result is not None:
-            settings = {k: v for k, v in self.result.items() if k not in _FOUND}
+            settings = {k: v for k, v in self.result.items() if k not in _OUTCOMES}
             self._require_same(settings)
         else:
             self._read()
@@ -61,17 +61,23 @@ class Kept:
             os.fsync(file.fileno())
 
     def finish(self, samples: Iterable[Mapping], scores: dict, parts: dict) -> dict:
-        """Writes samples.jsonl and, last, result.json; returns the result."""
+        """Writes samples.jsonl and, last, result.json; returns the result.
+
+        Args:
+          samples: a record for each question.
+          scores: name -> score.
+          parts: kind of question -> name -> score.
+        """
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        found = (scores, parts, hive_jax.__version__, date)
-        self.result = self._settings | dict(zip(_FOUND, found, strict=True))
+        outcomes = (scores, parts, hive_jax.__version__, date)
+        self.result = self._settings | dict(zip(_OUTCOMES, outcomes, strict=True))
         write_text(self.folder / SAMPLES, json_lines(samples))
         write_json(self.folder / RESULT, self.result)
         (self.folder / _ANSWERS).unlink(missing_ok=True)
         return self.result
 
     def _read(self) -> None:
-        """The answers of an evaluation that was cut off; a torn last line is dropped."""
+        """Reads the answers of an interrupted evaluation; drops a torn last line."""
         path, lines = self.folder / _ANSWERS, []
         with output_errors(path):
             if path.exists():
@@ -85,25 +91,26 @@ class Kept:
         self.answers = {answer["id"]: answer for answer in answers}
         write_text(path, json_lines((settings, *answers)))
 
-    def _require_same(self, theirs: Mapping) -> None:
-        if changed := differences(theirs, self._settings):
+    def _require_same(self, stored: Mapping) -> None:
+        if changed := differences(stored, self._settings):
             listed = "\n  ".join(changed)
             raise OutputError(
                 f"{self.folder} has an evaluation with other settings (there -> now):\n"
-                f"  {listed}\nChoose another --out, or remove that folder"
+                f"  {listed}\nChoose another folder, or remove that one"
             )
 
 
 @contextlib.contextmanager
-def kept_in(folder: Path, settings: Mapping) -> Iterator[Kept]:
-    """The folder of an evaluation, for this process alone.
+def open_store(folder: Path, settings: Mapping) -> Iterator[ResultStore]:
+    """Opens the folder of an evaluation, locked for this process.
 
     Args:
-      settings: all that the answers depend on, as JSON has it.
+      folder: folder to write; made if it does not exist.
+      settings: everything the answers depend on, as JSON values.
 
     Raises:
       OutputError: the folder has an evaluation of other settings, each of which is
         named; another process is writing it; or it cannot be written.
     """
     with exclusive_lock(folder):
-        yield Kept(folder, settings)
+        yield ResultStore(folder, settings)

@@ -11,9 +11,9 @@ Or Parquet with the columns question_id, image, question and answers.
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.evaluation import files
-from hive_jax.evaluation.answers import agreement, normalised, of_ten
-from hive_jax.evaluation.examples import Example, Examples, Scores, percent
+from hive_jax.evaluation.benchmarks import files
+from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores, percent
+from hive_jax.evaluation.benchmarks.vqa_metric import agreement, normalised, of_ten
 from hive_jax.io import read_json
 
 _FILE = "TextVQA_0.5.1_val.json"

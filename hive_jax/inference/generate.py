@@ -1,4 +1,4 @@
-"""Texts written by a model: batches of prompts, a cache, shapes that stay the same.
+"""Generation: batched prompts, a KV cache, programs of few static shapes.
 
 generator = Generator(config, params, tokenizer, Decoding(max_new_tokens=16))
 generator([Prompt("What colour is the star?", image)])  ->  ["red"]
@@ -19,21 +19,21 @@ from hive_jax.errors import ConfigError, DataError
 from hive_jax.models.hive import Hive, unstack_layers
 from hive_jax.training import objectives, sharding
 
-_SHORTEST = 16  # tokens that prompts are padded to, or to twice as many, and so on
-# What ends every text of this project's data; see hive_jax/data/sources/llava.py.
+_MIN_LENGTH = 16  # prompts are padded to this many tokens, or 2, 4, 8, ... times that
+# Ends every text in this project's data; see hive_jax/data/sources/llava.py.
 END = "\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How texts are written.
+    """Sampling settings.
 
     Attributes:
-      max_new_tokens: after which a text ends in any case.
-      temperature: of the choice of each token; 0 takes the likeliest.
-      top_p: the choice is among the likeliest tokens with this probability together.
-      seed: of the choices; that of a prompt also depends on its number.
-      stop: texts that end an answer, besides a newline and the token for the end.
+      max_new_tokens: upper limit of generated tokens.
+      temperature: softmax temperature; 0 for greedy decoding.
+      top_p: probability mass of nucleus sampling.
+      seed: random seed; the samples of a prompt also depend on its `number`.
+      stop: strings that end an answer, besides a newline and the EOS token.
     """
 
     max_new_tokens: int = 64
@@ -55,8 +55,13 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What a text is to follow: the words and an image before them, uint8[size, size, 3]
-    of the model's size, or None. Without words it is what the image says."""
+    """An image followed by a text, to be continued.
+
+    Attributes:
+      text: a question; empty for a caption.
+      image: uint8[size, size, 3] of the model's image size, or None.
+      number: varies the random samples of equal prompts.
+    """
 
     text: str
     image: np.ndarray | None = None
@@ -69,15 +74,17 @@ class Prompt:
 
 
 class Generator:
-    """Writes texts after prompts; compiled once for each length and batch size.
+    """Continues prompts; compiled once for each padded length and batch size.
 
-    Rows are padded on the right and each goes on at its own end, so that a prompt's
-    answer is the one that it has alone.
+    Rows are padded on the right, and each continues at its own end, so an answer does
+    not depend on the other prompts of its batch.
 
     Args:
-      config: of the run that trained `params`.
-      params: nested dict, as checkpoints keep it.
-      mesh: that the rows of batches are split over; None for one device.
+      config: config of the run that trained `params`.
+      params: nested dict, in checkpoint layout.
+      tokenizer: the one of the run.
+      decoding: sampling settings.
+      mesh: devices to split batches over; None for one device.
     """
 
     def __init__(
@@ -109,20 +116,21 @@ class Generator:
         )
 
     def length(self, prompt: Prompt) -> int:
-        """Tokens that a prompt is padded to. Raises DataError if it has none."""
+        """Number of tokens a prompt is padded to. Raises DataError if it has no token."""
         count = count_tokens(prompt.sample(), self.tokenizer)
         if not count:
             raise DataError(
                 "an empty prompt, and the tokenizer has no token to begin a text with: "
                 "nothing can follow; expected some words"
             )
-        return max(_SHORTEST, 1 << (count - 1).bit_length())
+        return max(_MIN_LENGTH, 1 << (count - 1).bit_length())
 
     def __call__(self, prompts: Sequence[Prompt], batch_size: int = 0) -> list[str]:
-        """A text for each prompt, without the stop text or white space around it.
+        """Generates a text for each prompt, stripped of stop strings and white space.
 
         Args:
-          batch_size: rows of the compiled program; 0 for as many as prompts.
+          prompts: at most `batch_size`.
+          batch_size: rows of the compiled program; 0 for the number of prompts.
         """
         ids = self.ids(prompts, batch_size)
         texts = [self.tokenizer.decode(row) for row in ids]
@@ -131,12 +139,12 @@ class Generator:
         return [text.strip() for text in texts]
 
     def ids(self, prompts: Sequence[Prompt], batch_size: int = 0) -> list[list[int]]:
-        """The tokens of each text, the one that ends it included."""
+        """Generates token ids for each prompt, the final EOS or stop token included."""
         length = max(map(self.length, prompts))
-        wanted = batch_size or len(prompts)
+        num_rows = batch_size or len(prompts)
         if self._mesh is not None:
-            wanted = sharding.round_up(self._mesh, wanted)
-        found = [encode_sample(p.sample(), self.tokenizer, length) for p in prompts]
+            num_rows = sharding.round_up(self._mesh, num_rows)
+        encoded = [encode_sample(p.sample(), self.tokenizer, length) for p in prompts]
         blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
         images = [blank if p.image is None else p.image for p in prompts]
         for prompt, image in zip(prompts, images, strict=True):
@@ -148,20 +156,20 @@ class Generator:
         lengths = [count_tokens(p.sample(), self.tokenizer) for p in prompts]
         rows = {
             "images": images,
-            "tokens": [row["tokens"] for row in found],
-            "image_mask": [row["image_mask"] for row in found],
+            "tokens": [row["tokens"] for row in encoded],
+            "image_mask": [row["image_mask"] for row in encoded],
             "lengths": lengths,
             "numbers": [p.number for p in prompts],
         }
         tokens, counts = self._generate(
-            self._params, *(self._placed(row, wanted) for row in rows.values())
+            self._params, *(self._to_device(row, num_rows) for row in rows.values())
         )
         tokens, counts = jax.device_get((tokens, counts))
         pairs = zip(tokens[: len(prompts)], counts[: len(prompts)], strict=True)
         return [row[:count].tolist() for row, count in pairs]
 
-    def _placed(self, rows: list, count: int) -> jax.Array:
-        """Rows as an array; the first one stands in for those that lack."""
+    def _to_device(self, rows: list, count: int) -> jax.Array:
+        """Stacks rows into an array of `count`, filled up with copies of the first row."""
         array = np.stack([*rows, *rows[:1] * (count - len(rows))])
         if array.dtype == np.int64:
             array = array.astype(np.int32)

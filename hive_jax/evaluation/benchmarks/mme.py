@@ -17,8 +17,8 @@ from pathlib import Path
 
 from hive_jax.data.sources.image_store import FolderStore
 from hive_jax.errors import DataError, MissingInputError
-from hive_jax.evaluation import files
-from hive_jax.evaluation.examples import Example, Examples, Scores, percent
+from hive_jax.evaluation.benchmarks import files
+from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores, percent
 from hive_jax.io import decode_text
 
 PERCEPTION = (

@@ -1,4 +1,4 @@
-"""Frozen encoders, probed: classifiers on their features, and how right these are."""
+"""Probes: train classifiers on frozen features and score them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +12,29 @@ from hive_jax.console import log
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, DataError
-from hive_jax.evaluation.kept import Kept, kept_in
-from hive_jax.models.probes import AttentiveProbe, LinearProbe
-from hive_jax.probing.classifier import Fit, make_predict, schedule_of
-from hive_jax.probing.encoders import Encoder
-from hive_jax.probing.features import Labelled, Reader, extract, fits, in_parts
-from hive_jax.probing.figures import draw_confusion
+from hive_jax.evaluation.classifier import (
+    AttentiveProbe,
+    ClassifierTrainer,
+    LinearProbe,
+    batch_indices,
+    make_predict,
+)
+from hive_jax.evaluation.frozen_features import (
+    FeatureExtractor,
+    LabelledImages,
+    extract,
+    fits_in_memory,
+    split_batches,
+)
+from hive_jax.evaluation.results import ResultStore, open_store
+from hive_jax.inference.model import Encoder
+from hive_jax.plotting import draw_confusion
 from hive_jax.training import sharding
 from hive_jax.training.objectives import compute_dtype
 
 
 class Probe:
-    """One encoder's features, and the classifiers on them.
+    """Classifiers on the features of one encoder.
 
     Attributes:
       classes: names, in the order of the classifiers' outputs.
@@ -52,12 +63,12 @@ class Probe:
                 "tabletop:classes"
             )
         rest = (self.classes, preprocessing, size, config.threads)
-        self._train = Labelled(train, *rest, strict=False)
-        self._test = Labelled(test, *rest, strict=True)
+        self._train = LabelledImages(train, *rest, strict=False)
+        self._test = LabelledImages(test, *rest, strict=True)
         devices = jax.local_devices()
         mesh = sharding.make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
         pooled = config.probe == "linear"
-        self._reader = Reader(
+        self._extractor = FeatureExtractor(
             encoder, depths, pooled, compute_dtype(config.dtype), mesh
         )
         self._module = (
@@ -90,15 +101,15 @@ class Probe:
 
     def fitted(self) -> list[list[dict]]:
         """For each depth the classifiers' parameters, one for each seed."""
-        if self.config.augment or not fits(self._reader, len(self._train)):
+        if self.config.augment or not fits_in_memory(self._extractor, len(self._train)):
             return self._fitted_on_the_way()
-        features, classes = extract(self._reader, self._train, self.encoder.name)
+        features, classes = extract(self._extractor, self._train, self.encoder.name)
         self._count_bad()
         features, classes = features[:, classes >= 0], classes[classes >= 0]
         train = self._fit(len(classes))
 
         def batches(at_depth: np.ndarray, seed: int) -> Iterator:
-            for rows in schedule_of(self.config, len(classes), seed):
+            for rows in batch_indices(self.config, len(classes), seed):
                 yield at_depth[rows], classes[rows]
 
         return [
@@ -106,24 +117,24 @@ class Probe:
             for at_depth in features
         ]
 
-    def _fit(self, count: int) -> Fit:
-        example = jnp.zeros((1, *self._reader.shape))
-        return Fit(self._module, self.config, example, count)
+    def _fit(self, count: int) -> ClassifierTrainer:
+        example = jnp.zeros((1, *self._extractor.shape))
+        return ClassifierTrainer(self._module, self.config, example, count)
 
     def _fitted_on_the_way(self) -> list[list[dict]]:
         if len(self.depths) > 1:
             raise ConfigError(
-                "--sweep_depths keeps the features of all depths: not with "
-                "config.augment, nor of more than fit in memory; use a part of the "
-                "images, take=first:N, or probe=linear"
+                "probing several depths keeps the features of all of them: not with "
+                "config.augment, nor if they exceed the memory; take fewer images, "
+                "take=first:N, or probe=linear"
             )
 
         def batches(seed: int) -> Iterator:
-            rows = schedule_of(self.config, len(self._train), seed)
+            rows = batch_indices(self.config, len(self._train), seed)
             augment_seed = seed if self.config.augment else None
             for images, classes in self._train.batches(rows, augment_seed):
                 self._train.require(self.config.max_bad_fraction)
-                yield self._reader(images)[0], classes
+                yield self._extractor(images)[0], classes
 
         train = self._fit(len(self._train))
         made = [train(batches(seed), seed) for seed in self._seeds()]
@@ -136,13 +147,13 @@ class Probe:
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
             for params in fitted
         ]
-        found, right = [], []
-        for images, classes in self._test.batches(in_parts(len(self._test))):
-            features = self._reader(images)
+        predicted, labels = [], []
+        for images, classes in self._test.batches(split_batches(len(self._test))):
+            features = self._extractor(images)
             pairs = zip(stacked, features, strict=True)
-            found.append(np.stack([self._predict(*pair) for pair in pairs]))
-            right.append(classes)
-        return np.concatenate(found, axis=-1), np.concatenate(right)
+            predicted.append(np.stack([self._predict(*pair) for pair in pairs]))
+            labels.append(classes)
+        return np.concatenate(predicted, axis=-1), np.concatenate(labels)
 
     def _seeds(self) -> range:
         return range(self.config.seed, self.config.seed + self.config.num_seeds)
@@ -159,12 +170,18 @@ class Probe:
 def probe(
     config: ProbeConfig, encoder: Encoder, out: Path, every_depth: bool = False
 ) -> tuple[dict[int, dict], list[list[dict]] | None, Probe]:
-    """Probes an encoder; what is there already, under the same settings, is kept.
+    """Probes an encoder; returns the stored results of the same settings if complete.
+
+    Args:
+      config: data and recipe.
+      encoder: frozen weights.
+      out: folder to write.
+      every_depth: probe every depth, not config.depth alone.
 
     Writes out/TASK/result.json, samples.jsonl and confusion.png for each depth.
 
     Returns:
-      The results by depth; the classifiers, None if all was there; and the probe.
+      Results by depth; classifiers, None if all results were stored; the probe.
     """
     last = encoder.config.depth
     depths = tuple(range(1, last + 1)) if every_depth else (config.depth or last,)
@@ -173,55 +190,57 @@ def probe(
     folders = {depth: out / settings[depth]["task"] for depth in depths}
     results = {}
     for depth in depths:
-        with kept_in(folders[depth], settings[depth]) as kept:
-            results[depth] = kept.result
+        with open_store(folders[depth], settings[depth]) as store:
+            results[depth] = store.result
     if all(results.values()):
         log(f"{encoder.name}: finished already; its figures are in {out}")
         return results, None, work
     fitted = work.fitted()
-    found, right = work.predicted(fitted)
-    for depth, classes in zip(depths, found, strict=True):
-        with kept_in(folders[depth], settings[depth]) as kept:
+    predicted, labels = work.predicted(fitted)
+    for depth, classes in zip(depths, predicted, strict=True):
+        with open_store(folders[depth], settings[depth]) as store:
             draw_confusion(
                 folders[depth] / "confusion.png",
-                _confusion(classes, right, len(work.classes)),
+                _confusion(classes, labels, len(work.classes)),
                 work.classes,
                 f"{encoder.name}, depth {depth}",
             )
-            if kept.result is None:
-                results[depth] = _finish(kept, work.classes, classes, right)
+            if store.result is None:
+                results[depth] = _finish(store, work.classes, classes, labels)
     return results, fitted, work
 
 
-def _finish(kept: Kept, classes, found: np.ndarray, right: np.ndarray) -> dict:
-    """found int32[seeds, n], right int32[n]."""
-    hits = found == right[None]
+def _finish(
+    store: ResultStore, classes, predicted: np.ndarray, labels: np.ndarray
+) -> dict:
+    """predicted int32[seeds, n], labels int32[n]."""
+    hits = predicted == labels[None]
     each = 100 * hits.mean(axis=1)
     std = float(each.std(ddof=1)) if len(each) > 1 else 0.0
     scores = {"accuracy": float(each.mean()), "accuracy_std": std}
     parts = {
         classes[number]: {
-            "accuracy": float(100 * hits[:, right == number].mean()),
-            "n": int((right == number).sum()),
+            "accuracy": float(100 * hits[:, labels == number].mean()),
+            "n": int((labels == number).sum()),
         }
-        for number in np.unique(right)
+        for number in np.unique(labels)
     }
     samples = (
         {
             "id": str(index),
             "group": "",
-            "kinds": [classes[right[index]]],
-            "answers": [classes[right[index]]],
-            "output": [classes[number] for number in found[:, index]],
+            "kinds": [classes[labels[index]]],
+            "answers": [classes[labels[index]]],
+            "output": [classes[number] for number in predicted[:, index]],
             "score": float(hits[:, index].mean()),
         }
-        for index in range(len(right))
+        for index in range(len(labels))
     )
-    return kept.finish(samples, scores, parts)
+    return store.finish(samples, scores, parts)
 
 
-def _confusion(found: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
-    """int[right, found], over all seeds."""
+def _confusion(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """int[labels, predicted], over all seeds."""
     matrix = np.zeros((count, count), int)
-    np.add.at(matrix, (np.broadcast_to(right, found.shape), found), 1)
+    np.add.at(matrix, (np.broadcast_to(labels, predicted.shape), predicted), 1)
     return matrix

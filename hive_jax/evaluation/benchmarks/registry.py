@@ -1,4 +1,4 @@
-"""Benchmarks by name: how each is read, asked, answered and scored."""
+"""Registry of benchmarks: reader, scorer, prompts and decoding of each."""
 
 import dataclasses
 import os
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from hive_jax.config import nearest
 from hive_jax.errors import ConfigError, MissingInputError
-from hive_jax.evaluation import gqa, mme, okvqa, pope, scienceqa, textvqa
-from hive_jax.evaluation.examples import Example, Examples, Scores
+from hive_jax.evaluation.benchmarks import gqa, mme, okvqa, pope, scienceqa, textvqa
+from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores
 
-_SHORTLY = "\nAnswer the question using a single word or phrase."
+_ONE_WORD = "\nAnswer the question using a single word or phrase."
 _LETTER = "\nAnswer with the option's letter from the given choices directly."
-_IF_KNOWN = (
+_OR_UNANSWERABLE = (
     "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 )
 
@@ -21,12 +21,12 @@ class Task:
     """A benchmark.
 
     Attributes:
-      read: its folder -> its examples.
-      score: examples and a prediction for each -> what they are worth.
-      prompts: variant -> template, for `examples.prompt`. "lmms_eval" is lmms-eval's
-        of LLaVA; "tabletop" asks as the built-in world does in training.
-      max_new_tokens: of an answer, by lmms-eval.
-      stop: texts that end an answer.
+      read: folder of the benchmark -> its examples.
+      score: (examples, a prediction for each) -> scores.
+      prompts: variant -> template, for `base.format_prompt`. "lmms_eval"
+        is lmms-eval's of LLaVA; "plain" has the question without instructions.
+      max_new_tokens: lmms-eval's limit of an answer.
+      stop: strings that end an answer.
     """
 
     read: Callable[[str], Examples]
@@ -36,25 +36,25 @@ class Task:
     stop: tuple[str, ...] = ()
 
 
-def _prompts(after: str) -> dict[str, str]:
-    return {"lmms_eval": "{question}" + after, "tabletop": "{question}"}
+def _prompts(instruction: str) -> dict[str, str]:
+    return {"lmms_eval": "{question}" + instruction, "plain": "{question}"}
 
 
 TASKS = {
-    "mme": Task(mme.read, mme.score, _prompts(_SHORTLY)),
-    "gqa": Task(gqa.read, gqa.score, _prompts(_SHORTLY)),
+    "mme": Task(mme.read, mme.score, _prompts(_ONE_WORD)),
+    "gqa": Task(gqa.read, gqa.score, _prompts(_ONE_WORD)),
     # The two for which lmms-eval sets no limit but LLaVA's own.
     "okvqa": Task(
         okvqa.read,
         okvqa.score,
-        _prompts(_IF_KNOWN + _SHORTLY),
+        _prompts(_OR_UNANSWERABLE + _ONE_WORD),
         max_new_tokens=1024,
         stop=("ASSISTANT:",),
     ),
     "textvqa": Task(
         textvqa.read,
         textvqa.score,
-        _prompts(_SHORTLY),
+        _prompts(_ONE_WORD),
         max_new_tokens=1024,
         stop=("ASSISTANT:",),
     ),
@@ -63,15 +63,15 @@ TASKS = {
         scienceqa.score,
         {
             "lmms_eval": "{context}{question}\n{options}" + _LETTER,
-            "tabletop": "{context}{question} {inline}",
+            "plain": "{context}{question} {inline}",
         },
     ),
-    "pope": Task(pope.read, pope.score, _prompts(_SHORTLY), max_new_tokens=128),
+    "pope": Task(pope.read, pope.score, _prompts(_ONE_WORD), max_new_tokens=128),
 }
 
 
 def find_task(name: str) -> Task:
-    """The task of a name. Raises ConfigError."""
+    """Finds a task by name. Raises ConfigError."""
     if name not in TASKS:
         raise ConfigError(
             f"task is {name!r}; expected one of {', '.join(TASKS)}"
@@ -81,7 +81,13 @@ def find_task(name: str) -> Task:
 
 
 def read_task(name: str, data: str) -> Examples:
-    """The examples of data/NAME. Raises ConfigError, MissingInputError, DataError."""
+    """Reads the examples of data/NAME.
+
+    Raises:
+      ConfigError: unknown task.
+      MissingInputError: the folder, a file or an image is missing.
+      DataError: a file is malformed.
+    """
     task, folder = find_task(name), os.path.join(data, name)
     if not os.path.isdir(folder):
         raise MissingInputError(

@@ -1,0 +1,97 @@
+"""Captioned images as inputs of an analysis."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hive_jax.config import RunConfig
+from hive_jax.data.tabletop import Tabletop
+from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
+from hive_jax.data.transforms import decode
+from hive_jax.data.types import Batch, Sample, Segment
+from hive_jax.errors import MissingInputError
+
+_MAX_TOKENS = 256  # of a caption; the rest is cut
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedImage:
+    """An image and its caption.
+
+    Attributes:
+      name: for titles and file names.
+      image: uint8[size, size, 3] of the model's image size.
+      caption: without a newline at the end; empty for none.
+      tags: (start, end, tag) spans of the caption, where known.
+    """
+
+    name: str
+    image: np.ndarray
+    caption: str
+    tags: tuple[tuple[int, int, str], ...] = ()
+
+    def sample(self) -> Sample:
+        text = f"{self.caption.strip()}\n" if self.caption.strip() else ""
+        return Sample(self.image, (Segment(text, tags=self.tags),))
+
+
+def captioned_file(path: str, caption: str, config: RunConfig) -> CaptionedImage:
+    """Loads an image file of any size.
+
+    Args:
+      path: of the file.
+      caption: of the image; empty for none.
+      config: of the model that it is for.
+
+    Raises:
+      MissingInputError: the file cannot be read.
+      InvalidSample: it is no image.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise MissingInputError(f"{path}: {error.strerror}") from None
+    size = config.model.encoder.image_size
+    image = decode(content, size, config.data.preprocessing, path)
+    return CaptionedImage(Path(path).stem, image, caption)
+
+
+def captioned_scenes(
+    config: RunConfig, count: int, first: int = 0
+) -> list[CaptionedImage]:
+    """Makes `count` scenes of the built-in world's test split."""
+    source = Tabletop("test", image_size=config.model.encoder.image_size)
+    scenes = []
+    for index in range(first, first + count):
+        sample = source[index]
+        (segment,) = sample.segments
+        scenes.append(
+            CaptionedImage(
+                f"scene {index}", sample.image, segment.text.strip(), segment.tags
+            )
+        )
+    return scenes
+
+
+def make_batch(
+    examples: Sequence[CaptionedImage],
+    tokenizer: Tokenizer,
+    tag_names: tuple[str, ...] = (),
+) -> Batch:
+    """Batches examples, padded to the longest caption.
+
+    Args:
+      examples: images of one size.
+      tokenizer: of the model.
+      tag_names: of the tokens' tags; without them the batch has none.
+    """
+    samples = [one.sample() for one in examples]
+    longest = max(count_tokens(sample, tokenizer) for sample in samples)
+    rows = [
+        encode_sample(sample, tokenizer, min(max(longest, 2), _MAX_TOKENS), tag_names)
+        for sample in samples
+    ]
+    text = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    return Batch(image=np.stack([one.image for one in examples]), **text)

@@ -1,0 +1,263 @@
+"""Figures of an analysis: heat maps over images, lines by layer, training curves."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle, product
+from pathlib import Path
+
+import numpy as np
+
+from hive_jax.analysis.attention import WordAttention
+from hive_jax.analysis.examples import CaptionedImage
+from hive_jax.errors import MissingInputError
+from hive_jax.plotting import new_figure, save
+
+# Title -> keys of metrics.jsonl, of which the first present is drawn.
+CURVES = {
+    "loss": ("train/loss",),
+    "validation loss": ("validation/loss",),
+    "image gain, nats per token": ("validation/image_gain", "validation/accuracy"),
+    "gradient norm": ("train/grad_norm",),
+    "images per second": ("train/images_per_second",),
+    "model FLOPs utilization": ("train/mfu",),
+}
+_MAX_WORDS = 16  # in a figure
+_HEAT = "inferno"
+_COLOURS = ("#2a7f9e", "#edae49", "#d1495b", "#66a182", "#7f7f7f", "#9467bd")
+_DASHES = ("-", "--", ":")
+
+
+def read_curves(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Reads title -> (steps, values) from a run's metrics.jsonl, without torn lines.
+
+    Raises:
+      MissingInputError: the file does not exist.
+    """
+    path = Path(workdir) / "metrics.jsonl"
+    if not path.is_file():
+        raise MissingInputError(f"{path} does not exist: no such run")
+    lines = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    curves = {}
+    for title, keys in CURVES.items():
+        points = [
+            (line["step"], next(line[key] for key in keys if key in line))
+            for line in lines
+            if any(key in line for key in keys)
+        ]
+        if points:
+            steps, values = zip(*points, strict=True)
+            curves[title] = [*steps], [*values]
+    return curves
+
+
+def as_grid(values: np.ndarray) -> np.ndarray:
+    """[..., P] of a square image -> [..., rows, columns]."""
+    side = round(values.shape[-1] ** 0.5)
+    return values.reshape(*values.shape[:-1], side, side)
+
+
+def draw_gradients(path: Path, example: CaptionedImage, sizes: np.ndarray) -> None:
+    """Draws gradient norms over an image, layer by layer.
+
+    Args:
+      path: PNG file to write.
+      example: the image.
+      sizes: |d loss / d F_l|, float32[L, P]; above each layer on its own scale, below
+        all on one.
+    """
+    grids = as_grid(sizes)
+    count = len(grids)
+    figure = new_figure(1.25 * (count + 1) + 0.8, 3.6)
+    panels = figure.subplots(2, count + 1, squeeze=False)
+    for row, title in zip(panels, ("a scale for each layer", "one scale"), strict=True):
+        row[0].imshow(example.image)
+        row[0].set_title("image", fontsize=8)
+        row[0].set_ylabel(title, fontsize=8)
+        for layer, (axes, grid) in enumerate(zip(row[1:], grids, strict=True), 1):
+            top = grids.max() if title == "one scale" else grid.max()
+            drawn = _overlay(axes, example.image, grid, top)
+            axes.set_title(f"layer {layer}\n{_format_scale(top)}", fontsize=7)
+    figure.colorbar(
+        drawn, ax=panels[1].tolist(), label="|d loss / d F|", shrink=0.8, pad=0.01
+    )
+    figure.suptitle(_shorten(example.caption, 110), fontsize=9)
+    _remove_ticks(panels)
+    save(figure, path)
+
+
+def draw_attention(path: Path, example: CaptionedImage, words: WordAttention) -> None:
+    """WordAttention along the top, connected layers down the side; the mean over heads, each
+    panel on a scale of its own."""
+    grids = as_grid(words.weights.mean(axis=1))[:, :_MAX_WORDS]
+    names = [
+        f"LLM layer {layer}\nreads depth {depth}"
+        for layer, depth in zip(words.layers, words.depths, strict=True)
+    ]
+    _draw_grid(path, example, grids, names, words)
+
+
+def draw_heads(
+    path: Path, example: CaptionedImage, words: WordAttention, connection: int
+) -> None:
+    """The same for the heads of one connection, counted from 0."""
+    grids = as_grid(words.weights[connection])[:, :_MAX_WORDS]
+    layer, depth = words.layers[connection], words.depths[connection]
+    names = [
+        f"LLM layer {layer}, head {number}\nreads depth {depth}"
+        for number in range(1, len(grids) + 1)
+    ]
+    _draw_grid(path, example, grids, names, words)
+
+
+def draw_layers(
+    path: Path, examples: Sequence[CaptionedImage], colours: np.ndarray
+) -> None:
+    """Features as colours [L, n, P, 3]: a line for each image, a column for a depth."""
+    depth, count = colours.shape[:2]
+    figure = new_figure(1.2 * (depth + 1), 1.25 * count + 0.4)
+    panels = figure.subplots(count, depth + 1, squeeze=False)
+    for row, (one, line) in enumerate(zip(examples, panels, strict=True)):
+        line[0].imshow(one.image)
+        for number in range(depth):
+            side = round(colours.shape[2] ** 0.5)
+            line[number + 1].imshow(colours[number, row].reshape(side, side, 3))
+    for number, axes in enumerate(panels[0]):
+        axes.set_title(f"depth {number}" if number else "image", fontsize=8)
+    _remove_ticks(panels)
+    save(figure, path)
+
+
+def _draw_grid(
+    path,
+    example: CaptionedImage,
+    grids: np.ndarray,
+    names: Sequence[str],
+    words: WordAttention,
+):
+    """grids [rows, words, height, width]."""
+    count = grids.shape[1]
+    figure = new_figure(1.15 * (count + 1) + 0.6, 1.3 * len(grids) + 0.6)
+    panels = figure.subplots(len(grids), count + 1, squeeze=False)
+    for line, name, row in zip(panels, names, grids, strict=True):
+        line[0].imshow(example.image)
+        line[0].set_ylabel(name, fontsize=7)
+        for axes, grid in zip(line[1:], row, strict=True):
+            _overlay(axes, example.image, grid, grid.max())
+    for axes, word in zip(panels[0][1:], words.words, strict=False):
+        axes.set_title(_shorten(word, 16), fontsize=9)
+    title = _shorten(example.caption, 110)
+    if len(words.words) > count:
+        title += f" (the first {count} of {len(words.words)} words)"
+    figure.suptitle(title, fontsize=9)
+    _remove_ticks(panels)
+    save(figure, path)
+
+
+def _overlay(axes, image: np.ndarray, grid: np.ndarray, top: float):
+    """A heat map over a pale image; returns what a colour bar needs."""
+    grey = image.mean(axis=-1)
+    side = image.shape[0]
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    return axes.imshow(
+        grid,
+        cmap=_HEAT,
+        vmin=0,
+        vmax=top or 1,
+        alpha=0.75,
+        extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+        interpolation="nearest",
+    )
+
+
+def _remove_ticks(panels) -> None:
+    for axes in panels.flat:
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+
+def _format_scale(top: float) -> str:
+    return f"0 to {top:.1e}"
+
+
+def _shorten(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    # A dollar sign would begin a formula.
+    text = text if len(text) <= length else f"{text[: length - 3]}..."
+    return text.replace("$", r"\$")
+
+
+def draw_flow(path: Path, flow: Mapping[str, np.ndarray], title: str) -> None:
+    """The mean size of the gradient at each layer: as it is, and relative to the last."""
+    figure = new_figure(9, 3.6)
+    raw, relative = figure.subplots(1, 2)
+    for sizes, style in _styled(flow):
+        layers = range(1, len(sizes) + 1)
+        raw.plot(layers, sizes, marker="o", **style)
+        last = sizes[-1] or 1.0
+        relative.plot(layers, sizes / last, marker="o", **style)
+    for axes, label in (
+        (raw, "mean |d loss / d F|"),
+        (relative, "relative to the last layer"),
+    ):
+        axes.set_yscale("log")
+        _label_axes(axes, "encoder layer", label)
+    raw.legend(fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+def draw_changes(path: Path, changes: Mapping[str, Mapping[str, Sequence]]) -> None:
+    """CKA with the base encoder, and the distance from it, by depth."""
+    figure = new_figure(9, 3.4)
+    for axes, key, label in zip(
+        figure.subplots(1, 2),
+        ("cka", "distance"),
+        ("linear CKA with the base encoder", "|F - F of base| / |F of base|"),
+        strict=True,
+    ):
+        for values, style in _styled(changes):
+            depths = range(1, len(values[key]) + 1)
+            axes.plot(depths, values[key], marker="o", **style)
+        _label_axes(axes, "encoder depth", label)
+        axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_curves(path: Path, runs: Mapping[str, Mapping[str, tuple]]) -> None:
+    """A panel for each title of CURVES, a line for each run."""
+    titles = [*dict.fromkeys(title for curves in runs.values() for title in curves)]
+    columns = min(3, max(1, len(titles)))
+    rows = math.ceil(len(titles) / columns) or 1
+    figure = new_figure(3.8 * columns, 2.9 * rows)
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
+    for axes, title in zip(panels, titles, strict=False):
+        for curves, style in _styled(runs):
+            if title in curves:
+                axes.plot(*curves[title], lw=1.3, **style)
+        _label_axes(axes, "step", "")
+        axes.set_title(title, fontsize=9)
+    for axes in panels[len(titles) :]:
+        axes.set_visible(False)
+    if titles:
+        figure.axes[0].legend(fontsize=7)
+    save(figure, path)
+
+
+def _styled(named: Mapping) -> Iterator[tuple]:
+    """Each value, and how its line looks: dashed where the colours have run out."""
+    styles = cycle(product(_DASHES, _COLOURS))
+    for (name, value), (dash, colour) in zip(named.items(), styles, strict=False):
+        yield value, {"label": name, "color": colour, "linestyle": dash}
+
+
+def _label_axes(axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)

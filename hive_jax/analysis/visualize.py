@@ -1,0 +1,179 @@
+"""All figures of a run in a folder, and their numbers in figures.json."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hive_jax.analysis import plots
+from hive_jax.analysis.attention import attention_maps
+from hive_jax.analysis.examples import CaptionedImage, make_batch
+from hive_jax.analysis.features import (
+    compare_features,
+    extract_features,
+    principal_colours,
+)
+from hive_jax.analysis.gradients import (
+    feature_gradients,
+    gradient_flow,
+    require_image_reader,
+    share_towers,
+)
+from hive_jax.analysis.plots import read_curves
+from hive_jax.console import log, progress_bar
+from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.errors import ConfigError, MissingInputError
+from hive_jax.inference.model import TrainedModel, load_encoder, load_run
+from hive_jax.io import require_writable, write_json
+from hive_jax.training.objectives import compute_dtype
+
+FIGURES = "figures.json"
+
+
+def newest_run(folder: str = "workdir") -> str:
+    """Finds the most recently trained run. Raises MissingInputError if there is none."""
+    runs = [path.parent for path in Path(folder).glob("*/metrics.jsonl")]
+    if not runs:
+        raise MissingInputError(f"no run in {folder}/: train one first, or name one")
+    return str(max(runs, key=lambda one: (one / "metrics.jsonl").stat().st_mtime))
+
+
+def visualize(
+    trained: TrainedModel,
+    examples: Sequence[CaptionedImage],
+    out: str,
+    *,
+    base: str = "",
+    beside: Mapping[str, str] | None = None,
+    curves: Mapping[str, str] | None = None,
+) -> dict:
+    """Draws all figures that apply to a run, and reports the others with the reason.
+
+    Args:
+      trained: model of the run.
+      examples: images with or without captions.
+      out: folder to write.
+      base: path of an encoder to compare features with, as `load_encoder` takes it;
+        empty for none.
+      beside: name -> workdir of other fusions, for the gradient flow with shared
+        towers; None to skip that figure.
+      curves: name -> workdir of runs to draw training curves of; None to skip.
+
+    Returns:
+      Content of figures.json: "pictures" by kind, the numbers, and "left_out".
+    """
+    folder = Path(out)
+    require_writable(folder)
+    work = _Pictures(folder, trained, examples)
+    todo = {
+        "gradients": work.gradients,
+        "attention": work.attention,
+        "layers": lambda: work.layers(base),
+    }
+    if beside is not None:
+        todo["flow"] = lambda: work.flow(beside)
+    if curves is not None:
+        todo["curves"] = lambda: work.curves(curves)
+    with progress_bar("pictures", len(todo), 0) as bar:
+        for kind, draw in todo.items():
+            try:
+                draw()
+            except ConfigError as error:
+                work.numbers["left_out"][kind] = str(error)
+                log(f"no {kind}: {error}")
+            bar.update()
+    write_json(folder / FIGURES, work.numbers)
+    return work.numbers
+
+
+class _Pictures:
+    """Each method draws one kind of figure, or raises ConfigError with the reason."""
+
+    def __init__(
+        self, folder: Path, trained: TrainedModel, examples: Sequence[CaptionedImage]
+    ):
+        self._folder, self._trained, self._examples = folder, trained, [*examples]
+        self._config = trained.config
+        self._tokenizer = load_tokenizer(trained.config.data.tokenizer)
+        self._captioned = [one for one in self._examples if one.caption.strip()]
+        self.numbers = {
+            "run": trained.checkpoint,
+            "captions": {one.name: one.caption for one in self._examples},
+            "pictures": {},
+            "left_out": {},
+        }
+
+    def _path(self, kind: str, name: str) -> Path:
+        file = f"{kind}_{name}.png".replace(" ", "_").replace("/", "_")
+        self.numbers["pictures"].setdefault(kind, []).append(file)
+        return self._folder / file
+
+    def _batch(self):
+        if not self._captioned:
+            raise ConfigError("there is no caption, and so no loss; give one")
+        return make_batch(self._captioned, self._tokenizer)
+
+    def gradients(self) -> None:
+        sizes = feature_gradients(self._config, self._trained.params, self._batch())
+        for row, one in enumerate(self._captioned):
+            plots.draw_gradients(self._path("gradients", one.name), one, sizes[:, row])
+
+    def flow(self, beside: Mapping[str, str]) -> None:
+        require_image_reader(self._config)
+        batch, name = self._batch(), self._config.model.fusion
+        runs = {name: (self._config, self._trained.params)}
+        for other, workdir in beside.items():
+            if other in runs:
+                raise ConfigError(f"{other!r} is the name of the run itself here")
+            run = load_run(workdir)
+            require_image_reader(run.config)
+            runs[other] = run.config, share_towers(self._trained.params, run.params)
+        flow = gradient_flow(runs, batch)
+        self.numbers["flow"] = {key: sizes.tolist() for key, sizes in flow.items()}
+        title = f"gradient by layer, mean of {len(batch.tokens)} images"
+        if beside:
+            title += f", all with the towers of {self._config.name}"
+        plots.draw_flow(self._path("flow", "layers"), flow, title)
+
+    def attention(self) -> None:
+        self._batch()
+        run = self._config, self._trained.params, self._tokenizer
+        attentions = attention_maps(*run, self._captioned)
+        for one, words in zip(self._captioned, attentions, strict=True):
+            plots.draw_attention(self._path("attention", one.name), one, words)
+        for number, layer in enumerate(attentions[0].layers):
+            path = self._path("heads", f"layer_{layer}")
+            plots.draw_heads(path, self._captioned[0], attentions[0], number)
+
+    def layers(self, base: str) -> None:
+        if "img" not in self._trained.params:
+            raise ConfigError(f"{self._config.name} has no encoder")
+        config = self._config.model.encoder
+        images = np.stack([one.image for one in self._examples])
+        dtype = compute_dtype(self._config.dtype)
+        features = extract_features(config, self._trained.params["img"], images, dtype)
+        colours = np.stack([principal_colours(one) for one in features])
+        plots.draw_layers(self._path("layers", "colours"), self._examples, colours)
+        if not base:
+            return
+        other = load_encoder(base)
+        if (other.config.depth, other.config.num_patches, other.config.width) != (
+            *(config.depth, config.num_patches),
+            config.width,
+        ):
+            raise ConfigError(f"{base} is an encoder of another size: not compared")
+        base_features = extract_features(other.config, other.params, images, dtype)
+        changes = self.numbers["changes"] = compare_features(features, base_features)
+        path = self._path("changes", "depths")
+        plots.draw_changes(path, {self._config.name: changes})
+
+    def curves(self, runs: Mapping[str, str]) -> None:
+        by_run = {}
+        for name, workdir in runs.items():
+            try:
+                by_run[name] = read_curves(workdir)
+            except MissingInputError as error:
+                log(str(error))
+        if not any(by_run.values()):
+            raise ConfigError("no run has written metrics.jsonl")
+        plots.draw_curves(self._path("curves", "runs"), by_run)

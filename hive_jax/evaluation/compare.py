@@ -1,0 +1,334 @@
+"""Comparison of evaluations: differences from a reference, with statistics.
+
+A score is a sum over strata of means over groups: for most benchmarks one stratum with a
+question a group; for MME a stratum is a category, and a group the two questions of an
+image. Intervals are of a paired bootstrap, p values of an exact test of the signs.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+
+from hive_jax.config import differences
+from hive_jax.errors import ConfigError, DataError, MissingInputError
+from hive_jax.evaluation.benchmarks import mme
+from hive_jax.evaluation.results import RESULT, SAMPLES
+from hive_jax.io import parse_json, read_json, read_text
+
+# Settings that must be equal in all evaluations of a comparison.
+_SAME = (
+    "n",
+    "data",
+    "variant",
+    "prompt",
+    "decoding",
+    "train_data",
+    "classes",
+    "recipe",
+    "templates",
+)
+# MME has two scores: sums over its categories of perception, and of cognition.
+_MME = {"perception": mme.PERCEPTION, "cognition": mme.COGNITION}
+DRAWS = 2000
+_LEVEL = 95  # percent of the draws that an interval holds
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A model's score minus the reference's.
+
+    Attributes:
+      value: the difference.
+      low, high: ends of its 95 % interval.
+      wins, losses, ties: questions answered better, worse, equally well; means over all
+        pairs of a seed of either.
+      p: p value of a two-sided sign-flip permutation test on the mean difference of
+        questions (9999 resamples); with one seed each and binary scores exact, which is
+        McNemar's test.
+    """
+
+    value: float
+    low: float
+    high: float
+    wins: float
+    losses: float
+    ties: float
+    p: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of one task.
+
+    Attributes:
+      folder: where it was read from.
+      result: content of result.json.
+      samples: content of samples.jsonl.
+    """
+
+    folder: Path
+    result: dict
+    samples: list[dict]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreComparison:
+    """One score of several named models, the first being the reference.
+
+    Attributes:
+      title: task and score.
+      seeds: name -> score of each of its seeds.
+      differences: name -> difference from the reference.
+    """
+
+    title: str
+    seeds: dict[str, list[float]]
+    differences: dict[str, Difference]
+
+
+def named(arguments: Sequence[str]) -> dict[str, list[str]]:
+    """NAME=FOLDER arguments by name; the evaluations of several seeds have one name.
+
+    Raises ConfigError.
+    """
+    found = {}
+    for argument in arguments:
+        name, equals, folder = argument.partition("=")
+        if not equals:
+            name, folder = Path(argument).name, argument
+        if not name or not folder:
+            raise ConfigError(f"{argument!r}; expected NAME=FOLDER")
+        found.setdefault(name, []).append(folder)
+    return found
+
+
+def parse_unique_paths(arguments: Sequence[str]) -> dict[str, str]:
+    """The same, where each name has one folder. Raises ConfigError."""
+    found = named(arguments)
+    for name, folders in found.items():
+        if len(folders) > 1:
+            raise ConfigError(
+                f"{name!r} names {' and '.join(folders)}; expected a name for each, as "
+                "in hive=FOLDER cascaded=FOLDER"
+            )
+    return {name: folder for name, (folder,) in found.items()}
+
+
+def read_evaluations(folder: str) -> dict[str, Evaluation]:
+    """Reads the evaluations, by task, in a workdir of a run or a folder of evaluations.
+
+    Raises:
+      MissingInputError: there is none.
+      DataError: one is malformed.
+    """
+    root = Path(folder)
+    root = root / "evaluation" if (root / "evaluation").is_dir() else root
+    evaluations = {}
+    for path in sorted(root.glob(f"*/{RESULT}")):
+        if not (path.parent / SAMPLES).is_file():
+            continue
+        try:
+            result = read_json(path)
+            file = path.parent / SAMPLES
+            lines = read_text(file).splitlines()
+            samples = [parse_json(line, str(file), dict) for line in lines]
+            evaluations[result["task"]] = Evaluation(path.parent, result, samples)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path.parent} is no evaluation: {error}") from None
+    if not evaluations:
+        raise MissingInputError(
+            f"{folder}: expected TASK/{RESULT} and {SAMPLES} of python -m "
+            "hive_jax.evaluate or hive_jax.probe"
+        )
+    return evaluations
+
+
+def compare(folders: Mapping[str, Sequence[str]]) -> list[ScoreComparison]:
+    """Compares each task that the first name, the reference, shares with another.
+
+    Args:
+      folders: name -> a folder for each seed.
+
+    Raises:
+      ConfigError: fewer than two names.
+      DataError: evaluations of a task are of other data, prompts or settings, each of
+        which is named, or of other questions.
+    """
+    if len(folders) < 2:
+        raise ConfigError(
+            f"{', '.join(folders) or 'nothing'} to compare; expected two names or more, "
+            "as in base=FOLDER hive=FOLDER"
+        )
+    evaluations = {
+        name: [read_evaluations(f) for f in paths] for name, paths in folders.items()
+    }
+    reference = next(iter(evaluations))
+    rows = []
+    for task in evaluations[reference][0]:
+        by_name = {
+            name: [tasks[task] for tasks in several]
+            for name, several in evaluations.items()
+            if all(task in tasks for tasks in several)
+        }
+        if reference in by_name and len(by_name) > 1:
+            _require_same(task, by_name)
+            rows += _rows(task, by_name)
+    if not rows:
+        raise MissingInputError(f"no task is there for {reference} and another one")
+    return rows
+
+
+def _require_same(task: str, by_name: Mapping[str, list[Evaluation]]) -> None:
+    everything = [one for several in by_name.values() for one in several]
+    first = everything[0]
+    settings = {key: first.result.get(key) for key in _SAME}
+    ids = [sample["id"] for sample in first.samples]
+    for other in everything[1:]:
+        others_settings = {key: other.result.get(key) for key in _SAME}
+        if changed := differences(settings, others_settings):
+            listed = "\n  ".join(changed)
+            raise DataError(
+                f"{task}: {first.folder} and {other.folder} cannot be compared (the one "
+                f"-> the other):\n  {listed}"
+            )
+        if [sample["id"] for sample in other.samples] != ids:
+            raise DataError(
+                f"{task}: {first.folder} and {other.folder} are of other questions"
+            )
+
+
+def _rows(task: str, by_name: Mapping[str, list[Evaluation]]) -> list[ScoreComparison]:
+    scores = _MME if task == "mme" else {"": ()}
+    rows = []
+    for score, categories in scores.items():
+        strata = {
+            name: _strata(several, categories) for name, several in by_name.items()
+        }
+        reference, *others = strata
+        if not strata[reference]:
+            continue
+        answers = {name: _answers(s, categories) for name, s in by_name.items()}
+        rows.append(
+            ScoreComparison(
+                " ".join(filter(None, (task, score))),
+                {name: total(values).tolist() for name, values in strata.items()},
+                {
+                    name: difference(
+                        strata[reference],
+                        strata[name],
+                        (answers[reference], answers[name]),
+                    )
+                    for name in others
+                },
+            )
+        )
+    return rows
+
+
+def _answers(several: list[Evaluation], categories: Sequence[str]) -> np.ndarray:
+    """Scores[seeds, questions] of these categories, or of all."""
+    return np.array(
+        [[s["score"] for s in one.samples if _is_of(s, categories)] for one in several]
+    )
+
+
+def _strata(
+    several: list[Evaluation], categories: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Stratum -> values[seeds, groups], in points of the score."""
+    if not categories:
+        return {"all": 100 * _answers(several, ())}
+    points = {}
+    for one in several:
+        pairs = collections.defaultdict(lambda: collections.defaultdict(list))
+        for sample in one.samples:
+            if _is_of(sample, categories):
+                pairs[sample["kinds"][0]][sample["group"]].append(sample["score"])
+        for category, groups in pairs.items():
+            values = [50 * sum(pair) + 100 * all(pair) for pair in groups.values()]
+            points.setdefault(category, []).append(values)
+    return {category: np.array(values) for category, values in points.items()}
+
+
+def _is_of(sample: dict, categories: Sequence[str]) -> bool:
+    return not categories or sample["kinds"][0] in categories
+
+
+def total(strata: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The score of each seed, from values[seeds, groups] of each stratum."""
+    return np.sum([values.mean(axis=1) for values in strata.values()], axis=0)
+
+
+def interval(
+    reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of other - reference by a paired bootstrap.
+
+    Each draw takes groups, the same of both, within each stratum, and seeds, of both
+    apart, with replacement.
+
+    Args:
+      reference, other: stratum -> values[seeds, groups]; groups in the same order.
+    """
+    rng = np.random.default_rng(seed)
+    picked = [_counts(rng, len(next(iter(x.values())))) for x in (reference, other)]
+    drawn = np.zeros(DRAWS)
+    for stratum, values in reference.items():
+        groups = _counts(rng, values.shape[1])
+        pairs = zip((-1, 1), (values, other[stratum]), picked, strict=True)
+        for sign, of, seeds in pairs:
+            drawn += sign * ((groups @ of.T) * seeds).sum(axis=1)
+    tail = (100 - _LEVEL) / 2
+    low, high = np.percentile(drawn, (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def difference(
+    reference: Mapping[str, np.ndarray],
+    other: Mapping[str, np.ndarray],
+    answers: tuple[np.ndarray, np.ndarray],
+) -> Difference:
+    """Difference of two scores, with its interval and test.
+
+    Args:
+      reference, other: as for `interval`.
+      answers: scores[seeds, questions] of both.
+    """
+    low, high = interval(reference, other)
+    before, after = answers
+    pairs = after[None] - before[:, None]
+    pairs[np.isclose(pairs, 0)] = 0
+    wins, losses, ties = (
+        float((np.sign(pairs) == sign).mean(axis=(0, 1)).sum()) for sign in (1, -1, 0)
+    )
+    value = float(total(other).mean() - total(reference).mean())
+    p = _sign_test(pairs.mean(axis=(0, 1)))
+    return Difference(value, low, high, wins, losses, ties, p)
+
+
+def _sign_test(differences: np.ndarray) -> float:
+    """Two-sided p of the mean of float[questions], if the signs were random."""
+    uneven = differences[differences != 0]
+    if not len(uneven):
+        return 1.0
+    if np.allclose(np.abs(uneven), np.abs(uneven[0])):
+        wins = int((uneven > 0).sum())
+        return float(scipy.stats.binomtest(wins, len(uneven)).pvalue)
+    test = scipy.stats.permutation_test(
+        (uneven,),
+        lambda drawn, axis: drawn.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=9999,
+        batch=100,
+        rng=np.random.default_rng(0),
+    )
+    return float(test.pvalue)
+
+
+def _counts(rng: np.random.Generator, size: int) -> np.ndarray:
+    """How often each of `size` is drawn, as shares, float[DRAWS, size]."""
+    return rng.multinomial(size, np.full(size, 1 / size), DRAWS) / size

@@ -1,0 +1,174 @@
+"""Zero-shot classification and retrieval with the two towers of a SigLIP."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from hive_jax.config import ProbeConfig
+from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sources.base import DataSource, SourceOptions
+from hive_jax.data.sources.registry import whole_source
+from hive_jax.data.transforms import load_pixels
+from hive_jax.errors import CheckpointError, DataError
+from hive_jax.evaluation.frozen_features import split_batches
+from hive_jax.evaluation.results import open_store
+from hive_jax.inference.model import TrainedModel, fingerprint
+from hive_jax.models.siglip import normalise
+
+RANKS = (1, 5, 10)
+
+
+def evaluate_towers(config: ProbeConfig, model: TrainedModel, out: Path) -> dict:
+    """Zero-shot classification or retrieval, by config.probe.
+
+    Writes out/TASK/result.json and samples.jsonl; returns the result.
+
+    Args:
+      config: of the evaluation; its preprocessing and tokenizer, if they are set,
+        replace those of the model.
+      model: with an image tower and a text tower.
+      out: folder to write.
+
+    Raises:
+      CheckpointError: the model has no text tower.
+      DataError: config.test has no classes, or an image that cannot be read.
+    """
+    if "txt" not in model.params:
+        raise CheckpointError(
+            f"{model.source} has no text tower; expected a run of the objective "
+            "'contrastive', or weights of a SigLIP with both towers"
+        )
+    model = _with_settings(model, config)
+    preprocessing, size = model.encoder.preprocessing, model.encoder.config.image_size
+    source = whole_source(config.test, SourceOptions(size, preprocessing, config.seed))
+    settings = {
+        "task": config.probe,
+        "n": len(source),
+        "data": source.fingerprint,
+        "preprocessing": preprocessing,
+        "image_size": size,
+        "checkpoint": {"fingerprint": fingerprint(flatten_dict(model.params, sep="/"))},
+    }
+    zero_shot = config.probe == "zero_shot"
+    if zero_shot:
+        settings["templates"] = list(config.templates)
+    with open_store(out / config.probe, settings) as store:
+        if store.result is not None:
+            return store.result
+        evaluate = _zero_shot if zero_shot else _retrieval
+        return store.finish(*evaluate(config, model, source))
+
+
+def _with_settings(model: TrainedModel, config: ProbeConfig) -> TrainedModel:
+    """The model with the tokenizer, preprocessing and dtype of the evaluation."""
+    data = dataclasses.replace(
+        model.config.data,
+        tokenizer=config.tokenizer or model.config.data.tokenizer,
+        preprocessing=config.preprocessing or model.config.data.preprocessing,
+    )
+    run = dataclasses.replace(model.config, data=data, dtype=config.dtype)
+    return dataclasses.replace(model, config=run)
+
+
+def _embed_images(
+    config: ProbeConfig, model: TrainedModel, source: DataSource
+) -> np.ndarray:
+    """Embeds all images of a source. Raises DataError for an unreadable one."""
+    size, preprocessing = model.encoder.config.image_size, model.encoder.preprocessing
+
+    def load(indices: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [
+                load_pixels(source[i].image, size, preprocessing, source.describe(i))
+                for i in indices.tolist()
+            ]
+        )
+
+    batches = ordered_map(load, split_batches(len(source)), config.threads)
+    return np.concatenate([model.embed_images(batch) for batch in batches])
+
+
+def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
+    classes = source.classes
+    if not classes:
+        raise DataError(
+            f"config.test is {config.test!r}, which has no classes; expected folder:, "
+            "tfds: or table: with labels, or tabletop:classes"
+        )
+    names = [name.replace("_", " ") for name in classes]
+    by_template = [
+        model.embed_texts([template.format(name) for name in names])
+        for template in config.templates
+    ]
+    mean = np.asarray(normalise(jnp.asarray(np.mean(by_template, axis=0))))
+    likeness = _embed_images(config, model, source) @ mean.T
+    labels = [source[index].label for index in range(len(source))]
+    right = np.array([classes.index(label) for label in labels])
+    ranks = _ranks(likeness, right)
+    found = likeness.argmax(axis=1)
+    samples = (
+        {
+            "id": str(index),
+            "group": "",
+            "kinds": [classes[right[index]]],
+            "answers": [classes[right[index]]],
+            "output": classes[found[index]],
+            "score": float(ranks[index] == 0),
+        }
+        for index in range(len(right))
+    )
+    parts = {
+        name: {
+            "accuracy": float(100 * (ranks[right == number] == 0).mean()),
+            "n": int((right == number).sum()),
+        }
+        for number, name in enumerate(classes)
+        if (right == number).any()
+    }
+    scores = {
+        "accuracy": float(100 * (ranks == 0).mean()),
+        "accuracy_top5": float(100 * (ranks < 5).mean()),
+    }
+    return samples, scores, parts
+
+
+def _retrieval(config: ProbeConfig, model: TrainedModel, source: DataSource):
+    """recall@K in percent, both ways. An equal text is as good as an image's own."""
+    texts = [source[index].segments[0].text.strip() for index in range(len(source))]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    own = np.array([numbers[text] for text in texts])
+    likeness = _embed_images(config, model, source) @ model.embed_texts([*numbers]).T
+    to_text = _ranks(likeness, own)
+    # For a text, the best of its images.
+    to_image = np.array(
+        [
+            (likeness[:, text] > likeness[own == text, text].max()).sum()
+            for text in range(len(numbers))
+        ]
+    )
+    samples = (
+        {
+            "id": str(index),
+            "group": "",
+            "kinds": [],
+            "answers": [texts[index]],
+            "output": [*numbers][likeness[index].argmax()],
+            "score": float(to_text[index] == 0),
+        }
+        for index in range(len(texts))
+    )
+    scores = {
+        f"{way}_recall@{k}": float(100 * (ranks < k).mean())
+        for way, ranks in (("image_to_text", to_text), ("text_to_image", to_image))
+        for k in RANKS
+    }
+    return samples, scores, {}
+
+
+def _ranks(likeness: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """How many columns of likeness[n, m] are above the right one, int[n]."""
+    own = np.take_along_axis(likeness, right[:, None], axis=1)
+    return (likeness > own).sum(axis=1)

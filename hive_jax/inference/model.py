@@ -1,0 +1,459 @@
+"""Trained models for inference: load a run, an export or released weights, and use it.
+
+model = load("workdir/stage3")
+features = model.encoder(images, depths=(2, 4)).features
+answers = model.generate(images, "What colour is the star?")
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from PIL import Image
+
+from hive_jax.config import DataConfig, MeshConfig, RunConfig
+from hive_jax.data.tokenizer import BUILTIN, Tokenizer, encode_sample, load_tokenizer
+from hive_jax.data.transforms import prepare_image
+from hive_jax.data.types import Sample, Segment
+from hive_jax.errors import CheckpointError, DataError
+from hive_jax.inference.generate import END, Decoding, Generator, Prompt
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import (
+    EncoderOutput,
+    SiglipConfig,
+    SiglipEncoder,
+    TextTower,
+    normalise,
+)
+from hive_jax.training import sharding
+from hive_jax.training.objectives import compute_dtype, normalise_images
+from hive_jax.training.resolve import open_weights
+from hive_jax.training.stored_run import is_run, open_run
+from hive_jax.weights import save_encoder
+from hive_jax.weights.hf_folder import TOKENIZER_FILES, locate
+from hive_jax.weights.sources import WeightSource, open_components
+
+Images = np.ndarray | Sequence[Image.Image | np.ndarray]
+# Images or texts of one compiled call; longer inputs take several.
+_BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Encoder:
+    """A vision encoder with the image preprocessing of its training.
+
+    Attributes:
+      config: architecture.
+      params: nested dict of float32 arrays, as `SiglipEncoder.apply` takes them.
+      preprocessing: name of the image preprocessing; see hive_jax/data/transforms.py.
+      name: for messages and tables; by default the path it was loaded from.
+      dtype: of the computation: "float32", "bfloat16" or "auto".
+    """
+
+    config: SiglipConfig
+    params: dict
+    preprocessing: str = "hf_bicubic"
+    name: str = ""
+    dtype: str = "auto"
+
+    def __call__(self, images: Images, depths: Sequence[int] = ()) -> EncoderOutput:
+        """Encodes images.
+
+        Args:
+          images: as for `preprocess`.
+          depths: blocks, counted from 1, whose outputs are returned as `features`.
+
+        Returns:
+          tokens [B, P, D] after the final norm, pooled [B, D], and features
+          [M, B, P, D] of the M requested depths (None without any).
+
+        Raises:
+          DataError: an image of another type, dtype or shape.
+          ValueError: a depth that the encoder does not have.
+        """
+        depths = tuple(depths)
+        if not all(1 <= depth <= self.config.depth for depth in depths):
+            raise ValueError(
+                f"depths are {depths}; expected numbers from 1 to {self.config.depth}"
+            )
+        pixels = self.preprocess(images)
+        outputs = [
+            self._compiled(self._device_params, batch, depths)
+            for batch in _batches(pixels)
+        ]
+        tokens, pooled, features = zip(
+            *((o.tokens, o.pooled, o.features) for o in outputs), strict=True
+        )
+        count = len(pixels)
+        return EncoderOutput(
+            jnp.concatenate(tokens)[:count],
+            jnp.concatenate(pooled)[:count],
+            jnp.concatenate(features, axis=1)[:, :count] if depths else None,
+        )
+
+    def preprocess(self, images: Images) -> np.ndarray:
+        """Resizes images as in training: uint8[B, image_size, image_size, 3].
+
+        Args:
+          images: PIL images or uint8 arrays [height, width, 3], each of any size; or
+            one array uint8[B, height, width, 3].
+
+        Raises:
+          DataError: no image, or an image of another type, dtype or shape.
+        """
+        if isinstance(images, Image.Image) or not len(images):
+            raise DataError(
+                f"images is {'empty' if not isinstance(images, Image.Image) else 'one image'}"
+                "; expected a sequence of images, such as [image]"
+            )
+        size = self.config.image_size
+        return np.stack(
+            [
+                prepare_image(image, size, self.preprocessing, f"image {number}")
+                for number, image in enumerate(images)
+            ]
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any bit of any parameter."""
+        return fingerprint(flatten_dict(self.params, sep="/"))
+
+    def save(self, path: str | os.PathLike, format: str = "huggingface") -> None:
+        """Writes the encoder for other libraries; see `hive_jax.save_encoder`.
+
+        Args:
+          path: folder ("huggingface") or .npz file ("big_vision") that does not exist.
+          format: "huggingface" or "big_vision".
+
+        Raises:
+          OutputError: `path` exists or cannot be written.
+        """
+        save_encoder(
+            path, self.config, self.params, format, preprocessing=self.preprocessing
+        )
+
+    @functools.cached_property
+    def _device_params(self) -> dict:
+        return jax.tree.map(jnp.asarray, self.params)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable:
+        model = SiglipEncoder(self.config, compute_dtype(self.dtype))
+
+        def apply(params, images, depths):
+            return model.apply({"params": params}, normalise_images(images), depths)
+
+        return jax.jit(apply, static_argnums=2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model with everything needed to use it: weights, tokenizer, preprocessing.
+
+    Attributes:
+      config: of the run; of weights in files, a config with their architecture.
+      params: nested dict of float32 arrays by branch: img, llm and fusion as far as
+        they are there, or img, txt, t, b of a two-tower SigLIP.
+      source: path it was loaded from.
+      checkpoint: provenance: run name, fusion, step and fingerprint of the parameters;
+        empty for weights in files.
+    """
+
+    config: RunConfig
+    params: dict
+    source: str
+    checkpoint: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """The vision encoder. Raises CheckpointError if the model has none."""
+        self._require("img", "encoder")
+        return Encoder(
+            self.config.model.encoder,
+            self.params["img"],
+            self.config.data.preprocessing or "hf_bicubic",
+            self.source,
+            self.config.dtype,
+        )
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises CheckpointError if none came with the weights."""
+        if not self.config.data.tokenizer:
+            raise CheckpointError(
+                f"{self.source} has no tokenizer; expected a tokenizer.json or a "
+                "SentencePiece .model beside the weights"
+            )
+        return load_tokenizer(self.config.data.tokenizer)
+
+    def preprocess(self, images: Images) -> np.ndarray:
+        """Resizes images as in training; see `Encoder.preprocess`."""
+        return self.encoder.preprocess(images)
+
+    def generate(
+        self,
+        images: Images | None,
+        prompts: Sequence[str] | str = "",
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """Generates a text after each prompt.
+
+        Args:
+          images: one image for each prompt, as for `preprocess`; None for text alone.
+          prompts: texts, or one text for all images; the empty text asks for a caption.
+          max_new_tokens: longest output in tokens.
+          temperature: of sampling; 0 is greedy.
+          top_p: nucleus sampling keeps the likeliest tokens of this total probability.
+          seed: of sampling.
+
+        Returns:
+          The generated texts, without prompt and end token.
+
+        Raises:
+          CheckpointError: the model has no decoder or no tokenizer.
+          ConfigError: a sampling parameter out of range.
+          DataError: unusable images, or another number of them than of prompts.
+        """
+        self._require("llm", "decoder")
+        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
+        if isinstance(prompts, str):
+            prompts = [prompts] * (1 if images is None else len(images))
+        pixels = [None] * len(prompts) if images is None else self.preprocess(images)
+        if len(pixels) != len(prompts):
+            raise DataError(
+                f"{len(pixels)} images and {len(prompts)} prompts; expected a prompt for "
+                "each image, or one text for all"
+            )
+        requests = [
+            Prompt(text, image, number)
+            for number, (text, image) in enumerate(zip(prompts, pixels, strict=True))
+        ]
+        generator = self.generator(decoding)
+        size = min(len(requests), _BATCH_SIZE)
+        texts = []
+        for start in range(0, len(requests), size):
+            texts += generator(requests[start : start + size], size)
+        return texts
+
+    def generator(self, decoding: Decoding) -> Generator:
+        """Returns the compiled text generator of given decoding parameters, on all
+        devices of this process. Raises ConfigError if there is no decoder."""
+        if decoding not in self._generators:
+            devices, params = jax.local_devices(), self.params
+            mesh = (
+                sharding.make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
+            )
+            if mesh is not None:
+                abstract = sharding.sharded_params(mesh, params)
+                shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+                params = jax.device_put(params, shardings)
+            self._generators[decoding] = Generator(
+                self.config, params, self.tokenizer, decoding, mesh
+            )
+        return self._generators[decoding]
+
+    def embed_images(self, images: Images) -> np.ndarray:
+        """Returns L2-normalised image embeddings float32[B, D] of a two-tower model.
+
+        Raises:
+          CheckpointError: the model has no text tower.
+          DataError: an image of another type, dtype or shape.
+        """
+        self._require("txt", "text tower")
+        return np.asarray(normalise(self.encoder(images).pooled))
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Returns L2-normalised text embeddings float32[B, D] of a two-tower model.
+
+        Raises:
+          CheckpointError: the model has no text tower or no tokenizer.
+        """
+        self._require("txt", "text tower")
+        length = self.config.text_tower.num_tokens
+        tokens = np.stack(
+            [
+                encode_sample(
+                    Sample(None, (Segment(text.strip() + self._text_ending),)),
+                    self.tokenizer,
+                    length,
+                )["tokens"]
+                for text in texts
+            ]
+        )
+        outputs = [
+            self._text_tower(self.params["txt"], batch) for batch in _batches(tokens)
+        ]
+        return np.concatenate(outputs)[: len(tokens)]
+
+    def save(
+        self, path: str | os.PathLike, component: str = "encoder", **options
+    ) -> dict:
+        """Exports a component of a run for other libraries, and verifies it.
+
+        Args:
+          path: folder or .npz file that does not exist.
+          component: "encoder", "two_towers", "decoder", "vlm" or "hive".
+          **options: of `hive_jax.export.export.export`.
+
+        Returns:
+          The export report.
+
+        Raises:
+          CheckpointError: weights in files (use `encoder.save`), or a run without the
+            component.
+          OutputError: `path` exists or cannot be written.
+        """
+        from hive_jax.export.export import export
+
+        if not is_run(self.source):
+            raise CheckpointError(
+                f"{self.source} is not a run; only the encoder of weights in files can "
+                "be saved, by model.encoder.save(path)"
+            )
+        return export(self.source, component, os.fspath(path), **options)
+
+    @property
+    def _text_ending(self) -> str:
+        """End of every text in training; the built-in tokenizer has no other."""
+        trained_here = bool(self.checkpoint) or self.config.data.tokenizer == BUILTIN
+        return END if trained_here else ""
+
+    @functools.cached_property
+    def _text_tower(self) -> Callable:
+        tower = TextTower(self.config.text_tower, compute_dtype(self.config.dtype))
+        return jax.jit(
+            lambda params, tokens: normalise(tower.apply({"params": params}, tokens))
+        )
+
+    @functools.cached_property
+    def _generators(self) -> dict[Decoding, Generator]:
+        return {}
+
+    def _require(self, branch: str, name: str) -> None:
+        if branch not in self.params:
+            raise CheckpointError(
+                f"{self.source} has no {name}, only the parameters of "
+                f"{', '.join(sorted(self.params))}"
+            )
+
+
+def load(path: str | os.PathLike) -> TrainedModel:
+    """Loads a trained model.
+
+    Args:
+      path: workdir of a run, exported folder, Hugging Face folder or hub id, big_vision
+        .npz, or "builtin:NAME".
+
+    Raises:
+      MissingInputError: nothing is at `path`, or a file of it is missing.
+      CheckpointError: damaged, or a model of an unknown family.
+    """
+    path = os.fspath(path)
+    return load_run(path) if is_run(path) else _load_weights(path)
+
+
+def load_encoder(path: str | os.PathLike, name: str = "") -> Encoder:
+    """Loads a vision encoder.
+
+    Args:
+      path: as for `load`.
+      name: for messages and tables; by default the path.
+
+    Raises:
+      MissingInputError: nothing is at `path`, or a file of it is missing.
+      CheckpointError: damaged, or without an image tower of a known family.
+    """
+    path = os.fspath(path)
+    source = open_weights(path, "encoder")
+    preprocessing = source.preprocessing or "hf_bicubic"
+    params = unflatten_dict(dict(source.leaves()), sep="/")
+    return Encoder(source.config, params, preprocessing, name or path)
+
+
+def fingerprint(leaves: Mapping[str, np.ndarray]) -> str:
+    """Returns 16 hexadecimal digits that change with any bit of any array."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(leaves.items()):
+        digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_run(workdir: str) -> TrainedModel:
+    """Loads the newest checkpoint of a run.
+
+    Raises:
+      MissingInputError: there is no run in `workdir`, or it has no checkpoint.
+      CheckpointError: the checkpoint is damaged.
+    """
+    run = open_run(workdir)
+    params, meta = run.read_params()
+    checkpoint = {
+        "run": run.config.name,
+        "fusion": run.config.model.fusion,
+        "step": meta["step"],
+        "fingerprint": _joint_fingerprint(meta["fingerprints"]),
+    }
+    return TrainedModel(run.config, params, workdir, checkpoint)
+
+
+def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
+    """One fingerprint for the parameters of a checkpoint."""
+    lines = [f"{k} {v}" for k, v in fingerprints.items() if k.startswith("params/")]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
+def _load_weights(path: str) -> TrainedModel:
+    sources = open_components(path)
+    first = next(iter(sources.values()))
+    config = RunConfig(
+        name=Path(path.removeprefix("builtin:")).stem,
+        data=DataConfig(
+            preprocessing=first.preprocessing, tokenizer=_tokenizer_of(path, sources)
+        ),
+    )
+    if "two_towers" in sources:
+        image, text = first.config
+        model = HiveConfig(encoder=image)
+        config = dataclasses.replace(
+            config, objective="contrastive", model=model, text_tower=text
+        )
+        return TrainedModel(config, first.params(), path)
+    if isinstance(first.config, HiveConfig):
+        config = dataclasses.replace(config, model=first.config)
+        return TrainedModel(config, first.params(), path)
+    architectures = {name: source.config for name, source in sources.items()}
+    model = HiveConfig(**architectures, fusion="none")
+    branches = {"encoder": "img", "decoder": "llm"}
+    params = {branches[name]: source.params() for name, source in sources.items()}
+    return TrainedModel(dataclasses.replace(config, model=model), params, path)
+
+
+def _tokenizer_of(path: str, sources: Mapping[str, WeightSource]) -> str:
+    """The tokenizer that came with weights, or the one in their folder; "" for none."""
+    for source in sources.values():
+        if source.tokenizer:
+            return source.tokenizer
+    folder = locate(path)
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return str(folder) if has_tokenizer else ""
+
+
+def _batches(array: np.ndarray) -> list[np.ndarray]:
+    """Splits axis 0; the last batch repeats rows, so all of them have one shape."""
+    size = min(len(array), _BATCH_SIZE)
+    padding = -len(array) % size
+    array = np.concatenate([array, np.repeat(array[:1], padding, axis=0)])
+    return np.split(array, len(array) // size)
