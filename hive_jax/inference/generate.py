@@ -102,7 +102,7 @@ class Generator:
                 "decoder to write with; expected a run of the objective 'caption'"
             )
         self.tokenizer, self.decoding, self._mesh = tokenizer, decoding, mesh
-        self.image_size = config.model.encoder.image_size
+        self.image_size = config.model.image_size
         self.sees_images = config.model.fusion_class.uses_image
         ends = {tokenizer.eos_id} - {None}
         ends = ends.union(*map(tokenizer.ids_with, (END, *decoding.stop)))

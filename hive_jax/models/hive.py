@@ -63,6 +63,8 @@ class HiveConfig:
 
     def resolved_connections(self) -> Connections:
         """The connections in use; see `resolve_connections`."""
+        if not self.fusion_class.uses_image:
+            return ()
         return resolve_connections(
             self.fusion,
             self.connections,
