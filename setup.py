@@ -52,14 +52,19 @@ setup(
         "arrayrecord": ["array_record"],
         "parquet": ["pyarrow"],
         "sentencepiece": ["sentencepiece>=0.2.3"],
-        "tfds": ["array_record", "tensorflow-datasets"],
+        # tensorflow-datasets 4.9.10 imports importlib_resources without declaring it.
+        "tfds": ["array_record", "importlib_resources", "tensorflow-datasets"],
         "test": [
             "array_record",
+            "importlib_resources",
             "pyarrow",
+            "nbclient",  # runs docs/quickstart.ipynb
+            "ipykernel",
             "pytest",
             "pytest-xdist",
             "ruff",
             "sentencepiece>=0.2.3",
+            "setuptools>=77",  # builds the wheel that a test installs
             "tensorflow-datasets",
             # The registry's other builds bring several GB of CUDA along.
             "torch==2.13.0; python_version < '3.12'",
