@@ -171,9 +171,9 @@ def test_what_is_not_there(folder):
 
 TRAIN = """
 import sys
-from hive_jax import command, train
+from hive_jax.train import main
 try:
-    command.run(train.main)
+    sys.exit(main())
 finally:
     assert "tensorflow" not in sys.modules
 """
