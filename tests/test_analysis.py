@@ -183,19 +183,23 @@ def test_attention_of_words(fusion):
         caption = CAPTIONS[row]
         assert one.words == tuple(caption.replace(".", "").replace(",", "").split())
         assert (one.depths, one.layers) == tuple(zip(*pairs, strict=True))
-        assert one.shares.shape == (2, 4, len(one.words), 9)
-        np.testing.assert_allclose(one.shares.sum(axis=-1), 1, rtol=1e-5)
+        assert one.attention_weights.shape == (2, 4, len(one.words), 9)
+        np.testing.assert_allclose(one.attention_weights.sum(axis=-1), 1, rtol=1e-5)
         places = word_positions(caption, TOKENIZER, 99)
         for number, at in enumerate(places.values()):
             np.testing.assert_allclose(
-                one.shares[:, :, number],
+                one.attention_weights[:, :, number],
                 maps[:, row][:, :, np.array(at)].mean(axis=2),
                 rtol=1e-4,
                 atol=1e-6,
             )
         (alone,) = attention_maps(config, weights, TOKENIZER, shown()[row : row + 1])
-        np.testing.assert_allclose(alone.shares, one.shares, rtol=1e-4, atol=1e-6)
-    assert not np.allclose(found[0].shares[0], found[0].shares[1], rtol=0.1)
+        np.testing.assert_allclose(
+            alone.attention_weights, one.attention_weights, rtol=1e-4, atol=1e-6
+        )
+    assert not np.allclose(
+        found[0].attention_weights[0], found[0].attention_weights[1], rtol=0.1
+    )
 
 
 def test_words_are_written_before_their_tokens():

@@ -23,14 +23,14 @@ class Words:
 
     Attributes:
       words: as they stand, without punctuation.
-      shares: float32[M, heads, words, P], of each connection, from early to deep; a
-        word's is the mean over the positions that write its tokens.
+      attention_weights: float32[M, heads, words, P], of each connection, from early
+        to deep; a word's is the mean over the positions that write its tokens.
       layers: the decoder layer of each connection.
       depths: the encoder depth that each reads.
     """
 
     words: tuple[str, ...]
-    shares: np.ndarray
+    attention_weights: np.ndarray
     layers: tuple[int, ...]
     depths: tuple[int, ...]
 
@@ -55,12 +55,15 @@ def attention_maps(
     if not all(one.caption.strip() for one in shown):
         raise ConfigError("an empty caption: there is no word to draw attention of")
     batch = batch_of(shown, tokenizer)
-    shares = np.asarray(_maps(model, params, batch))
+    attention_weights = np.asarray(_maps(model, params, batch))
     pairs = config.model.resolved_connections()
     found = []
     for row, one in enumerate(shown):
         words = word_positions(one.caption.strip(), tokenizer, batch.tokens.shape[1])
-        at = [shares[:, row, :, places].mean(axis=0) for places in words.values()]
+        at = [
+            attention_weights[:, row, :, places].mean(axis=0)
+            for places in words.values()
+        ]
         found.append(
             Words(
                 tuple(word for word, _ in words),

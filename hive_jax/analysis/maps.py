@@ -45,7 +45,7 @@ def draw_gradients(path: Path, shown: Shown, sizes: np.ndarray) -> None:
 def draw_attention(path: Path, shown: Shown, words: Words) -> None:
     """Words along the top, connected layers down the side; the mean over heads, each
     panel on a scale of its own."""
-    grids = as_grid(words.shares.mean(axis=1))[:, :_MOST_WORDS]
+    grids = as_grid(words.attention_weights.mean(axis=1))[:, :_MOST_WORDS]
     names = [
         f"LLM layer {layer}\nreads depth {depth}"
         for layer, depth in zip(words.layers, words.depths, strict=True)
@@ -55,7 +55,7 @@ def draw_attention(path: Path, shown: Shown, words: Words) -> None:
 
 def draw_heads(path: Path, shown: Shown, words: Words, connection: int) -> None:
     """The same for the heads of one connection, counted from 0."""
-    grids = as_grid(words.shares[connection])[:, :_MOST_WORDS]
+    grids = as_grid(words.attention_weights[connection])[:, :_MOST_WORDS]
     layer, depth = words.layers[connection], words.depths[connection]
     names = [
         f"LLM layer {layer}, head {number}\nreads depth {depth}"

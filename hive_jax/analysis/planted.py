@@ -58,7 +58,9 @@ def planted_check(
         words = attention_maps(config, params, tokenizer, shown)
         for one, thing, mask in zip(words, things, masks, strict=True):
             place = one.words.index(thing.colour)
-            looked.append(_density(one.shares[:, :, place].mean(axis=1), mask[None]))
+            looked.append(
+                _density(one.attention_weights[:, :, place].mean(axis=1), mask[None])
+            )
         batch = batch_of(shown, tokenizer)
         target = batch.target & (batch.kind == KINDS.index("material"))
         found = feature_gradients(config, params, batch.replace(target=target))
@@ -96,7 +98,7 @@ def _told_apart(
                 one.things, (masks, masks[::-1]), strict=True
             ):
                 place = found.words.index(thing.shape)
-                shares = found.shares[:, :, place].mean(axis=1)
+                shares = found.attention_weights[:, :, place].mean(axis=1)
                 means = [shares[:, mask].mean(axis=1) for mask in (own, other)]
                 won.append(means[0] > means[1])
     return np.mean(won, axis=0)
