@@ -227,7 +227,6 @@ def test_values_that_cannot_be(key, value, wanted):
         "accumulate": ("accumulate", "batch_size"),
         "model.encoder.num_heads": ("model.encoder.num_heads", "model.encoder.width"),
         "model.decoder.num_kv_heads": ("model.decoder.num_",),
-        "model.fusion": ("model: model.fusion",),
         "model.connections": ("model",),
     }.get(key, (key,))
     assert message.startswith(tuple(f"config.{name}" for name in named))
