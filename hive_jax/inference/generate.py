@@ -242,7 +242,7 @@ def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
     if top_p == 1.0:
         return logits
     descending = -jnp.sort(-logits, axis=-1)
-    shares = jax.nn.softmax(descending, axis=-1)
-    kept = jnp.cumsum(shares, axis=-1) - shares < top_p
+    probability = jax.nn.softmax(descending, axis=-1)
+    kept = jnp.cumsum(probability, axis=-1) - probability < top_p
     least = jnp.where(kept, descending, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)

@@ -1,4 +1,7 @@
-"""The modules of a connection: projector and gated cross-attention."""
+"""Cross-attention from text to projected image features, and the projector.
+
+A connection of "hive" or "cascaded" has one of each; see hive_jax/models/fusion.py.
+"""
 
 import flax.linen as nn
 import jax
@@ -6,7 +9,16 @@ import jax.numpy as jnp
 
 from hive_jax.models.attention import KeyValues, attention_with_weights
 from hive_jax.models.decoder import DecoderConfig, Einsum, merge_heads, split_heads
-from hive_jax.models.layers import Dense, LayerNorm, RMSNorm, gelu, last_axis
+from hive_jax.models.layers import (
+    Dense,
+    Einsum,
+    LayerNorm,
+    RMSNorm,
+    gelu,
+    last_axis,
+    merge_heads,
+    split_heads,
+)
 
 
 class Projector(nn.Module):

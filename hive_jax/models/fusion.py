@@ -311,7 +311,7 @@ FUSIONS: dict[str, type[Fusion]] = {
 def fusion_named(name: str) -> type[Fusion]:
     """The class of a key of FUSIONS. Raises ValueError for another name."""
     if name not in FUSIONS:
-        raise ValueError(f"model.fusion is {name!r}; expected one of {list(FUSIONS)}")
+        raise ValueError(f"model.fusion is {name!r}; expected one of {(*FUSIONS,)}")
     return FUSIONS[name]
 
 

@@ -150,6 +150,39 @@ class MergeHeads(nn.Module):
         return matmul(x, kernel.reshape(-1, self.features)) + last_axis(bias, x)
 
 
+class Einsum(nn.Module):
+    """A bare weight `w`, fan-in scaled over `in_axis`."""
+
+    shape: tuple[int, ...]
+    in_axis: tuple[int, ...]
+    batch_axis: tuple[int, ...] = ()
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        init = nn.initializers.variance_scaling(
+            1.0,
+            "fan_in",
+            "truncated_normal",
+            in_axis=self.in_axis,
+            out_axis=-1,
+            batch_axis=self.batch_axis,
+        )
+        return self.param("w", init, self.shape)
+
+
+def split_heads(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x[B, T, I] times w[heads, I, H] -> [B, T, heads, H], one flat product."""
+    heads, width, head_dim = w.shape
+    flat = w.transpose(1, 0, 2).reshape(width, heads * head_dim)
+    return matmul(x, flat).reshape(*x.shape[:-1], heads, head_dim)
+
+
+def merge_heads(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x[B, T, N, H] times w[N, H, E] -> [B, T, E], one flat product."""
+    flat = x.reshape(*x.shape[:-2], -1)
+    return matmul(flat, w.reshape(-1, w.shape[-1]))
+
+
 class LayerNorm(nn.Module):
     """LayerNorm over the last axis, epsilon 1e-6; statistics in float32."""
 
