@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hive_jax.models.attention import KeyValues, attention_with_weights
-from hive_jax.models.decoder import DecoderConfig, Einsum, merge_heads, split_heads
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.layers import (
     Dense,
     Einsum,

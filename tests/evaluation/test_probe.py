@@ -220,7 +220,7 @@ def test_features_that_do_not_fit_are_made_anew(pets, encoder, monkeypatch):
         SMALL, train=f"folder:{pets}", test=f"folder:{pets}", batch_size=16, epochs=2
     )
     kept = Probe(config, encoder, (8,)).fitted()
-    monkeypatch.setattr("hive_jax.evaluation.frozen_features.LARGEST", 100)
+    monkeypatch.setattr("hive_jax.evaluation.frozen_features.MAX_CACHED_BYTES", 100)
     anew = Probe(config, encoder, (8,)).fitted()
     for one, other in zip(kept[0], anew[0], strict=True):
         np.testing.assert_allclose(
@@ -286,13 +286,14 @@ def test_configs_that_cannot_be(changes, message):
         from_dict(changes, ProbeConfig)
 
 
-def test_names_of_encoders():
-    assert model.parse_named_weights("a/b/stage3") == {"stage3": "a/b/stage3"}
-    assert model.parse_named_weights("x=a,y=b") == {"x": "a", "y": "b"}
-    assert model.parse_named_weights(BUILTIN) == {"tabletop_siglip": BUILTIN}
-    for init in ("x=a,x=b", "x=", "=a", "a/b,c/b"):
+def test_weights_are_named_by_the_user_or_by_their_path():
+    parse = model.parse_named_weights
+    assert parse(["a/b/stage3"]) == {"stage3": "a/b/stage3"}
+    assert parse(["x=a", "y=b"]) == {"x": "a", "y": "b"}
+    assert parse([BUILTIN]) == {"tabletop_siglip": BUILTIN}
+    for arguments in (["x=a", "x=b"], ["x="], ["=a"], ["a/b", "c/b"]):
         with pytest.raises(ConfigError, match="names that differ"):
-            model.parse_named_weights(init)
+            parse(arguments)
 
 
 @pytest.mark.parametrize("arguments", ["", "paper", "attentive", "paper,retrieval"])
@@ -417,7 +418,7 @@ def test_export_of_a_linear_probe(depth, encoder, tmp_path):
     folder = "probe_linear" + (f"_depth{depth}" if depth != 8 else "")
     _, samples = read(tmp_path / "probe" / folder)
     assert found == [sample["output"][0] for sample in samples]
-    features = np.asarray(work._reader(images))[0]
+    features = np.asarray(work._extractor(images))[0]
     classifier = fitted[0][0]["classifier"]
     wanted = features @ classifier["kernel"] + classifier["bias"][None]
     np.testing.assert_allclose(logits, wanted, atol=2e-4)

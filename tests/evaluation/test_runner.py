@@ -180,11 +180,11 @@ def test_a_damaged_image_is_an_error_and_no_score(run, data, tmp_path):
             {"prompt_variant": "lmmseval"},
             "prompt_variant is 'lmmseval'.*did you mean 'lmms_eval'",
         ),
-        ({"init": "nowhere"}, "no checkpoint in nowhere"),
+        ({"run": "nowhere"}, "no checkpoint in nowhere"),
     ],
 )
 def test_what_cannot_be_evaluated(settings, message, run, data, tmp_path):
-    arguments = {"init": run, "tasks": ["gqa"], "data": data, "out": str(tmp_path)}
+    arguments = {"run": run, "tasks": ["gqa"], "data": data, "out": str(tmp_path)}
     with pytest.raises(HiveError, match=message):
         runner.evaluate(**(arguments | settings))
     assert not list(tmp_path.iterdir())
