@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from helpers.random_runs import save_random, save_talking
-from test_export import run_config
+from export.test_export import run_config
 
 from hive_jax import chat, evaluate
 from hive_jax.data.invalid import InvalidSample
