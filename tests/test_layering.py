@@ -1,9 +1,8 @@
 """Imports point one way, and every module is there for something.
 
-train.py > training > weights, data > config > models > (nothing of ours)
-export, planning, inference > training; evaluation, analysis > inference, plotting.py
-train.py, plan.py, probe.py > command.py > config; tools > all of them
-errors serves all of them but models
+models <- config <- data <- training <- export, inference <- evaluation <- analysis
+weights between models and training; planning beside evaluation; commands above all
+errors, io and console serve everything but models
 """
 
 import ast
@@ -16,69 +15,40 @@ import hive_jax
 PACKAGE = Path(hive_jax.__path__[0])
 ROOT = PACKAGE.parent
 
-# What each part may import of the package, besides itself.
+# Imports of each room of the package, besides itself and SHARED.
+SHARED = {"errors", "io", "console"}
+TRAINING = {"models", "config", "data", "weights", "training"}
 BELOW = {
     "errors": set(),
-    "io": {"errors"},
-    "console": {"errors"},
+    "io": set(),
+    "console": set(),
+    "plotting": set(),
     "models": set(),
-    "config": {"errors", "models"},
-    "data": {"errors", "config"},
-    "weights": {"errors", "models"},
-    "training": {"errors", "models", "config", "data", "weights"},
-    "export": {"errors", "models", "config", "data", "weights", "training"},
-    "planning": {"errors", "models", "config", "data", "training"},
-    "plotting": {"errors", "data"},
-    "inference": {"errors", "models", "config", "data", "weights", "training"},
-    "evaluation": {
-        "errors",
-        "models",
-        "config",
-        "data",
-        "weights",
-        "training",
-        "inference",
-        "plotting",
-    },
-    "analysis": {
-        "errors",
-        "models",
-        "config",
-        "data",
-        "training",
-        "inference",
-        "plotting",
-    },
-    "probing": {"errors", "weights", "inference"},
-    "probe": {
-        "errors",
-        "config",
-        "data",
-        "weights",
-        "training",
-        "inference",
-        "evaluation",
-        "plotting",
-        "probing",
-        "command",
-    },
-    "visualize": {
-        "errors",
-        "data",
-        "training",
-        "inference",
-        "evaluation",
-        "analysis",
-    },
-    "command": {"errors", "config"},
-    "compare": {"errors", "evaluation"},
-    "chat": {"errors", "data", "training", "inference"},
-    "evaluate": {"errors", "training", "evaluation"},
-    "plan": {"errors", "config", "planning", "training"},
-    "train": {"errors", "models", "config", "data", "weights", "training"},
+    "config": {"models"},
+    "data": {"config"},
+    "weights": {"models"},
+    "training": TRAINING,
+    "export": TRAINING,
+    "inference": {*TRAINING, "export"},  # to save a model
+    "planning": TRAINING,
+    "evaluation": {*TRAINING, "inference", "plotting"},
+    "analysis": {*TRAINING, "inference", "evaluation", "plotting"},
 }
-# Serve all of them but models.
-SHARED = {"errors", "io", "console"}
+COMMANDS = {
+    "__main__",
+    "chat",
+    "compare",
+    "evaluate",
+    "export_hf",
+    "import_weights",
+    "plan",
+    "prepare_data",
+    "probe",
+    "train",
+    "visualize",
+}
+_ALL = set(BELOW)
+BELOW |= {command: _ALL for command in COMMANDS}
 # Slow to import, or not needed to train: only inside of the functions that need them.
 # ConfigDict stops at the door, which is config/cli.py.
 OPTIONAL = {
@@ -101,8 +71,6 @@ def module_name(path):
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
-
-COMMANDS = ("train", "evaluate", "chat", "probe", "compare", "plan", "visualize")
 
 # Goes out with exports, or is run by another Python or process; never imported here.
 TORCH = {
@@ -137,28 +105,26 @@ def ours(tree):
     return {name for name in imported(ast.walk(tree)) if name.startswith("hive_jax.")}
 
 
-def part(module):
+def room_of(module):
     return module.split(".")[1]
 
 
 MODULES = [name for name in TREES if name != "hive_jax"]
 
 
-def test_all_modules_are_found():
-    assert {part(name) for name in MODULES} == set(BELOW)
-    assert len(MODULES) > 30
+def test_every_room_is_listed():
+    assert {room_of(name) for name in MODULES} == set(BELOW)
     assert "hive_jax.models.stack" in ours(TREES["hive_jax.models.decoder"])
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way(module):
-    allowed = BELOW[part(module)] | {part(module)}
-    if part(module) not in ("models", *SHARED):
-        allowed |= SHARED
-    assert {part(name) for name in ours(TREES[module])} <= allowed
+    room = room_of(module)
+    allowed = BELOW[room] | {room} | (SHARED if room != "models" else set())
+    assert {room_of(name) for name in ours(TREES[module])} <= allowed
 
 
-def test_no_module_imports_itself_through_others():
+def test_there_is_no_import_cycle():
     finished = set()
 
     def visit(module, above):
@@ -173,7 +139,7 @@ def test_no_module_imports_itself_through_others():
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "hive_jax.config.cli"])
-def test_optional_packages_are_imported_where_they_are_used(module):
+def test_optional_packages_are_imported_inside_functions(module):
     def loaded_with_the_module(node):
         for child in ast.iter_child_nodes(node):
             if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -204,7 +170,7 @@ def test_models_need_nothing_but_jax_and_flax():
     }
 
 
-def test_every_module_is_used():
+def test_every_module_is_imported_or_a_command():
     """By the package, or by a tool; a test alone is no use."""
     tools = [
         ast.parse(path.read_text(encoding="utf-8"))
@@ -217,7 +183,7 @@ def test_every_module_is_used():
     assert set(TREES) - used - packages <= commands
 
 
-def test_the_package_imports_no_tool():
+def test_the_package_imports_no_tools_tests_or_configs():
     """tools/ may import everything; it stays out of the wheel, and out of the way."""
     roots = {
         name.split(".")[0]
@@ -228,13 +194,13 @@ def test_the_package_imports_no_tool():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_module_says_what_it_is(module):
+def test_every_module_has_a_docstring(module):
     tree = TREES[module]
     assert not tree.body or ast.get_docstring(tree)
 
 
 @pytest.mark.parametrize("folder", TORCH)
-def test_torch_stays_in_its_folders(folder):
+def test_torch_is_imported_in_its_folders_only(folder):
     """And what is in there needs nothing of ours, nor JAX."""
     files = sorted(folder.glob("*.py"))
     assert {path.name for path in files} == TORCH[folder]

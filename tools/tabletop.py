@@ -13,8 +13,6 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from hive_jax.console import report_errors
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tabletop.benchmarks import write_benchmarks

@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
-from helpers.random_runs import save_random, save_talking
 from export.test_export import run_config
+from helpers.random_runs import save_random, save_talking
 
 from hive_jax import chat, evaluate
 from hive_jax.data.invalid import InvalidSample

@@ -15,12 +15,12 @@ from export.test_export import run_config
 from helpers.random_runs import save_random, save_talking
 from PIL import Image
 
+from hive_jax import visualize as visualize_tool
 from hive_jax.analysis.examples import captioned_file, captioned_scenes
 from hive_jax.analysis.visualize import newest_run, visualize
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.inference.model import load_run
-from tools import visualize as visualize_tool
 from tools.report import __main__ as report_command
 from tools.report.included import included
 from tools.report.page import page, picture, table

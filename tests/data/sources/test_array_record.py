@@ -28,7 +28,7 @@ if importlib.util.find_spec("array_record") is None:
     pytest.skip("needs array_record", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-import prepare_data
+from hive_jax import prepare_data
 
 COUNT = 23
 SHARD = {"file": "a", "records": 1, "bytes": 1, "sha256": ""}
@@ -235,9 +235,7 @@ def test_few_samples_are_read_ahead():
 )
 def test_a_manifest_of_others(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(
-        DataError, match="is not one of tools/prepare_data.py|expected an object"
-    ):
+    with pytest.raises(DataError, match="is not one of|expected an object"):
         samples(f"prepared:{tmp_path}")
 
 
