@@ -77,7 +77,7 @@ def no_devices(monkeypatch):
 
 
 def join(mode, environment, given=NOTHING):
-    return runtime.how_to_join(mode, *given, environment)
+    return runtime.initialize_arguments(mode, *given, environment)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ from hive_jax import errors
 from hive_jax.training import runtime
 
 address, process, broken = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-runtime.PATIENCE_SECONDS = 1
+runtime.ABORT_GRACE_SECONDS = 1
 runtime.join_job("on", address, 2, process)
 
 from jax.experimental import multihost_utils
