@@ -127,7 +127,7 @@ def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
     sources = WeightSources(config)
     run = find_run(workdir)
     if run is None:
-        # A missing previous stage is no error yet: plans and exports do not need it.
+        # A missing previous stage is no error yet, because a plan does without it:
         # `initial_params` raises when training starts.
         run = sources.require_previous() if config.init else sources.previous
     if run:

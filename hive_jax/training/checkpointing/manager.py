@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved while training goes on, verified when read.
+"""Checkpoints of a run: saved asynchronously during training, verified when read.
 
 The only file that knows Orbax. What Orbax does not do is added here: it restores
 flipped bits and casts dtypes without an error, names no leaf when shapes differ,
@@ -32,6 +32,8 @@ from hive_jax.training.checkpointing.integrity import (
     first_line,
 )
 
+# In a row: a disk may be full for a moment, and a run without saves is not worth its
+# time.
 _MAX_FAILED_SAVES = 3
 
 _log = logging.getLogger(__name__)
@@ -127,12 +129,14 @@ class Checkpoints:
         return self._failed_saves == 0
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether a process of a distributed job was told to stop; true for the same
-        step in all of them. Always False outside of `jax.distributed`."""
+        """Returns whether a process of a distributed job received SIGTERM.
+
+        True at the same step in all processes; always False in a single process.
+        """
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Waits until the last save is on disk; OutputError if it is not."""
+        """Waits until the last save is on disk. Raises OutputError if it failed."""
         if not self.check(wait=True):
             raise OutputError(
                 f"the last checkpoint could not be written to {self.directory}; the "
@@ -145,7 +149,7 @@ class Checkpoints:
         self._manager.close()
 
     def latest_step(self) -> int | None:
-        """The newest complete step, or None; waits for a save in progress."""
+        """Returns the newest complete step or None; waits for a save in progress."""
         return max(self._steps(), default=None)
 
     def read_meta(self, step: int | None = None) -> dict:
@@ -203,8 +207,8 @@ class Checkpoints:
         return trees.unflatten(abstract, leaves)["params"], meta
 
     def stored_params(self) -> dict:
-        """The shapes and dtypes of the parameters in the newest step, as nested dicts
-        of `jax.ShapeDtypeStruct`; errors as for `read_meta`."""
+        """Returns the shapes and dtypes of the parameters in the newest step, as a
+        nested dict of `jax.ShapeDtypeStruct`. Raises the errors of `read_meta`."""
         prefix = "params/"
         leaves = {
             name.removeprefix(prefix): trees.parse_description(text)
@@ -237,7 +241,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _failure_reported(self):
-        """Turns the failure of a save into a warning; the third into OutputError."""
+        """Logs a failed save as a warning; raises OutputError for the third in a row."""
         try:
             yield
         except Exception as error:
@@ -257,10 +261,11 @@ class Checkpoints:
                     f"{message}\nFree space, then run the same command."
                 ) from error
             newest = max(self._manager.all_steps(), default=None)
-            _log.warning("%s\ntraining goes on; step %s is safe", message, newest)
+            _log.warning("%s\ntraining continues; step %s is safe", message, newest)
 
     def _newest_good(self, requested: dict, step: int | None) -> tuple[dict, dict]:
-        """Leaves named in `requested` and meta, of `step` or the newest good one."""
+        """Returns the requested leaves, by name, and meta of `step`; by default of the
+        newest step that is not damaged."""
         steps = self._steps()
         if not steps or (step is not None and step not in steps):
             raise self._missing(step)
@@ -282,8 +287,10 @@ class Checkpoints:
         )
 
     def _load(self, step: int, requested: dict) -> tuple[dict, dict]:
+        """Returns the requested leaves and meta of a step. Raises DamagedError."""
         meta = self._load_meta(step)
-        # Before Orbax sees the request: it would cast dtypes and name no leaf.
+        # Checked before Orbax reads: it would cast dtypes silently, and name no leaf
+        # of another shape.
         complete = not all(name.startswith("params/") for name in requested)
         stored = {
             name: text
@@ -308,6 +315,7 @@ class Checkpoints:
         return leaves, meta
 
     def _load_meta(self, step: int) -> dict:
+        """Returns the verified meta of a step. Raises DamagedError."""
         with classify_read_errors():
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
             sealed = self._manager.restore(step, args=arguments)["meta"]
@@ -318,6 +326,8 @@ class Checkpoints:
         return sealed["meta"]
 
     def _set_aside(self, steps: list[int]) -> None:
+        """Renames damaged steps, so that the next start need not read them again and
+        a new save of the same step finds its name free."""
         if self._read_only or not steps:
             return
         if jax.process_index() == 0:
@@ -330,7 +340,8 @@ class Checkpoints:
 
 
 def _items(leaves: dict) -> dict[str, dict]:
-    """Leaves by name -> nested dicts by item: `params` and `optimizer`."""
+    """Converts leaves by name to a nested dict for each Orbax item, `params` and
+    `optimizer`. Separate items, so that the next stage reads parameters alone."""
     prefix = "params/"
     params = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
     others = {k: v for k, v in leaves.items() if not k.startswith(prefix)}
@@ -343,13 +354,14 @@ def _items(leaves: dict) -> dict[str, dict]:
 
 
 def _leaves(items: dict) -> dict:
-    """Inverse of `_items`."""
+    """Converts Orbax items to leaves by name, the inverse of `_items`."""
     return trees.flatten(items.get("optimizer", {})) | {
         f"params/{name}": leaf for name, leaf in trees.flatten(items["params"]).items()
     }
 
 
 def _digest(meta: dict) -> str:
+    """Returns the SHA-256 of meta, in hexadecimal."""
     # Through JSON once, so that a tuple and the list it is read back as are equal.
     text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
