@@ -45,10 +45,7 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
 
     Args:
       path: the file; its folder is created.
-      overwrite: replace a file that exists already.
-
-    Raises:
-      OutputError: the file cannot be written, or exists and may not be overwritten.
+      overwrite: replace an existing file; else raise OutputError as for a failed write.
     """
     path = Path(path)
     if not overwrite:
@@ -58,8 +55,7 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
         temporary = _temporary(path)
         try:
             yield temporary
-            # Content before name, and then the folder: after a power failure the file
-            # is the old or the new one, never an empty one.
+            # In this order a power failure leaves the old or the new file, never half.
             _flush(temporary)
             os.replace(temporary, path)
             _flush(path.parent)
@@ -71,11 +67,7 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
 def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder to fill; it becomes `path` if the block succeeds.
 
-    Args:
-      path: the folder, which must not exist.
-
-    Raises:
-      OutputError: `path` exists, or cannot be written.
+    Raises OutputError if `path` exists or cannot be written.
     """
     path = Path(path)
     require_absent(path)
@@ -117,28 +109,22 @@ def require_writable(folder: str | os.PathLike) -> Path:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file atomically, in UTF-8.
+    """Writes a text file atomically, in UTF-8. Raises OutputError.
 
     Args:
       path: the file; its folder is created.
       text: its content.
-
-    Raises:
-      OutputError: the file cannot be written.
     """
     with atomic_write(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 def write_json(path: str | os.PathLike, value: Mapping | list) -> None:
-    """Writes a JSON file atomically, indented.
+    """Writes a JSON file atomically, indented. Raises OutputError.
 
     Args:
       path: the file; its folder is created.
       value: JSON value.
-
-    Raises:
-      OutputError: the file cannot be written.
     """
     write_text(path, json.dumps(value, indent=2) + "\n")
 
@@ -170,15 +156,11 @@ def read_json(
 
 
 def read_text(path: str | os.PathLike, *, error: type[HiveError] = DataError) -> str:
-    """Returns the text of a file in UTF-8, with or without a byte order mark.
+    """Returns the text of a file in UTF-8; raises as `read_json`.
 
     Args:
       path: the file.
       error: class of the error for a file that cannot be used.
-
-    Raises:
-      MissingInputError: the file does not exist.
-      HiveError: of class `error`; the file is unreadable, too large or not UTF-8.
     """
     path = Path(path)
     if not path.is_file():
@@ -199,10 +181,7 @@ def decode_text(
     Args:
       content: encoded text.
       where: name of the content for messages, e.g. its path.
-      error: class of the error for content that cannot be used.
-
-    Raises:
-      HiveError: of class `error`; the content is not UTF-8.
+      error: class of the error if it is not UTF-8.
     """
     if content.startswith(_UTF16_MARKS):
         raise error(f"{where} is UTF-16; expected UTF-8")
@@ -223,13 +202,9 @@ def parse_json(
 
     Args:
       text: the JSON.
-      where: name of the text for messages, e.g. its path.
+      where: name for messages, e.g. the path.
       kind: expected type of the value, dict or list; None for any.
-      error: class of the error for a text that cannot be used.
-
-    Raises:
-      HiveError: of class `error`; the text is not JSON, nested too deeply, or of
-        another type.
+      error: class of the error for another type, deep nesting, or no JSON.
     """
     try:
         value = json.loads(text)
@@ -285,11 +260,7 @@ def exclusive_lock(folder: str | os.PathLike, lock_file: str = "") -> Iterator[N
 
 
 def _acquire(descriptor: int, path: Path, *, names_holder: bool) -> dict:
-    """Takes the lock and returns this process as its holder.
-
-    Raises:
-      OutputError: another process holds it.
-    """
+    """Takes the lock; returns its new holder. Raises OutputError if it is held."""
     has_flock = is_locked = True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -299,8 +270,7 @@ def _acquire(descriptor: int, path: Path, *, names_holder: bool) -> dict:
         has_flock = False
     previous, age = _read_holder(descriptor) if names_holder else (None, 0.0)
     if previous and is_locked:
-        # flock is reliable between processes of one host, so a holder named there is
-        # dead. One on another host is judged by its heartbeat.
+        # flock is reliable within a host, so a holder on this one is dead.
         same_host = previous["host"] == socket.gethostname()
         is_locked = age > STALE_SECONDS or (has_flock and same_host)
     if not is_locked:
@@ -334,8 +304,7 @@ def _describe_holder(holder: dict | None, age: float) -> str:
 
 
 def _read_holder(descriptor: int) -> tuple[dict | None, float]:
-    """Returns the holder in a lock file and the seconds since its heartbeat; None as
-    the holder if the file is empty or incomplete."""
+    """Returns the holder in a lock file (None if empty) and its heartbeat's age."""
     age = time.time() - os.fstat(descriptor).st_mtime
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
@@ -353,8 +322,7 @@ def _send_heartbeats(path: Path, released: threading.Event) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """Returns the path to write before it is renamed to `path`; removes such files of
-    processes that were killed."""
+    """Returns a path beside `path`, and removes leftovers of killed processes there."""
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         process = leftover.name.split(".")[-2]
         if process.isdigit() and not _is_running(int(process)):

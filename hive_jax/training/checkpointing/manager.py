@@ -32,9 +32,7 @@ from hive_jax.training.checkpointing.integrity import (
     first_line,
 )
 
-# In a row: a disk may be full for a moment, and a run without saves is not worth its
-# time.
-_MAX_FAILED_SAVES = 3
+_MAX_FAILED_SAVES = 3  # in a row: a disk may be full for a moment
 
 _log = logging.getLogger(__name__)
 # Orbax logs each failure with up to hundreds of lines of traceback before raising it;
@@ -159,11 +157,8 @@ class Checkpoints:
           MissingInputError: there is no such step.
           CheckpointError: it cannot be read.
         """
-        steps = self._steps()
-        if not steps or (step is not None and step not in steps):
-            raise self._missing(step)
         problems = []
-        for candidate in [step] if step is not None else reversed(steps):
+        for candidate in self._candidates(step):
             try:
                 return self._load_meta(candidate)
             except DamagedError as error:
@@ -233,11 +228,15 @@ class Checkpoints:
         self.check(wait=True)
         return sorted(self._manager.all_steps())
 
-    def _missing(self, step: int | None) -> MissingInputError:
-        problem = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        return MissingInputError(
-            f"{problem} in {self.directory}; there are {self._steps() or 'none'}."
-        )
+    def _candidates(self, step: int | None) -> list[int]:
+        """Returns `step` alone, or all steps from the newest. Raises MissingInputError."""
+        steps = self._steps()
+        if not steps or (step is not None and step not in steps):
+            problem = "no checkpoint" + (f" of step {step}" if step is not None else "")
+            raise MissingInputError(
+                f"{problem} in {self.directory}; there are {steps or 'none'}."
+            )
+        return [step] if step is not None else steps[::-1]
 
     @contextlib.contextmanager
     def _failure_reported(self):
@@ -264,14 +263,12 @@ class Checkpoints:
             _log.warning("%s\ntraining continues; step %s is safe", message, newest)
 
     def _newest_good(self, requested: dict, step: int | None) -> tuple[dict, dict]:
-        """Returns the requested leaves, by name, and meta of `step`; by default of the
-        newest step that is not damaged."""
-        steps = self._steps()
-        if not steps or (step is not None and step not in steps):
-            raise self._missing(step)
+        """Returns the requested leaves by name, and meta, of `step` or the newest
+        undamaged step."""
+        candidates = self._candidates(step)
         requested = trees.with_shardings(requested)
         damaged = {}
-        for candidate in [step] if step is not None else reversed(steps):
+        for candidate in candidates:
             try:
                 result = self._load(candidate, requested)
             except DamagedError as error:
@@ -326,8 +323,7 @@ class Checkpoints:
         return sealed["meta"]
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Renames damaged steps, so that the next start need not read them again and
-        a new save of the same step finds its name free."""
+        """Renames damaged steps, so that the same steps can be saved again."""
         if self._read_only or not steps:
             return
         if jax.process_index() == 0:
@@ -340,8 +336,8 @@ class Checkpoints:
 
 
 def _items(leaves: dict) -> dict[str, dict]:
-    """Converts leaves by name to a nested dict for each Orbax item, `params` and
-    `optimizer`. Separate items, so that the next stage reads parameters alone."""
+    """Returns the Orbax items, nested dicts, of leaves by name. Parameters are an item
+    of their own, so that the next stage can read them alone."""
     prefix = "params/"
     params = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
     others = {k: v for k, v in leaves.items() if not k.startswith(prefix)}
@@ -354,7 +350,7 @@ def _items(leaves: dict) -> dict[str, dict]:
 
 
 def _leaves(items: dict) -> dict:
-    """Converts Orbax items to leaves by name, the inverse of `_items`."""
+    """Returns the leaves by name of Orbax items, the inverse of `_items`."""
     return trees.flatten(items.get("optimizer", {})) | {
         f"params/{name}": leaf for name, leaf in trees.flatten(items["params"]).items()
     }

@@ -207,10 +207,10 @@ def test_all_differences_are_listed_and_nothing_is_restored(tmp_path):
         checkpoints.restore(abstract(other))
     message = str(caught.value)
     for line in [
-        "params/head/scale: expected float32[8], found bfloat16[8]",
+        "params/head/scale: expected float32[8], got bfloat16[8]",
         "params/image/kernel: expected float32[64, 32], missing in checkpoint 2",
         "params/img/kernel: unexpected float32[64, 32] in checkpoint 2",
-        "step: expected int32[2], found int32[]",
+        "step: expected int32[2], got int32[]",
         "inner_state/0/mu/img/kernel: unexpected float32[64, 32] in checkpoint 2",
     ]:
         assert line in message
@@ -417,7 +417,7 @@ def test_full_disk_costs_a_warning_and_no_older_step(tmp_path):
     assert lines[9].startswith("11 3 checkpoint(s) in a row not written")
     # One warning of two lines for each failed save; the rest is Python's own, of the
     # coroutines that Orbax abandoned.
-    assert warnings.count("training goes on") == 4
+    assert warnings.count("training continues") == 4
     assert warnings.count("WARNING:") == 4, warnings
 
 
