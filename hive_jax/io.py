@@ -1,8 +1,8 @@
 """Atomic writes, JSON with readable errors, and a lock.
 
-atomic_write, atomic_dir    write a file or folder that appears under its name when complete
-read_json, parse_json       read JSON from outside, with one error class for all failures
-exclusive_lock              allow one process at a time in a folder
+atomic_write, atomic_dir    a file or folder appears under its name when complete
+read_json, parse_json       JSON from outside; one error class for all failures
+exclusive_lock              one process at a time in a folder
 """
 
 import contextlib
@@ -103,7 +103,7 @@ def require_writable(folder: str | os.PathLike) -> Path:
     except OSError as error:
         raise OutputError(
             f"cannot write to {folder}: {error.strerror}. Choose another folder, or "
-            f"free space and check the permissions."
+            "free space and check the permissions."
         ) from error
     return Path(folder)
 
@@ -275,8 +275,7 @@ def _acquire(descriptor: int, path: Path, *, names_holder: bool) -> dict:
         is_locked = age > STALE_SECONDS or (has_flock and same_host)
     if not is_locked:
         raise OutputError(
-            f"{path}: {_describe_holder(previous, age)}. Stop it, or choose another "
-            "folder."
+            f"{path}: {_describe_holder(previous, age)}. Stop it, or choose another folder."
         )
     if previous:
         logging.getLogger(__name__).warning(
@@ -297,10 +296,9 @@ def _acquire(descriptor: int, path: Path, *, names_holder: bool) -> dict:
 def _describe_holder(holder: dict | None, age: float) -> str:
     if holder is None:
         return "another process is writing it"
-    return (
-        f"process {holder['pid']} on {holder['host']} is running here since "
-        f"{holder['since']} (last heartbeat {age:.0f} s ago)"
-    )
+    process = f"process {holder['pid']} on {holder['host']}"
+    since = f"{holder['since']} (last heartbeat {age:.0f} s ago)"
+    return f"{process} is running here since {since}"
 
 
 def _read_holder(descriptor: int) -> tuple[dict | None, float]:

@@ -1,4 +1,4 @@
-"""The config of a run: its dataclasses, and their form as dicts."""
+"""Configs: dataclasses of a run, and their conversion to and from dicts."""
 
 from hive_jax.config.schema import (
     DataConfig,

@@ -12,6 +12,8 @@ both sums. The first alone would miss two flipped sign bits (each adds 2^31).
 """
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -85,6 +87,13 @@ def _mentions(error: Exception, name: str) -> bool:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error message, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def digest(meta: dict) -> str:
+    """Returns the SHA-256 of a JSON value, in hexadecimal."""
+    # Through JSON once, so that a tuple and the list it is read back as are equal.
+    text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # 2^32 divided by the golden ratio; its multiples separate the axes.

@@ -10,8 +10,6 @@ complete, with three items: `params`, `optimizer` (step and opt_state) and `meta
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import time
@@ -28,6 +26,7 @@ from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.integrity import (
     DamagedError,
     classify_read_errors,
+    digest,
     fingerprint,
     first_line,
 )
@@ -103,7 +102,7 @@ class Checkpoints:
         items = {
             name: ocp.args.StandardSave(item) for name, item in _items(leaves).items()
         }
-        sealed = {"meta": meta, "digest": _digest(meta)}
+        sealed = {"meta": meta, "digest": digest(meta)}
         arguments = ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed))
         self._current = step
         with self._failure_reported():
@@ -127,10 +126,8 @@ class Checkpoints:
         return self._failed_saves == 0
 
     def reached_preemption(self, step: int) -> bool:
-        """Returns whether a process of a distributed job received SIGTERM.
-
-        True at the same step in all processes; always False in a single process.
-        """
+        """Returns whether a process of a distributed job received SIGTERM, at the same
+        step in all of them; False outside of `jax.distributed`."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
@@ -198,12 +195,11 @@ class Checkpoints:
           CheckpointError, MissingInputError: as for `restore`.
         """
         abstract = {"params": abstract_params}
-        leaves, meta = self._newest_good(trees.flatten(abstract), None)
+        leaves, meta = self._newest_good(trees.flatten(abstract), step=None)
         return trees.unflatten(abstract, leaves)["params"], meta
 
     def stored_params(self) -> dict:
-        """Returns the shapes and dtypes of the parameters in the newest step, as a
-        nested dict of `jax.ShapeDtypeStruct`. Raises the errors of `read_meta`."""
+        """Returns the abstract parameters of the newest step; raises as `read_meta`."""
         prefix = "params/"
         leaves = {
             name.removeprefix(prefix): trees.parse_description(text)
@@ -246,15 +242,13 @@ class Checkpoints:
         except Exception as error:
             self._failed_saves += 1
             self._current = None
-            # A new manager: the old one lists the step that failed and forgets older
-            # ones. Opening it also removes what the failed save left on the disk.
+            # The old manager lists the failed step and forgets older ones. Opening a
+            # new one also removes the files of the failed save.
             with contextlib.suppress(Exception):
                 self._manager.close()
             self._manager = self._open()
-            message = (
-                f"{self._failed_saves} checkpoint(s) in a row not written to "
-                f"{self.directory}: {first_line(error)}"
-            )
+            count, line = self._failed_saves, first_line(error)
+            message = f"{count} checkpoint(s) in a row not written to {self.directory}: {line}"
             if self._failed_saves >= _MAX_FAILED_SAVES:
                 raise OutputError(
                     f"{message}\nFree space, then run the same command."
@@ -263,8 +257,7 @@ class Checkpoints:
             _log.warning("%s\ntraining continues; step %s is safe", message, newest)
 
     def _newest_good(self, requested: dict, step: int | None) -> tuple[dict, dict]:
-        """Returns the requested leaves by name, and meta, of `step` or the newest
-        undamaged step."""
+        """Returns the requested leaves, and meta, of `step` or the newest good step."""
         candidates = self._candidates(step)
         requested = trees.with_shardings(requested)
         damaged = {}
@@ -316,7 +309,7 @@ class Checkpoints:
         with classify_read_errors():
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
             sealed = self._manager.restore(step, args=arguments)["meta"]
-            if sealed["digest"] != _digest(sealed["meta"]):
+            if sealed["digest"] != digest(sealed["meta"]):
                 raise ValueError("meta does not have its digest")
             if sealed["meta"]["step"] != step:
                 raise ValueError(f"meta belongs to step {sealed['meta']['step']}")
@@ -354,10 +347,3 @@ def _leaves(items: dict) -> dict:
     return trees.flatten(items.get("optimizer", {})) | {
         f"params/{name}": leaf for name, leaf in trees.flatten(items["params"]).items()
     }
-
-
-def _digest(meta: dict) -> str:
-    """Returns the SHA-256 of meta, in hexadecimal."""
-    # Through JSON once, so that a tuple and the list it is read back as are equal.
-    text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
