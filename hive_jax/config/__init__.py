@@ -1,10 +1,10 @@
 """Configs: dataclasses of a run, and their conversion to and from dicts."""
 
+from hive_jax.config.probe_schema import ProbeConfig
 from hive_jax.config.schema import (
     DataConfig,
     MeshConfig,
     OptimizerConfig,
-    ProbeConfig,
     Rule,
     RunConfig,
     Source,
