@@ -74,7 +74,7 @@ def test_sigmoid_loss_is_the_sum_over_all_pairs(shape):
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
-def test_sigmoid_loss_leaves_out_what_is_not_there():
+def test_sigmoid_loss_ignores_invalid_samples():
     """Loss and gradient are those of the others alone."""
     rng = np.random.default_rng(1)
     z = jnp.asarray(rng.normal(size=(2, 5, 6)).astype(np.float32))

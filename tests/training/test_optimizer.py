@@ -8,7 +8,12 @@ import pytest
 from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.errors import ConfigError
 from hive_jax.training import optimizer
-from hive_jax.training.optimizer import assign_rules, make_optimizer, make_schedule
+from hive_jax.training.optimizer import (
+    assign_rules,
+    make_optimizer,
+    make_schedule,
+    relative_distances,
+)
 
 NAMES = ["img/a", "img/b", "llm/layers/w", "llm/final_norm/scale", "fusion/gate"]
 
@@ -36,12 +41,12 @@ def test_the_first_rule_that_matches_the_whole_name_wins():
         ([], "no rule of config.rules matches parameter 'img/a'"),
     ],
 )
-def test_rules_that_cannot_be_meant(rules, message):
+def test_rules_with_no_effect_are_refused(rules, message):
     with pytest.raises(ConfigError, match=message):
         assign_rules(NAMES, tuple(Rule(*rule) for rule in rules))
 
 
-def test_a_rule_may_be_for_another_fusion_but_not_be_shadowed():
+def test_a_rule_may_match_only_another_fusion_but_not_be_shadowed():
     rules = (Rule("fusion/projector", 1.0), Rule(".*", 1.0))
     elsewhere = ["fusion/projector", "img/a"]
     assert set(assign_rules(NAMES, rules, lambda: elsewhere)) == set(NAMES)
@@ -201,7 +206,7 @@ def test_only_the_named_layers_move_and_count_for_the_clipping():
 
 
 @pytest.mark.parametrize("layers", [(0, 1), (5,)])
-def test_layers_that_are_not_there(layers):
+def test_rules_for_layers_that_do_not_exist_are_refused(layers):
     config = OptimizerConfig()
     params = {"llm/layers/w": np.ones((4, 2), np.float32)}
     with pytest.raises(ConfigError, match=r"llm/layers/w has layers 1 to 4"):
@@ -223,3 +228,12 @@ def test_a_thousand_tiny_updates_move_a_parameter():
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=1000)[0])
     (params, _) = run((params, transform.init(params)))
     np.testing.assert_allclose(params["a"], 1 - 1000 * 1e-5, atol=1e-4)
+
+
+def test_relative_distances_by_parameter_group():
+    before = {"llm": {"layers": {"w": np.full(4, 2.0)}}, "img": {"a": np.zeros(2)}}
+    after = {"llm": {"layers": {"w": np.full(4, 3.0)}}, "img": {"a": np.full(2, 2.0)}}
+    moved = relative_distances(before, after)
+    assert moved["llm/layers"] == pytest.approx(0.5)
+    assert moved["img/a"] == pytest.approx(8**0.5)
+    assert relative_distances(before, before) == {"llm/layers": 0.0, "img/a": 0.0}

@@ -110,9 +110,7 @@ def test_any_mesh_computes_what_one_device_does(one_step, fusion, mesh):
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("fusion", ["hive", "cascaded", "self_attention"])
-def test_every_stage_on_a_mesh_trains_its_part_as_one_device_does(
-    one_step, fusion, stage
-):
+def test_every_stage_on_a_mesh_equals_one_device(one_step, fusion, stage):
     """Stage 3 on one device has the gradients of all stages; what it trains and
     stages 1 and 2 freeze has to stay as it was."""
     got = one_step(fusion, stage, "mixed")
@@ -176,7 +174,7 @@ def next_loss(trained, state):
         ("fsdp", "img/embedding/kernel", (8, 8, 3, 2)),
     ],
 )
-def test_parameters_and_their_moments_are_split(one_step, name, key, shard):
+def test_parameters_and_their_moments_are_sharded(one_step, name, key, shard):
     state = one_step("hive", 3, name).state
     leaf = flatten_dict(state.params, sep="/")[key]
     assert {piece.data.shape for piece in leaf.addressable_shards} == {shard}
@@ -196,7 +194,7 @@ def test_parameters_and_their_moments_are_split(one_step, name, key, shard):
         ((8, 1, -1), (8, 1, 1)),
     ],
 )
-def test_one_axis_takes_the_rest(sizes, wanted):
+def test_an_axis_of_minus_one_takes_the_remaining_devices(sizes, wanted):
     mesh = make_mesh(MeshConfig(*sizes))
     assert dict(mesh.shape) == dict(
         zip(("data", "fsdp", "tensor"), wanted, strict=True)
@@ -219,12 +217,12 @@ def test_one_axis_takes_the_rest(sizes, wanted):
         (-1, 16, 1),
     ],
 )
-def test_meshes_that_do_not_fit(sizes):
+def test_meshes_of_other_sizes_are_refused(sizes):
     with pytest.raises(ConfigError, match=r"config.mesh is .* devices, 8 \(one of"):
         make_mesh(MeshConfig(*sizes))
 
 
-def test_batches_are_split_over_data_and_fsdp(meshes):
+def test_batches_are_sharded_over_data_and_fsdp(meshes):
     rows = batch_sharding(meshes["mixed"], 12)
     assert rows.shard_shape((12, 5)) == (3, 5)
     with pytest.raises(ConfigError, match="batches of 6 samples .* = 4 devices"):
@@ -243,14 +241,14 @@ def test_batches_are_split_over_data_and_fsdp(meshes):
         ((26, 2, 3, 9, 8), (None, None, None, None, None)),
     ],
 )
-def test_a_dimension_that_cannot_be_split_is_repeated(meshes, shape, spec):
+def test_an_indivisible_dimension_is_replicated(meshes, shape, spec):
     got = param_sharding(meshes["mixed"], "llm/layers/attn/kv_einsum/w", shape)
     assert got.spec == PartitionSpec(*spec)
 
 
 @pytest.mark.parametrize("fusion", ["hive", "cascaded", "self_attention"])
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_every_large_parameter_of_the_full_model_is_split(
+def test_every_large_parameter_of_the_full_model_is_sharded(
     parameter_shapes, fusion, tensor
 ):
     mesh = make_mesh(MeshConfig(data=-1, fsdp=4, tensor=tensor))

@@ -60,7 +60,7 @@ def test_value_and_gradients_are_those_of_the_plain_loss(inputs, chunk, softcap)
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("chunk", [2, POSITIONS])
-def test_each_device_brings_its_own_rows_to_the_front(inputs, sizes, chunk):
+def test_each_device_sorts_its_own_supervised_positions(inputs, sizes, chunk):
     """Also where one device has far more supervised tokens than the others."""
     hidden, table, tokens, target = inputs
     target = target.copy()
@@ -90,7 +90,7 @@ def test_chunks_hold_no_more_logits_than_allowed(inputs):
 
 
 @pytest.mark.parametrize("supervised", [0, 1, 4, 5, 40])
-def test_logits_are_made_for_supervised_tokens_alone(inputs, supervised):
+def test_logits_are_computed_for_supervised_tokens_alone(inputs, supervised):
     """Rows that are not supervised may hold anything, and cost nothing."""
     hidden, table, tokens, _ = inputs
     rng = np.random.default_rng(supervised)
@@ -106,7 +106,7 @@ def test_logits_are_made_for_supervised_tokens_alone(inputs, supervised):
     assert (np.abs(grad).sum(-1) > 0).sum() == supervised
 
 
-def test_a_frozen_table_has_no_gradient_made(inputs):
+def test_a_frozen_table_has_no_gradient(inputs):
     def largest(loss, argument):
         jaxpr = jax.make_jaxpr(jax.grad(loss, argument))(*inputs)
         return [
