@@ -187,7 +187,7 @@ def test_rules_as_tuples_lists_and_dicts():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "wanted"),
+    ("key", "value", "expected"),
     [
         ("total_steps", 0, "1 or more"),
         ("batch_size", -8, "1 or more"),
@@ -239,7 +239,7 @@ def test_rules_as_tuples_lists_and_dicts():
         ("model.connections", ((1, 2, 3),), "expected 2 values"),
     ],
 )
-def test_impossible_values_are_refused(key, value, wanted):
+def test_impossible_values_are_refused(key, value, expected):
     message = refused(changed(key.split("."), value))
     # A number that is not divided is what the message is about.
     named = {
@@ -249,11 +249,11 @@ def test_impossible_values_are_refused(key, value, wanted):
         "model.connections": ("model",),
     }.get(key, (key,))
     assert message.startswith(tuple(f"config.{name}" for name in named))
-    assert wanted in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "wanted"),
+    ("key", "value", "expected"),
     [
         (
             "gradient_accumulation_steps",
@@ -265,9 +265,9 @@ def test_impossible_values_are_refused(key, value, wanted):
         ("text_tower.out_dim", 32, "expected model.encoder.width = 64"),
     ],
 )
-def test_impossible_values_of_two_towers_are_refused(key, value, wanted):
+def test_impossible_values_of_two_towers_are_refused(key, value, expected):
     tree = to_dict(dataclasses.replace(FULL, objective="contrastive"))
-    assert wanted in refused(changed(key.split("."), value, tree))
+    assert expected in refused(changed(key.split("."), value, tree))
     if key.startswith("text_tower"):  # which captions do not use
         from_dict(changed(key.split("."), value))
 
@@ -509,9 +509,9 @@ def test_arguments_are_parsed():
     def parse(text):
         return recipes.parse(text, ("paper",), fusion="hive")
 
-    wanted = {"paper": True, "fusion": "cascaded"}
-    assert parse("paper,fusion=cascaded") == wanted
-    assert parse("fusion=cascaded,,paper") == wanted
+    expected = {"paper": True, "fusion": "cascaded"}
+    assert parse("paper,fusion=cascaded") == expected
+    assert parse("fusion=cascaded,,paper") == expected
     assert parse(None) == parse("") == {"paper": False, "fusion": "hive"}
     for fusion in FUSIONS:
         assert parse(f"fusion={fusion}")["fusion"] == fusion

@@ -81,10 +81,10 @@ def test_positions_are_resized_only_with_resize_positions(hub, imported, source)
         CheckpointError, match=r"image_size.*\n(.*\n)*.*resize_position"
     ):
         initialize(resolved)
-    wanted = resize_positions(hub[2]["pos_embedding"], 36)
-    assert wanted.shape == (1, 36, 32)
+    expected = resize_positions(hub[2]["pos_embedding"], 36)
+    assert expected.shape == (1, 36, 32)
     params = initialize(resolved, resize_positions=True)
-    np.testing.assert_array_equal(params["img/pos_embedding"], wanted)
+    np.testing.assert_array_equal(params["img/pos_embedding"], expected)
     others = {k: v for k, v in hub[2].items() if k != "pos_embedding"}
     assert_towers(params, others, hub[3])
 

@@ -21,8 +21,8 @@ NAMES = ["img/a", "img/b", "llm/layers/w", "llm/final_norm/scale", "fusion/gate"
 def test_the_first_rule_that_matches_the_whole_name_wins():
     one, two, three = Rule("img/a", 3.0), Rule("img/.*", None), Rule(".*", 1.0)
     assigned = assign_rules(NAMES, (one, two, three))
-    wanted = [one, two, three, three, three]
-    assert assigned == dict(zip(NAMES, wanted, strict=True))
+    expected = [one, two, three, three, three]
+    assert assigned == dict(zip(NAMES, expected, strict=True))
     with pytest.raises(ConfigError, match="matches no parameter"):
         assign_rules(NAMES, (Rule("img", 1.0), three))  # only a part of names
 
@@ -85,8 +85,8 @@ def rates(total, **changes):
 def test_learning_rate_warms_up_then_falls_to_the_minimum_at_the_last_step():
     got = rates(12, warmup_steps=4)
     np.testing.assert_allclose(got[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
-    wanted = [0.1 + 0.9 * (1 + np.cos(np.pi * n / 8)) / 2 for n in range(1, 9)]
-    np.testing.assert_allclose(got[4:], wanted, rtol=1e-5)
+    expected = [0.1 + 0.9 * (1 + np.cos(np.pi * n / 8)) / 2 for n in range(1, 9)]
+    np.testing.assert_allclose(got[4:], expected, rtol=1e-5)
     assert got[-1] == pytest.approx(0.1)
     np.testing.assert_allclose(got[7], 0.55, rtol=1e-5)  # half-way
 
@@ -177,10 +177,10 @@ def test_weight_decay_follows_the_shape_and_not_the_rate(peak_lr, multiplier):
     params = {"a": np.float32([1.0, -2.0])}
     zero = {"a": np.zeros(2, np.float32)}
     got = run_optimizer(config, 4, [("a", multiplier)], params, [zero] * 4)
-    wanted = params["a"]
+    expected = params["a"]
     for step, shape in enumerate([0.5, 1.0, 0.5, 0.0]):
-        wanted = wanted * (1 - 0.1 * shape)
-        np.testing.assert_allclose(got[step]["a"], wanted, rtol=1e-6)
+        expected = expected * (1 - 0.1 * shape)
+        np.testing.assert_allclose(got[step]["a"], expected, rtol=1e-6)
 
 
 def test_only_the_named_layers_move_and_count_for_the_clipping():

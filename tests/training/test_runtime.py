@@ -81,7 +81,7 @@ def join(mode, environment, given=NOTHING):
 
 
 @pytest.mark.parametrize(
-    ("mode", "given", "environment", "wanted"),
+    ("mode", "given", "environment", "expected"),
     [
         ("auto", NOTHING, {}, None),
         ("auto", NOTHING, {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
@@ -97,8 +97,8 @@ def join(mode, environment, given=NOTHING):
         ("auto", NOTHING, WITHOUT_GPUS, {"num_processes": 8}),
     ],
 )
-def test_processes_join_only_in_a_job(mode, given, environment, wanted):
-    assert join(mode, environment, given) == wanted
+def test_processes_join_only_in_a_job(mode, given, environment, expected):
+    assert join(mode, environment, given) == expected
 
 
 def test_tpu_hosts_join_unless_they_use_another_platform(monkeypatch):
@@ -117,7 +117,7 @@ def test_a_missing_srun_is_a_warning(caplog, environment):
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "expected"),
     [
         # One task a node drives all of the node's GPUs.
         (ONE_PER_NODE, [0, 1, 2, 3]),
@@ -140,11 +140,11 @@ def test_a_missing_srun_is_a_warning(caplog, environment):
         ),
     ],
 )
-def test_each_task_gets_its_own_gpus(changes, wanted):
+def test_each_task_gets_its_own_gpus(changes, expected):
     environment = {**TASK, **changes}
-    assert join("auto", environment)["local_device_ids"] == wanted
+    assert join("auto", environment)["local_device_ids"] == expected
     # Also with an address: JAX would look at Slurm's variables again.
-    assert join("auto", environment, GIVEN) == {**ADDRESS, "local_device_ids": wanted}
+    assert join("auto", environment, GIVEN) == {**ADDRESS, "local_device_ids": expected}
 
 
 def test_one_process_drives_all_gpus_of_its_node(monkeypatch):

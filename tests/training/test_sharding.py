@@ -68,8 +68,8 @@ def host(tree):
     return {name: np.asarray(leaf) for name, leaf in tree.items()}
 
 
-def assert_same_step(got, wanted):
-    """`got` may train fewer parameters than `wanted`, from the same values.
+def assert_same_step(got, expected):
+    """`got` may train fewer parameters than `expected`, from the same values.
 
     Tolerances are float32's rounding, EPS. The largest differences found (three
     fusions, stages and meshes): metrics 7 EPS, gradients 31 EPS of their leaf's
@@ -78,18 +78,18 @@ def assert_same_step(got, wanted):
     gradient of zero that is nothing but rounding.
     """
     same = set(got.metrics) - {"grad_norm"}
-    if got.gradients.keys() == wanted.gradients.keys():
+    if got.gradients.keys() == expected.gradients.keys():
         same.add("grad_norm")
     for key in same:
-        tolerance = 16 * EPS * abs(wanted.metrics[key])
-        assert abs(got.metrics[key] - wanted.metrics[key]) <= tolerance, key
-    largest = max(np.abs(leaf).max() for leaf in wanted.gradients.values())
-    for name, before in wanted.before.items():
+        tolerance = 16 * EPS * abs(expected.metrics[key])
+        assert abs(got.metrics[key] - expected.metrics[key]) <= tolerance, key
+    largest = max(np.abs(leaf).max() for leaf in expected.gradients.values())
+    for name, before in expected.before.items():
         np.testing.assert_array_equal(got.before[name], before, err_msg=name)
         if name not in got.gradients:
             np.testing.assert_array_equal(got.params[name], before, err_msg=name)
             continue
-        gradient = wanted.gradients[name]
+        gradient = expected.gradients[name]
         atol = 64 * EPS * max(np.abs(gradient).max(), largest / 100)
         np.testing.assert_allclose(
             got.gradients[name], gradient, rtol=0, atol=atol, err_msg=name
@@ -98,7 +98,10 @@ def assert_same_step(got, wanted):
         # gradient, wherever that is more than rounding.
         clear = np.abs(gradient) > 10 * atol
         np.testing.assert_allclose(
-            got.params[name][clear], wanted.params[name][clear], rtol=4 * EPS, atol=EPS
+            got.params[name][clear],
+            expected.params[name][clear],
+            rtol=4 * EPS,
+            atol=EPS,
         )
 
 
@@ -124,13 +127,13 @@ def test_every_stage_on_a_mesh_equals_one_device(one_step, fusion, stage):
 def test_a_checkpoint_moves_from_mesh_to_mesh(one_step, tmp_path):
     """Every bit of the state, and the loss of the next step."""
     saved = one_step("hive", 3, "data").state
-    state, wanted, moved = saved, fingerprint(saved), {}
+    state, expected, moved = saved, fingerprint(saved), {}
     for mesh in ("fsdp", "mixed", None, "data"):
         abstract = one_step("hive", 3, mesh).trained.program.abstract_state
         with Checkpoints(str(tmp_path / str(mesh))) as checkpoints:
             checkpoints.save(1, state, {})
             state, _ = checkpoints.restore(abstract)
-        assert fingerprint(state) == wanted
+        assert fingerprint(state) == expected
         for leaf, before, like in zip(
             *map(jax.tree.leaves, (state, saved, abstract)), strict=True
         ):
@@ -178,7 +181,7 @@ def test_parameters_and_their_moments_are_sharded(one_step, name, key, shard):
     state = one_step("hive", 3, name).state
     leaf = flatten_dict(state.params, sep="/")[key]
     assert {piece.data.shape for piece in leaf.addressable_shards} == {shard}
-    moments = next(part for part in state.opt_state if hasattr(part, "mu"))
+    moments = next(entry for entry in state.opt_state if hasattr(entry, "mu"))
     for tree in (moments.mu, moments.nu):
         if key in tree:
             assert tree[key].sharding == leaf.sharding
@@ -186,7 +189,7 @@ def test_parameters_and_their_moments_are_sharded(one_step, name, key, shard):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "wanted"),
+    ("sizes", "expected"),
     [
         ((-1, 1, 1), (8, 1, 1)),
         ((1, -1, 2), (1, 4, 2)),
@@ -194,10 +197,10 @@ def test_parameters_and_their_moments_are_sharded(one_step, name, key, shard):
         ((8, 1, -1), (8, 1, 1)),
     ],
 )
-def test_an_axis_of_minus_one_takes_the_remaining_devices(sizes, wanted):
+def test_an_axis_of_minus_one_takes_the_remaining_devices(sizes, expected):
     mesh = make_mesh(MeshConfig(*sizes))
     assert dict(mesh.shape) == dict(
-        zip(("data", "fsdp", "tensor"), wanted, strict=True)
+        zip(("data", "fsdp", "tensor"), expected, strict=True)
     )
 
 
@@ -258,10 +261,10 @@ def test_every_large_parameter_of_the_full_model_is_sharded(
     assert len(large) > 15
     for name, shape in large.items():
         shard = param_sharding(mesh, name, shape).shard_shape(shape)
-        parts = math.prod(shape) // math.prod(shard)
+        shards = math.prod(shape) // math.prod(shard)
         # Gemma 3 1B has one kv head, which tensor cannot split.
-        wanted = 4 if "kv_einsum" in name else 4 * tensor
-        assert parts == wanted, (name, shape, shard)
+        expected = 4 if "kv_einsum" in name else 4 * tensor
+        assert shards == expected, (name, shape, shard)
 
 
 @pytest.mark.parametrize("fusion", ["hive", "self_attention"])

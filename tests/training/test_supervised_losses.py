@@ -50,12 +50,12 @@ def test_value_and_gradients_are_those_of_the_plain_loss(inputs, chunk, softcap)
     """In chunks of 1 (at least), some (the last one not full), nearly all, all."""
     loss = chunked(chunk, mesh_of(1, 1, 1), softcap)
     got, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(*inputs)
-    wanted, wanted_grads = jax.value_and_grad(plain, (0, 1))(*inputs, softcap)
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        assert np.abs(theirs).max() > 1
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(loss(*inputs), wanted, rtol=1e-6)  # without a gradient
+    expected, expected_grads = jax.value_and_grad(plain, (0, 1))(*inputs, softcap)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    for gradient, expected_gradient in zip(grads, expected_grads, strict=True):
+        assert np.abs(expected_gradient).max() > 1
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss(*inputs), expected, rtol=1e-6)  # without a gradient
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
@@ -68,12 +68,12 @@ def test_each_device_sorts_its_own_supervised_positions(inputs, sizes, chunk):
     target[5] = True
     loss = jax.jit(jax.value_and_grad(chunked(chunk, mesh_of(*sizes)), (0, 1)))
     got, grads = loss(hidden, table, tokens, target)
-    wanted, wanted_grads = jax.value_and_grad(plain, (0, 1))(
+    expected, expected_grads = jax.value_and_grad(plain, (0, 1))(
         hidden, table, tokens, target, 0.0
     )
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    for gradient, expected_gradient in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
 
 
 def test_chunks_hold_no_more_logits_than_allowed(inputs):
@@ -125,10 +125,10 @@ def test_bfloat16_hidden_states_give_a_float32_loss_and_their_own_gradient(input
     hidden, *others = inputs
     loss = jax.value_and_grad(chunked(4, mesh_of(1, 1, 1)))
     value, grad = loss(jnp.asarray(hidden, jnp.bfloat16), *others)
-    wanted, wanted_grad = loss(hidden, *others)
+    expected, expected_grad = loss(hidden, *others)
     assert (value.dtype, grad.dtype) == (jnp.float32, jnp.bfloat16)
-    np.testing.assert_allclose(value, wanted, rtol=1e-2)
-    np.testing.assert_allclose(grad.astype(np.float32), wanted_grad, atol=0.05)
+    np.testing.assert_allclose(value, expected, rtol=1e-2)
+    np.testing.assert_allclose(grad.astype(np.float32), expected_grad, atol=0.05)
 
 
 def _equations(jaxpr):

@@ -81,16 +81,16 @@ def test_stages_freeze_what_the_paper_freezes(stage_rules, training, tiny_run, f
 
 
 def test_accumulation_equals_the_whole_batch(hive2):
-    """Also where parts have different numbers of supervised tokens, one of them 0."""
+    """Also with different numbers of supervised tokens, one of them 0."""
     target = np.arange(6)[None] <= np.array([5, 5, 1, 0, 0, 0, 3, 4])[:, None]
     target[:, 0] = False
     batch = hive2.batch.replace(target=target)
-    parts = tuple(
+    micro_batches = tuple(
         jax.tree.map(lambda leaf, i=i: leaf[2 * i : 2 * i + 2], batch) for i in range(4)
     )
-    assert [int(part.target.sum()) for part in parts] == [10, 1, 0, 7]
+    assert [int(batch.target.sum()) for batch in micro_batches] == [10, 1, 0, 7]
     whole, metrics = hive2.step(hive2.start(), (batch,))
-    split, metrics_split = hive2.step(hive2.start(), parts)
+    split, metrics_split = hive2.step(hive2.start(), micro_batches)
     for name in metrics:
         np.testing.assert_allclose(metrics_split[name], metrics[name], rtol=1e-6)
     # The moments are the gradients' own; Adam's quotient of them magnifies the
@@ -111,8 +111,8 @@ def test_the_loss_is_the_mean_over_supervised_tokens(hive2, hive2_losses):
 
 def test_the_grad_norm_combines_those_of_the_branches(hive2):
     _, (metrics,) = hive2.steps(1)
-    parts = [metrics[name] for name in metrics if name.startswith("grad_norm/")]
-    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(parts), rtol=1e-6)
+    norms = [metrics[name] for name in metrics if name.startswith("grad_norm/")]
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(norms), rtol=1e-6)
 
 
 def test_two_equal_runs_have_equal_bits(hive2):
@@ -142,9 +142,9 @@ def test_state_and_loss_are_float32_with_bfloat16_compute(
     }
 
 
-def traced(one, parts) -> str:
+def traced(one, micro_batches) -> str:
     """The train step before it is compiled."""
-    return str(one.program.train_step.trace(one.start(), parts).jaxpr)
+    return str(one.program.train_step.trace(one.start(), micro_batches).jaxpr)
 
 
 def test_frozen_towers_are_not_differentiated(tiny_run, training, stage_rules):
@@ -160,7 +160,7 @@ def test_frozen_towers_are_not_differentiated(tiny_run, training, stage_rules):
 
 
 def test_micro_batches_share_one_compiled_program(hive2):
-    """Four parts are a scan over one part's code, not four copies of it."""
-    parts = (jax.tree.map(lambda leaf: leaf[:2], hive2.batch),)
-    text = {n: traced(hive2, parts * n) for n in (2, 4)}
+    """Four micro-batches are a scan over the code of one, not four copies of it."""
+    micro_batches = (jax.tree.map(lambda leaf: leaf[:2], hive2.batch),)
+    text = {n: traced(hive2, micro_batches * n) for n in (2, 4)}
     assert text[4].count("dot_general") == text[2].count("dot_general")

@@ -67,10 +67,10 @@ def test_only_the_trainable_parameters_of_a_stage_change(stages):
         2: ["llm/layers", "llm/final_norm"],
         3: ["img/Transformer", "img/embedding", "img/pos_embedding"],
     }
-    for number, parts in moved.items():
+    for number, distances in moved.items():
         names = [name for n in range(1, number + 1) for name in trained[n]]
-        assert all(parts[name] > 0 for name in names)
-        assert all(parts[name] == 0 for name in set(parts) - set(names))
+        assert all(distances[name] > 0 for name in names)
+        assert all(distances[name] == 0 for name in set(distances) - set(names))
 
 
 def test_a_stage_starts_from_the_parameters_of_the_previous_one(stages):
@@ -299,8 +299,8 @@ def test_own_captions_in_llava_form(cache, tmp_path):
     for source in ("folder", "zip"):
         allowed = arguments(source, source, "--config.data.max_bad_fraction=0.2")
         output = kill_loop.finish(kill_loop.start(allowed, cache))
-        found = re.search("bad samples, train: 1 (.*), 1 (.*); each is", output)
-        assert sorted(found.groups()) == ["damaged", "not an image"]
+        match = re.search("bad samples, train: 1 (.*), 1 (.*); each is", output)
+        assert sorted(match.groups()) == ["damaged", "not an image"]
         losses.append(kill_loop.outcome(tmp_path / source))
         bad = (tmp_path / source / "bad_samples.jsonl").read_text().splitlines()
         images = {json.loads(line)["where"].split(" ")[-1] for line in bad}

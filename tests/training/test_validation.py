@@ -83,8 +83,8 @@ def test_two_towers_train_and_are_validated(tiny_run, training):
         assert weight == 1
         zimg, ztxt, _, _ = apply(params, batch)
         best = np.argmax(np.asarray(zimg) @ np.asarray(ztxt).T, axis=1)
-        found, count = evaluate(params, batch)["accuracy"]
-        assert (int(found), int(count)) == ((best == np.arange(8)).sum(), 8)
+        correct, count = evaluate(params, batch)["accuracy"]
+        assert (int(correct), int(count)) == ((best == np.arange(8)).sum(), 8)
     first, _ = evaluate(one.start().params, one.batch)["loss"]
     np.testing.assert_allclose(metrics[0]["loss"], first, rtol=1e-5)
     assert loss < first

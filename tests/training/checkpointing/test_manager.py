@@ -82,10 +82,10 @@ def save_steps(workdir, steps, keep=3):
     return state
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    assert fingerprint(found) == fingerprint(expected)
-    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+def assert_same(restored, expected):
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    assert fingerprint(restored) == fingerprint(expected)
+    for left, right in zip(jax.tree.leaves(restored), jax.tree.leaves(expected)):
         assert left.dtype == right.dtype
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
 
@@ -343,8 +343,8 @@ sys.path.insert(0, "tests")
 from training.checkpointing.test_manager import *
 
 checkpoints = Checkpoints(sys.argv[1])
-found = checkpoints.restore(abstract(make_state()))
-first = int(found[0].step) + 1 if found else 1
+restored = checkpoints.restore(abstract(make_state()))
+first = int(restored[0].step) + 1 if restored else 1
 print("from", first, flush=True)
 for step in range(first, 100_000):
     checkpoints.save(step, make_state(step, seed=step), {"seed": step})
