@@ -90,6 +90,7 @@ class _Count:
         model, tokens = config.model, num_tokens
         connections = model.resolved_connections()
         features = self._encoder(connections) if connections else False
+        # Embeddings are upstream of every layer.
         fusion, upstream = model.fusion_class, self.trains("llm/embedder")
         sequence = tokens
         if fusion.uses_image:
@@ -101,6 +102,7 @@ class _Count:
                 upstream = fusion.count_flops(self, *towers, tokens, features, upstream)
             self._layer(sequence, upstream)
             upstream = upstream or self.trains("llm/layers")
+        # The last token has no next token to predict.
         self._logits(tokens - 1, upstream)
 
     def trains(self, prefix: str) -> bool:
@@ -165,10 +167,13 @@ class _Count:
         patches, width = c.num_patches, c.width
         embeds = self.trains("img/embedding") or self.trains("img/pos_embedding")
         block = self.trains("img/Transformer/encoderblock")
+        # The patch embedding. Its input, the pixels, never needs a gradient.
         pixels, kernel = 3 * c.patch_size**2, self.trains("img/embedding/kernel")
         self.product("encoder", patches, pixels, width, kernel, False)
         for number in range(max(depth for depth, _ in connections)):
             upstream = embeds or (block and number > 0)
+            # All matrices of a block as one product: query, key, value, out; two of
+            # the MLP.
             weights = 4 * width * width + 2 * width * c.mlp_dim
             self.product("encoder", patches, 1, weights, block, upstream)
             # If the block trains, so do the projections that make the operands.
@@ -193,5 +198,7 @@ class _Count:
 
 def _layer_weights(c: DecoderConfig) -> int:
     """Returns the number of elements of a decoder layer's matrices."""
+    # Query and output have all heads, key and value those of the KV heads; the MLP is
+    # gated, so it has three matrices.
     attention = c.width * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     return attention + 3 * c.width * c.mlp_dim

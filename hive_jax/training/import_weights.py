@@ -87,6 +87,7 @@ def import_weights(
 
 def _abstract(tower) -> dict:
     """Returns the abstract parameters of a tower, on one device."""
+    # One device suffices, because the parameters are written to disk right away.
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     leaves = {
         name: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
@@ -119,7 +120,7 @@ def _config(
         model=HiveConfig(
             encoder=towers.get("img"),
             decoder=towers.get("llm"),
-            fusion="none",
+            fusion="none",  # the run that starts from it chooses and initializes one
         ),
         data=DataConfig(
             tokenizer=tokenizer or (llm.tokenizer if llm else ""),

@@ -121,7 +121,7 @@ def _require_same_model(
     changed = differences(
         _architecture(stored, branches), _architecture(config.model, branches)
     )
-    if config.resize_positions:
+    if config.resize_positions:  # the only difference that loading can bridge
         changed = [x for x in changed if not x.startswith("encoder.image_size:")]
     if changed:
         listed = "\n  ".join(f"model.{line}" for line in changed)
@@ -259,6 +259,7 @@ def whitening(
       Kernel float32[p, p, 3, D] and bias float32[D].
     """
     x = patches(normalise_images(jnp.asarray(images)), patch_size)
+    # float64: the smallest variances are many orders below the largest.
     x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     mean = x.mean(axis=0)
     variance, components = np.linalg.eigh(np.cov(x - mean, rowvar=False))

@@ -39,6 +39,7 @@ class MetricsWriter:
             log("no TensorBoard files: pip install tensorboardX")
         else:
             board = str(workdir / "tensorboard")
+            # The counterpart of _drop_after: later steps are hidden.
             self._board = SummaryWriter(board, purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -51,7 +52,7 @@ class MetricsWriter:
         try:
             if self._file:
                 self._file.write(json.dumps({"step": step, **values}) + "\n")
-                self._file.flush()
+                self._file.flush()  # visible at once, and safe from a kill
             if self._board:
                 for name, value in values.items():
                     self._board.add_scalar(name, value, step)
@@ -134,7 +135,7 @@ class Throughput:
             self.restart(step)
             return {}
         seconds = time.perf_counter() - self._began
-        images = (step - self._step) * self._batch_size
+        images = (step - self._step) * self._batch_size  # of all devices
         rates = {
             "images_per_second": images / seconds,
             "data_wait": self._idle / seconds,

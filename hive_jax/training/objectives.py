@@ -81,6 +81,7 @@ def init_params(model: nn.Module, batch: Batch, seed: int) -> dict:
       batch: shapes of a batch; its size does not matter.
       seed: of the random numbers.
     """
+    # One sample: shapes of parameters do not depend on the batch size.
     images = jnp.zeros((1, *batch.image.shape[1:]), jnp.float32)
     tokens = jnp.zeros((1, batch.tokens.shape[1]), jnp.int32)
     inputs = (images, tokens)

@@ -54,6 +54,8 @@ def assign_rules(
                 f"the rules with ('.*', None) to freeze the rest"
             )
         assigned[name] = rule
+    # A rule without effect is an error, because the likeliest cause, a misspelt pattern,
+    # would silently train or freeze the wrong parameters.
     unused = [rule for rule in rules if rule not in assigned.values()]
     if unused:
         others = list(other_names())
@@ -109,9 +111,11 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
       total_steps: length of the run.
     """
     warmup = max(1, min(config.warmup_steps, total_steps))
+    # At least 1, not to divide by 0 in a run that ends with its warm-up.
     cosine_steps = max(total_steps - warmup, 1)
 
     def schedule(done):
+        # Steps count from 1: the first update has a rate above 0, the last min_lr.
         step = jnp.asarray(done, jnp.float32) + 1.0
         progress = jnp.clip((step - warmup) / cosine_steps, 0.0, 1.0)
         cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))

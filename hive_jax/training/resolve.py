@@ -125,6 +125,7 @@ def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
       CheckpointError: the weights are damaged, or of another component.
     """
     sources = WeightSources(config)
+    # A resumed run keeps its architecture, even if its initial weights are gone.
     run = find_run(workdir)
     if run is None:
         # A missing previous stage is no error yet, because a plan does without it:
@@ -139,7 +140,7 @@ def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
         stored = _stored_in_components(config, sources)
     resolved = _fill_in(config, stored)
     _require_complete(resolved, sources.previous_workdir)
-    resolved.validate()
+    resolved.validate()  # again, now that both architectures are known
     return ResolvedRun(resolved, sources)
 
 
@@ -156,6 +157,7 @@ def _stored_in_components(config: RunConfig, sources: WeightSources) -> _Stored:
     """Returns the values of init_encoder and init_decoder, and opens each of them only
     if the config needs one of its values: a hub id is downloaded when opened."""
     model, data, stored = config.model, config.data, _Stored()
+    # A decoder-only run (fusion "none") has no encoder to resolve.
     needs_encoder = model.fusion_class.uses_image or config.objective == "contrastive"
     encoder_missing = needs_encoder and not (model.encoder and data.preprocessing)
     if encoder_missing and (encoder := sources.encoder):

@@ -137,6 +137,7 @@ def _accumulate(loss_fn: Callable, trainable: dict, micro_batches: tuple[Batch, 
         (loss, weight), grads = value_and_grad(trainable, micro_batches[0])
         return loss, weight, grads
     zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
+    # Micro-batches of one step have one shape: they are of the same length bucket.
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *micro_batches)
     return jax.lax.scan(add, zero, stacked)[0]
 
@@ -216,6 +217,7 @@ class Program:
     def start(self, params: dict) -> TrainState:
         """Returns the state of step 0. It shares its arrays with `params`: do not use
         them after the first train step, which donates them."""
+        # Jitted so that the moments are created sharded, on no device as a whole.
         return jax.jit(self._init_state, out_shardings=self._shardings)(params)
 
     def trainable(self, params: dict) -> dict:

@@ -34,6 +34,7 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
     def caption_sums(params, batch: Batch):
         weight = batch.target[:, 1:].astype(jnp.float32)
         tag = jnp.zeros_like(batch.tokens) if batch.tag is None else batch.tag
+        # One product sums by tag; tokens without a target count nowhere.
         tags = jax.nn.one_hot(tag[:, 1:], max(1, num_tags)) * weight[:, :, None]
 
         def by_tag(image, image_mask):

@@ -85,7 +85,7 @@ class Checkpoints:
           CheckpointError: the step exists already; nothing is ever overwritten.
           OutputError: three saves in a row have failed.
         """
-        self.check(wait=True)
+        self.check(wait=True)  # one save at a time
         if step == self._current:
             return
         if step in self._manager.all_steps():
@@ -106,6 +106,7 @@ class Checkpoints:
         arguments = ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed))
         self._current = step
         with self._failure_reported():
+            # force: whether to save is the trainer's decision, not an interval of Orbax.
             self._manager.save(step, args=arguments, force=True)
 
     def check(self, wait: bool = False) -> bool:
