@@ -1,4 +1,4 @@
-"""What a frozen encoder is worth: probes, zero-shot classes, retrieval.
+"""Evaluates a frozen encoder: probes, zero-shot classification, retrieval.
 
     python -m hive_jax.probe --config configs/probe.py --run workdir/stage3
     python -m hive_jax.probe --config configs/probe.py:attentive --run ...
@@ -12,7 +12,7 @@ the recipe of table 4; ImageNet-1k has --config.epochs=1 --config.peak_lr=1e-3 t
 import dataclasses
 
 from hive_jax.config import ProbeConfig, recipes, to_dict
-from hive_jax.config.schema import PROBES
+from hive_jax.config.probe_schema import PROBES
 from hive_jax.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ def get_config(arguments=None):
         recipe["test"] = "food101:,split=validation"
     elif config.probe == "retrieval":
         recipe = {"test": "tabletop:vague,split=test,take=first:1000"}
-    else:  # few and small images: many epochs, and fast ones
+    else:  # few and small images: many epochs, of little time each
         recipe = {"epochs": 800, "warmup_epochs": 2.0, "peak_lr": 0.3}
         recipe["weight_decay"] = 0.0
     return ml_collections.ConfigDict(to_dict(dataclasses.replace(config, **recipe)))

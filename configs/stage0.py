@@ -1,12 +1,12 @@
-"""Stage 0: the tiny base models that come with the package.
+"""Stage 0: trains the tiny base models that are shipped with the package.
 
     python -m hive_jax.train --config configs/stage0.py:siglip    20 minutes, 2 cores
     python -m hive_jax.train --config configs/stage0.py:llm        2 minutes, 2 cores
 
 A SigLIP tower trained contrastively on captions that seldom name a material, so that
 there is something left for HIVE to teach; and a decoder trained on text alone. Each
-is exported by tools/export_hf.py. At scale their place is taken by the
-released SigLIP and Gemma weights.
+is exported by tools/export_hf.py. At scale, start from the released SigLIP and Gemma
+weights instead.
 """
 
 from hive_jax.config import recipes

@@ -1,9 +1,10 @@
-"""Stage 1: train what connects encoder and LLM; both of them are frozen.
+"""Stage 1: trains the fusion between a frozen encoder and a frozen LLM.
 
     python -m hive_jax.train --config configs/stage1.py          1 minute, 2 cores
     python -m hive_jax.train --config configs/stage1.py:paper    595 k images
 
-`:fusion=cascaded` and `:fusion=self_attention` are the baselines; see hive_jax/config/recipes.py.
+`:fusion=cascaded` and `:fusion=self_attention` are the baselines; for other arguments
+see hive_jax/config/recipes.py.
 """
 
 from hive_jax.config import recipes

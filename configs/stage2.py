@@ -1,4 +1,4 @@
-"""Stage 2: train the LLM too; the encoder is frozen. Starts from stage 1.
+"""Stage 2: trains fusion and LLM; the encoder is frozen. Starts from stage 1.
 
     python -m hive_jax.train --config configs/stage2.py          1 minute, 2 cores
     python -m hive_jax.train --config configs/stage2.py:paper    2 epochs

@@ -1,4 +1,4 @@
-"""Stage 3: train everything, the encoder too. Starts from stage 2.
+"""Stage 3: trains encoder, fusion and LLM. Starts from stage 2.
 
     python -m hive_jax.train --config configs/stage3.py          2 minutes, 2 cores
     python -m hive_jax.train --config configs/stage3.py:paper    1 epoch

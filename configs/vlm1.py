@@ -1,10 +1,10 @@
-"""VLM, first part: train the connector between a frozen encoder and a frozen LLM.
+"""VLM, stage 1: trains the connector between a frozen encoder and a frozen LLM.
 
     python -m hive_jax.train --config configs/vlm1.py --config.init_encoder=workdir/stage3
     python -m hive_jax.train --config configs/vlm1.py:paper    LLaVA LCS-558K
 
-`init_encoder` is the encoder to judge: a run's workdir, a Hugging Face folder or hub
-id, an .npz; by default the one that HIVE started from.
+`init_encoder` is the encoder to evaluate: workdir of a run, Hugging Face folder or hub
+id, or .npz; by default the one that HIVE started from.
 """
 
 from hive_jax.config import recipes

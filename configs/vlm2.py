@@ -1,4 +1,4 @@
-"""VLM, second part: train the LLM to answer; the encoder is frozen. Starts from vlm1.
+"""VLM, stage 2: trains the LLM to answer; the encoder is frozen. Starts from vlm1.
 
     python -m hive_jax.train --config configs/vlm2.py
     python -m hive_jax.train --config configs/vlm2.py:paper    LLaVA-NeXT, 738 k
@@ -17,7 +17,7 @@ TABLE = {
     "model.encoder":          ("weights",            "L/16-384"),
     "model.decoder":          ("weights",            "gemma3_1b"),
     "data.source":            ("tabletop:questions", LLAVA_NEXT),
-    # Photos keep their shape, with bars around them, as LLaVA's fine-tuning has it.
+    # Padded to a square, as in LLaVA's fine-tuning.
     "data.preprocessing":     ("",                   "hf_bicubic_pad"),
     "data.num_tokens":        (40,                   2048),
     "data.buckets":           ((),                   (128, 256, 512, 1024)),

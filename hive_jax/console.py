@@ -1,4 +1,4 @@
-"""What commands show: log lines, a progress bar, text tables, errors as messages."""
+"""Console output of commands: log lines, progress bar, text tables, error messages."""
 
 import functools
 import sys
@@ -11,30 +11,30 @@ from hive_jax.errors import ConfigError, HiveError
 
 
 def log(line: str) -> None:
-    """Prints a line from process 0, above the progress bar if there is one."""
+    """Prints a line on process 0, above the progress bar if there is one."""
     if _is_first_process():
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
 
 def progress_bar(name: str, total: int, step: int = 0) -> tqdm:
-    """A progress bar on process 0 in a terminal; silent elsewhere.
+    """Returns a progress bar, shown on process 0 in a terminal only.
 
     Args:
       name: text before the bar.
-      total: steps of the whole work.
-      step: steps done already.
+      total: number of steps.
+      step: steps already done.
     """
     quiet = not _is_first_process() or not sys.stderr.isatty()
     return tqdm(desc=name, total=total, initial=step, disable=quiet, dynamic_ncols=True)
 
 
 def text_table(header: Sequence, rows: Sequence[Sequence]) -> str:
-    """Aligned text columns, the first to the left and the others to the right.
+    """Returns a table as text, its first column left-aligned and the others right.
 
     Args:
       header: titles of the columns.
-      rows: cells of each row; shown with str().
+      rows: cells of each row, formatted by str().
     """
     cells = [tuple(str(cell) for cell in row) for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
@@ -48,7 +48,7 @@ def text_table(header: Sequence, rows: Sequence[Sequence]) -> str:
 
 
 def report_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorates a command: a HiveError is printed, and its exit code returned."""
+    """Decorates a command: prints a HiveError and returns its exit code."""
 
     @functools.wraps(main)
     def reported(*arguments) -> int:
@@ -65,11 +65,11 @@ def parse_named_paths(
     arguments: Sequence[str],
     default_name: Callable[[str], str] = lambda path: Path(path).name,
 ) -> dict[str, list[str]]:
-    """Groups NAME=PATH arguments by name; a name may have several paths.
+    """Parses NAME=PATH arguments; returns name -> paths, for a name may repeat.
 
     Args:
       arguments: each NAME=PATH, or PATH alone.
-      default_name: path -> the name of a PATH alone.
+      default_name: returns the name of a PATH alone; by default its last component.
 
     Raises:
       ConfigError: a name or a path is empty.
@@ -89,7 +89,11 @@ def parse_unique_paths(
     arguments: Sequence[str],
     default_name: Callable[[str], str] = lambda path: Path(path).name,
 ) -> dict[str, str]:
-    """NAME=PATH arguments, name -> path; as `parse_named_paths`.
+    """Parses NAME=PATH arguments; returns name -> path.
+
+    Args:
+      arguments: as for `parse_named_paths`.
+      default_name: as for `parse_named_paths`.
 
     Raises:
       ConfigError: a name or a path is empty, or a name has several paths.
@@ -105,6 +109,6 @@ def parse_unique_paths(
 
 
 def _is_first_process() -> bool:
-    import jax  # here, so that --help need not wait for it
+    import jax  # here, because importing it would delay --help
 
     return jax.process_index() == 0

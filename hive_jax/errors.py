@@ -1,56 +1,57 @@
-"""The errors a user can cause. Each carries the exit code of the command.
+"""Errors that users can cause or fix. Each class has the exit code of the command.
 
-A message says what was expected, what came, and what to do about it. Exit codes
-follow sysexits.h; 75 asks the launcher to run the same command again.
+A message says what was expected, what the value was, and what to do about it. Exit
+codes follow sysexits.h; 75 asks the launcher to run the same command again.
 """
 
 
 class HiveError(ValueError):
-    """Base of all errors that are shown as a message, without a traceback."""
+    """Base class of the errors that commands show as a message, without a traceback."""
 
     exit_code = 64
 
 
 class ConfigError(HiveError):
-    """A configuration key or value that cannot be used."""
+    """Invalid argument, or configuration key or value."""
 
     exit_code = 64
 
 
 class DataError(HiveError):
-    """Data that cannot be trained on."""
+    """Data that cannot be read or trained on."""
 
     exit_code = 65
 
 
 class MissingInputError(HiveError):
-    """A file, folder or checkpoint that is not there."""
+    """A file, folder or checkpoint does not exist."""
 
     exit_code = 66
 
 
 class UnavailableError(HiveError):
-    """A device, or a package for one, that is not there."""
+    """A device, or an optional package, is not available."""
 
     exit_code = 69
 
 
 class NumericsError(HiveError):
-    """A loss or gradient that is not finite."""
+    """A loss or gradient is not finite."""
 
     exit_code = 70
 
 
 class OutputError(HiveError):
-    """A workdir that cannot be written, or that another run is using."""
+    """Output cannot be written, would overwrite, or is locked by another process."""
 
     exit_code = 73
 
 
 class CheckpointError(HiveError):
-    """A checkpoint, or the weights in a file, that do not fit this run."""
+    """A checkpoint or weight file is damaged, or does not fit the run."""
 
     exit_code = 78
 
 
-PREEMPTED = 75  # saved and stopped on SIGTERM: run the same command again
+# Exit code after a save on SIGTERM. Not an error: the same command resumes the run.
+PREEMPTED = 75

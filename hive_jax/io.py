@@ -1,7 +1,7 @@
-"""Files that are whole or absent, one JSON reader, and one lock.
+"""Atomic writes, JSON with readable errors, and a lock.
 
-atomic_write, atomic_dir    a file or folder that appears under its name when complete
-read_json, parse_json       JSON from outside, with one clear error for all that can fail
+atomic_write, atomic_dir    a file or folder appears under its name when complete
+read_json, parse_json       JSON from outside; one error class for all failures
 exclusive_lock              one process at a time in a folder
 """
 
@@ -20,8 +20,9 @@ from pathlib import Path
 
 from hive_jax.errors import DataError, HiveError, MissingInputError, OutputError
 
-# Python objects take about ten times the memory of the text they are parsed from.
+# Python objects take about ten times the memory of the JSON text: 20 GB at this size.
 MAX_JSON_BYTES = 2**31
+# Several missed heartbeats in a row, as network file systems may delay them.
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
 
@@ -31,7 +32,7 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 @contextlib.contextmanager
 def output_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Raises an OSError of the block as OutputError that names `path`."""
+    """Converts an OSError of the block to an OutputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -44,10 +45,7 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
 
     Args:
       path: the file; its folder is created.
-      overwrite: replace a file that exists already.
-
-    Raises:
-      OutputError: the file cannot be written, or exists and may not be overwritten.
+      overwrite: replace an existing file; else raise OutputError as for a failed write.
     """
     path = Path(path)
     if not overwrite:
@@ -57,6 +55,7 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
         temporary = _temporary(path)
         try:
             yield temporary
+            # In this order a power failure leaves the old or the new file, never half.
             _flush(temporary)
             os.replace(temporary, path)
             _flush(path.parent)
@@ -68,11 +67,7 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
 def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder to fill; it becomes `path` if the block succeeds.
 
-    Args:
-      path: the folder, which must not exist.
-
-    Raises:
-      OutputError: `path` exists, or cannot be written.
+    Raises OutputError if `path` exists or cannot be written.
     """
     path = Path(path)
     require_absent(path)
@@ -108,24 +103,34 @@ def require_writable(folder: str | os.PathLike) -> Path:
     except OSError as error:
         raise OutputError(
             f"cannot write to {folder}: {error.strerror}. Choose another folder, or "
-            f"free space and check the permissions."
+            "free space and check the permissions."
         ) from error
     return Path(folder)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file atomically, in UTF-8. Raises OutputError."""
+    """Writes a text file atomically, in UTF-8. Raises OutputError.
+
+    Args:
+      path: the file; its folder is created.
+      text: its content.
+    """
     with atomic_write(path) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 def write_json(path: str | os.PathLike, value: Mapping | list) -> None:
-    """Writes a JSON file atomically, indented for people. Raises OutputError."""
+    """Writes a JSON file atomically, indented. Raises OutputError.
+
+    Args:
+      path: the file; its folder is created.
+      value: JSON value.
+    """
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def json_lines(records: Iterable) -> str:
-    """JSON Lines: one record a line."""
+    """Returns records as JSON Lines, one a line."""
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
@@ -135,23 +140,28 @@ def read_json(
     *,
     error: type[HiveError] = DataError,
 ):
-    """The value of a JSON file in UTF-8, with or without a byte order mark.
+    """Returns the value of a JSON file in UTF-8, with or without a byte order mark.
 
     Args:
       path: the file.
-      kind: dict or list, the type expected at the top level; None for any.
-      error: raised for a file that cannot be used.
+      kind: expected type of the value, dict or list; None for any.
+      error: class of the error for a file that cannot be used.
 
     Raises:
-      MissingInputError: there is no such file.
-      HiveError: of type `error`; the file is unreadable, too large, of another
+      MissingInputError: the file does not exist.
+      HiveError: of class `error`; the file is unreadable, too large, of another
         encoding, not JSON, nested too deeply, or of another type.
     """
     return parse_json(read_text(path, error=error), str(path), kind, error=error)
 
 
 def read_text(path: str | os.PathLike, *, error: type[HiveError] = DataError) -> str:
-    """The text of a file in UTF-8; for the arguments and errors see `read_json`."""
+    """Returns the text of a file in UTF-8; raises as `read_json`.
+
+    Args:
+      path: the file.
+      error: class of the error for a file that cannot be used.
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingInputError(f"{path}: no such file")
@@ -166,7 +176,13 @@ def read_text(path: str | os.PathLike, *, error: type[HiveError] = DataError) ->
 def decode_text(
     content: bytes, where: str, *, error: type[HiveError] = DataError
 ) -> str:
-    """UTF-8 as text, without a byte order mark; `where` names it in the error."""
+    """Decodes UTF-8, with or without a byte order mark.
+
+    Args:
+      content: encoded text.
+      where: name of the content for messages, e.g. its path.
+      error: class of the error if it is not UTF-8.
+    """
     if content.startswith(_UTF16_MARKS):
         raise error(f"{where} is UTF-16; expected UTF-8")
     try:
@@ -182,7 +198,14 @@ def parse_json(
     *,
     error: type[HiveError] = DataError,
 ):
-    """The value of a JSON text; `where` names it in the error. See `read_json`."""
+    """Parses a JSON text.
+
+    Args:
+      text: the JSON.
+      where: name for messages, e.g. the path.
+      kind: expected type of the value, dict or list; None for any.
+      error: class of the error for another type, deep nesting, or no JSON.
+    """
     try:
         value = json.loads(text)
     except RecursionError:
@@ -196,16 +219,16 @@ def parse_json(
 
 @contextlib.contextmanager
 def exclusive_lock(folder: str | os.PathLike, lock_file: str = "") -> Iterator[None]:
-    """Creates and locks a folder until the block ends; a dying process frees it too.
+    """Creates and locks a folder until the block ends or the process dies.
 
-    The lock is flock's. A lock file also names its holder, whose heartbeat is the file's
-    modification time; that decides where flock does not reach: on file systems without
-    it (some of clusters), or where it knows this host alone. Such a holder counts as
-    gone after STALE_SECONDS of silence. The file stays, empty when free: removing it
-    would let two processes lock two files of one name.
+    The lock is flock's. Some cluster file systems have no flock, or one that covers a
+    single host. There the lock file decides: it names its holder, whose heartbeat is
+    the file's modification time, and a holder is considered dead after STALE_SECONDS
+    without one. The file stays, empty when free: if it were removed, two processes
+    could lock two files of one name.
 
     Args:
-      folder: the folder, which is created.
+      folder: the folder; created if needed.
       lock_file: name of the lock file in it; empty to lock the folder by flock alone.
 
     Raises:
@@ -217,26 +240,27 @@ def exclusive_lock(folder: str | os.PathLike, lock_file: str = "") -> Iterator[N
         descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
     released = threading.Event()
     try:
-        me = _acquire(descriptor, path, names_holder=bool(lock_file))
+        holder = _acquire(descriptor, path, names_holder=bool(lock_file))
         if lock_file:
             threading.Thread(
-                target=_beat, args=(path, released), name="lock", daemon=True
+                target=_send_heartbeats, args=(path, released), name="lock", daemon=True
             ).start()
         try:
             yield
         finally:
             released.set()
             with contextlib.suppress(OSError):
-                if lock_file and _owner(descriptor)[0] == me:  # not taken over
+                # Unless another process took over, e.g. while this one was suspended.
+                if lock_file and _read_holder(descriptor)[0] == holder:
                     os.ftruncate(descriptor, 0)
-                # Closing is not enough: a forked child may have the file open too.
+                # Closing does not unlock while a forked child has the file open too.
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
 
 def _acquire(descriptor: int, path: Path, *, names_holder: bool) -> dict:
-    """Takes the lock, and returns the holder that it now names."""
+    """Takes the lock; returns its new holder. Raises OutputError if it is held."""
     has_flock = is_locked = True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,66 +268,66 @@ def _acquire(descriptor: int, path: Path, *, names_holder: bool) -> dict:
         is_locked = False
     except OSError:
         has_flock = False
-    owner, age = _owner(descriptor) if names_holder else (None, 0.0)
-    if owner and is_locked:
-        # flock of this host is proof that no process here holds it.
-        is_here = owner["host"] == socket.gethostname()
-        is_locked = age > STALE_SECONDS or (has_flock and is_here)
+    previous, age = _read_holder(descriptor) if names_holder else (None, 0.0)
+    if previous and is_locked:
+        # flock is reliable within a host, so a holder on this one is dead.
+        same_host = previous["host"] == socket.gethostname()
+        is_locked = age > STALE_SECONDS or (has_flock and same_host)
     if not is_locked:
         raise OutputError(
-            f"{path}: {_holder(owner, age)}. Stop it, or choose another folder."
+            f"{path}: {_describe_holder(previous, age)}. Stop it, or choose another folder."
         )
-    if owner:
+    if previous:
         logging.getLogger(__name__).warning(
             "taking over %s: process %s on %s is gone",
             path,
-            owner["pid"],
-            owner["host"],
+            previous["pid"],
+            previous["host"],
         )
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
     if names_holder:
         with output_errors(path):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(me).encode(), 0)
-    return me
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    return holder
 
 
-def _holder(owner: dict | None, age: float) -> str:
-    if owner is None:
+def _describe_holder(holder: dict | None, age: float) -> str:
+    if holder is None:
         return "another process is writing it"
-    return (
-        f"process {owner['pid']} on {owner['host']} is running here since "
-        f"{owner['since']} (last sign of life {age:.0f} s ago)"
-    )
+    process = f"process {holder['pid']} on {holder['host']}"
+    since = f"{holder['since']} (last heartbeat {age:.0f} s ago)"
+    return f"{process} is running here since {since}"
 
 
-def _owner(descriptor: int) -> tuple[dict | None, float]:
-    """The holder in a lock file, None if free or torn; seconds since its heartbeat."""
+def _read_holder(descriptor: int) -> tuple[dict | None, float]:
+    """Returns the holder in a lock file (None if empty) and its heartbeat's age."""
     age = time.time() - os.fstat(descriptor).st_mtime
     try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
+        holder = json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:
         return None, age
-    is_owner = isinstance(owner, dict) and {"host", "pid", "since"} <= owner.keys()
-    return (owner if is_owner else None), age
+    is_holder = isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys()
+    return (holder if is_holder else None), age
 
 
-def _beat(path: Path, released: threading.Event) -> None:
+def _send_heartbeats(path: Path, released: threading.Event) -> None:
+    """Touches the lock file until the lock is released."""
     while not released.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError):
             os.utime(path)
 
 
 def _temporary(path: Path) -> Path:
-    """The path to write to before `path`; removes what killed processes left there."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        process = left.name.split(".")[-2]
+    """Returns a path beside `path`, and removes leftovers of killed processes there."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        process = leftover.name.split(".")[-2]
         if process.isdigit() and not _is_running(int(process)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                leftover.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -312,12 +336,13 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # of another user
+    except OSError:  # it belongs to another user
         return True
     return True
 
 
 def _flush(path: Path) -> None:
+    """Writes a file or folder through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Plans a run: parameters that train, and the cost of a step on any machine.
+"""Plans a run: trainable parameters, and the cost of a train step on any machine.
 
-Needs no data, weights or memory for them. With --topology the train step is compiled
-ahead of time: for a TPU slice by libtpu, for cpu:8 on eight fake devices, for gpu on
-the GPUs of this machine.
+Needs neither data nor weights. With --topology the train step is compiled ahead of
+time: for a TPU slice by libtpu, for cpu:8 on eight simulated devices, for gpu on the
+GPUs of this machine.
 """
 
 import argparse
@@ -29,7 +29,11 @@ _EXAMPLES = """examples:
 
 
 def parameter_report(config: RunConfig) -> str:
-    """Parameters by component, trainable or frozen, with their peak learning rates."""
+    """Returns a text table of parameter groups: size, trainable or frozen, peak rate.
+
+    Args:
+      config: of the run; architectures of None are taken from its initial weights.
+    """
     config = _complete(config)
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     table = Program(config, mesh).parameter_table
@@ -39,6 +43,7 @@ def parameter_report(config: RunConfig) -> str:
 
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
+    """Prints the plan; returns the exit code."""
     parser = cli.config_parser("hive_jax.plan", __doc__, _EXAMPLES)
     parser.add_argument(
         "--topology",
@@ -50,6 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="stages 1 to 3, hive and self_attention, as a Markdown table",
     )
+    # Not cli.parse: --table reads several config files with the same overrides.
     options, overrides = parser.parse_known_args(arguments)
     config = cli.read_config(options.config, overrides)
     if not options.topology:
@@ -57,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("--table and --out need --topology, such as v5e:4x4")
         print(parameter_report(config))
         return 0
-    if options.out:
+    if options.out:  # before minutes of compilation
         report.require_writable(options.out)
     machine = hardware.find_topology(options.topology)
     if options.table:
@@ -73,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _print_table(
     options: argparse.Namespace, overrides: list[str], machine: hardware.Topology
 ) -> None:
+    """Prints the Markdown table of the stages, and writes it to --out."""
     configs = [_complete(config) for config in _stages(options.config, overrides)]
     planned = report.plan_all(configs, machine, options.out)
     plans = list(tqdm(planned, total=len(configs), unit="plan", desc=machine.name))
@@ -80,7 +87,7 @@ def _print_table(
 
 
 def _stages(config_file: str, overrides: list[str]) -> list[RunConfig]:
-    """The config of each stage and fusion, with the same arguments and overrides."""
+    """Returns the config of each stage and fusion, with the same overrides."""
     path, _, arguments = config_file.partition(":")
     if Path(path).stem not in ("stage1", "stage2", "stage3"):
         raise ConfigError(f"--table is of configs/stage1.py to stage3.py; got {path}")
@@ -95,7 +102,7 @@ def _stages(config_file: str, overrides: list[str]) -> list[RunConfig]:
 
 
 def _complete(config: RunConfig) -> RunConfig:
-    """The config with the architectures of the initial weights where it has none."""
+    """Returns the config with both architectures, from the initial weights if needed."""
     if config.model.encoder is None or config.model.decoder is None:
         return resolve_config(config).config
     return apply_image_size(config)

@@ -1,4 +1,4 @@
-"""Trains one stage of a config. The same command continues a run that was stopped."""
+"""Trains one stage. The same command resumes a run that was stopped."""
 
 import sys
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--allow_config_change",
         action="store_true",
-        help="continue a run although its config changed (default: refuse)",
+        help="resume a run although its config changed (default: refuse)",
     )
     parser.add_argument(
         "--distributed",
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num_processes", type=int, help="processes of the job")
     parser.add_argument("--process_id", type=int, help="this process, from 0")
     options, config = cli.parse(parser, arguments)
+    # Flags are named after the arguments, so that the errors fit both.
     runtime.join_job(
         options.distributed,
         options.coordinator_address,
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.process_id,
     )
     with runtime.abort_job_on_error():
+        # After joining: it asks JAX for the platform, which initializes the backend.
         runtime.enable_compilation_cache()
         return trainer.train(
             config, options.workdir, allow_config_change=options.allow_config_change

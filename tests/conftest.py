@@ -156,9 +156,9 @@ class Training:
         shardings = jax.tree.map(lambda p: p.sharding, self.program.abstract_params)
         return self.program.start(jax.device_put(params, shardings))
 
-    def step(self, now: train_step.TrainState, parts: tuple[Batch, ...]):
+    def step(self, now: train_step.TrainState, micro_batches: tuple[Batch, ...]):
         """One train step of a state, which is donated."""
-        return self.program.train_step(now, parts)
+        return self.program.train_step(now, micro_batches)
 
     def steps(self, count: int, batch: Batch | None = None):
         """The state after `count` steps on one batch, and the metrics of each."""

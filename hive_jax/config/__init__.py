@@ -1,10 +1,10 @@
-"""The config of a run: its dataclasses, and their form as dicts."""
+"""Configs: dataclasses of a run, and their conversion to and from dicts."""
 
+from hive_jax.config.probe_schema import ProbeConfig
 from hive_jax.config.schema import (
     DataConfig,
     MeshConfig,
     OptimizerConfig,
-    ProbeConfig,
     Rule,
     RunConfig,
     Source,

@@ -22,9 +22,9 @@ def config_parser(
 
     Args:
       module: name of the command's module.
-      about: first part of --help, the module's docstring.
-      examples: last part of --help.
-      default: config file used without --config, if there is one.
+      about: description in --help, the module's docstring.
+      examples: end of --help.
+      default: default of --config; None for a required flag.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m {module}",
@@ -52,16 +52,16 @@ def parse(
     """Parses a command line.
 
     Args:
-      parser: of `config_parser`.
+      parser: from `config_parser`.
       arguments: without the program's name; None for sys.argv.
-      schema: type of the config.
+      schema: RunConfig or ProbeConfig.
 
     Returns:
       The parsed options, and the config with its overrides applied.
 
     Raises:
       ConfigError: no config, an unknown key, or a value that does not fit.
-      MissingInputError: there is no such config file.
+      MissingInputError: the config file does not exist.
     """
     options, overrides = parser.parse_known_args(arguments)
     if options.config is None:
@@ -70,39 +70,41 @@ def parse(
 
 
 def get_config(name: str) -> ConfigDict:
-    """Returns the config that `--config NAME` stands for, to change and train.
+    """Returns the config of `--config NAME`, to be changed and trained.
 
     Args:
-      name: file, or name of a config of the package, with ":ARGUMENTS" for its
-        variants: "stage1", "stage1:fusion=cascaded", "configs/stage3.py:paper".
+      name: path of a config file, or name of one of the package, optionally with
+        ":ARGUMENTS": "stage1", "stage1:fusion=cascaded", "configs/stage3.py:paper".
 
     Raises:
       ConfigError: unknown arguments.
-      MissingInputError: there is no such config file.
+      MissingInputError: the config file does not exist.
     """
     return _load(name, [], RunConfig)
 
 
 def read_config(file: str, overrides: Sequence[str], schema: type = RunConfig):
-    """Returns the checked config of a file.
+    """Returns the validated config of a file.
 
     Args:
       file: as for `get_config`.
       overrides: "--config.KEY=VALUE" each.
-      schema: type of the config.
+      schema: RunConfig or ProbeConfig.
 
     Raises:
-      ConfigError: an override that is not one, or does not fit.
-      MissingInputError: there is no such config file.
+      ConfigError: an unknown key, a value that does not fit, or another argument.
+      MissingInputError: the config file does not exist.
     """
     return from_dict(_load(file, overrides, schema).to_dict(), schema)
 
 
 def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
-    logging.set_verbosity(logging.WARNING)
+    """Returns the ConfigDict of a file with overrides, through ml_collections' flag."""
+    logging.set_verbosity(logging.WARNING)  # it logs every override
     _require_keys(overrides, schema)
     name, colon, variant = file.partition(":")
     line = ["hive_jax", f"--config={_find(name)}{colon}{variant}", *overrides]
+    # Flags of its own: absl's global ones can be defined and parsed only once.
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file(
         "config", None, "", flag_values=values, sys_argv=line, lock_config=True
@@ -123,12 +125,12 @@ def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
 
 
 def _find(name: str) -> Path:
-    """The config file of a path, or of a name such as "stage1"."""
+    """Returns the config file of a path, or of a name such as "stage1"."""
     path = Path(name).expanduser()
     if path.is_file():
         return path
     package = Path(hive_jax.__file__).parent
-    # Beside the modules where the package is installed, above them in a checkout.
+    # Inside the package in a wheel, beside it in a checkout.
     folders = (package / "configs", package.parent / "configs")
     known = {file.stem: file for folder in folders for file in folder.glob("*.py")}
     if name in known:
@@ -140,6 +142,7 @@ def _find(name: str) -> Path:
 
 
 def _require_keys(overrides: Sequence[str], schema: type) -> None:
+    """Raises ConfigError for an unknown key, with a suggestion that absl has not."""
     known = set(_keys(schema))
     for argument in overrides:
         key = re.match(r"--?(?:no)?config\.([^=]+)", argument)
@@ -148,7 +151,7 @@ def _require_keys(overrides: Sequence[str], schema: type) -> None:
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """The dotted keys of a config dataclass, those of optional groups too."""
+    """Yields the dotted keys of a config dataclass, with those of optional groups."""
     for name, kind in typing.get_type_hints(schema).items():
         arguments = typing.get_args(kind)
         group = arguments[0] if type(None) in arguments else kind  # of X | None: X
@@ -159,22 +162,22 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _explain_no_architecture(message: str, overrides: Sequence[str]) -> None:
-    """Raises ConfigError for a size of a tower whose architecture is None."""
+    """Raises ConfigError if an override sets one value of an architecture of None."""
     for argument in overrides:
         key = re.match(r"--?config\.(model\.(encoder|decoder)\.[^=]+)", argument)
         if key and f'field "{key[2]}" is None' in message:
             size = {"encoder": "L/16-384", "decoder": "gemma3_1b"}[key[2]]
             raise ConfigError(
                 f"config.{key[1]} cannot be set alone: config.model.{key[2]} is None, "
-                "which takes the architecture of the initial weights. Name a size after "
-                f"the config file, --config FILE:{key[2]}={size}, or give all values "
-                "in a config file. (For another image size alone there is "
-                "--config.image_size.)"
+                "the architecture of the initial weights. Name a size after the config "
+                f"file, --config FILE:{key[2]}={size}, or give all values in a config "
+                "file. (For another image size alone there is --config.image_size.)"
             )
 
 
 def _cause(error: BaseException) -> HiveError:
-    """The project's own error behind a parser's, or the parser's message as one."""
+    """Returns the HiveError that caused a parser's error, or else its message as a
+    ConfigError."""
     cause, link = ConfigError(str(error)), error
     while link is not None:
         cause = link if isinstance(link, HiveError) else cause

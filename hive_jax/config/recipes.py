@@ -1,6 +1,6 @@
-"""Recipes: values that stages share, and tables of them as configs.
+"""Recipes: values that stages share, and configs from tables of values.
 
-Arguments follow the file's name and combine with commas:
+Arguments follow the name of the config file, separated by commas:
 
     configs/stage1.py                              tiny model, built-in world
     configs/stage1.py:fusion=cascaded              a baseline (or self_attention)
@@ -9,10 +9,10 @@ Arguments follow the file's name and combine with commas:
     configs/stage1.py:paper,decoder=gemma3_270m    another LLM, by its size
     configs/stage1.py:paper,encoder=B/16-224       another encoder: size/patch-image size
     configs/stage1.py:paper,encoder=weights,decoder=weights
-                                                   as the initial weights have them
+                                                   architectures of the initial weights
 
-The paper's recipe reads files that nobody may ship with this package: data.source,
-and init_encoder and init_decoder of stage 1.
+The paper's recipe needs files that this package may not distribute: data.source, and
+init_encoder and init_decoder of stage 1.
 """
 
 import dataclasses
@@ -31,20 +31,22 @@ LLAVA_CC3M_595K = (
 
 # Rules (pattern, learning-rate multiplier or None for frozen), for stages to combine.
 #
-# A gate starts at 0 and Adam moves it by about the learning rate a step: in a run of
-# a hundred steps it needs more.
+# A gate starts at 0, and Adam moves it by about the learning rate a step, which is too
+# slow for a run of a hundred steps.
 FAST_GATES = ("fusion/cross_attention/gate", 10.0)
 FUSION = ("fusion/.*", 1.0)
-# The table is also the output head, and stays as it came (the authors' code).
+# The table is also the output head. Frozen as in the authors' code.
 FROZEN_EMBEDDINGS = ("llm/embedder/.*", None)
 LLM = ("llm/.*", 1.0)
-# HIVE reads nothing that depends on these, so no gradient reaches them.
+# HIVE uses the blocks' outputs, before the final norm and the pooling head, so no
+# gradient reaches these.
 FROZEN_POOLING = ("img/(MAPHead_0|Transformer/encoder_norm)/.*", None)
 ENCODER = ("img/.*", 1.0)
 FROZEN_REST = (".*", None)
 
 # fmt: off
-# What the stages of a recipe share beside the models, which each of them names.
+# Values that all stages of a recipe share. Scanned layers compile fast and rematerialize
+# well, which large models need; unrolled ones run faster on a CPU.
 _SHARED = {
     # key                        tabletop                   paper
     "init_encoder":             ("builtin:tabletop_siglip", "google/siglip-large-patch16-384"),
@@ -69,17 +71,21 @@ def recipe(
     previous: str = "",
     fusion: str = "hive",
 ):
-    """The ConfigDict of a stage.
+    """Returns the ConfigDict of a stage.
 
     Args:
-      arguments: what follows the config file's name; see above.
+      arguments: text after the name of the config file; see above.
       table: config key -> (value of the tabletop recipe, value of the paper's).
-      name: of the run; with another fusion than the stage's own it ends in that.
-      previous: name of the stage before, if there is one.
-      fusion: the stage's own.
+      name: of the run; another fusion than the default is appended to it.
+      previous: name of the previous stage; empty for none.
+      fusion: default fusion of the stage.
+
+    Raises:
+      ConfigError: unknown arguments.
     """
     chosen = parse(arguments, ("paper",), fusion=fusion, encoder="", decoder="")
     config = column({**_SHARED, **table}, 1 if chosen["paper"] else 0)
+    # A baseline has workdirs of its own, and starts from its own previous stage.
     baseline = "" if chosen["fusion"] == fusion else f"_{chosen['fusion']}"
     config.name = name + baseline
     config.previous = previous and previous + baseline
@@ -91,11 +97,11 @@ def recipe(
 
 
 def column(table: dict[str, tuple], index: int):
-    """The ConfigDict of one column of a table; other keys have their defaults.
+    """Returns the ConfigDict of one column of a table; other keys have their defaults.
 
     Args:
-      table: config key -> value of each column. Of model.encoder and model.decoder it
-        is the name of a size, or "weights".
+      table: config key -> value of each column; for model.encoder and model.decoder
+        the name of a size, or "weights".
       index: of the column.
     """
     import ml_collections
@@ -110,8 +116,16 @@ def column(table: dict[str, tuple], index: int):
 
 
 def architecture(tower: str, name: str) -> dict | None:
-    """The architecture of a named size: "L/16-384" (size, patch size and image size) of
-    an encoder, "gemma3_1b" of a decoder; None for "weights"."""
+    """Returns the architecture of a named size as a dict.
+
+    Args:
+      tower: "encoder" or "decoder".
+      name: e.g. "L/16-384" (size, patch size, image size) of an encoder, "gemma3_1b"
+        of a decoder; "weights" for None, the architecture of the initial weights.
+
+    Raises:
+      ConfigError: unknown name.
+    """
     if name == "weights":
         return None
     named = _named_encoder if tower == "encoder" else decoder_config
@@ -122,19 +136,22 @@ def architecture(tower: str, name: str) -> dict | None:
 
 
 def _named_encoder(name: str) -> SiglipConfig:
-    parts = re.fullmatch(r"(.+)/(\d+)-(\d+)", name)
-    if not parts:
+    match = re.fullmatch(r"(.+)/(\d+)-(\d+)", name)
+    if not match:
         raise ValueError(f"{name!r}; expected SIZE/PATCH-IMAGE, such as L/16-384")
-    return siglip_config(parts[1], int(parts[2]), int(parts[3]))
+    return siglip_config(match[1], int(match[2]), int(match[3]))
 
 
 def parse(arguments: str | None, switches: tuple[str, ...], **options: str) -> dict:
-    """ "paper,fusion=cascaded" -> {"paper": True, "fusion": "cascaded"}.
+    """Parses "paper,fusion=cascaded" to {"paper": True, "fusion": "cascaded"}.
 
     Args:
-      arguments: what follows the config file's name.
-      switches: words that are False unless named.
+      arguments: text after the name of the config file; None for none.
+      switches: names without a value, which are False unless present.
       **options: names with a value, and their defaults.
+
+    Raises:
+      ConfigError: an unknown name, or a value where there is none.
     """
     values = {**dict.fromkeys(switches, False), **options}
     for argument in filter(None, (arguments or "").split(",")):

@@ -1,7 +1,8 @@
-"""The config of a run: frozen dataclasses with every key and every default.
+"""Dataclasses of a run's config, with every key and its default.
 
-`configs/*.py` change values of `to_dict(RunConfig())`, and `from_dict` turns the result
-back. `validate()` raises ConfigError for the first impossible value, naming its key.
+`configs/*.py` change values of `to_dict(RunConfig())`, and `from_dict` converts the
+result back. `validate()` raises ConfigError for the first impossible value and names
+its key.
 """
 
 import dataclasses
@@ -25,8 +26,8 @@ from hive_jax.models.siglip import TextTowerConfig
 from hive_jax.models.stack import ModelExecution
 
 OBJECTIVES = ("caption", "contrastive")
-PROBES = ("linear", "attentive", "zero_shot", "retrieval")
-# Of image files; see hive_jax/data/transforms.py.
+# How image files are resized: hf as transformers' processors, bv as big_vision, and
+# _pad with bars to a square; see hive_jax/data/transforms.py.
 PREPROCESSING = (
     "hf_bicubic",
     "hf_bilinear",
@@ -38,13 +39,13 @@ PREPROCESSING = (
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which parameters train, and how fast. The first rule that matches a name wins.
+    """Selects parameters by name, and sets their learning rate. The first match wins.
 
     Attributes:
       pattern: regular expression that must match the whole name, e.g. "llm/.*".
       multiplier: factor on the learning rate; None freezes.
-      layers: the rule is for stacked parameters alone, and only these layers of
-        them train (counted from 1); empty for no such limit.
+      layers: numbers from 1 of the layers that train; the rule then matches stacked
+        parameters only. Empty for all layers.
     """
 
     pattern: str
@@ -52,6 +53,7 @@ class Rule:
     layers: tuple[int, ...] = ()
 
     def validate(self, key: str) -> None:
+        """Raises ConfigError for an impossible value; `key` is the rule's own."""
         require(
             self.multiplier is None or self.multiplier > 0,
             f"{key}.multiplier",
@@ -62,8 +64,17 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Fully decoupled AdamW with linear warm-up (at most the whole run) and a cosine
-    to `min_lr` at the last step."""
+    """AdamW with fully decoupled weight decay, and its learning-rate schedule.
+
+    Attributes:
+      peak_lr: learning rate at the end of the warm-up.
+      min_lr: learning rate of the last step, the end of a cosine.
+      warmup_steps: linear warm-up, at most the whole run.
+      beta1: decay of the first moment.
+      beta2: decay of the second moment.
+      weight_decay: decay a step at the peak; not multiplied by the learning rate.
+      clip_norm: largest global norm of the gradients of trainable parameters.
+    """
 
     peak_lr: float = 1e-3
     min_lr: float = 0.0
@@ -91,9 +102,9 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One dataset; hive_jax/data/sources/registry.py has the kinds and their options.
+    """One dataset; hive_jax/data/sources/registry.py lists kinds and options.
 
-    In a config file, where source is a text by default:
+    In a config file, where the default of data.source is a string:
 
         with config.ignore_type():
             config.data.source = (
@@ -101,12 +112,11 @@ class Source:
             )
 
     Attributes:
-      kind: the format, e.g. "llava", or the name of a dataset, e.g. "food101".
-      path: of the dataset; of "tabletop", what its text says.
-      options: (name, value) pairs, e.g. ("images", "images.zip"); in config files, a
-        dict.
-      weight: share of a mixture, relative to those of the others; None to read every
-        sample of each once.
+      kind: format, e.g. "llava", or name of a dataset, e.g. "food101".
+      path: of the dataset; for "tabletop", the kind of its text.
+      options: (name, value) pairs, e.g. ("images", "images.zip"); a dict in config
+        files.
+      weight: relative weight in a mixture; None to concatenate the datasets.
     """
 
     kind: str
@@ -117,31 +127,30 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is read. Text is cut at `num_tokens`, its first token included.
+    """Data of a run: datasets, preprocessing, tokenizer, batching.
 
     Attributes:
-      source: one Source, or several that are mixed; or a string of them, as on the
-        command line: "tabletop", the built-in world, or tabletop:TEXT with the kind of
-        its text ("captions", "vague", "questions", "text"); a dataset in LLaVA's format,
-        llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat,take=first:1000 (see
+      source: a tuple of one Source, or of several to mix; or a string of them:
+        "tabletop", the built-in world, or "tabletop:TEXT" with the kind of its text
+        ("captions", "vague", "questions", "text"); a dataset in LLaVA's format,
+        "llava:CHAT.json,images=FOLDER_OR_ZIP,form=chat,take=first:1000" (see
         hive_jax/data/sources/llava.py); a mixture, "2*llava:... + 1*llava:...".
       seed: of the built-in world, and of take=random:1000.
-      preprocessing: of image files, "hf_bicubic", "hf_bilinear" or "bv_bilinear", and
-        the first two with bars to a square, "hf_bicubic_pad" (see
-        hive_jax/data/transforms.py); empty: the one that the encoder's weights were
-        trained with.
-      tokenizer: "builtin:tabletop", or a tokenizer.json, a SentencePiece .model, or
-        a folder with either; empty: the one that came with the decoder's weights.
-      augment: random crops, flips and colours of the images to train on (the paper's
-        table 4); see hive_jax/data/transforms.py.
-      buckets: increasing numbers of tokens below `num_tokens`: samples of about the same
-        length come together, and are padded to the smallest of these that holds them.
-        All texts are read once before the first step. Empty: in any order, padded to
-        `num_tokens`.
-      validation_size: samples held out, and read at each evaluation.
-      max_bad_fraction: of the samples that cannot be read, of all that were, or of a
-        thousand; more end the run. The others have no weight in the loss.
-      threads: that read and decode.
+      preprocessing: resizing of image files, one of PREPROCESSING; empty for that of
+        the encoder's weights.
+      tokenizer: "builtin:tabletop", a tokenizer.json, a SentencePiece .model, or a
+        folder with either; empty for that of the decoder's weights.
+      num_tokens: length that texts are truncated and padded to, with their first
+        token.
+      augment: random crops, flips and colours of training images (paper, table 4); see
+        hive_jax/data/transforms.py.
+      buckets: length bucketing: increasing numbers of tokens below `num_tokens`. Each
+        batch has texts of similar length, padded to the smallest bucket that fits. All
+        texts are tokenized once before the first step. Empty for no buckets.
+      validation_size: number of held-out samples, all read at each validation.
+      max_bad_fraction: largest fraction of unreadable samples, of those read so far or
+        of a thousand; more end the run. Unreadable samples have no weight in the loss.
+      threads: number of threads that read and decode.
     """
 
     source: str | tuple[Source, ...] = "tabletop"
@@ -179,7 +188,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; one of them may be -1, for the rest."""
+    """Number of devices along each mesh axis; one may be -1, for the remaining ones.
+
+    Attributes:
+      data: shards batches.
+      fsdp: shards batches and parameters.
+      tensor: shards heads, MLP columns and the vocabulary.
+    """
 
     data: int = -1
     fsdp: int = 1
@@ -191,31 +206,41 @@ class RunConfig:
     """One stage of training.
 
     Attributes:
-      name: names the default workdir.
+      name: of the run, and of its default workdir.
       objective: "caption" (next token of the text, given the image), or
         "contrastive" (SigLIP's loss between `model.encoder` and `text_tower`).
-      init: a workdir, or a folder of tools/import_weights.py, whose last parameters
-        this run starts from. Empty: `previous`.
-      previous: the name of the stage before this one, whose default workdir is
-        used where `init` is empty; empty: none.
-      init_encoder, init_decoder: weights for `img` and `llm`, where there is neither
-        `init` nor `previous`: a run's workdir, a Hugging Face folder or hub id, a
-        big_vision .npz, or "builtin:NAME" for one that comes along. Empty: random.
-      image_size: side of the images, where it is another than model.encoder.image_size
-        or that of the initial weights (see resize_positions); 0 for the encoder's own.
-      resize_positions: resize the encoder's position embedding where the weights are
-        for images of another size.
-      whiten_patches: start the patch embedding from the whitening transform of
-        the data's patches.
+      seed: of random parameters, the order of samples and augmentation.
+      init: workdir of a run, or of tools/import_weights.py, whose newest parameters
+        this run starts from; empty for those of `previous`.
+      previous: name of the previous stage, whose default workdir is used if `init` is
+        empty; empty for none.
+      init_encoder: initial encoder, if neither `init` nor `previous` is set: workdir
+        of a run, Hugging Face folder or hub id, big_vision .npz, or "builtin:NAME";
+        empty for random parameters.
+      init_decoder: initial decoder, as `init_encoder`.
+      image_size: height and width of images in pixels, to use an encoder at another
+        size than its own (see resize_positions); 0 for model.encoder.image_size.
+      resize_positions: resize the position embedding of weights for another image
+        size, rather than raise an error.
+      whiten_patches: initialize the patch embedding to whiten the data's patches.
+      total_steps: number of optimizer steps.
       batch_size: samples an optimizer step, over all devices.
-      gradient_accumulation_steps: micro-batches that a batch is split into.
+      gradient_accumulation_steps: number of micro-batches of a batch.
       dtype: of the computation: "float32", "bfloat16", or "auto" (bfloat16 on
-        accelerators, float32 on CPU). Parameters are float32.
-      max_to_keep: newest checkpoints to keep.
-      model: see HiveConfig. Where its encoder or decoder is None, the architecture is
-        that of the initial weights.
-      execution: how each tower runs, with the same result up to rounding.
-      rules: what trains. The first rule that matches a parameter's name counts.
+        accelerators, float32 on CPU). Parameters are always float32.
+      log_every: steps between two lines of training metrics.
+      eval_every: steps between two validations.
+      checkpoint_every: steps between two checkpoints.
+      max_to_keep: number of newest checkpoints to keep.
+      model: architectures and fusion; an encoder or decoder of None has the
+        architecture of the initial weights.
+      text_tower: of the contrastive objective.
+      execution: how each tower runs (scan, remat, flash attention); the result is the
+        same up to rounding.
+      data: datasets, preprocessing, tokenizer, batching.
+      optimizer: AdamW and its schedule.
+      mesh: how devices share the work.
+      rules: which parameters train; the first rule that matches a name wins.
     """
 
     name: str = "run"
@@ -293,70 +318,4 @@ class RunConfig:
             "gradient_accumulation_steps",
             self.gradient_accumulation_steps,
             "1: the contrastive loss compares all pairs of a batch",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class ProbeConfig:
-    """What a frozen encoder is worth: a classifier on its features, or both towers of a
-    SigLIP as they are.
-
-    Attributes:
-      probe: "linear", on the mean of the tokens; "attentive", a query that looks at all
-        of them; and of two towers "zero_shot", classes by their names, and "retrieval",
-        images by their texts and texts by their images.
-      depth: of the block whose features are read; 0 for the last one.
-      train, test: as data.source of a run; see hive_jax/data/sources/registry.py.
-      preprocessing, tokenizer: empty for those of the weights.
-      augment: crops, flips and colours; see hive_jax/data/transforms.py. The encoder then
-        runs in every epoch, and once otherwise.
-      num_seeds: classifiers trained, with seeds from `seed` on.
-      warmup_epochs, peak_lr, weight_decay, clip_norm: of AdamW, with a cosine to 0; the
-        decay is times the learning rate.
-      templates: texts for zero_shot, {} being the name of a class; their mean counts.
-      max_bad_fraction: of images to train on that cannot be read.
-    """
-
-    name: str = "probe"
-    probe: str = "linear"
-    depth: int = 0
-    train: str = "tabletop:classes,take=first:4000"
-    test: str = "tabletop:classes,split=test,take=first:2000"
-    preprocessing: str = ""
-    tokenizer: str = ""
-    augment: bool = False
-    num_seeds: int = 3
-    seed: int = 0
-    epochs: int = 5
-    warmup_epochs: float = 1.5
-    batch_size: int = 512
-    peak_lr: float = 2e-4
-    weight_decay: float = 0.01
-    clip_norm: float = 3.0
-    templates: tuple[str, ...] = ("a photo of a {}",)
-    max_bad_fraction: float = 0.01
-    dtype: str = "auto"
-    threads: int = 2
-
-    def validate(self) -> None:
-        require_one_of(PROBES, "probe", self.probe)
-        require_one_of(DTYPES, "dtype", self.dtype)
-        require_one_of(("", *PREPROCESSING), "preprocessing", self.preprocessing)
-        for key in ("epochs", "batch_size", "num_seeds", "threads"):
-            require_at_least(1, key, getattr(self, key))
-        for key in ("depth", "seed", "warmup_epochs", "weight_decay"):
-            require_at_least(0, key, getattr(self, key))
-        require(self.peak_lr > 0, "peak_lr", self.peak_lr, "more than 0")
-        require(self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
-        require(
-            0 <= self.max_bad_fraction <= 1,
-            "max_bad_fraction",
-            self.max_bad_fraction,
-            "0 to 1",
-        )
-        require(
-            bool(self.templates) and all("{}" in text for text in self.templates),
-            "templates",
-            self.templates,
-            "texts with {} for the name of a class",
         )

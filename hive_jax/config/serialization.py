@@ -1,4 +1,4 @@
-"""Configs as nested dicts and back, and the differences of two of them."""
+"""Conversion of configs to nested dicts and back, and differences between two."""
 
 import dataclasses
 import difflib
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from hive_jax.config.schema import Rule, RunConfig, Source
 from hive_jax.errors import ConfigError
 
-# May differ between a run and its continuation: what a run reports and where it
-# computes, not what it computes. `execution` is not among them: a scan and unrolled
+# Keys that may change when a run is resumed: they decide what it reports and where it
+# computes, not the numbers. `execution` is not among them, because scanned and unrolled
 # layers round differently.
 RESUMABLE_KEYS = {
     "log_every",
@@ -19,14 +19,16 @@ RESUMABLE_KEYS = {
     "max_to_keep",
     "mesh",
     "data.threads",
-    # Its path; its content has a fingerprint in every checkpoint.
+    # The path; the tokenizer itself has a fingerprint in every checkpoint.
     "data.tokenizer",
 }
 
 
 def to_dict(config) -> dict:
-    """A config dataclass as nested dicts of tuples, scalars and None; a Rule is a tuple,
-    options are a dict."""
+    """Returns a config dataclass as nested dicts of tuples, scalars and None.
+
+    A Rule becomes a tuple, the options of a Source a dict.
+    """
 
     def plain(value):
         if isinstance(value, Rule):
@@ -46,11 +48,11 @@ def from_dict(tree: Mapping, schema: type = RunConfig):
     """Builds and validates a config from nested dicts.
 
     Args:
-      tree: as from `to_dict`; absent keys have their defaults.
+      tree: nested dicts as from `to_dict`; absent keys get their defaults.
       schema: RunConfig or ProbeConfig.
 
     Raises:
-      ConfigError: an unknown key, a wrong type or an impossible value, named.
+      ConfigError: names an unknown key, a wrong type or an impossible value.
     """
     config = _build(schema, tree, "")
     config.validate()
@@ -58,11 +60,11 @@ def from_dict(tree: Mapping, schema: type = RunConfig):
 
 
 def as_run_config(config) -> RunConfig:
-    """A validated RunConfig.
+    """Returns a validated RunConfig.
 
     Args:
-      config: a RunConfig, a dict as from `to_dict`, or the ConfigDict that the
-        `get_config` of a config file returns.
+      config: a RunConfig, a dict as from `to_dict`, or the ConfigDict of a config
+        file's `get_config`.
 
     Raises:
       ConfigError: as `from_dict`.
@@ -74,7 +76,13 @@ def as_run_config(config) -> RunConfig:
 
 
 def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
-    """Lines "key: old -> new" for every key that differs, but for RESUMABLE_KEYS."""
+    """Returns a line "key: old -> new" for every different key but RESUMABLE_KEYS.
+
+    Args:
+      old: nested dicts.
+      new: nested dicts.
+      prefix: prepended to every key.
+    """
     lines = []
     for key in sorted({*old, *new}):
         path = prefix + key
@@ -89,20 +97,25 @@ def differences(old: Mapping, new: Mapping, prefix: str = "") -> list[str]:
 
 
 def nearest(name: str, known) -> str:
-    """ "; did you mean 'x'?" for the most similar known name, or nothing."""
+    """Returns "; did you mean 'x'?" for the most similar known name, or "".
+
+    Args:
+      name: the unknown name.
+      known: valid names.
+    """
     close = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _listed(value):
-    """Tuples as lists, as they come back from JSON."""
+    """Returns the value with tuples as lists, as JSON has them."""
     if isinstance(value, Mapping):
         return {key: _listed(item) for key, item in value.items()}
     return [_listed(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def _build(kind, value, path: str):
-    """`value` as the type `kind`; recursive over dataclasses and tuples."""
+    """Converts a plain value to the type `kind`, recursively; `path` is its key."""
     allowed = typing.get_args(kind) or (kind,)  # of float | None: float, None
     if value is None and type(None) in allowed:
         return None
@@ -123,7 +136,8 @@ def _build(kind, value, path: str):
         return _build_dataclass(allowed[0], value, path)
     sequence = next((k for k in allowed if typing.get_origin(k) is tuple), None)
     if sequence is not None and isinstance(value, list | tuple):
-        # A text for a tuple of the config file comes from the command line as (text,).
+        # ml_collections gives the type of the old value to an override: a string that
+        # replaces a tuple of the config file arrives as (string,).
         if str in allowed and len(value) == 1 and isinstance(value[0], str):
             return value[0]
         return _build(sequence, value, path)
@@ -138,6 +152,7 @@ def _build(kind, value, path: str):
 
 
 def _build_dataclass(cls, value, path: str):
+    """Converts a dict, or a tuple for a Rule, to a dataclass."""
     hints = typing.get_type_hints(cls)
     if not isinstance(value, Mapping):
         if cls is Rule and isinstance(value, list | tuple):

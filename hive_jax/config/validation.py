@@ -1,7 +1,7 @@
-"""Errors for impossible values, and the validation of the model's own dataclasses.
+"""Validation of config values, and of the models' dataclasses.
 
-Models import nothing of the package but models, so that what their configs may hold is
-checked here; every other dataclass validates itself, see schema.py.
+The models import nothing else of the package, not even its errors, so their configs
+are validated here. Every other dataclass validates itself; see schema.py.
 """
 
 import dataclasses
@@ -17,33 +17,62 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 
 def require(holds: bool, key: str, value, expected: str) -> None:
-    """Raises ConfigError "config.KEY is VALUE; expected EXPECTED" unless `holds`."""
+    """Raises ConfigError "config.KEY is VALUE; expected EXPECTED" unless `holds`.
+
+    Args:
+      holds: the condition.
+      key: dotted key, e.g. "optimizer.peak_lr".
+      value: value of the key.
+      expected: description of valid values.
+    """
     if not holds:
         raise ConfigError(f"config.{key} is {value!r}; expected {expected}")
 
 
 def require_at_least(minimum: float, key: str, value: float) -> None:
+    """Raises ConfigError unless value >= minimum.
+
+    Args:
+      minimum: smallest valid value.
+      key: dotted key.
+      value: value of the key.
+    """
     require(value >= minimum, key, value, f"{minimum} or more")
 
 
 def require_one_of(known: Iterable, key: str, value) -> None:
+    """Raises ConfigError unless the value is a known one.
+
+    Args:
+      known: valid values.
+      key: dotted key.
+      value: value of the key.
+    """
     require(value in known, key, value, f"one of {tuple(known)}")
 
 
 def require_multiple(key: str, value: int, divisor_key: str, divisor: int) -> None:
+    """Raises ConfigError unless the value is a multiple of another key's.
+
+    Args:
+      key: dotted key.
+      value: value of the key.
+      divisor_key: dotted key of the divisor.
+      divisor: its value.
+    """
     expected = f"a multiple of {divisor_key} = {divisor}"
     require(value % divisor == 0, key, value, expected)
 
 
 def validate_execution(execution: ModelExecution) -> None:
-    """Raises ConfigError for an unknown `remat`."""
+    """Raises ConfigError for an unknown remat policy."""
     for field in dataclasses.fields(execution):
         remat = getattr(execution, field.name).remat
         require_one_of(REMAT_POLICIES, f"execution.{field.name}.remat", remat)
 
 
 def validate_encoder(encoder: SiglipConfig) -> None:
-    """Raises ConfigError for sizes that no image tower can have."""
+    """Raises ConfigError for impossible sizes of an image tower."""
     key = "model.encoder"
     _validate_sizes(encoder, key)
     require_multiple(
@@ -58,7 +87,13 @@ def validate_encoder(encoder: SiglipConfig) -> None:
 
 
 def validate_text_tower(tower: TextTowerConfig, encoder: SiglipConfig | None) -> None:
-    """Raises ConfigError for sizes that no text tower beside `encoder` can have."""
+    """Raises ConfigError for impossible sizes of a text tower.
+
+    Args:
+      tower: the text tower.
+      encoder: the image tower whose embeddings must have the same width; None if it
+        is still unknown, because it is that of the initial weights.
+    """
     key = "text_tower"
     _validate_sizes(tower, key)
     require_multiple(f"{key}.width", tower.width, f"{key}.num_heads", tower.num_heads)
@@ -72,7 +107,7 @@ def validate_text_tower(tower: TextTowerConfig, encoder: SiglipConfig | None) ->
 
 
 def validate_decoder(decoder: DecoderConfig) -> None:
-    """Raises ConfigError for sizes that no decoder can have."""
+    """Raises ConfigError for impossible sizes of a decoder."""
     key = "model.decoder"
     _validate_sizes(decoder, key)
     require_one_of(ACTIVATIONS, f"{key}.activation", decoder.activation)
@@ -94,8 +129,11 @@ def validate_decoder(decoder: DecoderConfig) -> None:
 
 
 def validate_connections(model: HiveConfig) -> None:
-    """Raises ConfigError for connections that the towers do not have; where one of the
-    towers is still that of the initial weights, nothing is known yet."""
+    """Raises ConfigError for connections to layers that do not exist.
+
+    Does nothing while an architecture is None, to be taken from the initial weights;
+    the resolved config is validated again.
+    """
     if model.encoder is None or model.decoder is None:
         return
     try:
@@ -105,7 +143,8 @@ def validate_connections(model: HiveConfig) -> None:
 
 
 def _validate_sizes(tower, key: str) -> None:
-    """All numbers are positive; 0 leaves out a factor, or the local layers."""
+    """Raises ConfigError for numbers below 1; floats and local_layers may be 0, which
+    turns the feature off."""
     for field in dataclasses.fields(tower):
         if field.type is int or field.type is float:
             optional = field.type is float or field.name == "local_layers"

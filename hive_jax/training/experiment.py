@@ -1,4 +1,4 @@
-"""All that a config decides, built and checked before training."""
+"""The program, data and initial parameters of a run, built and checked first."""
 
 import contextlib
 import itertools
@@ -22,6 +22,7 @@ from hive_jax.training.initialization import initial_params, whiten_patch_embedd
 from hive_jax.training.resolve import ResolvedRun
 from hive_jax.training.train_step import Program
 
+# They have far more patches than an estimate of the patches' covariance needs.
 _WHITENING_IMAGES = 1000
 
 
@@ -29,14 +30,20 @@ class Experiment:
     """The program, the data and the initial parameters of a run.
 
     Args:
-      resolved: as from `resolve_config`.
+      resolved: from `resolve_config`.
 
     Attributes:
       config: complete RunConfig.
-      mesh: of the devices.
-      program: model, optimizer, compiled steps.
-      loader, validation: batches of the two splits.
-      validation_batches: of them in one evaluation.
+      mesh: device mesh.
+      tokenizer: of config.data.
+      program: model, optimizer and compiled steps.
+      loader: micro-batches of the train split.
+      validation: batches of the validation split.
+      validation_batches: number of batches of one validation.
+
+    Raises:
+      ConfigError: the mesh, rules, tokenizer and data do not fit each other.
+      DataError, MissingInputError: the data cannot be opened.
     """
 
     def __init__(self, resolved: ResolvedRun):
@@ -47,15 +54,16 @@ class Experiment:
         self._check_vocabulary()
         micro_batch = config.batch_size // config.gradient_accumulation_steps
         self.loader = self._loader("train", micro_batch)
-        # Fewer than a micro-batch only for the smallest sets; at least two, for each
-        # sample is also shown its neighbour's image.
-        rows = max(2, min(micro_batch, config.data.validation_size))
-        size = sharding.round_up(self.mesh, rows)
+        # Batches of a micro-batch, which fits the memory, or smaller for a small split;
+        # at least two samples, because each is paired with its neighbour's image too.
+        size = max(2, min(micro_batch, config.data.validation_size))
+        size = sharding.round_up(self.mesh, size)
         self.validation = self._loader("validation", size)
         self.validation_batches = max(1, config.data.validation_size // size)
         self.program = Program(config, self.mesh, len(self.validation.tag_names))
 
     def _check_vocabulary(self) -> None:
+        """Raises ConfigError unless the tokenizer and text length fit the model."""
         config, tokenizer = self.config, self.tokenizer
         contrastive = config.objective == "contrastive"
         tower = config.text_tower if contrastive else config.model.decoder
@@ -67,6 +75,7 @@ class Experiment:
             )
 
     def _loader(self, split: str, batch_size: int) -> Loader:
+        """Returns the loader of a split; only "train" is shuffled and augmented."""
         config, trains = self.config, split == "train"
         source = self._source(
             split,
@@ -100,10 +109,11 @@ class Experiment:
         )
 
     def _sampler(self, size: int) -> ShuffledSampler:
-        """The order that the train split is read in."""
+        """Returns the sampler of the train split."""
         config = self.config
         if not config.data.buckets:
             return ShuffledSampler(size, config.seed)
+        # Buckets need all lengths before the first step; images are not decoded.
         with progress_bar("lengths of texts", size, 0) as bar:
             tokens = count_all_tokens(
                 self._source("train", with_image=False),
@@ -120,8 +130,8 @@ class Experiment:
         )
 
     def meta(self, step: int) -> dict:
-        """A checkpoint's metadata: the config, fingerprints of what else the numbers
-        depend on, and the position in the data."""
+        """Returns the metadata of a checkpoint: the config, fingerprints of the other
+        inputs that the numbers depend on, and the position in the data."""
         return {
             "config": to_dict(self.config),
             "inputs": {
@@ -133,7 +143,12 @@ class Experiment:
         }
 
     def initial_params(self) -> dict:
-        """The parameters of step 0; the same each time."""
+        """Returns the parameters of step 0, nested dict, deterministically.
+
+        Raises:
+          MissingInputError, CheckpointError: as `initialization.initial_params`.
+          DataError: whiten_patches, and no image can be read.
+        """
         params = initial_params(
             self._resolved,
             self.program.model,
@@ -152,31 +167,32 @@ class Experiment:
         return params
 
     def _images(self) -> Iterator[np.ndarray]:
-        """The images of the train split that can be read, in its order."""
+        """Yields the readable images of the train split, in its own order."""
         for index in range(len(self.loader.source)):
             with contextlib.suppress(InvalidSample):
                 yield self.loader.image(index)
 
     def start(self) -> train_step.TrainState:
-        """The state of step 0."""
+        """Returns the state of step 0."""
         return self.program.start(self.initial_params())
 
     def restore(
         self, checkpoints: Checkpoints, allow_config_change: bool
     ) -> train_step.TrainState | None:
-        """The newest good checkpoint's state, or None where there is none.
+        """Returns the state of the newest good checkpoint; None if there is none.
 
         Args:
           checkpoints: of the workdir.
-          allow_config_change: go on although the config, tokenizer or data changed.
+          allow_config_change: resume although the config, tokenizer or data changed.
 
         Raises:
-          CheckpointError: it is of another config, tokenizer or data; each changed
-            key is named.
+          CheckpointError: the checkpoint is of another config, tokenizer or data, and
+            each changed key is named; or no checkpoint is good.
         """
         if checkpoints.latest_step() is None:
             return None
         meta = checkpoints.read_meta()
+        # Through JSON as the checkpoint's was: tuples become lists.
         now = json.loads(json.dumps(self.meta(0)))
         changed = differences(meta["config"], now["config"])
         changed += differences(meta["inputs"], now["inputs"], "inputs.")
@@ -185,7 +201,7 @@ class Experiment:
             raise CheckpointError(
                 f"this run is not the one in {checkpoints.directory} "
                 f"(checkpoint -> now):\n  {listed}\nUse the same values, another "
-                "workdir, or allow_config_change to go on with the new ones."
+                "workdir, or allow_config_change to resume with the new ones."
             )
         restored, meta = checkpoints.restore(self.program.abstract_state)
         assert int(restored.step) == meta["step"]

@@ -1,9 +1,9 @@
 """Floating-point operations of a train step, counted from the config.
 
-Matrix products alone, a multiplication and an addition each, with the attention's full
-square and no recomputation: what the mathematics needs, whatever is compiled. A product
-costs three times its forward pass where both its gradients are wanted, twice where one
-is, once where nothing before it and nothing in it trains.
+Counts matrix products alone, two operations a multiply-add, with the full attention
+square and no recomputation: model FLOPs, whatever is compiled. A product costs three
+times its forward pass if both its gradients are computed, twice if one is, and once if
+neither its weights nor anything upstream trains.
 """
 
 import dataclasses
@@ -15,7 +15,16 @@ from hive_jax.models.decoder import DecoderConfig, head_name
 
 @dataclasses.dataclass
 class Flops:
-    """Of one example, by part of the model."""
+    """FLOPs of one example, by component of the model.
+
+    Attributes:
+      encoder: the encoder up to the deepest connected layer.
+      projector: features to the decoder's width.
+      image_keys: keys and values of the image.
+      text: the decoder's layers.
+      cross_attention: queries, attention and outputs of cross-attention blocks.
+      logits: the product with the embedding table.
+    """
 
     encoder: float = 0.0
     projector: float = 0.0
@@ -36,12 +45,14 @@ class Flops:
 def example_flops(
     config: RunConfig, assigned: Mapping[str, Rule], num_tokens: int | None = None
 ) -> Flops:
-    """FLOPs of one example of a captioning run in a train step.
+    """Returns the FLOPs of one example in a train step of the caption objective.
+
+    All num_tokens - 1 targets count as supervised.
 
     Args:
-      config: with both towers known; all num_tokens - 1 targets count as supervised.
-      assigned: the rule of each parameter (`Program.assigned`).
-      num_tokens: length that texts are padded to; default: config.data.num_tokens.
+      config: complete config: both architectures are known.
+      assigned: rule of each parameter, `Program.assigned`.
+      num_tokens: padded length of the texts; by default config.data.num_tokens.
     """
     return _Count(config, assigned, num_tokens or config.data.num_tokens).flops
 
@@ -49,9 +60,14 @@ def example_flops(
 def step_flops(
     config: RunConfig, assigned: Mapping[str, Rule], num_tokens: int | None = None
 ) -> float | None:
-    """FLOPs of a whole optimizer step, over all devices; see `example_flops`.
+    """Returns the FLOPs of an optimizer step over all devices; see `example_flops`.
 
-    None for the contrastive objective, whose towers are not counted.
+    None for the contrastive objective, whose two towers are not counted.
+
+    Args:
+      config: complete config: both architectures are known.
+      assigned: rule of each parameter, `Program.assigned`.
+      num_tokens: padded length of the texts; by default config.data.num_tokens.
     """
     if config.objective != "caption":
         return None
@@ -59,8 +75,11 @@ def step_flops(
 
 
 class _Count:
-    """Walks through the model in the order of its forward pass; `upstream` says
-    whether anything before the present point trains, so that gradients pass there."""
+    """Counts FLOPs layer by layer, in the order of the forward pass.
+
+    `upstream` is whether a parameter before the current layer trains, so that
+    gradients flow back through it. The fusions call `product` and `attention`.
+    """
 
     def __init__(
         self, config: RunConfig, assigned: Mapping[str, Rule], num_tokens: int
@@ -71,6 +90,7 @@ class _Count:
         model, tokens = config.model, num_tokens
         connections = model.resolved_connections()
         features = self._encoder(connections) if connections else False
+        # Embeddings are upstream of every layer.
         fusion, upstream = model.fusion_class, self.trains("llm/embedder")
         sequence = tokens
         if fusion.uses_image:
@@ -82,28 +102,52 @@ class _Count:
                 upstream = fusion.count_flops(self, *towers, tokens, features, upstream)
             self._layer(sequence, upstream)
             upstream = upstream or self.trains("llm/layers")
+        # The last token has no next token to predict.
         self._logits(tokens - 1, upstream)
 
     def trains(self, prefix: str) -> bool:
-        """Whether a parameter trains whose name starts with `prefix`."""
+        """Returns whether any parameter whose name starts with `prefix` trains."""
         return any(name.startswith(prefix) for name in self._trained)
 
     def product(
-        self, part: str, rows: int, inner: int, columns: int, trains: bool, upstream
+        self,
+        component: str,
+        rows: int,
+        inner: int,
+        columns: int,
+        trains: bool,
+        upstream: bool,
     ) -> None:
-        """Adds [rows, inner] x [inner, columns] to a field of Flops, with a product for
-        the gradient of the weights if they train, and of the input if it is wanted."""
+        """Adds [rows, inner] x [inner, columns] and its gradients.
+
+        Args:
+          component: field of Flops.
+          rows, inner, columns: sizes of the product.
+          trains: the weights need a gradient.
+          upstream: the input needs a gradient.
+        """
         forward = 2.0 * rows * inner * columns
-        self._add(part, forward * (1 + trains + upstream))
+        self._add(component, forward * (1 + trains + upstream))
 
     def attention(
-        self, part: str, queries: int, keys: int, width: int, trains: bool
+        self, component: str, queries: int, keys: int, width: int, trains: bool
     ) -> None:
-        """Adds both products of an attention; `width` = heads x head dimension."""
-        self._add(part, 2 * 2.0 * queries * keys * width * (3 if trains else 1))
+        """Adds both products of an attention and their gradients.
+
+        Args:
+          component: field of Flops.
+          queries, keys: numbers of positions.
+          width: heads x head dimension.
+          trains: the operands need gradients.
+        """
+        self._add(component, 2 * 2.0 * queries * keys * width * (3 if trains else 1))
 
     def project(self, features: bool) -> bool:
-        """Adds a projector; whether the projected features have gradients."""
+        """Adds a projector; returns whether its output needs a gradient.
+
+        Args:
+          features: whether the encoder's features need a gradient.
+        """
         patches, width = self._config.encoder.num_patches, self._config.decoder.width
         first = self.trains("fusion/projector/linear_1")
         second = self.trains("fusion/projector/linear_2")
@@ -113,27 +157,32 @@ class _Count:
         self.product("projector", patches, width, width, second, before)
         return features or self.trains("fusion/projector")
 
-    def _add(self, part: str, flops: float) -> None:
-        setattr(self.flops, part, getattr(self.flops, part) + flops)
+    def _add(self, component: str, flops: float) -> None:
+        setattr(self.flops, component, getattr(self.flops, component) + flops)
 
     def _encoder(self, connections) -> bool:
-        """Up to the deepest connected depth; whether its features train."""
+        """Adds the encoder up to the deepest connection; returns whether its features
+        need a gradient."""
         c = self._config.encoder
         patches, width = c.num_patches, c.width
         embeds = self.trains("img/embedding") or self.trains("img/pos_embedding")
         block = self.trains("img/Transformer/encoderblock")
+        # The patch embedding. Its input, the pixels, never needs a gradient.
         pixels, kernel = 3 * c.patch_size**2, self.trains("img/embedding/kernel")
         self.product("encoder", patches, pixels, width, kernel, False)
         for number in range(max(depth for depth, _ in connections)):
             upstream = embeds or (block and number > 0)
+            # All matrices of a block as one product: query, key, value, out; two of
+            # the MLP.
             weights = 4 * width * width + 2 * width * c.mlp_dim
             self.product("encoder", patches, 1, weights, block, upstream)
-            # The attention's operands have gradients where the block itself trains.
+            # If the block trains, so do the projections that make the operands.
             operands = block or upstream
             self.attention("encoder", patches, patches, width, operands)
         return embeds or block
 
     def _layer(self, tokens: int, upstream: bool) -> None:
+        """Adds one decoder layer."""
         c = self._config.decoder
         trains = self.trains("llm/layers")
         self.product("text", tokens, 1, _layer_weights(c), trains, upstream)
@@ -148,6 +197,8 @@ class _Count:
 
 
 def _layer_weights(c: DecoderConfig) -> int:
-    """Elements of a decoder layer's matrices."""
+    """Returns the number of elements of a decoder layer's matrices."""
+    # Query and output have all heads, key and value those of the KV heads; the MLP is
+    # gated, so it has three matrices.
     attention = c.width * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     return attention + 3 * c.width * c.mlp_dim

@@ -1,4 +1,4 @@
-"""Import weights of other projects as a checkpoint that a run starts from."""
+"""Imports weights of other projects as a checkpoint for config.init."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from hive_jax.training.initialization import read_params
 from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.training.train_step import TrainState
 from hive_jax.weights.mapping import param_shapes
-from hive_jax.weights.sources import open_decoder, open_encoder
+from hive_jax.weights.sources import WeightSource, open_decoder, open_encoder
 
 
 def import_weights(
@@ -32,54 +32,62 @@ def import_weights(
     tokenizer: str = "",
     decoder_config: DecoderConfig | None = None,
 ) -> str:
-    """Writes a folder for config.init: step 0 of a run with the weights of others.
+    """Writes a workdir whose step 0 has the imported weights, atomically.
 
     Args:
-      encoder, decoder: paths as `hive_jax.weights.load_encoder` takes them; one of
-        them may be "".
-      out: folder to write; nothing may be there yet.
-      image_size: side of other images than the encoder was trained for; 0 for the
-        same.
-      tokenizer: where none is beside the decoder's weights.
-      decoder_config: what the decoder is, for a .npz that does not say it.
+      encoder: path as for `hive_jax.weights.load_encoder`; empty for none.
+      decoder: path as for `hive_jax.weights.load_decoder`; empty for none.
+      out: folder to write, which must not exist.
+      image_size: height and width of images, in pixels, if the encoder is to be used
+        at another size than it was trained for; 0 for the same.
+      tokenizer: path of the tokenizer, if the decoder's weights come without one.
+      decoder_config: architecture, for a .npz that does not tell it.
 
     Returns:
-      A table of what was imported.
+      A text table of the imported components.
 
     Raises:
-      ConfigError, MissingInputError, CheckpointError, OutputError: nothing is written.
+      ConfigError: neither path is given, or the tokenizer does not fit the decoder.
+      MissingInputError: a path does not exist.
+      CheckpointError: weights are damaged, or of another component.
+      OutputError: `out` exists or cannot be written.
     """
     require_absent(out)
     if not encoder and not decoder:
         raise ConfigError("nothing to import: expected encoder, decoder, or both")
-    # All checks come before the first tensor is read.
-    parts = {}
+    # All checks come before the first tensor is read: that may take minutes.
+    sources = {}
     if encoder:
-        parts["img"] = open_encoder(encoder)
+        sources["img"] = open_encoder(encoder)
     if decoder:
-        parts["llm"] = open_decoder(decoder, decoder_config)
-    config = _config(parts, encoder, decoder, image_size, tokenizer)
-    known = load_tokenizer(config.data.tokenizer) if config.data.tokenizer else None
-    if known and decoder:
-        num_rows = config.model.decoder.vocab_size
-        require_fitting(known, config.data.tokenizer, num_rows)
+        sources["llm"] = open_decoder(decoder, decoder_config)
+    config = _config(sources, encoder, decoder, image_size, tokenizer)
+    path = config.data.tokenizer
+    loaded_tokenizer = load_tokenizer(path) if path else None
+    if loaded_tokenizer and decoder:
+        require_fitting(loaded_tokenizer, path, config.model.decoder.vocab_size)
     towers = {"img": config.model.encoder, "llm": config.model.decoder}
-    params = {b: read_params(part, _abstract(towers[b])) for b, part in parts.items()}
-    inputs = {"tokenizer": known.fingerprint if known else ""}
+    params = {
+        branch: read_params(source, _abstract(towers[branch]))
+        for branch, source in sources.items()
+    }
+    # Metadata as of a run at step 0, so that config.init makes no difference of them.
+    inputs = {"tokenizer": loaded_tokenizer.fingerprint if loaded_tokenizer else ""}
     meta = {"config": to_dict(config), "inputs": inputs, "samples_read": 0}
     step = np.zeros((), np.int32)
     state = TrainState(step=step, params=params, opt_state=())
     with atomic_dir(out) as folder:
-        if known:
+        if loaded_tokenizer:
             copy_tokenizer(config.data.tokenizer, folder / TOKENIZER_FOLDER)
         with Checkpoints(str(folder)) as checkpoints:
             checkpoints.save(0, state, meta)
             checkpoints.wait()
-            return _table(parts, checkpoints.read_meta()["fingerprints"])
+            return _table(sources, checkpoints.read_meta()["fingerprints"])
 
 
 def _abstract(tower) -> dict:
-    """Shapes of a tower's parameters, on one device."""
+    """Returns the abstract parameters of a tower, on one device."""
+    # One device suffices, because the parameters are written to disk right away.
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     leaves = {
         name: jax.ShapeDtypeStruct(shape, np.float32, sharding=device)
@@ -88,13 +96,23 @@ def _abstract(tower) -> dict:
     return unflatten_dict(leaves, sep="/")
 
 
-def _config(parts, encoder, decoder, image_size, tokenizer) -> RunConfig:
-    towers = {branch: part.config for branch, part in parts.items()}
+def _config(
+    sources: dict[str, WeightSource],
+    encoder: str,
+    decoder: str,
+    image_size: int,
+    tokenizer: str,
+) -> RunConfig:
+    """Returns the config that the checkpoint's metadata holds."""
+    towers = {branch: source.config for branch, source in sources.items()}
     if image_size and "img" in towers:
         towers["img"] = dataclasses.replace(towers["img"], image_size=image_size)
     elif image_size:
-        raise ConfigError("image_size is the encoder's, and there is no encoder")
-    llm, img = parts.get("llm"), parts.get("img")
+        raise ConfigError(
+            f"image_size is {image_size}, and encoder is empty; expected image_size 0, "
+            "or an encoder"
+        )
+    llm, img = sources.get("llm"), sources.get("img")
     config = RunConfig(
         name="imported",
         init_encoder=encoder,
@@ -102,7 +120,7 @@ def _config(parts, encoder, decoder, image_size, tokenizer) -> RunConfig:
         model=HiveConfig(
             encoder=towers.get("img"),
             decoder=towers.get("llm"),
-            fusion="none",
+            fusion="none",  # the run that starts from it chooses and initializes one
         ),
         data=DataConfig(
             tokenizer=tokenizer or (llm.tokenizer if llm else ""),
@@ -113,20 +131,23 @@ def _config(parts, encoder, decoder, image_size, tokenizer) -> RunConfig:
     return config
 
 
-def _table(parts: dict, fingerprints: dict[str, str]) -> str:
+def _table(sources: dict[str, WeightSource], fingerprints: dict[str, str]) -> str:
+    """Returns a text table of the components, from the fingerprints of their leaves."""
     rows = []
-    for branch, part in parts.items():
-        dtypes = {part.tensors[one.tensor_name].dtype for one in part.tensor_slices}
-        ours = [v for k, v in fingerprints.items() if k.startswith(f"params/{branch}/")]
+    for branch, source in sources.items():
+        dtypes = {source.tensors[x.tensor_name].dtype for x in source.tensor_slices}
+        prefix = f"params/{branch}/"
+        leaves = "".join(v for k, v in fingerprints.items() if k.startswith(prefix))
         rows.append(
             (
                 branch,
-                f"{sum(math.prod(shape) for shape in part.shapes.values()):,}",
+                f"{sum(math.prod(shape) for shape in source.shapes.values()):,}",
                 ", ".join(sorted(dtypes)),
-                str(len(part.left_out)),
-                hashlib.sha256("".join(ours).encode()).hexdigest()[:16],
+                str(len(source.left_out)),
+                hashlib.sha256(leaves.encode()).hexdigest()[:16],
             )
         )
     return text_table(
-        ("part", "parameters", "stored as", "tensors left out", "fingerprint"), rows
+        ("component", "parameters", "stored as", "tensors left out", "fingerprint"),
+        rows,
     )

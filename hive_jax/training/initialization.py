@@ -1,6 +1,6 @@
-"""The parameters of step 0: those of the stage before, of weights in files, or random.
+"""Initial parameters: of the previous stage, of weight files, or random.
 
-All or nothing: what differs is listed in full, and nothing is loaded.
+Weights load completely or not at all: an error lists every difference.
 """
 
 import dataclasses
@@ -26,13 +26,15 @@ from hive_jax.weights.sources import WeightSource
 def initial_params(
     resolved: ResolvedRun, model, abstract: dict, batch: Batch, tokenizer: str
 ) -> dict:
-    """The parameters of config.init or the stage before; else of init_encoder and
-    init_decoder; random where none of these has any. The same each time.
+    """Returns the parameters of step 0, deterministically.
+
+    Taken from config.init or the previous stage, else from init_encoder and
+    init_decoder; branches that these do not have are random.
 
     Args:
-      resolved: config and weights.
-      model: as from `objectives.build_model`.
-      abstract: as from `objectives.abstract_params`.
+      resolved: config and opened weights.
+      model: from `objectives.build_model`.
+      abstract: nested dict of shapes and shardings, from `objectives.abstract_params`.
       batch: shapes of a batch.
       tokenizer: fingerprint of this run's tokenizer.
 
@@ -52,16 +54,17 @@ def initial_params(
 
 
 def _random(config, model, batch: Batch, abstract: dict, branches: set) -> dict:
-    """The given branches; the others are not even compiled."""
-    wanted = {branch: abstract[branch] for branch in sorted(branches)}
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+    """Returns random parameters of the given branches, sharded from the start: XLA
+    removes the other branches, and no device holds a whole model."""
+    abstract = {branch: abstract[branch] for branch in sorted(branches)}
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def init():
         params = init_params(model, batch, config.seed)
-        return {branch: params[branch] for branch in wanted}
+        return {branch: params[branch] for branch in abstract}
 
-    # XLA's CPU backend takes half a minute to optimise the many small generators of
-    # random numbers, which run once.
+    # XLA's CPU backend takes half a minute to optimize the many small random number
+    # generators, which run once.
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)()
@@ -70,7 +73,7 @@ def _random(config, model, batch: Batch, abstract: dict, branches: set) -> dict:
 def _params_of_run(
     config: RunConfig, run: StoredRun, abstract: dict, tokenizer: str
 ) -> dict:
-    """The branches that the run has; imported weights have no fusion yet."""
+    """Returns the branches that a run has; imported weights have no `fusion` yet."""
     _require_finished(config, run.workdir, run.meta)
     stored_tokenizer = run.meta["inputs"]["tokenizer"]
     if stored_tokenizer not in ("", tokenizer):
@@ -79,26 +82,30 @@ def _params_of_run(
             f"than {config.data.tokenizer} ({tokenizer}): use the same data.tokenizer"
         )
     stored = run.abstract_params
-    lacking = [b for b in ("img", "llm") if b in abstract and b not in stored]
-    if lacking:
+    missing = [b for b in ("img", "llm") if b in abstract and b not in stored]
+    if missing:
         raise CheckpointError(
-            f"{run.workdir} has no {' and no '.join(lacking)}, only {sorted(stored)}: "
+            f"{run.workdir} has no {' and no '.join(missing)}, only {sorted(stored)}: "
             "import encoder and decoder together"
         )
-    wanted = {branch: abstract[branch] for branch in abstract if branch in stored}
-    _require_same_model(config, run.config.model, wanted, run.workdir)
-    # Orbax reads all or nothing; what this run has no use for goes at once.
-    mesh = jax.tree.leaves(wanted)[0].sharding.mesh
-    others = {b: stored[b] for b in stored if b not in wanted}
+    abstract = {branch: abstract[branch] for branch in abstract if branch in stored}
+    _require_same_model(config, run.config.model, abstract, run.workdir)
+    # Orbax reads complete checkpoints only, so that the branches this run does not use
+    # are read as well, sharded like the others, and dropped.
+    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
+    unused = {branch: stored[branch] for branch in stored if branch not in abstract}
     params, meta = run.read_params(
-        sharding.sharded_params(mesh, others) | _with_stored_positions(wanted, stored)
+        sharding.sharded_params(mesh, unused) | _with_stored_positions(abstract, stored)
     )
-    _require_finished(config, run.workdir, meta)  # the newest step may be damaged
-    params = {branch: params[branch] for branch in wanted}
-    return _with_resized_positions(params, wanted)
+    # Again: if the newest step was damaged, these are of an older one.
+    _require_finished(config, run.workdir, meta)
+    params = {branch: params[branch] for branch in abstract}
+    return _with_resized_positions(params, abstract)
 
 
 def _require_finished(config: RunConfig, workdir: str, meta: dict) -> None:
+    """Raises CheckpointError if the previous stage has not reached its last step; a
+    run that config.init names explicitly need not have."""
     step, total = meta["step"], meta["config"]["total_steps"]
     if step < total and not config.init:
         raise CheckpointError(
@@ -110,11 +117,11 @@ def _require_finished(config: RunConfig, workdir: str, meta: dict) -> None:
 def _require_same_model(
     config: RunConfig, stored: HiveConfig, branches: dict, workdir: str
 ) -> None:
-    """Raises CheckpointError with all that differs in these branches."""
+    """Raises CheckpointError with every difference in the given branches."""
     changed = differences(
         _architecture(stored, branches), _architecture(config.model, branches)
     )
-    if config.resize_positions:
+    if config.resize_positions:  # the only difference that loading can bridge
         changed = [x for x in changed if not x.startswith("encoder.image_size:")]
     if changed:
         listed = "\n  ".join(f"model.{line}" for line in changed)
@@ -126,7 +133,7 @@ def _require_same_model(
 
 
 def _architecture(model: HiveConfig, branches: dict) -> dict:
-    """What a model's config says of some of its branches."""
+    """Returns the values of a model's config that concern the given branches."""
     towers = {"img": "encoder", "llm": "decoder"}
     values = {
         name: dataclasses.asdict(getattr(model, name))
@@ -140,7 +147,8 @@ def _architecture(model: HiveConfig, branches: dict) -> dict:
 
 
 def _with_stored_positions(abstract: dict, stored: dict) -> dict:
-    """Shapes to read: the position embedding at its stored size, to be resized then."""
+    """Returns the shapes to read, with the position embedding at its stored size: it
+    is resized after reading."""
     img = abstract.get("img", {})
     position = stored.get("img", {}).get("pos_embedding")
     if "pos_embedding" not in img or position is None:
@@ -151,6 +159,7 @@ def _with_stored_positions(abstract: dict, stored: dict) -> dict:
 
 
 def _with_resized_positions(params: dict, abstract: dict) -> dict:
+    """Returns parameters whose position embedding has the size in `abstract`."""
     leaf = abstract.get("img", {}).get("pos_embedding")
     if leaf is None or params["img"]["pos_embedding"].shape == leaf.shape:
         return params
@@ -162,7 +171,7 @@ def _with_resized_positions(params: dict, abstract: dict) -> dict:
 def _params_of_components(
     config: RunConfig, sources: WeightSources, abstract: dict
 ) -> dict:
-    """The branches that init_encoder and init_decoder name."""
+    """Returns the branches that init_encoder and init_decoder name."""
     params, model = {}, config.model
     if "img" in abstract and (encoder := sources.encoder):
         resize = config.resize_positions
@@ -177,7 +186,7 @@ def _params_of_components(
 def _require_architecture(
     source: WeightSource | RunComponent, tower, name: str, resize: bool = False
 ) -> None:
-    """Raises CheckpointError unless the weights are those of the config's tower."""
+    """Raises CheckpointError unless the weights have the config's architecture."""
     stored, expected = dataclasses.asdict(source.config), dataclasses.asdict(tower)
     if resize:
         stored["image_size"] = expected.get("image_size")
@@ -190,18 +199,19 @@ def _require_architecture(
         listed = "\n  ".join(lines)
         raise CheckpointError(
             f"{source.source} holds another {name} than this run's:\n  {listed}\nUse "
-            f"other weights, these values, or config.model.{name}=None for the {name} "
-            "that the weights have. (For another image size alone there is "
+            f"other weights, set these values, or config.model.{name}=None to take the "
+            "architecture of the weights. (For another image size alone there is "
             "config.resize_positions.)"
         )
 
 
 def read_params(source: WeightSource | RunComponent, abstract: dict) -> dict:
-    """Reads a component's parameters onto devices, leaf by leaf: a leaf's copy on the
-    host goes before the next one is read.
+    """Reads the parameters of a component onto the devices.
+
+    Leaf by leaf: the host holds one leaf at a time, not a second copy of the model.
 
     Args:
-      source: opened weights.
+      source: opened weights of the component.
       abstract: nested dict of `jax.ShapeDtypeStruct` with shardings; the position
         embedding is resized to its shape there.
     """
@@ -215,7 +225,7 @@ def read_params(source: WeightSource | RunComponent, abstract: dict) -> dict:
 
 
 def whiten_patch_embedding(params: dict, images: np.ndarray) -> dict:
-    """Parameters whose patch embedding whitens the patches of `images`.
+    """Returns parameters whose patch embedding whitens the patches of `images`.
 
     Args:
       params: nested dict with the branch `img`.
@@ -233,19 +243,29 @@ def whiten_patch_embedding(params: dict, images: np.ndarray) -> dict:
 def whitening(
     images: np.ndarray, patch_size: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Patch embedding (kernel [p, p, 3, D], bias [D]) that gives each channel unit
-    variance and no correlation over the patches of `images`.
+    """Returns the patch embedding whose channels are uncorrelated and of unit variance
+    over the patches of `images`.
 
-    Raw patches are nearly all mean colour, and a small tower takes very long to see
-    texture through that. The D largest principal components are used; if there are
-    fewer than D, the rest of the channels stays zero.
+    Most of the variance of raw patches is their mean colour, which makes a small tower
+    slow to learn textures. The D largest principal components are used; if there are
+    fewer than D, the other channels are zero.
+
+    Args:
+      images: uint8[n, height, width, 3].
+      patch_size: p, in pixels.
+      width: D.
+
+    Returns:
+      Kernel float32[p, p, 3, D] and bias float32[D].
     """
     x = patches(normalise_images(jnp.asarray(images)), patch_size)
+    # float64: the smallest variances are many orders below the largest.
     x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     mean = x.mean(axis=0)
     variance, components = np.linalg.eigh(np.cov(x - mean, rowvar=False))
     largest = np.argsort(variance)[::-1][:width]
     kernel = np.zeros((x.shape[1], width))
+    # The constant keeps directions with hardly any variance from being blown up.
     kernel[:, : len(largest)] = components[:, largest] / np.sqrt(
         variance[largest] + 1e-3
     )

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from hive_jax.models.decoder import unembed
 from hive_jax.training import sharding
 
-# Elements of the logits that a device holds at a time: half a gigabyte.
+# Elements of the logits that a device holds at a time: half a gigabyte in float32,
+# enough positions a chunk to keep the matrix units busy.
 MAX_LOGITS = 2**27
 
 
@@ -25,15 +26,15 @@ def next_token_nll(
     tokens: jax.Array,
     max_logits: int = MAX_LOGITS,
 ) -> jax.Array:
-    """Negative log-likelihood of each next token, float32[B, T - 1], in nats.
+    """Returns the negative log-likelihood of each next token, float32[B, T - 1].
 
-    Entry t is the loss of tokens[:, t + 1] given hidden[:, t]. Logits are computed in
+    In nats. Entry t is the loss of tokens[:, t + 1] given hidden[:, t]. Logits are computed in
     chunks of positions, but a gradient would keep all of them: for training use
     `supervised_nll`.
 
     Args:
       hidden: [B, T, E] after the final norm.
-      table_VE: the tied embedding table.
+      table_VE: [V, E], the embedding table, or the head of an untied decoder.
       softcap: of the logits; 0 for none.
       tokens: int32[B, T].
       max_logits: elements of one chunk's logits.
@@ -50,6 +51,7 @@ def next_token_nll(
     chunk = max(1, max_logits // (batch * table_VE.shape[0]))
     if chunk >= length:
         return nll((hidden, targets))
+    # Positions in equal chunks, [count, B, chunk, ...], for one compiled program.
     count = -(-length // chunk)
     padding = count * chunk - length
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
@@ -61,28 +63,40 @@ def next_token_nll(
 
 
 def one_hot(index: jax.Array, logits: jax.Array) -> jax.Array:
-    """index[...] as bool[..., V], by comparison: a gather or scatter along V would
-    collect a vocabulary that is split over devices."""
+    """Returns the index as bool[..., V].
+
+    By comparison, because a gather or scatter along V would all-gather logits whose
+    vocabulary is sharded.
+
+    Args:
+      index: int[...].
+      logits: [..., V]; only its shape matters.
+    """
     vocabulary = jax.lax.broadcasted_iota(index.dtype, logits.shape, logits.ndim - 1)
     return vocabulary == index[..., None]
 
 
 def gather_token_logits(logits: jax.Array, index: jax.Array) -> jax.Array:
-    """logits[..., V] at index[...]."""
+    """Returns the logits at an index, [...]; sharded vocabularies stay sharded.
+
+    Args:
+      logits: float[..., V].
+      index: int[...].
+    """
     return jnp.where(one_hot(index, logits), logits, 0.0).sum(axis=-1)
 
 
 def sigmoid_contrastive_loss(
     zimg: jax.Array, ztxt: jax.Array, t: jax.Array, b: jax.Array, valid: jax.Array
 ) -> jax.Array:
-    """SigLIP's loss (arXiv 2303.15343, algorithm 1), a scalar.
+    """Returns SigLIP's loss (arXiv 2303.15343, algorithm 1), a float32 scalar.
 
     Every pair is a binary decision: zimg[i] and ztxt[j] match iff i == j. Summed over
     the texts of an image, averaged over images.
 
     Args:
-      zimg: L2-normalised image embeddings float[B, D].
-      ztxt: L2-normalised text embeddings float[B, D].
+      zimg: L2-normalized image embeddings float[B, D].
+      ztxt: L2-normalized text embeddings float[B, D].
       t: temperature, one number.
       b: bias, one number.
       valid: bool[B]; pairs with an invalid sample do not count.
@@ -102,26 +116,34 @@ def supervised_nll(
     mesh: Mesh,
     max_logits: int = MAX_LOGITS,
 ) -> jax.Array:
-    """The sum of `next_token_nll` over supervised tokens, a float32 scalar, in nats.
+    """Returns the sum of `next_token_nll` over supervised tokens, in nats.
+
+    A float32 scalar, with its gradient; the [B, T, V] logits never exist. Each device
+    moves the supervised positions of its samples to the front and computes chunks of
+    those alone.
 
     Args:
-      hidden: [B, T, E] after the final norm, its rows split over data and fsdp.
-      table_VE: the tied embedding table.
+      hidden: [B, T, E] after the final norm, B sharded over data and fsdp.
+      table_VE: [V, E], the embedding table, or the head of an untied decoder.
       softcap: of the logits; 0 for none.
       tokens: int32[B, T].
       target: bool[B, T]; target[:, t] says whether tokens[:, t] is supervised.
-      mesh: the devices.
+      mesh: the device mesh.
       max_logits: elements of one chunk's logits on each device.
     """
-    rows = sharding.batch_sharding(mesh, hidden.shape[0])
+    batch_sharding = sharding.batch_sharding(mesh, hidden.shape[0])
     groups = sharding.num_batch_shards(mesh)
 
+    # [B, T, ...] -> [G, L, ...]: one group a batch shard, so that sorting and chunking
+    # positions (axis L) needs no communication.
     def grouped(x):
         x = x.reshape(groups, -1, *x.shape[2:])
-        return jax.lax.with_sharding_constraint(x, rows)
+        return jax.lax.with_sharding_constraint(x, batch_sharding)
 
+    # Gathered over fsdp once here, not in each chunk.
     table = jax.lax.with_sharding_constraint(
-        table_VE.astype(hidden.dtype), sharding.vocabulary(mesh, table_VE.shape[0])
+        table_VE.astype(hidden.dtype),
+        sharding.vocabulary_sharding(mesh, table_VE.shape[0]),
     )
     inputs = (hidden[:, :-1], tokens[:, 1:], target[:, 1:])
     chunk = max(1, max_logits // table.shape[0])
@@ -130,11 +152,13 @@ def supervised_nll(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _nll(table_VE, hidden_GLE, tokens_GL, target_GL, softcap, chunk):
+    """Summed loss of supervised positions; its VJP keeps gradients, not logits."""
     inputs = table_VE, hidden_GLE, tokens_GL, target_GL
     return _loss_and_gradients(*inputs, softcap, chunk, (False, False))[0]
 
 
 def _forward(table_VE, hidden_GLE, tokens_GL, target_GL, softcap, chunk):
+    # `perturbed` says what is differentiated: a frozen table costs no [V, E] gradient.
     inputs = table_VE, hidden_GLE, tokens_GL, target_GL
     needs_grad = table_VE.perturbed, hidden_GLE.perturbed
     return _loss_and_gradients(*(x.value for x in inputs), softcap, chunk, needs_grad)
@@ -149,8 +173,8 @@ _nll.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _loss_and_gradients(table, hidden, tokens, target, softcap, chunk, needs_grad):
-    """(loss, (gradient w.r.t. the table, w.r.t. the hidden states)), each gradient None
-    unless `needs_grad` (a pair of bools) asks for it."""
+    """Returns (loss, (d_table, d_hidden)); a gradient that the pair of bools
+    `needs_grad` does not request is None."""
     chunk_loss = functools.partial(
         _chunk_loss, table, softcap=softcap, needs_grad=needs_grad
     )
@@ -170,23 +194,27 @@ def _loss_and_gradients(table, hidden, tokens, target, softcap, chunk, needs_gra
         (position < supervised).astype(jnp.float32),
     )
 
-    def add(number, sums):
+    def add_chunk(number, sums):
         loss, (d_table, d_hidden) = sums
         start = number * chunk
-        rows = (jax.lax.dynamic_slice_in_dim(x, start, chunk, 1) for x in inputs)
-        more, (d_more, d_rows) = chunk_loss(*rows)
+        slices = (jax.lax.dynamic_slice_in_dim(x, start, chunk, 1) for x in inputs)
+        chunk_nll, (d_table_chunk, d_hidden_chunk) = chunk_loss(*slices)
         if needs_grad[0]:
-            d_table += d_more
+            d_table += d_table_chunk
         if needs_grad[1]:
-            d_hidden = jax.lax.dynamic_update_slice_in_dim(d_hidden, d_rows, start, 1)
-        return loss + more, (d_table, d_hidden)
+            d_hidden = jax.lax.dynamic_update_slice_in_dim(
+                d_hidden, d_hidden_chunk, start, 1
+            )
+        return loss + chunk_nll, (d_table, d_hidden)
 
+    # The table's gradient sums over chunks, so it is float32 whatever the table is.
     d_table = jnp.zeros(table.shape, jnp.float32) if needs_grad[0] else None
     d_hidden = jnp.zeros_like(inputs[0]) if needs_grad[1] else None
     start = jnp.float32(0.0), (d_table, d_hidden)
+    # As many as the fullest group needs, a number known only at run time.
     chunks = -(-supervised.max() // chunk)
-    loss, (d_table, d_hidden) = jax.lax.fori_loop(0, chunks, add, start)
-    if needs_grad[1]:
+    loss, (d_table, d_hidden) = jax.lax.fori_loop(0, chunks, add_chunk, start)
+    if needs_grad[1]:  # back to the order of the positions
         inverse = jnp.argsort(order, axis=1)[..., None]
         d_hidden = jnp.take_along_axis(d_hidden, inverse, axis=1)
     return loss, (_cast(d_table, table), d_hidden)
@@ -195,11 +223,12 @@ def _loss_and_gradients(table, hidden, tokens, target, softcap, chunk, needs_gra
 def _chunk_loss(table, hidden, tokens, weight, *, softcap, needs_grad):
     """`_loss_and_gradients` of one chunk, with all of its logits at once."""
     logits = unembed(hidden, table, softcap)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    loss = ((normaliser - gather_token_logits(logits, tokens)) * weight).sum()
-    error = jnp.exp(logits - normaliser[..., None]) - one_hot(tokens, logits)
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+    loss = ((log_normalizer - gather_token_logits(logits, tokens)) * weight).sum()
+    # The gradient of cross-entropy with respect to the logits: softmax - one-hot.
+    error = jnp.exp(logits - log_normalizer[..., None]) - one_hot(tokens, logits)
     error = error * weight[..., None]
-    if softcap:
+    if softcap:  # logits = softcap * tanh(x / softcap): the derivative of tanh
         error = error * (1.0 - jnp.square(logits / softcap))
     error = error.astype(hidden.dtype)
     d_table = d_hidden = None

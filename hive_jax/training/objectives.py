@@ -1,4 +1,4 @@
-"""What is trained: the model of an objective, its parameters, its loss."""
+"""The model, the parameters and the loss of a training objective."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,30 +25,40 @@ from hive_jax.training.losses import (
 
 
 def build_model(config: RunConfig, mesh: Mesh | None = None) -> nn.Module:
-    """The model that config.objective trains, computing in config.dtype on `mesh`, by
-    default on one device."""
+    """Returns the model that config.objective trains, computing in config.dtype.
+
+    Args:
+      config: complete config: both architectures are known.
+      mesh: the device mesh; by default one device.
+    """
     dtype = compute_dtype(config.dtype)
-    place = sharding.placement(mesh, dtype) if mesh is not None else ONE_DEVICE
+    placement = sharding.placement(mesh, dtype) if mesh is not None else ONE_DEVICE
     model, execution = config.model, config.execution
     if config.objective == "contrastive":
-        return TwoTowers(model.encoder, config.text_tower, dtype, place, execution)
-    # cuDNN takes queries and keys that are split alike, and nothing else.
+        return TwoTowers(model.encoder, config.text_tower, dtype, placement, execution)
+    # cuDNN's flash attention needs queries and keys sharded alike. Where the tensor
+    # axis does not divide the key heads they are replicated, and the queries are not.
     if mesh is not None and model.decoder.num_kv_heads % mesh.shape["tensor"]:
         decoder = dataclasses.replace(execution.decoder, flash=False)
         execution = dataclasses.replace(execution, decoder=decoder)
-    return Hive(model, dtype, place, execution)
+    return Hive(model, dtype, placement, execution)
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype of a config; "auto" is the platform's own."""
+    """Returns the dtype of a name; "auto" is float32 on CPU, else bfloat16."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 
 def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
-    """Parameter names of the model under every value of config.model.fusion; without
-    an encoder, under its own."""
+    """Returns the parameter names of the model under every value of model.fusion, so
+    that one list of rules can serve all fusions.
+
+    Args:
+      config: complete config; without an encoder, only its own fusion counts.
+      batch: shapes of a batch.
+    """
     names = set()
     for fusion in FUSIONS if config.model.encoder else (config.model.fusion,):
         model = dataclasses.replace(config.model, fusion=fusion)
@@ -59,12 +69,19 @@ def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
 
 
 def normalise_images(images: jax.Array) -> jax.Array:
-    """uint8 [0, 255] -> float32 [-1, 1], as SigLIP was trained."""
+    """Returns uint8 [0, 255] as float32 [-1, 1], the range that SigLIP expects."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def init_params(model: nn.Module, batch: Batch, seed: int) -> dict:
-    """Random parameters, a function of the seed. `batch` gives shapes only."""
+    """Returns random float32 parameters, a function of the seed alone.
+
+    Args:
+      model: from `build_model`.
+      batch: shapes of a batch; its size does not matter.
+      seed: of the random numbers.
+    """
+    # One sample: shapes of parameters do not depend on the batch size.
     images = jnp.zeros((1, *batch.image.shape[1:]), jnp.float32)
     tokens = jnp.zeros((1, batch.tokens.shape[1]), jnp.int32)
     inputs = (images, tokens)
@@ -74,13 +91,27 @@ def init_params(model: nn.Module, batch: Batch, seed: int) -> dict:
 
 
 def abstract_params(model, batch: Batch, mesh) -> dict:
-    """The parameters' shapes, dtypes and shardings; nothing is computed."""
+    """Returns the shapes, dtypes and shardings of the parameters; computes nothing.
+
+    Args:
+      model: from `build_model`.
+      batch: shapes of a batch.
+      mesh: the device mesh.
+    """
     shapes = jax.eval_shape(lambda: init_params(model, batch, 0))
     return sharding.sharded_params(mesh, shapes)
 
 
 def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
-    """(params, batch) -> (sum of losses, weight they are to be divided by)."""
+    """Returns the loss function (params, batch) -> (sum of losses, weight).
+
+    Both are float32 scalars. Sums rather than means, so that micro-batches with
+    different numbers of supervised tokens add up to the loss of the whole batch.
+
+    Args:
+      model: from `build_model`.
+      mesh: the device mesh.
+    """
 
     def caption(params, batch: Batch):
         hidden, table, softcap = _hidden(model, params, batch)
@@ -90,24 +121,30 @@ def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
     def contrastive(params, batch: Batch):
         images = normalise_images(batch.image)
         towers = model.apply({"params": params}, images, batch.tokens)
-        return sigmoid_contrastive_loss(*towers, is_pair(batch)), jnp.float32(1.0)
+        return sigmoid_contrastive_loss(*towers, valid_pairs(batch)), jnp.float32(1.0)
 
     return caption if isinstance(model, Hive) else contrastive
 
 
-def is_pair(batch: Batch) -> jax.Array:
-    """bool[B]: samples with an image and a text; bad ones have neither."""
+def valid_pairs(batch: Batch) -> jax.Array:
+    """Returns bool[B]: samples with an image and a text; bad samples have neither."""
     return batch.target.any(axis=1) & batch.image_mask.any(axis=1)
 
 
 def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
-    """Negative log-likelihood float32[B, T - 1] of each token after the first."""
+    """Returns the negative log-likelihood of each next token, float32[B, T - 1].
+
+    Args:
+      model: a Hive.
+      params: nested dict of its parameters.
+      batch: tokens int32[B, T] with their images.
+    """
     hidden, table, softcap = _hidden(model, params, batch)
     return next_token_nll(hidden, table, softcap, batch.tokens)
 
 
 def _hidden(model: Hive, params: dict, batch: Batch):
-    """Hidden states [B, T, E], and what turns them into logits."""
+    """Returns hidden states [B, T, E], the embedding table [V, E] and the softcap."""
     images = normalise_images(batch.image)
     hidden = model.apply({"params": params}, images, batch.tokens, batch.image_mask)
     return hidden, *head(model.config.decoder, params["llm"])

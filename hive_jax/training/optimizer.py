@@ -17,23 +17,23 @@ from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.console import text_table
 from hive_jax.errors import ConfigError
 
-# Parameters whose first axis counts layers or connections.
+# Parameters whose first axis indexes layers or connections.
 STACKED = re.compile(r"(llm/layers|fusion|.*/encoderblock)/.*")
 
 
 def assign_rules(
     names: Iterable[str],
     rules: tuple[Rule, ...],
-    elsewhere: Callable[[], Iterable[str]] = lambda: (),
+    other_names: Callable[[], Iterable[str]] = lambda: (),
 ) -> dict[str, Rule]:
     """Returns the rule of each parameter: the first whose pattern matches its name.
 
     Args:
       names: slash-joined parameter names of the model.
       rules: ordered rules; patterns must match a whole name.
-      elsewhere: returns parameter names of the model under its other fusions. A rule
-        that matches one of these may be idle here, so one list of rules serves all
-        fusions.
+      other_names: returns parameter names of the model under its other fusions. A
+        rule that matches one of these may be unused here, so one list of rules serves
+        all fusions. Called only if a rule is unused, because it traces models.
 
     Raises:
       ConfigError: a parameter without a rule, a rule that decides nothing, an invalid
@@ -54,10 +54,12 @@ def assign_rules(
                 f"the rules with ('.*', None) to freeze the rest"
             )
         assigned[name] = rule
-    idle = [rule for rule in rules if rule not in assigned.values()]
-    if idle:
-        others = list(elsewhere())
-        for rule in idle:
+    # A rule without effect is an error, because the likeliest cause, a misspelt pattern,
+    # would silently train or freeze the wrong parameters.
+    unused = [rule for rule in rules if rule not in assigned.values()]
+    if unused:
+        others = list(other_names())
+        for rule in unused:
             if any(_matches(rule, name) for name in names):
                 raise ConfigError(
                     f"config.rules: {rule.pattern!r} has no effect: earlier rules match "
@@ -109,14 +111,16 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
       total_steps: length of the run.
     """
     warmup = max(1, min(config.warmup_steps, total_steps))
+    # At least 1, not to divide by 0 in a run that ends with its warm-up.
     cosine_steps = max(total_steps - warmup, 1)
 
     def schedule(done):
+        # Steps count from 1: the first update has a rate above 0, the last min_lr.
         step = jnp.asarray(done, jnp.float32) + 1.0
         progress = jnp.clip((step - warmup) / cosine_steps, 0.0, 1.0)
         cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-        fall = config.min_lr + (config.peak_lr - config.min_lr) * cosine
-        return jnp.where(step < warmup, config.peak_lr * step / warmup, fall)
+        decayed = config.min_lr + (config.peak_lr - config.min_lr) * cosine
+        return jnp.where(step < warmup, config.peak_lr * step / warmup, decayed)
 
     return schedule
 
@@ -127,7 +131,8 @@ def make_optimizer(
     """Returns AdamW over the trainable leaves, clipped by their global norm.
 
     Weight decay is fully decoupled (paper, table 3): it follows the shape of the
-    schedule, not the learning rate: p -= shape * (peak_lr * multiplier * adam + decay * p).
+    schedule, schedule / peak_lr, and not the learning rate:
+    p -= shape * (peak_lr * multiplier * adam + decay * p).
 
     Args:
       config: hyperparameters.
@@ -135,6 +140,9 @@ def make_optimizer(
       assigned: rule of each parameter, from `assign_rules`.
     """
     schedule = make_schedule(config, total_steps)
+    # The order matters. Layers outside of `rule.layers` are zeroed before the norm is
+    # taken, so that they do not clip the others; and masked again at the end, so that
+    # they do not decay. The decay comes after the rates, which must not scale it.
     return optax.chain(
         _scale_leaves(assigned, lambda rule: 1.0),
         optax.clip_by_global_norm(config.clip_norm),
@@ -211,9 +219,9 @@ def parameter_table(
 
 
 def relative_distances(before: dict, after: dict) -> dict[str, float]:
-    """Returns |after - before| / |before| of each parameter group.
+    """Returns |after - before| / |before|, L2 norms, of each parameter group.
 
-    A group that was all zero has no ratio; its |after| is returned instead.
+    For a group that was all zero, |after| is returned instead.
 
     Args:
       before: nested dict of parameters.
@@ -227,12 +235,13 @@ def relative_distances(before: dict, after: dict) -> dict[str, float]:
             for name, leaf in before.items()
         }
 
+    # One program for all leaves: eager operations would compile one for each shape.
     sums = jax.device_get(
         squares(flatten_dict(before, sep="/"), flatten_dict(after, sep="/"))
     )
-    moved = {}
+    distances = {}
     for group, names in group_names(sums).items():
         change = float(sum(sums[name][0] for name in names)) ** 0.5
         size = float(sum(sums[name][1] for name in names)) ** 0.5
-        moved[group] = change / size if size else change
-    return moved
+        distances[group] = change / size if size else change
+    return distances

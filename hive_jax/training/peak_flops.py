@@ -1,4 +1,4 @@
-"""Peak FLOP/s of devices, which model FLOPs utilization (MFU) is a share of."""
+"""Peak FLOP/s of devices, the denominator of model FLOPs utilization (MFU)."""
 
 import contextlib
 import os
@@ -33,13 +33,14 @@ PEAK_FLOPS = {
     "NVIDIA GH200": 989e12,
     "NVIDIA B200": 2250e12,
 }
-_SECONDS = 0.2  # of a measurement
+_MEASUREMENT_SECONDS = 0.2
 
 
 def peak_flops(devices: Sequence[jax.Device]) -> float:
-    """FLOP/s of all devices together: of the data sheet, else a measured matmul rate.
+    """Returns the peak FLOP/s of all devices together.
 
-    The measurement takes about 0.3 s, once a machine: `measured_matmul_rate`.
+    From data sheets, or for other devices the measured matmul rate, which takes about
+    0.3 s once a machine: `measured_matmul_rate`.
     """
     kind = devices[0].device_kind
     for name, peak in PEAK_FLOPS.items():
@@ -51,12 +52,12 @@ def peak_flops(devices: Sequence[jax.Device]) -> float:
 
 
 def measured_matmul_rate() -> float:
-    """FLOP/s of square matrix products on one local device: float32 on a CPU, else
-    bfloat16.
+    """Returns the FLOP/s of square matrix products on one local device, float32 on a
+    CPU and bfloat16 elsewhere.
 
-    Measured once a machine and kept in ~/.cache/hive_jax/matmul_rate.json (under
-    XDG_CACHE_HOME if that is set); delete the file to measure again. A cache that
-    cannot be read or written costs a measurement, and nothing else.
+    Measured once a machine and cached in ~/.cache/hive_jax/matmul_rate.json (under
+    XDG_CACHE_HOME if set); delete the file to measure again. A cache that cannot be
+    read or written is ignored.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(caches, "hive_jax", "matmul_rate.json")
@@ -74,14 +75,14 @@ def measured_matmul_rate() -> float:
 
 
 def machine_fingerprint() -> str:
-    """What a measured rate is valid for: device, usable cores and version of JAX."""
+    """Returns the cache key of a measured rate: device, usable cores, JAX version."""
     device = jax.local_devices()[0]
     kind = processor_name() if device.platform == "cpu" else device.device_kind
     return f"{kind}, {available_cpus()} cores, jax {jax.__version__}"
 
 
 def processor_name() -> str:
-    """Model name of the CPU."""
+    """Returns the model name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
@@ -91,23 +92,26 @@ def processor_name() -> str:
 
 
 def available_cpus() -> int:
-    """Number of CPUs that this process may run on."""
+    """Returns the number of CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _measure_matmul_rate() -> float:
-    """By the fastest of several products: other processes only ever slow one down."""
+    """Returns the rate of the fastest of several products: other processes can only
+    slow one down."""
     device = jax.local_devices()[0]
     dtype = jnp.float32 if device.platform == "cpu" else jnp.bfloat16
+    # Large enough to reach the peak, small enough to be repeated in the time.
     size = 512 if device.platform == "cpu" else 8192
     # Random numbers: some chips save power, and so gain speed, on zeros.
     values = np.random.default_rng(0).standard_normal((size, size), np.float32)
     x = jax.device_put(jnp.asarray(values * size**-0.5, dtype), device)
     product = jax.jit(jnp.matmul)
+    # Compiles. Scaled by size**-0.5, repeated products neither overflow nor vanish.
     y = product(x, x).block_until_ready()
-    seconds, end = [], time.perf_counter() + _SECONDS
+    seconds, end = [], time.perf_counter() + _MEASUREMENT_SECONDS
     while not seconds or time.perf_counter() < end:
         began = time.perf_counter()
         y = product(x, y).block_until_ready()

@@ -1,5 +1,5 @@
-"""Resolve a config: open the weights that a run starts from, and fill in what its
-config leaves to them."""
+"""Resolves a config: opens the initial weights, and takes from them the values that
+the config leaves empty."""
 
 import dataclasses
 import functools
@@ -20,24 +20,24 @@ from hive_jax.weights.sources import WeightSource, open_decoder, open_encoder
 
 
 def default_workdir(name: str) -> str:
-    """workdir/NAME."""
+    """Returns the default workdir of a run, workdir/NAME."""
     return f"workdir/{name}"
 
 
 def open_weights(
     path: str, component: str, decoder: DecoderConfig | None = None
 ) -> WeightSource | RunComponent:
-    """Opens the weights of one component; no tensor is read yet.
+    """Opens the weights of one component without reading a tensor.
 
     Args:
-      path: a run's workdir, a Hugging Face folder or hub id, a big_vision .npz, or
+      path: workdir of a run, a Hugging Face folder or hub id, a big_vision .npz, or
         "builtin:NAME".
       component: "encoder" or "decoder".
-      decoder: architecture, for a .npz of a Gemma 2 or 3, whose arrays do not show it.
+      decoder: architecture, for a Gemma 2 or 3 in .npz, which its arrays do not tell.
 
     Raises:
-      MissingInputError: nothing is at `path`, or a file of it is missing.
-      CheckpointError: damaged, or another component.
+      MissingInputError: `path` or one of its files does not exist.
+      CheckpointError: the files are damaged, or hold no such component.
     """
     if is_run(path):
         return open_run(path).component(component)
@@ -47,11 +47,15 @@ def open_weights(
 
 
 class WeightSources:
-    """The initial weights that a config names. Each source is opened when it is first
-    asked for, and once; a run that is continued may never ask.
+    """The initial weights that a config names, each opened once, on first access.
+
+    Lazy because a resumed run needs none of them, and they may be gone by then.
+
+    Attributes:
+      previous_workdir: of config.init, or of the previous stage; empty for none.
 
     Raises:
-      MissingInputError, CheckpointError: from each attribute, as `open_weights`.
+      MissingInputError, CheckpointError: on access; see `open_weights`.
     """
 
     def __init__(self, config: RunConfig):
@@ -62,12 +66,12 @@ class WeightSources:
 
     @functools.cached_property
     def previous(self) -> StoredRun | None:
-        """The run of config.init, or of the stage before; None where neither is named,
-        or the run has no checkpoint."""
+        """The run of config.init or of the previous stage; None if neither is set, or
+        the run has no checkpoint."""
         return find_run(self.previous_workdir)
 
     def require_previous(self) -> StoredRun:
-        """`previous`; MissingInputError if it has no checkpoint."""
+        """Returns `previous`. Raises MissingInputError if it has no checkpoint."""
         if self.previous is None:
             raise MissingInputError(
                 f"no checkpoint in {self.previous_workdir}: no such run. "
@@ -78,13 +82,13 @@ class WeightSources:
 
     @functools.cached_property
     def encoder(self) -> WeightSource | RunComponent | None:
-        """Of config.init_encoder; None where it is empty."""
+        """The weights of config.init_encoder; None if it is empty."""
         path = self._config.init_encoder
         return open_weights(path, "encoder") if path else None
 
     @functools.cached_property
     def decoder(self) -> WeightSource | RunComponent | None:
-        """Of config.init_decoder; None where it is empty."""
+        """The weights of config.init_decoder; None if it is empty."""
         path = self._config.init_decoder
         decoder = self._config.model.decoder
         return open_weights(path, "decoder", decoder) if path else None
@@ -92,32 +96,40 @@ class WeightSources:
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedRun:
-    """A complete config, and the weights that the run starts from."""
+    """A complete config, and the initial weights of its run.
+
+    Attributes:
+      config: without an empty value that the weights decide.
+      weight_sources: the initial weights, opened on access.
+    """
 
     config: RunConfig
     weight_sources: WeightSources
 
 
 def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
-    """Fills in what a config leaves to the weights: model.encoder and model.decoder of
-    None, image_size, an empty data.tokenizer and data.preprocessing.
+    """Returns the config with every value that it leaves to the weights.
 
-    They are those of the run in `workdir`, which is continued; else of config.init or
-    the stage before; else of init_encoder and init_decoder.
+    These are a model.encoder or model.decoder of None, and an empty data.tokenizer or
+    data.preprocessing. They are taken from the first that exists of: the run in
+    `workdir`, which is resumed; config.init or the previous stage; init_encoder and
+    init_decoder. image_size is moved into model.encoder.
 
     Args:
-      config: as from `hive_jax.config.as_run_config`.
-      workdir: of the run; empty for none.
+      config: validated, e.g. by `hive_jax.config.as_run_config`.
+      workdir: folder of the run; empty for none.
 
     Raises:
       MissingInputError: the named weights do not exist.
-      ConfigError: nothing decides a value.
-      CheckpointError: the weights cannot be used.
+      ConfigError: neither the config nor the weights have a value, or they disagree.
+      CheckpointError: the weights are damaged, or of another component.
     """
     sources = WeightSources(config)
+    # A resumed run keeps its architecture, even if its initial weights are gone.
     run = find_run(workdir)
     if run is None:
-        # A stage before that has not run yet is missed only when this one starts.
+        # A missing previous stage is no error yet, because a plan does without it:
+        # `initial_params` raises when training starts.
         run = sources.require_previous() if config.init else sources.previous
     if run:
         model, data = run.config.model, run.config.data
@@ -128,12 +140,12 @@ def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
         stored = _stored_in_components(config, sources)
     resolved = _fill_in(config, stored)
     _require_complete(resolved, sources.previous_workdir)
-    resolved.validate()
+    resolved.validate()  # again, now that both architectures are known
     return ResolvedRun(resolved, sources)
 
 
 class _Stored(NamedTuple):
-    """What weights decide of a config."""
+    """Values of a config that initial weights decide; empty where they do not."""
 
     encoder: SiglipConfig | None = None
     decoder: DecoderConfig | None = None
@@ -142,23 +154,27 @@ class _Stored(NamedTuple):
 
 
 def _stored_in_components(config: RunConfig, sources: WeightSources) -> _Stored:
-    """From init_encoder and init_decoder, which are opened only for what the config leaves out."""
+    """Returns the values of init_encoder and init_decoder, and opens each of them only
+    if the config needs one of its values: a hub id is downloaded when opened."""
     model, data, stored = config.model, config.data, _Stored()
+    # A decoder-only run (fusion "none") has no encoder to resolve.
     needs_encoder = model.fusion_class.uses_image or config.objective == "contrastive"
-    encoder_undecided = needs_encoder and not (model.encoder and data.preprocessing)
-    if encoder_undecided and (encoder := sources.encoder):
+    encoder_missing = needs_encoder and not (model.encoder and data.preprocessing)
+    if encoder_missing and (encoder := sources.encoder):
         stored = stored._replace(
             encoder=encoder.config, preprocessing=encoder.preprocessing
         )
-    decoder_undecided = not (model.decoder and data.tokenizer)
-    if decoder_undecided and (decoder := sources.decoder):
+    decoder_missing = not (model.decoder and data.tokenizer)
+    if decoder_missing and (decoder := sources.decoder):
         stored = stored._replace(decoder=decoder.config, tokenizer=decoder.tokenizer)
     return stored
 
 
 def _fill_in(config: RunConfig, stored: _Stored) -> RunConfig:
+    """Returns the config with the stored values where it has none."""
     data = config.data
-    # Padding changes what is in the image, not how its pixels are resampled.
+    # An encoder depends on the resampling filter that it was trained with. Padding to
+    # a square ("_pad") only changes the image, as LLaVA does when fine-tuning.
     names = (data.preprocessing, stored.preprocessing)
     filters = {name.removesuffix("_pad") for name in names}
     if len(filters - {""}) > 1:
@@ -181,7 +197,7 @@ def _fill_in(config: RunConfig, stored: _Stored) -> RunConfig:
 
 
 def apply_image_size(config: RunConfig) -> RunConfig:
-    """Moves config.image_size into the encoder."""
+    """Returns the config with image_size moved into model.encoder.image_size."""
     encoder = config.model.encoder
     if encoder is None or not config.image_size:
         return config
@@ -191,7 +207,7 @@ def apply_image_size(config: RunConfig) -> RunConfig:
 
 
 def _require_complete(config: RunConfig, previous_workdir: str) -> None:
-    """Raises ConfigError for what neither config nor weights decide."""
+    """Raises ConfigError if a needed architecture or the tokenizer is still missing."""
     contrastive = config.objective == "contrastive"
     needed = []
     if contrastive or config.model.fusion_class.uses_image:
@@ -200,7 +216,7 @@ def _require_complete(config: RunConfig, previous_workdir: str) -> None:
         needed.append("decoder")
     for name in needed:
         if getattr(config.model, name) is None:
-            raise ConfigError(_undecided(name, previous_workdir))
+            raise ConfigError(_missing_architecture(name, previous_workdir))
     if not config.data.tokenizer:
         raise ConfigError(
             "config.data.tokenizer is '', and no tokenizer came with the weights; "
@@ -208,7 +224,8 @@ def _require_complete(config: RunConfig, previous_workdir: str) -> None:
         )
 
 
-def _undecided(name: str, previous_workdir: str) -> str:
+def _missing_architecture(name: str, previous_workdir: str) -> str:
+    """Returns the message for a model.encoder or model.decoder of None."""
     if previous_workdir:
         return (
             f"config.model.{name} is None, and {previous_workdir} holds no {name}: "

@@ -15,29 +15,33 @@ from hive_jax.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-# Grace period before a failed process exits: most errors reach all processes.
-PATIENCE_SECONDS = 10
+# Before a failed process exits. Most errors (bad data, a loss that is not finite) reach
+# all processes, and each of them then prints its own message.
+ABORT_GRACE_SECONDS = 10
 
 
 def join_job(
-    mode: str,
-    coordinator: str | None,
+    distributed: str,
+    coordinator_address: str | None,
     num_processes: int | None,
     process_id: int | None,
 ) -> None:
-    """Joins the processes of a job. Call before anything touches a device.
+    """Joins the processes of a distributed job. Call before JAX touches a device.
 
     Args:
-      mode: "auto" joins on TPU hosts, as one of several tasks that srun started, and
-        when a coordinator is given; "on" always; "off" never.
-      coordinator: "host:port" of process 0, or None to find it out.
-      num_processes, process_id: with `coordinator`.
+      distributed: "auto" joins on TPU hosts, as one of several tasks that srun
+        started, and if a coordinator is given; "on" always joins; "off" never does.
+      coordinator_address: "host:port" of process 0; None to detect the job.
+      num_processes: processes of the job; with `coordinator_address`, else None.
+      process_id: index of this process, from 0; with `coordinator_address`.
 
     Raises:
-      ConfigError: the flags or the GPUs do not fit, or the processes do not find
-        each other.
+      ConfigError: only some of the last three arguments are given, the tasks cannot
+        share the GPUs, or the processes do not find each other.
     """
-    arguments = how_to_join(mode, coordinator, num_processes, process_id, os.environ)
+    arguments = initialize_arguments(
+        distributed, coordinator_address, num_processes, process_id, os.environ
+    )
     if arguments is None:
         return
     try:
@@ -45,8 +49,8 @@ def join_job(
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(
             f"the processes of the job did not find each other: {error}. Give each "
-            f"--coordinator_address, --num_processes and --process_id, or use "
-            f"--distributed=off for a single process"
+            f"coordinator_address, num_processes and process_id, or use "
+            f"distributed=off for a single process"
         ) from error
 
 
@@ -63,41 +67,53 @@ def abort_job_on_error():
     except Exception as error:
         if jax.process_count() > 1:
             code = getattr(error, "exit_code", 1)
-            timer = threading.Timer(PATIENCE_SECONDS, os._exit, (code,))
+            # A timer: the ordinary exit may hang in JAX's shutdown, which waits for
+            # all processes.
+            timer = threading.Timer(ABORT_GRACE_SECONDS, os._exit, (code,))
             timer.daemon = True
             timer.start()
         raise
 
 
-def how_to_join(
-    mode: str,
-    coordinator: str | None,
+def initialize_arguments(
+    distributed: str,
+    coordinator_address: str | None,
     num_processes: int | None,
     process_id: int | None,
     environment: Mapping[str, str],
 ) -> dict | None:
-    """The arguments of `jax.distributed.initialize`, or None for a single process.
+    """Returns the arguments of `jax.distributed.initialize`; None for one process.
 
-    Arguments and errors are those of `join_job`; `environment` is os.environ.
+    Args:
+      distributed: as for `join_job`.
+      coordinator_address: as for `join_job`.
+      num_processes: as for `join_job`.
+      process_id: as for `join_job`.
+      environment: environment variables, os.environ.
+
+    Raises:
+      ConfigError: only some of the arguments are given, or the tasks of a node cannot
+        share its GPUs evenly.
     """
-    explicit = (coordinator, num_processes, process_id)
+    explicit = (coordinator_address, num_processes, process_id)
     if any(value is not None for value in explicit) and None in explicit:
         raise ConfigError(
-            "--coordinator_address, --num_processes and --process_id go together; "
-            f"got {coordinator}, {num_processes}, {process_id}"
+            "coordinator_address, num_processes and process_id go together; "
+            f"got {coordinator_address}, {num_processes}, {process_id}"
         )
-    tasks = _tasks(environment)
-    if mode == "off":
+    tasks = _num_step_tasks(environment)
+    if distributed == "off":
         return None
-    found = coordinator is not None or tasks > 1 or _on_tpu(environment)
-    if mode == "auto" and not found:
-        _say_if_alone(environment)
+    in_job = coordinator_address is not None or tasks > 1 or _on_tpu(environment)
+    if distributed == "auto" and not in_job:
+        _warn_without_srun(environment)
         return None
-    arguments = _own_gpus(environment)
-    if coordinator is not None:
-        # Not detected again: JAX would take one GPU a Slurm task after all.
+    arguments = _local_device_ids(environment)
+    if coordinator_address is not None:
+        # No detection: under Slurm JAX would override local_device_ids with one GPU a
+        # task.
         return arguments | {
-            "coordinator_address": coordinator,
+            "coordinator_address": coordinator_address,
             "num_processes": num_processes,
             "process_id": process_id,
             "cluster_detection_method": "deactivate",
@@ -106,17 +122,17 @@ def how_to_join(
     return arguments | ({"num_processes": tasks} if tasks > 1 else {})
 
 
-def _tasks(environment: Mapping[str, str]) -> int:
-    """Tasks of the srun that started this process; 1 without srun.
+def _num_step_tasks(environment: Mapping[str, str]) -> int:
+    """Returns the number of tasks of the srun that started this process, else 1.
 
-    Batch scripts and shells of salloc have SLURM_NTASKS and SLURM_PROCID as well, but
-    are one process. Only what srun starts belongs to a step; the shell that salloc
-    opens may be a step too, of one task.
+    SLURM_NTASKS would not do: batch scripts and shells of salloc have it too, and are
+    one process. A job step is only what srun started, or salloc's shell as one task.
     """
     return int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
 
 
-def _say_if_alone(environment: Mapping[str, str]) -> None:
+def _warn_without_srun(environment: Mapping[str, str]) -> None:
+    """Warns if Slurm allocated several tasks and this process uses one."""
     allocated = environment.get("SLURM_NTASKS", "1")
     if allocated != "1":
         _log.warning(
@@ -126,38 +142,41 @@ def _say_if_alone(environment: Mapping[str, str]) -> None:
         )
 
 
-def _own_gpus(environment: Mapping[str, str]) -> dict:
-    """{"local_device_ids": indices into the visible GPUs} of a Slurm task.
+def _local_device_ids(environment: Mapping[str, str]) -> dict:
+    """Returns {"local_device_ids": indices into the visible GPUs} of a Slurm task.
 
-    Without them JAX takes one GPU a task, the one of the task's number on its node.
-    That leaves GPUs idle where a task has several, and finds none where Slurm shows
-    each task its own GPU alone, as GPU 0.
+    By default JAX takes one GPU a task, numbered as the task is on its node. That
+    leaves GPUs idle if a task has several, and finds none if Slurm binds each task to
+    one GPU, which is then visible as GPU 0.
     """
-    if "SLURM_LOCALID" not in environment or _gpus(environment) == 0:
+    if "SLURM_LOCALID" not in environment or _num_visible_gpus(environment) == 0:
         return {}
-    count, task = _gpus(environment), int(environment["SLURM_LOCALID"])
-    tasks = _tasks_on_node(environment)
-    if tasks == 1 or count == 1 or _bound(environment, count):
+    count, task = _num_visible_gpus(environment), int(environment["SLURM_LOCALID"])
+    tasks = _num_tasks_on_node(environment)
+    if tasks == 1 or count == 1 or _is_bound(environment, count):
         return {"local_device_ids": list(range(count))}
     if count % tasks:
         raise ConfigError(
             f"{tasks} tasks on this node share {count} GPUs, which cannot be split "
             f"evenly: start one task a node (srun --ntasks-per-node=1), or one a GPU"
         )
-    each = count // tasks
-    return {"local_device_ids": list(range(task * each, (task + 1) * each))}
+    per_task = count // tasks
+    ids = range(task * per_task, (task + 1) * per_task)
+    return {"local_device_ids": list(ids)}
 
 
-def _gpus(environment: Mapping[str, str]) -> int:
-    """GPUs that this process can see."""
+def _num_visible_gpus(environment: Mapping[str, str]) -> int:
+    """Returns the number of GPUs visible to this process; asks no driver, because JAX
+    must not be initialized yet."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return len(glob.glob("/dev/nvidia[0-9]*"))
     return len([name for name in visible.split(",") if name])
 
 
-def _bound(environment: Mapping[str, str], count: int) -> bool:
-    """Whether the `count` visible GPUs are this task's alone, not all of its node's."""
+def _is_bound(environment: Mapping[str, str], count: int) -> bool:
+    """Returns whether the `count` visible GPUs belong to this task alone, rather than
+    to all tasks of its node."""
     per_task = environment.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
     on_node = environment.get("SLURM_GPUS_ON_NODE", "")
     if "CUDA_VISIBLE_DEVICES" not in environment:
@@ -165,18 +184,18 @@ def _bound(environment: Mapping[str, str], count: int) -> bool:
     return str(count) in per_task.split(",") or str(count) != on_node
 
 
-def _tasks_on_node(environment: Mapping[str, str]) -> int:
-    """From Slurm's "2(x3),1": two tasks on each of three nodes, one on the fourth."""
+def _num_tasks_on_node(environment: Mapping[str, str]) -> int:
+    """Returns the number of tasks of this step on this node."""
+    # "2(x3),1": two tasks on each of three nodes, one on the fourth.
     counts = []
-    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
-        tasks, repeated = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part).groups()
-        counts += [int(tasks)] * int(repeated or 1)
+    for group in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        tasks, nodes = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group).groups()
+        counts += [int(tasks)] * int(nodes or 1)
     return counts[min(int(environment.get("SLURM_NODEID", "0")), len(counts) - 1)]
 
 
 def _on_tpu(environment: Mapping[str, str]) -> bool:
-    """Whether this is a TPU host that will use its TPU. On its own it is a job of one
-    process."""
+    """Returns whether this host uses a TPU; a single host is a job of one process."""
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms:
         return False
@@ -184,7 +203,7 @@ def _on_tpu(environment: Mapping[str, str]) -> bool:
 
 
 def _has_tpu() -> bool:
-    """A libtpu to drive them, and the device files of TPU chips."""
+    """Returns whether libtpu and the device files of TPU chips are present."""
     if importlib.util.find_spec("libtpu") is None:
         return False
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))

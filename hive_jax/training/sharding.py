@@ -21,7 +21,10 @@ from hive_jax.models.layers import ONE_DEVICE, Placement
 
 # Pattern -> mesh axis of each trailing dimension; leading axes (layers, connections)
 # are never sharded. The first match wins; parameters without a match (norms, biases,
-# gates, position embeddings) are replicated.
+# gates, position embeddings) are replicated: they are small, and gathering them would
+# cost more than it saves. Of each pair of products tensor splits the output dimension
+# of the first and the input dimension of the second, so that one all-reduce follows
+# the pair and none stands between the two (Megatron-LM, arXiv 1909.08053, section 3).
 _RULES = (
     (r".*/(query|key|value)/kernel", ("fsdp", "tensor", None)),
     (r".*/out/kernel", ("tensor", None, "fsdp")),
@@ -103,7 +106,7 @@ def round_up(mesh: Mesh, batch_size: int) -> int:
     return -(-batch_size // shards) * shards
 
 
-def vocabulary(mesh: Mesh, vocab_size: int) -> NamedSharding:
+def vocabulary_sharding(mesh: Mesh, vocab_size: int) -> NamedSharding:
     """Returns the sharding of the embedding table [V, E] during computation.
 
     V is sharded over tensor (replicated if that does not divide it); E is gathered.
@@ -155,23 +158,29 @@ def placement(mesh: Mesh, dtype: jnp.dtype) -> Placement:
     """
     if mesh.size == 1:
         return ONE_DEVICE
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    activations = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
-    def used(name: str, leaf: jax.Array) -> jax.Array:
+    # Without these constraints XLA may shard the computation as the weights are, with
+    # the whole batch on every device.
+    def gather_leaf(name: str, leaf: jax.Array) -> jax.Array:
         axes = _axes(mesh, f"/{name}", leaf.shape)
         if not any(axes):
             return leaf
         spec = PartitionSpec(*(None if axis == "fsdp" else axis for axis in axes))
-        where = NamedSharding(mesh, spec)
-        return jax.lax.with_sharding_constraint(leaf.astype(dtype), where)
+        return jax.lax.with_sharding_constraint(
+            leaf.astype(dtype), NamedSharding(mesh, spec)
+        )
 
     def gather_params(params: dict) -> dict:
         flat = flatten_dict(params, sep="/")
-        flat = {n: jax.tree.map(partial(used, n), leaf) for n, leaf in flat.items()}
+        flat = {
+            name: jax.tree.map(partial(gather_leaf, name), leaf)
+            for name, leaf in flat.items()
+        }
         return unflatten_dict(flat, sep="/")
 
     return Placement(
-        shard_activations=lambda x: jax.lax.with_sharding_constraint(x, rows),
+        shard_activations=lambda x: jax.lax.with_sharding_constraint(x, activations),
         gather_params=gather_params,
     )
 

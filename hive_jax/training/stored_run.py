@@ -1,5 +1,4 @@
-"""Runs on disk that others start from: their configs, and their components as
-weights."""
+"""Runs on disk, opened for reading: their configs, parameters and components."""
 
 import dataclasses
 import functools
@@ -16,19 +15,24 @@ from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 
 TOKENIZER_FOLDER = "tokenizer"
+# Branch of the parameter tree of each component.
 _BRANCHES = {"encoder": "img", "decoder": "llm"}
 
 
 def is_run(path: str) -> bool:
-    """Whether a path is the workdir of a run, and not weights in files."""
+    """Returns whether a path is the workdir of a run, rather than weight files."""
     return bool(path) and (Path(path) / "checkpoints").is_dir()
 
 
 class StoredRun:
-    """The newest checkpoint of a run, opened once to be read.
+    """The newest checkpoint of a run, opened for reading; see `open_run`.
 
-    The manager beneath is read-only and holds no threads or files: there is nothing to
-    close.
+    The checkpoint manager is read-only and holds no threads or files, so there is
+    nothing to close.
+
+    Args:
+      workdir: folder of the run.
+      checkpoints: of the workdir, read-only.
     """
 
     def __init__(self, workdir: str, checkpoints: Checkpoints):
@@ -37,12 +41,13 @@ class StoredRun:
 
     @functools.cached_property
     def meta(self) -> dict:
-        """The checkpoint's metadata; CheckpointError if none can be read."""
+        """Metadata of the checkpoint. Raises CheckpointError if none can be read."""
         return self._checkpoints.read_meta()
 
     @functools.cached_property
     def config(self) -> RunConfig:
-        """The run's config; its tokenizer is the copy beside the checkpoints."""
+        """Config of the run. Its tokenizer is the copy in the workdir: the original
+        may have moved or changed."""
         config = from_dict(self.meta["config"])
         tokenizer = Path(self.workdir) / TOKENIZER_FOLDER
         if tokenizer.is_dir():
@@ -52,15 +57,15 @@ class StoredRun:
 
     @functools.cached_property
     def abstract_params(self) -> dict:
-        """Nested dict of shapes and dtypes."""
+        """Nested dict of the shapes and dtypes of the parameters."""
         return self._checkpoints.stored_params()
 
     def read_params(self, abstract: dict | None = None) -> tuple[dict, dict]:
-        """(parameters, metadata of their checkpoint), whatever machine it ran on.
+        """Returns the parameters and the metadata of their checkpoint.
 
         Args:
-          abstract: all parameters with the shardings to read them in; by default on
-            one device.
+          abstract: nested dict of `jax.ShapeDtypeStruct` of all parameters, with the
+            shardings to read them in; by default on one device.
 
         Raises:
           CheckpointError: leaves differ from `abstract`, or are damaged.
@@ -68,7 +73,8 @@ class StoredRun:
         return self._checkpoints.restore_params(abstract or self.abstract_params)
 
     def component(self, name: str) -> "RunComponent":
-        """The "encoder" or "decoder". CheckpointError if the run has none."""
+        """Returns the "encoder" or "decoder". Raises CheckpointError if the run has
+        none."""
         branch = _BRANCHES[name]
         if branch not in self.abstract_params:
             branches = ", ".join(sorted(self.abstract_params))
@@ -78,11 +84,15 @@ class StoredRun:
 
 @dataclasses.dataclass(frozen=True)
 class RunComponent:
-    """A component of a run, with the attributes that weights.sources.WeightSource has of files.
+    """A component of a run, with the interface of `weights.sources.WeightSource`.
 
     Attributes:
       run: the run.
       name: "encoder" or "decoder".
+      source: workdir, for messages.
+      config: architecture.
+      preprocessing: of images, as for config.data.
+      tokenizer: path, as for config.data.
     """
 
     run: StoredRun
@@ -105,7 +115,7 @@ class RunComponent:
         return self.run.config.data.tokenizer
 
     def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and float32 arrays. Raises CheckpointError."""
+        """Yields names and float32 arrays. Raises CheckpointError for damage."""
         params, _ = self.run.read_params()
         branch = params[_BRANCHES[self.name]]
         for name, leaf in flatten_dict(branch, sep="/").items():
@@ -113,7 +123,7 @@ class RunComponent:
 
 
 def find_run(workdir: str) -> StoredRun | None:
-    """The run in `workdir`; None where there is no checkpoint."""
+    """Returns the run in `workdir`; None if it has no checkpoint."""
     if not is_run(workdir):
         return None
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -123,7 +133,7 @@ def find_run(workdir: str) -> StoredRun | None:
 
 
 def open_run(workdir: str) -> StoredRun:
-    """The run in `workdir`. Raises MissingInputError if there is no checkpoint."""
+    """Returns the run in `workdir`. Raises MissingInputError if it has no checkpoint."""
     run = find_run(workdir)
     if run is None:
         raise MissingInputError(f"no checkpoint in {workdir}: no such run")

@@ -39,7 +39,7 @@ def init_state(params: dict, optimizer, assigned: Mapping[str, Rule]) -> TrainSt
 
     Args:
       params: nested dict of all parameters.
-      optimizer: of `make_optimizer`; it sees the trainable leaves as a flat dict.
+      optimizer: from `make_optimizer`; it sees the trainable leaves as a flat dict.
       assigned: rule of each parameter, from `assign_rules`.
     """
     trainable, _ = optimizers.split(flatten_dict(params, sep="/"), assigned)
@@ -52,28 +52,27 @@ def state_shardings(mesh, state: TrainState, optimizer) -> TrainState:
     Args:
       mesh: the device mesh.
       state: shapes and dtypes.
-      optimizer: that made `state.opt_state`; its moments are sharded as the
-        parameters, everything else is replicated.
+      optimizer: the transformation that made `state.opt_state`. Its moments are
+        sharded like their parameters, step counts are replicated.
     """
-    flat = flatten_dict(state.params, sep="/")
-
-    def place(name, leaf):
-        return sharding.param_sharding(mesh, name, leaf.shape)
-
-    params = {name: place(name, leaf) for name, leaf in flat.items()}
-    everywhere = sharding.replicated(mesh)
+    params = {
+        name: sharding.param_sharding(mesh, name, leaf.shape)
+        for name, leaf in flatten_dict(state.params, sep="/").items()
+    }
+    replicated = sharding.replicated(mesh)
+    # optax knows which leaves of its state are shaped like parameters.
     opt_state = optax.tree.map_params(
         optimizer,
-        lambda leaf, where: where,
+        lambda leaf, param_sharding: param_sharding,
         state.opt_state,
-        {name: params[name] for name in _moments(state.opt_state)},
-        transform_non_params=lambda leaf: everywhere,
+        {name: params[name] for name in _first_moments(state.opt_state)},
+        transform_non_params=lambda leaf: replicated,
     )
-    return TrainState(everywhere, unflatten_dict(params, sep="/"), opt_state)
+    return TrainState(replicated, unflatten_dict(params, sep="/"), opt_state)
 
 
-def _moments(opt_state) -> dict:
-    """The first moments, a flat dict by the names of the trainable leaves."""
+def _first_moments(opt_state) -> dict:
+    """Returns Adam's first moments, a flat dict by name of the trainable leaves."""
     return next(s.mu for s in opt_state if isinstance(s, optax.ScaleByAdamState))
 
 
@@ -88,8 +87,8 @@ def make_train_step(
     and updated.
 
     Args:
-      model: of `objectives.build_model`.
-      optimizer: of `make_optimizer`.
+      model: from `objectives.build_model`.
+      optimizer: from `make_optimizer`.
       assigned: rule of each parameter, from `assign_rules`.
       mesh: the device mesh.
     """
@@ -99,6 +98,8 @@ def make_train_step(
         flat = flatten_dict(state.params, sep="/")
         trainable, frozen = optimizers.split(flat, assigned)
 
+        # Differentiated in its first argument alone: XLA then computes no gradient
+        # and stores no activation for frozen leaves.
         def loss_with_frozen(trainable, batch):
             params = unflatten_dict({**frozen, **trainable}, sep="/")
             return loss_fn(params, batch)
@@ -121,7 +122,11 @@ def make_train_step(
 
 
 def _accumulate(loss_fn: Callable, trainable: dict, micro_batches: tuple[Batch, ...]):
-    """Sums loss, weight and gradients over micro-batches."""
+    """Returns the sums of loss, weight and gradients over micro-batches.
+
+    A scan rather than a Python loop: the program is compiled once and holds the
+    activations of one micro-batch at a time.
+    """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
 
     def add(sums, micro_batch):
@@ -132,12 +137,13 @@ def _accumulate(loss_fn: Callable, trainable: dict, micro_batches: tuple[Batch, 
         (loss, weight), grads = value_and_grad(trainable, micro_batches[0])
         return loss, weight, grads
     zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
+    # Micro-batches of one step have one shape: they are of the same length bucket.
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *micro_batches)
     return jax.lax.scan(add, zero, stacked)[0]
 
 
 def _norms(tree: Mapping, name: str) -> dict:
-    """Returns the global norm and that of each branch (img, llm, fusion, ...)."""
+    """Returns the global norm and the norm of each branch (img, llm, fusion, ...)."""
     branches = sorted({key.split("/")[0] for key in tree})
     norms = {
         f"{name}/{branch}": optax.tree.norm(
@@ -190,14 +196,16 @@ class Program:
         self.schedule = optimizers.make_schedule(config.optimizer, config.total_steps)
         self.abstract_state = self._abstract(self._init_state)
         self._shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-        everywhere = sharding.replicated(mesh)
+        replicated = sharding.replicated(mesh)
+        # The donated state's buffers are reused for the new one, which therefore has
+        # the same shardings: without donation two states would have to fit.
         self.train_step = jax.jit(
             make_train_step(self.model, self.optimizer, self.assigned, mesh),
             donate_argnums=0,
-            out_shardings=(self._shardings, everywhere),
+            out_shardings=(self._shardings, replicated),
         )
         self.eval_step = jax.jit(
-            validation.make_eval_step(self.model, num_tags), out_shardings=everywhere
+            validation.make_eval_step(self.model, num_tags), out_shardings=replicated
         )
 
     @property
@@ -209,6 +217,7 @@ class Program:
     def start(self, params: dict) -> TrainState:
         """Returns the state of step 0. It shares its arrays with `params`: do not use
         them after the first train step, which donates them."""
+        # Jitted so that the moments are created sharded, on no device as a whole.
         return jax.jit(self._init_state, out_shardings=self._shardings)(params)
 
     def trainable(self, params: dict) -> dict:
@@ -235,8 +244,8 @@ def _with_shardings(tree, shardings):
     if isinstance(shardings, jax.sharding.Sharding):
         shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=where
+        lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf_sharding
         ),
         tree,
         shardings,

@@ -1,4 +1,4 @@
-"""The one trainer: restore or start, loop, report. Stages are configs."""
+"""The trainer of every stage: restore or start, train, save, report."""
 
 import contextlib
 import functools
@@ -35,10 +35,13 @@ from hive_jax.training.validation import summary_line, validate
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT; a context manager. A second signal ends at once.
+    """Context manager that records SIGTERM and SIGINT; a second signal ends at once.
 
-    With several processes nothing is noted: they must all stop at one step, so JAX
-    itself takes SIGTERM and agrees on one; see Checkpoints.reached_preemption.
+    It records nothing in a job of several processes. They must all stop at the same
+    step, so JAX catches SIGTERM and agrees on one: `Checkpoints.reached_preemption`.
+
+    Attributes:
+      requested: whether a signal has arrived.
     """
 
     def __init__(self):
@@ -46,17 +49,18 @@ class StopRequest:
         self._previous = {}
 
     def __enter__(self) -> Self:
+        # Python accepts signal handlers in the main thread only.
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread and jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *unused_exception) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame) -> None:
+    def _record(self, number: int, frame) -> None:
         self.requested = True
         signal.signal(number, self._previous[number] or signal.SIG_DFL)
 
@@ -67,21 +71,25 @@ def train(
     *,
     allow_config_change: bool = False,
 ) -> int:
-    """Trains to config.total_steps, continuing the run in `workdir`.
+    """Trains to config.total_steps; resumes the run in `workdir` if there is one.
 
     Writes to `workdir`: checkpoints/, tokenizer/, metrics.jsonl, bad_samples.jsonl,
     tensorboard/, config.json and, at the end, result.json.
 
     Args:
-      config: a RunConfig, or what `get_config` of a config file returns.
-      workdir: by default workdir/NAME, after config.name.
-      allow_config_change: continue although the config, tokenizer or data changed.
+      config: a RunConfig, a dict of one, or the ConfigDict of a config file.
+      workdir: folder of the run; by default workdir/NAME, after config.name.
+      allow_config_change: resume although the config, tokenizer or data changed.
 
     Returns:
       The exit code: 0, or PREEMPTED after a save on SIGTERM.
 
     Raises:
-      HiveError: before any training, for anything that cannot work.
+      HiveError: before the first step, for a config, data, weights or workdir that
+        cannot be used.
+      DataError: too many samples are invalid, or a batch has no supervised token.
+      NumericsError: the loss or a gradient is not finite.
+      OutputError: several saves in a row have failed.
     """
     config = as_run_config(config)
     workdir = os.fspath(workdir or default_workdir(config.name))
@@ -89,9 +97,10 @@ def train(
     config = run.config
     log(run.program.parameter_table)
     folder = Path(workdir)
-    first = jax.process_index() == 0
+    is_first_process = jax.process_index() == 0
+    lock = exclusive_lock(workdir, "run.lock")
     with (
-        exclusive_lock(workdir, "run.lock") if first else contextlib.nullcontext(),
+        lock if is_first_process else contextlib.nullcontext(),
         Checkpoints(workdir, keep=config.max_to_keep) as checkpoints,
         StopRequest() as stop,
     ):
@@ -99,21 +108,23 @@ def train(
         if state is None:
             state = run.start()
         start = int(state.step)
-        _prepare(folder, config, start)
-        keep_bad_samples(run, folder, start)
+        _prepare_workdir(folder, config, start)
+        _record_bad_samples(run, folder, start)
         with MetricsWriter(folder, start) as writer:
-            state = _loop(run, state, checkpoints, writer, stop)
+            state = _train_loop(run, state, checkpoints, writer, stop)
             step, params = int(state.step), state.params
             if step == config.total_steps:
-                del state  # the report needs the room of the optimizer's moments
+                # Frees the optimizer's moments: the report loads the initial
+                # parameters beside the trained ones.
+                del state
                 _finish(run, step, params, writer, folder)
                 return 0
-    log(f"stopped at step {step}, saved; run the same command to go on")
+    log(f"stopped at step {step}, saved; run the same command to resume")
     return PREEMPTED
 
 
-def _prepare(folder: Path, config: RunConfig, start: int) -> None:
-    """Writes what the run is; removes the result of a run that went on from here."""
+def _prepare_workdir(folder: Path, config: RunConfig, start: int) -> None:
+    """Writes config.json and tokenizer/; removes result.json unless it is final."""
     if start > config.total_steps:
         raise ConfigError(
             f"config.total_steps is {config.total_steps}; the run in {folder} is at "
@@ -123,52 +134,51 @@ def _prepare(folder: Path, config: RunConfig, start: int) -> None:
     if jax.process_index() == 0:
         keep_tokenizer(config.data.tokenizer, folder / TOKENIZER_FOLDER)
     if start < config.total_steps and jax.process_index() == 0:
+        # The result of a shorter run, which is now being resumed.
         (folder / "result.json").unlink(missing_ok=True)
 
 
-def _loop(
+def _train_loop(
     run: Experiment,
     state: TrainState,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     stop: StopRequest,
 ) -> TrainState:
-    """Steps until the end or a stop request; logs, validates and saves on the way."""
+    """Trains until total_steps or a stop request; logs, validates and saves."""
     config, start = run.config, int(state.step)
     throughput = Throughput(config.batch_size, _peak_flops(run))
-    metrics = None
-    # By the length of the texts, which buckets vary.
+    # Cached by the length of the texts, which differs between buckets.
     flops = functools.cache(functools.partial(step_flops, config, run.program.assigned))
+    accumulation = config.gradient_accumulation_steps
     batches = run.loader.batches(
-        start * config.gradient_accumulation_steps,
-        config.total_steps * config.gradient_accumulation_steps,
+        start * accumulation, config.total_steps * accumulation
     )
+    metrics = None
     with progress_bar(config.name, config.total_steps, start) as bar:
         for step in range(start + 1, config.total_steps + 1):
-            asked = time.perf_counter()
-            micro_batches = tuple(
-                itertools.islice(batches, config.gradient_accumulation_steps)
-            )
-            throughput.waited(time.perf_counter() - asked, metrics)
+            wait_start = time.perf_counter()
+            micro_batches = tuple(itertools.islice(batches, accumulation))
+            throughput.waited(time.perf_counter() - wait_start, metrics)
             state, metrics = run.program.train_step(state, micro_batches)
             throughput.count_flops(flops(micro_batches[0].tokens.shape[1]))
             bar.update()
+
             stopping = stop.requested or checkpoints.reached_preemption(step)
-            last = step == config.total_steps
-            saving = stopping or last or step % config.checkpoint_every == 0
+            is_last = step == config.total_steps
+            saving = stopping or is_last or step % config.checkpoint_every == 0
+            # A saved step is also logged: reading its metrics checks that they are
+            # finite. The first one starts the clock of the rates.
             if saving or step % config.log_every == 0 or step == start + 1:
-                values = {name: float(value) for name, value in metrics.items()}
-                _require_sound(values, step, len(run.loader.invalid) > 0)
-                values["learning_rate"] = float(run.program.schedule(step - 1))
-                values |= throughput.since_last(step)
-                mfu = {"mfu": f"{values['mfu']:.1%}"} if "mfu" in values else {}
-                bar.set_postfix(loss=f"{values['loss']:.3f}", **mfu)
+                values = _read_metrics(run, metrics, step) | throughput.since_last(step)
                 values["bad_samples"] = len(run.loader.invalid)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
-            if step % config.eval_every == 0 and not last:
+                mfu = {"mfu": f"{values['mfu']:.1%}"} if "mfu" in values else {}
+                bar.set_postfix(loss=f"{values['loss']:.3f}", **mfu)
+            if step % config.eval_every == 0 and not is_last:  # `_finish` does the last
                 _validate(run, state.params, writer, step)
                 throughput.restart(step)
-            checkpoints.check()
+            checkpoints.check()  # reports a failed save now, not at the next one
             if saving:
                 checkpoints.save(step, state, run.meta(step))
             if stopping:
@@ -178,15 +188,51 @@ def _loop(
     return state
 
 
+def _read_metrics(
+    run: Experiment, metrics: Mapping[str, jax.Array], step: int
+) -> dict[str, float]:
+    """Returns the metrics of a step as floats, with its learning rate; waits for it.
+
+    Raises:
+      DataError, NumericsError: this state must not be saved; `_require_valid`.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    _require_valid(values, step, has_bad_samples=len(run.loader.invalid) > 0)
+    values["learning_rate"] = float(run.program.schedule(step - 1))
+    return values
+
+
+def _require_valid(
+    values: Mapping[str, float], step: int, has_bad_samples: bool
+) -> None:
+    """Raises unless all metrics are finite and the batch had a supervised token.
+
+    A batch of bad samples alone has weight 0 too; max_bad_fraction is their limit.
+    """
+    if values["loss_weight"] == 0 and not has_bad_samples:
+        raise DataError(
+            f"step {step}: its batch has no supervised token: check data.source, the "
+            f"tokenizer and data.num_tokens"
+        )
+    not_finite = [name for name, value in values.items() if not np.isfinite(value)]
+    if not_finite:
+        raise NumericsError(
+            f"step {step}: {', '.join(not_finite)} is not finite. The last checkpoint "
+            "is good; lower optimizer.peak_lr or optimizer.clip_norm, and resume from "
+            "it with allow_config_change"
+        )
+
+
 def _peak_flops(run: Experiment) -> float | None:
-    """What MFU is a share of; known to process 0, which alone writes it."""
+    """Returns the peak FLOP/s of all devices, for MFU; None but on process 0, which
+    alone writes it and so need not make the others measure theirs."""
     if jax.process_index() != 0:
         return None
     return peak_flops(run.mesh.devices.flatten())
 
 
 def _validate(run: Experiment, params: dict, writer: MetricsWriter, step: int) -> dict:
-    """Writes and returns the losses on held-out samples."""
+    """Writes, logs and returns the validation losses."""
     values = validate(
         run.program.eval_step, params, run.validation, run.validation_batches
     )
@@ -198,52 +244,36 @@ def _validate(run: Experiment, params: dict, writer: MetricsWriter, step: int) -
 def _finish(
     run: Experiment, step: int, params: dict, writer: MetricsWriter, folder: Path
 ) -> None:
-    """Final validation, and how far each part moved from where it started; once."""
+    """Writes result.json, once: final validation, bad samples, and the relative
+    distance that each parameter group moved from its initial value."""
     path = folder / "result.json"
     if path.exists():
         log(f"finished already; its figures are in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
-    result["bad_samples"] = count_bad_samples(run)
+    result["bad_samples"] = _count_bad_samples(run)
     try:
-        moved = optimizer.relative_distances(run.initial_params(), params)
-    except HiveError as error:  # the stage before is gone since
+        distances = optimizer.relative_distances(run.initial_params(), params)
+    except HiveError as error:  # e.g. the previous stage has been deleted since
         log(f"distances moved are not known: {error}")
     else:
-        rows = [(part, f"{distance:.3e}") for part, distance in moved.items()]
-        log(text_table(("part", "relative distance moved"), rows))
-        result["relative_distance"] = moved
+        table = [(group, f"{distance:.3e}") for group, distance in distances.items()]
+        log(text_table(("group", "relative distance moved"), table))
+        result["relative_distance"] = distances
     _write_json(path, result)
 
 
 def _write_json(path: Path, value) -> None:
-    """Writes a file whole or not at all; process 0 only."""
+    """Writes a JSON file atomically, on process 0 only."""
     if jax.process_index() == 0:
         write_json(path, value)
 
 
-def _require_sound(values: dict[str, float], step: int, bad_samples: bool) -> None:
-    """Raises before a state could be saved that is broken, or has learnt nothing; a
-    batch of nothing but bad samples is neither."""
-    if values["loss_weight"] == 0 and not bad_samples:
-        raise DataError(
-            f"step {step}: its batch has no supervised token: check data.source, the "
-            f"tokenizer and data.num_tokens"
-        )
-    broken = [name for name, value in values.items() if not np.isfinite(value)]
-    if broken:
-        raise NumericsError(
-            f"step {step}: {', '.join(broken)} is not finite. The last checkpoint is "
-            f"good; lower optimizer.peak_lr or optimizer.clip_norm, and continue from "
-            "it with allow_config_change"
-        )
+def _record_bad_samples(run: Experiment, folder: Path, start: int) -> None:
+    """Opens bad_samples.jsonl (one file a process) for the loaders of both splits.
 
-
-def keep_bad_samples(run: Experiment, folder: Path, start: int) -> None:
-    """Names the bad samples of both splits in a file; other processes in theirs.
-
-    A run that goes on at step `start` still has those of the steps before, and those
-    of the validation, which reads the same samples each time.
+    A resumed run keeps the training samples of the steps before `start`, and all
+    validation samples, for each validation reads the same ones.
     """
     process = jax.process_index()
     path = folder / (f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl")
@@ -251,33 +281,35 @@ def keep_bad_samples(run: Experiment, folder: Path, start: int) -> None:
     run.validation.invalid.keep_in(path, None if start else 0)
 
 
-def count_bad_samples(run: Experiment) -> dict[str, dict[str, int]]:
-    """Split -> reason -> samples that any process has found, each once; says so too.
-
-    All processes must call it.
-    """
+def _count_bad_samples(run: Experiment) -> dict[str, dict[str, int]]:
+    """Logs and returns split -> reason -> number of distinct samples, over all
+    processes; all processes must call it."""
     counts = {}
     for split, loader in (("train", run.loader), ("validation", run.validation)):
-        for found in gathered([*loader.invalid.reasons.items()]):
-            loader.invalid.include(dict(found))
+        for reasons in _gather_json([*loader.invalid.reasons.items()]):
+            loader.invalid.include(dict(reasons))
         counts[split] = loader.invalid.counts
         if loader.invalid:
-            files = "bad_samples.jsonl" + " and its like" * (jax.process_count() > 1)
+            several = jax.process_count() > 1
+            files = "bad_samples*.jsonl" if several else "bad_samples.jsonl"
             log(
-                f"bad samples, {split}: {format_counts(counts[split])}; each is named in {files}"
+                f"bad samples, {split}: {format_counts(counts[split])}; each is named "
+                f"in {files}"
             )
     return counts
 
 
-def gathered(value) -> list:
-    """A JSON value of each process, in their order; all processes must call it."""
+def _gather_json(value) -> list:
+    """Returns the JSON value of each process, by process index; all must call it."""
     if jax.process_count() == 1:
         return [value]
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    # The collective takes arrays of one shape: pad to the longest value.
     sizes = multihost_utils.process_allgather(np.int32(content.size))
-    room = np.zeros(sizes.max(), np.uint8)
-    room[: content.size] = content
-    rows = multihost_utils.process_allgather(room)
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: content.size] = content
+    contents = multihost_utils.process_allgather(padded)
     return [
-        json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)
+        json.loads(bytes(content[:size]))
+        for content, size in zip(contents, sizes, strict=True)
     ]

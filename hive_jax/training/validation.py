@@ -1,4 +1,7 @@
-"""Does the model look at the image? The loss on held-out samples, three ways."""
+"""Validation losses: with the correct image, a mismatched image, and no image.
+
+The difference of the first two, `image_gain`, says how much the image helps.
+"""
 
 from collections.abc import Callable
 
@@ -11,25 +14,27 @@ from hive_jax.data.loader import Loader
 from hive_jax.data.types import Batch
 from hive_jax.models.hive import Hive
 from hive_jax.training.losses import sigmoid_contrastive_loss
-from hive_jax.training.objectives import is_pair, normalise_images, token_losses
+from hive_jax.training.objectives import normalise_images, token_losses, valid_pairs
 
 
 def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
-    """(params, batch) -> sums to add up over batches.
+    """Returns the function (params, batch) -> sums, which are added over batches.
 
     Args:
-      model: of the run.
-      num_tags: of the dataset; 0 if batches have no tags.
+      model: a Hive or TwoTowers.
+      num_tags: number of token tags of the dataset; 0 if batches have none.
 
-    For captions: for "right" (the sample's image), "wrong" (its neighbour's in the
-    batch, another scene) and "none" (no image) the summed loss and the number of
-    tokens, float32[num_tags] each, or [1] without tags. For towers: the loss, and how many images find
-    their text.
+    Returns:
+      For a Hive a function that returns (summed loss, number of tokens), float32[n]
+      each with n = max(1, num_tags), for "right" (the sample's image), "wrong" (the
+      image of the previous sample in the batch) and "none" (no image). For two towers
+      (sum, count) of "loss" and of "accuracy", retrieval of the text by its image.
     """
 
-    def captions(params, batch: Batch):
+    def caption_sums(params, batch: Batch):
         weight = batch.target[:, 1:].astype(jnp.float32)
         tag = jnp.zeros_like(batch.tokens) if batch.tag is None else batch.tag
+        # One product sums by tag; tokens without a target count nowhere.
         tags = jax.nn.one_hot(tag[:, 1:], max(1, num_tags)) * weight[:, :, None]
 
         def by_tag(image, image_mask):
@@ -37,36 +42,45 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
             nll = token_losses(model, params, altered)
             return (nll[:, :, None] * tags).sum((0, 1)), tags.sum((0, 1))
 
-        sees, blind = batch.image_mask, jnp.zeros_like(batch.image_mask)
-        out = {"none": by_tag(batch.image, blind)}
+        no_image = jnp.zeros_like(batch.image_mask)
+        sums = {"none": by_tag(batch.image, no_image)}
         if model.config.fusion_class.uses_image:
-            out["right"] = by_tag(batch.image, sees)
-            out["wrong"] = by_tag(jnp.roll(batch.image, 1, axis=0), sees)
-        return out
+            sums["right"] = by_tag(batch.image, batch.image_mask)
+            # Images move and masks stay: only what is seen differs from "right".
+            mismatched = jnp.roll(batch.image, 1, axis=0)
+            sums["wrong"] = by_tag(mismatched, batch.image_mask)
+        return sums
 
-    def towers(params, batch: Batch):
+    def contrastive_sums(params, batch: Batch):
         images = normalise_images(batch.image)
         zimg, ztxt, t, b = model.apply({"params": params}, images, batch.tokens)
-        there = is_pair(batch)
-        likeness = jnp.where(there[None, :], zimg @ ztxt.T, -jnp.inf)
-        found = there & (likeness.argmax(-1) == jnp.arange(zimg.shape[0]))
-        loss = sigmoid_contrastive_loss(zimg, ztxt, t, b, there)
-        return {"loss": (loss, 1.0), "accuracy": (found.sum(), there.sum())}
+        valid = valid_pairs(batch)
+        similarity = jnp.where(valid[None, :], zimg @ ztxt.T, -jnp.inf)
+        correct = valid & (similarity.argmax(-1) == jnp.arange(zimg.shape[0]))
+        loss = sigmoid_contrastive_loss(zimg, ztxt, t, b, valid)
+        return {"loss": (loss, 1.0), "accuracy": (correct.sum(), valid.sum())}
 
-    return captions if isinstance(model, Hive) else towers
+    return caption_sums if isinstance(model, Hive) else contrastive_sums
 
 
 def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
-    """Mean losses over the first `num_batches` batches of the loader.
+    """Returns the mean losses over the first batches of a loader.
+
+    Args:
+      eval_step: from `make_eval_step`, jitted.
+      params: nested dict of parameters.
+      loader: of the validation split.
+      num_batches: batches to read, the same ones each time.
 
     Returns:
       For captions, in nats per token: "loss" (with the sample's image),
-      "loss_wrong_image" (with another scene's), "loss_no_image", "image_gain" (wrong
-      minus right: what looking is worth), and "loss/TAG", "image_gain/TAG" for each
-      of the dataset's tags. For towers: "loss" and "accuracy".
+      "loss_wrong_image" (with another sample's), "loss_no_image", "image_gain" (wrong
+      minus right), and "loss/TAG" and "image_gain/TAG" for each tag of the dataset.
+      For two towers: "loss" and "accuracy".
     """
     total = None
     for batch in loader.batches(0, num_batches):
+        # Summed on the device: no batch waits for the result of the one before.
         sums = eval_step(params, batch)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     total = jax.device_get(total)
@@ -76,6 +90,7 @@ def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
 
 
 def _summary(total: dict, tag_names: tuple[str, ...]) -> dict:
+    """Returns the losses of captions, overall and by tag, from their sums."""
     losses = {image: np.sum(nll) / np.sum(n) for image, (nll, n) in total.items()}
     out = {"loss": losses.get("right", losses["none"])}
     if "right" in total:
@@ -85,7 +100,7 @@ def _summary(total: dict, tag_names: tuple[str, ...]) -> dict:
     for index, tag in enumerate(tag_names):
         by_image = {image: nll[index] for image, (nll, _) in total.items()}
         count = total["none"][1][index]
-        if count:
+        if count:  # a tag may be absent from the validation samples
             out[f"loss/{tag}"] = by_image.get("right", by_image["none"]) / count
             if "right" in total:
                 gain = by_image["wrong"] - by_image["right"]
@@ -94,7 +109,7 @@ def _summary(total: dict, tag_names: tuple[str, ...]) -> dict:
 
 
 def summary_line(values: dict) -> str:
-    """The figures that matter, on one line."""
+    """Returns a line of text with the main values of `validate`."""
     line = f"validation loss {values['loss']:.4f}"
     if "accuracy" in values:
         return f"{line}, text found for {values['accuracy']:.1%} of the images"

@@ -88,7 +88,7 @@ def test_round_trip():
     assert hash(run) == hash(from_dict(tree))
 
 
-def test_there_are_all_keys():
+def test_defaults_have_all_keys():
     assert len(LEAVES) > 70
     expected = {("model", "encoder"), ("model", "decoder"), ("execution", "encoder")}
     assert expected < set(GROUPS)
@@ -143,7 +143,7 @@ def test_whole_numbers_are_floats_and_not_the_other_way(path):
 
 @pytest.mark.parametrize("path", GROUPS, ids=".".join)
 @pytest.mark.parametrize("value", [None, 3, "x", ()])
-def test_a_group_is_a_group(path, value):
+def test_a_group_must_be_a_dict(path, value):
     if value is None and path in (("model", "encoder"), ("model", "decoder")):
         assert get(to_dict(from_dict(changed(path, None))), path) is None
         return
@@ -175,7 +175,7 @@ def test_a_group_is_a_group(path, value):
         (".*", "config.rules is '.*'; expected a tuple"),
     ],
 )
-def test_wrong_rules(rules, message):
+def test_invalid_rules_are_refused(rules, message):
     assert message in refused({"rules": rules})
 
 
@@ -187,7 +187,7 @@ def test_rules_as_tuples_lists_and_dicts():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "wanted"),
+    ("key", "value", "expected"),
     [
         ("total_steps", 0, "1 or more"),
         ("batch_size", -8, "1 or more"),
@@ -239,7 +239,7 @@ def test_rules_as_tuples_lists_and_dicts():
         ("model.connections", ((1, 2, 3),), "expected 2 values"),
     ],
 )
-def test_values_that_cannot_be(key, value, wanted):
+def test_impossible_values_are_refused(key, value, expected):
     message = refused(changed(key.split("."), value))
     # A number that is not divided is what the message is about.
     named = {
@@ -249,11 +249,11 @@ def test_values_that_cannot_be(key, value, wanted):
         "model.connections": ("model",),
     }.get(key, (key,))
     assert message.startswith(tuple(f"config.{name}" for name in named))
-    assert wanted in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "wanted"),
+    ("key", "value", "expected"),
     [
         (
             "gradient_accumulation_steps",
@@ -265,9 +265,9 @@ def test_values_that_cannot_be(key, value, wanted):
         ("text_tower.out_dim", 32, "expected model.encoder.width = 64"),
     ],
 )
-def test_values_that_two_towers_cannot_have(key, value, wanted):
+def test_impossible_values_of_two_towers_are_refused(key, value, expected):
     tree = to_dict(dataclasses.replace(FULL, objective="contrastive"))
-    assert wanted in refused(changed(key.split("."), value, tree))
+    assert expected in refused(changed(key.split("."), value, tree))
     if key.startswith("text_tower"):  # which captions do not use
         from_dict(changed(key.split("."), value))
 
@@ -389,7 +389,7 @@ def test_every_config_builds(parameter_shapes, other_names, stage, arguments):
         (3, (0.9, 0.95, 2e-6, 0.0, 0.0, 1024, 10.0, 18, 581)),
     ],
 )
-def test_the_paper_s_table_3(stage, fusion, table):
+def test_the_paper_recipes_are_those_of_table_3(stage, fusion, table):
     run = load(stage, f"paper,fusion={fusion}")
     optimizer = run.optimizer
     assert table == (
@@ -410,7 +410,7 @@ def test_the_paper_s_table_3(stage, fusion, table):
     assert samples == pytest.approx(epochs * 595_375, rel=0.001)
 
 
-def test_the_paper_s_models():
+def test_the_paper_recipe_has_the_paper_sizes():
     run = load(1, "paper")
     encoder, decoder = run.model.encoder, run.model.decoder
     assert (encoder.width, encoder.depth, encoder.num_heads) == (1024, 24, 16)
@@ -420,7 +420,7 @@ def test_the_paper_s_models():
     assert depths == [4, 8, 12, 16, 20, 24]  # 25 % of 24, the last one included
 
 
-def test_sizes_are_named_after_the_file_s_name():
+def test_arguments_select_sizes():
     run = load(1, "paper,encoder=B/16-224,decoder=gemma3_270m")
     assert run.model.encoder == siglip_config("B", 16, 224)
     assert run.model.decoder == decoder_config("gemma3_270m")
@@ -433,7 +433,7 @@ def test_sizes_are_named_after_the_file_s_name():
     assert config.optimizer == load(1, "paper").optimizer
 
 
-def test_a_config_file_s_tree_is_a_run_config():
+def test_a_config_file_gives_a_run_config():
     tree = importlib.import_module("configs.stage1").get_config()
     config = from_dict(tree.to_dict())
     assert as_run_config(tree) == as_run_config(tree.to_dict()) == config
@@ -443,7 +443,7 @@ def test_a_config_file_s_tree_is_a_run_config():
 
 
 @pytest.mark.parametrize("tower", ["encoder", "decoder"])
-def test_a_size_of_an_architecture_that_the_weights_decide(tower):
+def test_one_value_of_an_architecture_of_none_is_refused(tower):
     """Says how to name one, instead of the parser's own message."""
     key = f"--config.model.{tower}.width=128"
     command = [sys.executable, "tools/plan.py", "--config=configs/stage1.py", key]
@@ -462,7 +462,7 @@ def test_stages_of_one_size_share_their_model_and_data():
             assert (run.model, run.data) == (first.model, first.data)
 
 
-def test_stage_0():
+def test_stage_0_trains_the_towers_of_stage_1():
     siglip, llm = load(0, "siglip"), load(0, "llm")
     assert siglip.objective == "contrastive"
     assert siglip.text_tower.num_tokens == siglip.data.num_tokens
@@ -499,19 +499,19 @@ def test_stage_0():
         (0, "siglip,llm", "choose configs/stage0.py:siglip or"),
     ],
 )
-def test_wrong_arguments(stage, arguments, message):
+def test_wrong_arguments_are_refused(stage, arguments, message):
     with pytest.raises(ConfigError) as caught:
         load(stage, arguments)
     assert message in str(caught.value)
 
 
-def test_arguments():
+def test_arguments_are_parsed():
     def parse(text):
         return recipes.parse(text, ("paper",), fusion="hive")
 
-    wanted = {"paper": True, "fusion": "cascaded"}
-    assert parse("paper,fusion=cascaded") == wanted
-    assert parse("fusion=cascaded,,paper") == wanted
+    expected = {"paper": True, "fusion": "cascaded"}
+    assert parse("paper,fusion=cascaded") == expected
+    assert parse("fusion=cascaded,,paper") == expected
     assert parse(None) == parse("") == {"paper": False, "fusion": "hive"}
     for fusion in FUSIONS:
         assert parse(f"fusion={fusion}")["fusion"] == fusion

@@ -21,7 +21,7 @@ def folder(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_accelerators_keep_their_programs(monkeypatch, folder, tmp_path, platform):
+def test_accelerators_cache_their_programs(monkeypatch, folder, tmp_path, platform):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     kept = runtime.enable_compilation_cache()
     assert folder == {"jax_compilation_cache_dir": kept}
@@ -31,19 +31,19 @@ def test_accelerators_keep_their_programs(monkeypatch, folder, tmp_path, platfor
 
 
 @pytest.mark.parametrize("set_to", ["", "/somewhere/else"])
-def test_the_variable_goes_first(monkeypatch, folder, set_to):
+def test_jax_compilation_cache_dir_overrides_the_default(monkeypatch, folder, set_to):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", set_to)
     assert runtime.enable_compilation_cache() is None
     assert folder == {}
 
 
-def test_cpus_do_not(folder):
+def test_cpus_have_no_cache_by_default(folder):
     assert runtime.enable_compilation_cache() is None
     assert folder == {}
 
 
-def test_a_home_that_cannot_be_written_costs_a_warning(monkeypatch, folder, tmp_path):
+def test_an_unwritable_cache_is_a_warning(monkeypatch, folder, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -31,8 +31,8 @@ def test_next_token_nll_is_the_plain_computation(inputs, softcap):
             logits = np.float64(table) @ np.float64(hidden[row, t])
             if softcap:
                 logits = np.tanh(logits / softcap) * softcap
-            wanted = np.log(np.exp(logits).sum()) - logits[tokens[row, t + 1]]
-            np.testing.assert_allclose(got[row, t], wanted, rtol=1e-5, atol=1e-5)
+            expected = np.log(np.exp(logits).sum()) - logits[tokens[row, t + 1]]
+            np.testing.assert_allclose(got[row, t], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", [0, 1, 3, 6, 7])
@@ -40,8 +40,8 @@ def test_chunks_change_no_value(inputs, positions):
     """7 positions in chunks of 1 (at least), 3, 6 (the last ones padded) and 7."""
     hidden, table, tokens = inputs
     plain = next_token_nll(hidden, table, 2.0, tokens)
-    parts = next_token_nll(hidden, table, 2.0, tokens, positions * BATCH * VOCAB)
-    np.testing.assert_allclose(parts, plain, rtol=1e-6, atol=1e-6)
+    chunked = next_token_nll(hidden, table, 2.0, tokens, positions * BATCH * VOCAB)
+    np.testing.assert_allclose(chunked, plain, rtol=1e-6, atol=1e-6)
 
 
 def test_bfloat16_hidden_states_give_a_float32_loss(inputs):
@@ -64,17 +64,17 @@ def test_sigmoid_loss_is_the_sum_over_all_pairs(shape):
         jnp.full(shape, b),
         jnp.ones(4, bool),
     )
-    wanted = 0.0
+    expected = 0.0
     for i in range(4):
         for j in range(4):
             logit = float(zimg[i] @ ztxt[j]) * t + b
             sign = 1.0 if i == j else -1.0
-            wanted += np.log1p(np.exp(-sign * logit)) / 4
+            expected += np.log1p(np.exp(-sign * logit)) / 4
     assert got.shape == ()
-    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_sigmoid_loss_leaves_out_what_is_not_there():
+def test_sigmoid_loss_ignores_invalid_samples():
     """Loss and gradient are those of the others alone."""
     rng = np.random.default_rng(1)
     z = jnp.asarray(rng.normal(size=(2, 5, 6)).astype(np.float32))
@@ -85,8 +85,8 @@ def test_sigmoid_loss_leaves_out_what_is_not_there():
         return sigmoid_contrastive_loss(*z, t, b, there)
 
     value, gradient = jax.value_and_grad(loss)(z, there)
-    wanted, others = jax.value_and_grad(loss)(z[:, there], jnp.ones(3, bool))
-    np.testing.assert_allclose(value, wanted, rtol=1e-6)
+    expected, others = jax.value_and_grad(loss)(z[:, there], jnp.ones(3, bool))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient[:, there], others, rtol=1e-5, atol=1e-7)
     assert not gradient[:, ~there].any()
     assert loss(z, jnp.zeros(5, bool)) == 0

@@ -8,7 +8,12 @@ import pytest
 from hive_jax.config import OptimizerConfig, Rule
 from hive_jax.errors import ConfigError
 from hive_jax.training import optimizer
-from hive_jax.training.optimizer import assign_rules, make_optimizer, make_schedule
+from hive_jax.training.optimizer import (
+    assign_rules,
+    make_optimizer,
+    make_schedule,
+    relative_distances,
+)
 
 NAMES = ["img/a", "img/b", "llm/layers/w", "llm/final_norm/scale", "fusion/gate"]
 
@@ -16,8 +21,8 @@ NAMES = ["img/a", "img/b", "llm/layers/w", "llm/final_norm/scale", "fusion/gate"
 def test_the_first_rule_that_matches_the_whole_name_wins():
     one, two, three = Rule("img/a", 3.0), Rule("img/.*", None), Rule(".*", 1.0)
     assigned = assign_rules(NAMES, (one, two, three))
-    wanted = [one, two, three, three, three]
-    assert assigned == dict(zip(NAMES, wanted, strict=True))
+    expected = [one, two, three, three, three]
+    assert assigned == dict(zip(NAMES, expected, strict=True))
     with pytest.raises(ConfigError, match="matches no parameter"):
         assign_rules(NAMES, (Rule("img", 1.0), three))  # only a part of names
 
@@ -36,12 +41,12 @@ def test_the_first_rule_that_matches_the_whole_name_wins():
         ([], "no rule of config.rules matches parameter 'img/a'"),
     ],
 )
-def test_rules_that_cannot_be_meant(rules, message):
+def test_rules_with_no_effect_are_refused(rules, message):
     with pytest.raises(ConfigError, match=message):
         assign_rules(NAMES, tuple(Rule(*rule) for rule in rules))
 
 
-def test_a_rule_may_be_for_another_fusion_but_not_be_shadowed():
+def test_a_rule_may_match_only_another_fusion_but_not_be_shadowed():
     rules = (Rule("fusion/projector", 1.0), Rule(".*", 1.0))
     elsewhere = ["fusion/projector", "img/a"]
     assert set(assign_rules(NAMES, rules, lambda: elsewhere)) == set(NAMES)
@@ -80,8 +85,8 @@ def rates(total, **changes):
 def test_learning_rate_warms_up_then_falls_to_the_minimum_at_the_last_step():
     got = rates(12, warmup_steps=4)
     np.testing.assert_allclose(got[:4], [0.25, 0.5, 0.75, 1.0], rtol=1e-6)
-    wanted = [0.1 + 0.9 * (1 + np.cos(np.pi * n / 8)) / 2 for n in range(1, 9)]
-    np.testing.assert_allclose(got[4:], wanted, rtol=1e-5)
+    expected = [0.1 + 0.9 * (1 + np.cos(np.pi * n / 8)) / 2 for n in range(1, 9)]
+    np.testing.assert_allclose(got[4:], expected, rtol=1e-5)
     assert got[-1] == pytest.approx(0.1)
     np.testing.assert_allclose(got[7], 0.55, rtol=1e-5)  # half-way
 
@@ -172,10 +177,10 @@ def test_weight_decay_follows_the_shape_and_not_the_rate(peak_lr, multiplier):
     params = {"a": np.float32([1.0, -2.0])}
     zero = {"a": np.zeros(2, np.float32)}
     got = run_optimizer(config, 4, [("a", multiplier)], params, [zero] * 4)
-    wanted = params["a"]
+    expected = params["a"]
     for step, shape in enumerate([0.5, 1.0, 0.5, 0.0]):
-        wanted = wanted * (1 - 0.1 * shape)
-        np.testing.assert_allclose(got[step]["a"], wanted, rtol=1e-6)
+        expected = expected * (1 - 0.1 * shape)
+        np.testing.assert_allclose(got[step]["a"], expected, rtol=1e-6)
 
 
 def test_only_the_named_layers_move_and_count_for_the_clipping():
@@ -201,7 +206,7 @@ def test_only_the_named_layers_move_and_count_for_the_clipping():
 
 
 @pytest.mark.parametrize("layers", [(0, 1), (5,)])
-def test_layers_that_are_not_there(layers):
+def test_rules_for_layers_that_do_not_exist_are_refused(layers):
     config = OptimizerConfig()
     params = {"llm/layers/w": np.ones((4, 2), np.float32)}
     with pytest.raises(ConfigError, match=r"llm/layers/w has layers 1 to 4"):
@@ -223,3 +228,12 @@ def test_a_thousand_tiny_updates_move_a_parameter():
     run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=1000)[0])
     (params, _) = run((params, transform.init(params)))
     np.testing.assert_allclose(params["a"], 1 - 1000 * 1e-5, atol=1e-4)
+
+
+def test_relative_distances_by_parameter_group():
+    before = {"llm": {"layers": {"w": np.full(4, 2.0)}}, "img": {"a": np.zeros(2)}}
+    after = {"llm": {"layers": {"w": np.full(4, 3.0)}}, "img": {"a": np.full(2, 2.0)}}
+    moved = relative_distances(before, after)
+    assert moved["llm/layers"] == pytest.approx(0.5)
+    assert moved["img/a"] == pytest.approx(8**0.5)
+    assert relative_distances(before, before) == {"llm/layers": 0.0, "img/a": 0.0}

@@ -77,11 +77,11 @@ def no_devices(monkeypatch):
 
 
 def join(mode, environment, given=NOTHING):
-    return runtime.how_to_join(mode, *given, environment)
+    return runtime.initialize_arguments(mode, *given, environment)
 
 
 @pytest.mark.parametrize(
-    ("mode", "given", "environment", "wanted"),
+    ("mode", "given", "environment", "expected"),
     [
         ("auto", NOTHING, {}, None),
         ("auto", NOTHING, {"TPU_WORKER_HOSTNAMES": "localhost"}, None),
@@ -97,8 +97,8 @@ def join(mode, environment, given=NOTHING):
         ("auto", NOTHING, WITHOUT_GPUS, {"num_processes": 8}),
     ],
 )
-def test_who_joins(mode, given, environment, wanted):
-    assert join(mode, environment, given) == wanted
+def test_processes_join_only_in_a_job(mode, given, environment, expected):
+    assert join(mode, environment, given) == expected
 
 
 def test_tpu_hosts_join_unless_they_use_another_platform(monkeypatch):
@@ -111,13 +111,13 @@ def test_tpu_hosts_join_unless_they_use_another_platform(monkeypatch):
 
 
 @pytest.mark.parametrize("environment", [BATCH_SCRIPT, SHELL])
-def test_a_forgotten_srun_is_named(caplog, environment):
+def test_a_missing_srun_is_a_warning(caplog, environment):
     assert join("auto", environment) is None
     assert "8 tasks, but this process was started without srun" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "expected"),
     [
         # One task a node drives all of the node's GPUs.
         (ONE_PER_NODE, [0, 1, 2, 3]),
@@ -140,11 +140,11 @@ def test_a_forgotten_srun_is_named(caplog, environment):
         ),
     ],
 )
-def test_which_gpus_are_a_tasks_own(changes, wanted):
+def test_each_task_gets_its_own_gpus(changes, expected):
     environment = {**TASK, **changes}
-    assert join("auto", environment)["local_device_ids"] == wanted
+    assert join("auto", environment)["local_device_ids"] == expected
     # Also with an address: JAX would look at Slurm's variables again.
-    assert join("auto", environment, GIVEN) == {**ADDRESS, "local_device_ids": wanted}
+    assert join("auto", environment, GIVEN) == {**ADDRESS, "local_device_ids": expected}
 
 
 def test_one_process_drives_all_gpus_of_its_node(monkeypatch):
@@ -155,7 +155,7 @@ def test_one_process_drives_all_gpus_of_its_node(monkeypatch):
     assert join("auto", environment)["local_device_ids"] == list(range(8))
 
 
-def test_gpus_that_cannot_be_split_over_the_tasks():
+def test_gpus_that_do_not_divide_over_tasks_are_refused():
     environment = {**TASK, "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}
     with pytest.raises(ConfigError, match="3 tasks on this node share 4 GPUs"):
         join("auto", environment)
@@ -166,13 +166,13 @@ def test_gpus_that_cannot_be_split_over_the_tasks():
     "given",
     [("host:1", None, None), ("host:1", 2, None), (None, None, 0), (None, 2, 0)],
 )
-def test_coordinator_flags_go_together(mode, given):
+def test_coordinator_arguments_go_together(mode, given):
     with pytest.raises(ConfigError, match="go together; got"):
         runtime.join_job(mode, *given)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, ConnectionError])
-def test_processes_that_do_not_meet(monkeypatch, error):
+def test_a_failed_join_is_a_config_error(monkeypatch, error):
     def initialize(**unused):
         raise error("nobody there")
 
@@ -192,7 +192,7 @@ print(jax.process_index(), jax.process_count(), jax.device_count())
 """
 
 
-def test_two_slurm_tasks_meet_by_their_environment(tmp_path):
+def test_two_slurm_tasks_join_by_their_environment(tmp_path):
     """As srun on one node a task would set it; --preserve-env keeps the job's
     SLURM_NTASKS."""
     code = [sys.executable, "-c", MEETING]
@@ -225,7 +225,7 @@ from hive_jax import errors
 from hive_jax.training import runtime
 
 address, process, broken = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-runtime.PATIENCE_SECONDS = 1
+runtime.ABORT_GRACE_SECONDS = 1
 runtime.join_job("on", address, 2, process)
 
 from jax.experimental import multihost_utils

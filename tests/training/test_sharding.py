@@ -68,8 +68,8 @@ def host(tree):
     return {name: np.asarray(leaf) for name, leaf in tree.items()}
 
 
-def assert_same_step(got, wanted):
-    """`got` may train fewer parameters than `wanted`, from the same values.
+def assert_same_step(got, expected):
+    """`got` may train fewer parameters than `expected`, from the same values.
 
     Tolerances are float32's rounding, EPS. The largest differences found (three
     fusions, stages and meshes): metrics 7 EPS, gradients 31 EPS of their leaf's
@@ -78,18 +78,18 @@ def assert_same_step(got, wanted):
     gradient of zero that is nothing but rounding.
     """
     same = set(got.metrics) - {"grad_norm"}
-    if got.gradients.keys() == wanted.gradients.keys():
+    if got.gradients.keys() == expected.gradients.keys():
         same.add("grad_norm")
     for key in same:
-        tolerance = 16 * EPS * abs(wanted.metrics[key])
-        assert abs(got.metrics[key] - wanted.metrics[key]) <= tolerance, key
-    largest = max(np.abs(leaf).max() for leaf in wanted.gradients.values())
-    for name, before in wanted.before.items():
+        tolerance = 16 * EPS * abs(expected.metrics[key])
+        assert abs(got.metrics[key] - expected.metrics[key]) <= tolerance, key
+    largest = max(np.abs(leaf).max() for leaf in expected.gradients.values())
+    for name, before in expected.before.items():
         np.testing.assert_array_equal(got.before[name], before, err_msg=name)
         if name not in got.gradients:
             np.testing.assert_array_equal(got.params[name], before, err_msg=name)
             continue
-        gradient = wanted.gradients[name]
+        gradient = expected.gradients[name]
         atol = 64 * EPS * max(np.abs(gradient).max(), largest / 100)
         np.testing.assert_allclose(
             got.gradients[name], gradient, rtol=0, atol=atol, err_msg=name
@@ -98,7 +98,10 @@ def assert_same_step(got, wanted):
         # gradient, wherever that is more than rounding.
         clear = np.abs(gradient) > 10 * atol
         np.testing.assert_allclose(
-            got.params[name][clear], wanted.params[name][clear], rtol=4 * EPS, atol=EPS
+            got.params[name][clear],
+            expected.params[name][clear],
+            rtol=4 * EPS,
+            atol=EPS,
         )
 
 
@@ -110,9 +113,7 @@ def test_any_mesh_computes_what_one_device_does(one_step, fusion, mesh):
 
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("fusion", ["hive", "cascaded", "self_attention"])
-def test_every_stage_on_a_mesh_trains_its_part_as_one_device_does(
-    one_step, fusion, stage
-):
+def test_every_stage_on_a_mesh_equals_one_device(one_step, fusion, stage):
     """Stage 3 on one device has the gradients of all stages; what it trains and
     stages 1 and 2 freeze has to stay as it was."""
     got = one_step(fusion, stage, "mixed")
@@ -126,13 +127,13 @@ def test_every_stage_on_a_mesh_trains_its_part_as_one_device_does(
 def test_a_checkpoint_moves_from_mesh_to_mesh(one_step, tmp_path):
     """Every bit of the state, and the loss of the next step."""
     saved = one_step("hive", 3, "data").state
-    state, wanted, moved = saved, fingerprint(saved), {}
+    state, expected, moved = saved, fingerprint(saved), {}
     for mesh in ("fsdp", "mixed", None, "data"):
         abstract = one_step("hive", 3, mesh).trained.program.abstract_state
         with Checkpoints(str(tmp_path / str(mesh))) as checkpoints:
             checkpoints.save(1, state, {})
             state, _ = checkpoints.restore(abstract)
-        assert fingerprint(state) == wanted
+        assert fingerprint(state) == expected
         for leaf, before, like in zip(
             *map(jax.tree.leaves, (state, saved, abstract)), strict=True
         ):
@@ -176,11 +177,11 @@ def next_loss(trained, state):
         ("fsdp", "img/embedding/kernel", (8, 8, 3, 2)),
     ],
 )
-def test_parameters_and_their_moments_are_split(one_step, name, key, shard):
+def test_parameters_and_their_moments_are_sharded(one_step, name, key, shard):
     state = one_step("hive", 3, name).state
     leaf = flatten_dict(state.params, sep="/")[key]
     assert {piece.data.shape for piece in leaf.addressable_shards} == {shard}
-    moments = next(part for part in state.opt_state if hasattr(part, "mu"))
+    moments = next(entry for entry in state.opt_state if hasattr(entry, "mu"))
     for tree in (moments.mu, moments.nu):
         if key in tree:
             assert tree[key].sharding == leaf.sharding
@@ -188,7 +189,7 @@ def test_parameters_and_their_moments_are_split(one_step, name, key, shard):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "wanted"),
+    ("sizes", "expected"),
     [
         ((-1, 1, 1), (8, 1, 1)),
         ((1, -1, 2), (1, 4, 2)),
@@ -196,10 +197,10 @@ def test_parameters_and_their_moments_are_split(one_step, name, key, shard):
         ((8, 1, -1), (8, 1, 1)),
     ],
 )
-def test_one_axis_takes_the_rest(sizes, wanted):
+def test_an_axis_of_minus_one_takes_the_remaining_devices(sizes, expected):
     mesh = make_mesh(MeshConfig(*sizes))
     assert dict(mesh.shape) == dict(
-        zip(("data", "fsdp", "tensor"), wanted, strict=True)
+        zip(("data", "fsdp", "tensor"), expected, strict=True)
     )
 
 
@@ -219,12 +220,12 @@ def test_one_axis_takes_the_rest(sizes, wanted):
         (-1, 16, 1),
     ],
 )
-def test_meshes_that_do_not_fit(sizes):
+def test_meshes_of_other_sizes_are_refused(sizes):
     with pytest.raises(ConfigError, match=r"config.mesh is .* devices, 8 \(one of"):
         make_mesh(MeshConfig(*sizes))
 
 
-def test_batches_are_split_over_data_and_fsdp(meshes):
+def test_batches_are_sharded_over_data_and_fsdp(meshes):
     rows = batch_sharding(meshes["mixed"], 12)
     assert rows.shard_shape((12, 5)) == (3, 5)
     with pytest.raises(ConfigError, match="batches of 6 samples .* = 4 devices"):
@@ -243,14 +244,14 @@ def test_batches_are_split_over_data_and_fsdp(meshes):
         ((26, 2, 3, 9, 8), (None, None, None, None, None)),
     ],
 )
-def test_a_dimension_that_cannot_be_split_is_repeated(meshes, shape, spec):
+def test_an_indivisible_dimension_is_replicated(meshes, shape, spec):
     got = param_sharding(meshes["mixed"], "llm/layers/attn/kv_einsum/w", shape)
     assert got.spec == PartitionSpec(*spec)
 
 
 @pytest.mark.parametrize("fusion", ["hive", "cascaded", "self_attention"])
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_every_large_parameter_of_the_full_model_is_split(
+def test_every_large_parameter_of_the_full_model_is_sharded(
     parameter_shapes, fusion, tensor
 ):
     mesh = make_mesh(MeshConfig(data=-1, fsdp=4, tensor=tensor))
@@ -260,10 +261,10 @@ def test_every_large_parameter_of_the_full_model_is_split(
     assert len(large) > 15
     for name, shape in large.items():
         shard = param_sharding(mesh, name, shape).shard_shape(shape)
-        parts = math.prod(shape) // math.prod(shard)
+        shards = math.prod(shape) // math.prod(shard)
         # Gemma 3 1B has one kv head, which tensor cannot split.
-        wanted = 4 if "kv_einsum" in name else 4 * tensor
-        assert parts == wanted, (name, shape, shard)
+        expected = 4 if "kv_einsum" in name else 4 * tensor
+        assert shards == expected, (name, shape, shard)
 
 
 @pytest.mark.parametrize("fusion", ["hive", "self_attention"])

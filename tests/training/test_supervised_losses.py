@@ -50,17 +50,17 @@ def test_value_and_gradients_are_those_of_the_plain_loss(inputs, chunk, softcap)
     """In chunks of 1 (at least), some (the last one not full), nearly all, all."""
     loss = chunked(chunk, mesh_of(1, 1, 1), softcap)
     got, grads = jax.jit(jax.value_and_grad(loss, (0, 1)))(*inputs)
-    wanted, wanted_grads = jax.value_and_grad(plain, (0, 1))(*inputs, softcap)
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        assert np.abs(theirs).max() > 1
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(loss(*inputs), wanted, rtol=1e-6)  # without a gradient
+    expected, expected_grads = jax.value_and_grad(plain, (0, 1))(*inputs, softcap)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    for gradient, expected_gradient in zip(grads, expected_grads, strict=True):
+        assert np.abs(expected_gradient).max() > 1
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss(*inputs), expected, rtol=1e-6)  # without a gradient
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("chunk", [2, POSITIONS])
-def test_each_device_brings_its_own_rows_to_the_front(inputs, sizes, chunk):
+def test_each_device_sorts_its_own_supervised_positions(inputs, sizes, chunk):
     """Also where one device has far more supervised tokens than the others."""
     hidden, table, tokens, target = inputs
     target = target.copy()
@@ -68,12 +68,12 @@ def test_each_device_brings_its_own_rows_to_the_front(inputs, sizes, chunk):
     target[5] = True
     loss = jax.jit(jax.value_and_grad(chunked(chunk, mesh_of(*sizes)), (0, 1)))
     got, grads = loss(hidden, table, tokens, target)
-    wanted, wanted_grads = jax.value_and_grad(plain, (0, 1))(
+    expected, expected_grads = jax.value_and_grad(plain, (0, 1))(
         hidden, table, tokens, target, 0.0
     )
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    for ours, theirs in zip(grads, wanted_grads, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    for gradient, expected_gradient in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
 
 
 def test_chunks_hold_no_more_logits_than_allowed(inputs):
@@ -90,7 +90,7 @@ def test_chunks_hold_no_more_logits_than_allowed(inputs):
 
 
 @pytest.mark.parametrize("supervised", [0, 1, 4, 5, 40])
-def test_logits_are_made_for_supervised_tokens_alone(inputs, supervised):
+def test_logits_are_computed_for_supervised_tokens_alone(inputs, supervised):
     """Rows that are not supervised may hold anything, and cost nothing."""
     hidden, table, tokens, _ = inputs
     rng = np.random.default_rng(supervised)
@@ -106,7 +106,7 @@ def test_logits_are_made_for_supervised_tokens_alone(inputs, supervised):
     assert (np.abs(grad).sum(-1) > 0).sum() == supervised
 
 
-def test_a_frozen_table_has_no_gradient_made(inputs):
+def test_a_frozen_table_has_no_gradient(inputs):
     def largest(loss, argument):
         jaxpr = jax.make_jaxpr(jax.grad(loss, argument))(*inputs)
         return [
@@ -125,10 +125,10 @@ def test_bfloat16_hidden_states_give_a_float32_loss_and_their_own_gradient(input
     hidden, *others = inputs
     loss = jax.value_and_grad(chunked(4, mesh_of(1, 1, 1)))
     value, grad = loss(jnp.asarray(hidden, jnp.bfloat16), *others)
-    wanted, wanted_grad = loss(hidden, *others)
+    expected, expected_grad = loss(hidden, *others)
     assert (value.dtype, grad.dtype) == (jnp.float32, jnp.bfloat16)
-    np.testing.assert_allclose(value, wanted, rtol=1e-2)
-    np.testing.assert_allclose(grad.astype(np.float32), wanted_grad, atol=0.05)
+    np.testing.assert_allclose(value, expected, rtol=1e-2)
+    np.testing.assert_allclose(grad.astype(np.float32), expected_grad, atol=0.05)
 
 
 def _equations(jaxpr):

@@ -54,7 +54,7 @@ def run(arguments: list[str], cache: Path) -> tuple[int, str]:
     return process.returncode, output
 
 
-def test_only_what_a_stage_trains_moves(stages):
+def test_only_the_trainable_parameters_of_a_stage_change(stages):
     folder, _ = stages
     moved = {
         number: json.loads((folder / f"stage{number}/result.json").read_text())[
@@ -67,13 +67,13 @@ def test_only_what_a_stage_trains_moves(stages):
         2: ["llm/layers", "llm/final_norm"],
         3: ["img/Transformer", "img/embedding", "img/pos_embedding"],
     }
-    for number, parts in moved.items():
+    for number, distances in moved.items():
         names = [name for n in range(1, number + 1) for name in trained[n]]
-        assert all(parts[name] > 0 for name in names)
-        assert all(parts[name] == 0 for name in set(parts) - set(names))
+        assert all(distances[name] > 0 for name in names)
+        assert all(distances[name] == 0 for name in set(distances) - set(names))
 
 
-def test_a_stage_starts_where_the_one_before_ended(stages):
+def test_a_stage_starts_from_the_parameters_of_the_previous_one(stages):
     folder, _ = stages
     first = kill_loop.outcome(folder / "stage1")["fingerprints"]
     second = kill_loop.outcome(folder / "stage2")["fingerprints"]
@@ -81,7 +81,7 @@ def test_a_stage_starts_where_the_one_before_ended(stages):
     assert frozen and all(first[name] == second[name] for name in frozen)
 
 
-def test_it_says_what_trains_and_whether_the_model_looks(stages):
+def test_the_output_names_trainable_parameters_and_the_image_gain(stages):
     _, outputs = stages
     assert "frozen" in outputs[1] and "trainable" in outputs[1]
     assert "nats per token" in outputs[3]
@@ -100,7 +100,7 @@ def test_files_of_a_run(stages):
     assert "validation/image_gain" in rows[-1]
 
 
-def test_running_again_finds_the_run_finished(stages, cache):
+def test_a_finished_run_is_not_trained_again(stages, cache):
     folder, _ = stages
     workdir = folder / "stage1"
     before = (workdir / "metrics.jsonl").read_bytes()
@@ -126,7 +126,7 @@ def test_changed_config_is_refused_by_name(stages, cache, tmp_path):
     assert "continuing from step 6" in output
 
 
-def test_a_stage_before_that_is_not_finished_is_refused(stages, tmp_path):
+def test_an_unfinished_previous_stage_is_refused(stages, tmp_path):
     """Unless it is named; `previous` means the stage, `init` what is there."""
     folder, _ = stages
     run = from_dict(json.loads((folder / "stage2/config.json").read_text()))
@@ -155,7 +155,7 @@ def test_a_stage_before_that_is_not_finished_is_refused(stages, tmp_path):
             start(run, tokenizer)
 
 
-def test_fewer_steps_than_done_are_refused(stages, cache, tmp_path):
+def test_fewer_total_steps_than_done_are_refused(stages, cache, tmp_path):
     folder, _ = stages
     shutil.copytree(folder / "stage1", tmp_path / "run")
     arguments = kill_loop.command(
@@ -165,7 +165,7 @@ def test_fewer_steps_than_done_are_refused(stages, cache, tmp_path):
     assert code == 64 and "at step 6 already" in output
 
 
-def test_going_on_removes_the_old_result(stages, cache, tmp_path):
+def test_resuming_removes_the_old_result(stages, cache, tmp_path):
     folder, _ = stages
     workdir = tmp_path / "run"
     shutil.copytree(folder / "stage1", workdir)
@@ -299,8 +299,8 @@ def test_own_captions_in_llava_form(cache, tmp_path):
     for source in ("folder", "zip"):
         allowed = arguments(source, source, "--config.data.max_bad_fraction=0.2")
         output = kill_loop.finish(kill_loop.start(allowed, cache))
-        found = re.search("bad samples, train: 1 (.*), 1 (.*); each is", output)
-        assert sorted(found.groups()) == ["damaged", "not an image"]
+        match = re.search("bad samples, train: 1 (.*), 1 (.*); each is", output)
+        assert sorted(match.groups()) == ["damaged", "not an image"]
         losses.append(kill_loop.outcome(tmp_path / source))
         bad = (tmp_path / source / "bad_samples.jsonl").read_text().splitlines()
         images = {json.loads(line)["where"].split(" ")[-1] for line in bad}

@@ -12,6 +12,8 @@ both sums. The first alone would miss two flipped sign bits (each adds 2^31).
 """
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,7 +25,7 @@ from jax.experimental import multihost_utils
 from hive_jax.errors import CheckpointError
 from hive_jax.training.checkpointing.trees import flatten
 
-# Status words of transient I/O errors: the files themselves may be intact.
+# Status words of transient I/O errors, after which the files may still be intact.
 _TRANSIENT = (
     "PERMISSION_DENIED",
     "RESOURCE_EXHAUSTED",
@@ -55,7 +57,7 @@ def classify_read_errors(names: Iterable[str] = ()):
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError):
-        raise
+        raise  # of this machine, and no evidence against the files
     except Exception as error:
         unreadable = isinstance(error, OSError) and not isinstance(
             error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -67,6 +69,7 @@ def classify_read_errors(names: Iterable[str] = ()):
             ) from error
         leaves = ", ".join(name for name in names if _mentions(error, name))
         problem = f"{leaves or type(error).__name__}: {first_line(error)}"
+    # Together: a process that used an older step than the others would hang the job.
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(problem is not None))
         if failed.any() and problem is None:
@@ -84,6 +87,13 @@ def _mentions(error: Exception, name: str) -> bool:
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error message, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def digest(meta: dict) -> str:
+    """Returns the SHA-256 of a JSON value, in hexadecimal."""
+    # Through JSON once, so that a tuple and the list it is read back as are equal.
+    text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # 2^32 divided by the golden ratio; its multiples separate the axes.
@@ -128,6 +138,7 @@ def _fingerprint_leaves(leaves: dict[str, Any]) -> dict[str, jax.Array]:
 
 def _fingerprint_leaf(array: jax.Array) -> jax.Array:
     words = _words(array)
+    # With the index in them, the sums also change when values trade places.
     index_hash = _index_hash(words.shape)
     terms = words * (index_hash | 1), _mix(words ^ _mix(index_hash))
     # One reduction for both: on CPU, XLA would keep arrays of hashes for two.
@@ -141,7 +152,7 @@ def _fingerprint_leaf(array: jax.Array) -> jax.Array:
 
 
 def _words(array: jax.Array) -> jax.Array:
-    """The bits of each element as uint32; 64-bit elements give an axis of two."""
+    """Returns the bits of each element as uint32; 64-bit elements become two words."""
     if array.dtype == jnp.bool_:
         return array.astype(jnp.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
@@ -149,7 +160,7 @@ def _words(array: jax.Array) -> jax.Array:
 
 
 def _index_hash(shape: tuple[int, ...]) -> jax.Array:
-    """Hashes of the indices, uint32[shape].
+    """Returns hashes of the indices, uint32[shape].
 
     Each axis counts on its own and wraps around, so there is no flat index to
     overflow in arrays of more than 2^32 elements, and sharded axes stay as they are.
@@ -162,7 +173,7 @@ def _index_hash(shape: tuple[int, ...]) -> jax.Array:
 
 
 def _mix(word: jax.Array) -> jax.Array:
-    """A one-to-one scramble of uint32: the last step of MurmurHash3."""
+    """Scrambles uint32 one-to-one: the finalizer of MurmurHash3."""
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved while training goes on, verified when read.
+"""Checkpoints of a run: saved asynchronously during training, verified when read.
 
 The only file that knows Orbax. What Orbax does not do is added here: it restores
 flipped bits and casts dtypes without an error, names no leaf when shapes differ,
@@ -10,8 +10,6 @@ complete, with three items: `params`, `optimizer` (step and opt_state) and `meta
 """
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import time
@@ -28,11 +26,12 @@ from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.integrity import (
     DamagedError,
     classify_read_errors,
+    digest,
     fingerprint,
     first_line,
 )
 
-_MAX_FAILED_SAVES = 3
+_MAX_FAILED_SAVES = 3  # in a row: a disk may be full for a moment
 
 _log = logging.getLogger(__name__)
 # Orbax logs each failure with up to hundreds of lines of traceback before raising it;
@@ -86,7 +85,7 @@ class Checkpoints:
           CheckpointError: the step exists already; nothing is ever overwritten.
           OutputError: three saves in a row have failed.
         """
-        self.check(wait=True)
+        self.check(wait=True)  # one save at a time
         if step == self._current:
             return
         if step in self._manager.all_steps():
@@ -103,10 +102,11 @@ class Checkpoints:
         items = {
             name: ocp.args.StandardSave(item) for name, item in _items(leaves).items()
         }
-        sealed = {"meta": meta, "digest": _digest(meta)}
+        sealed = {"meta": meta, "digest": digest(meta)}
         arguments = ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed))
         self._current = step
         with self._failure_reported():
+            # force: whether to save is the trainer's decision, not an interval of Orbax.
             self._manager.save(step, args=arguments, force=True)
 
     def check(self, wait: bool = False) -> bool:
@@ -127,12 +127,12 @@ class Checkpoints:
         return self._failed_saves == 0
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether a process of a distributed job was told to stop; true for the same
-        step in all of them. Always False outside of `jax.distributed`."""
+        """Returns whether a process of a distributed job received SIGTERM, at the same
+        step in all of them; False outside of `jax.distributed`."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Waits until the last save is on disk; OutputError if it is not."""
+        """Waits until the last save is on disk. Raises OutputError if it failed."""
         if not self.check(wait=True):
             raise OutputError(
                 f"the last checkpoint could not be written to {self.directory}; the "
@@ -145,7 +145,7 @@ class Checkpoints:
         self._manager.close()
 
     def latest_step(self) -> int | None:
-        """The newest complete step, or None; waits for a save in progress."""
+        """Returns the newest complete step or None; waits for a save in progress."""
         return max(self._steps(), default=None)
 
     def read_meta(self, step: int | None = None) -> dict:
@@ -155,11 +155,8 @@ class Checkpoints:
           MissingInputError: there is no such step.
           CheckpointError: it cannot be read.
         """
-        steps = self._steps()
-        if not steps or (step is not None and step not in steps):
-            raise self._missing(step)
         problems = []
-        for candidate in [step] if step is not None else reversed(steps):
+        for candidate in self._candidates(step):
             try:
                 return self._load_meta(candidate)
             except DamagedError as error:
@@ -199,12 +196,11 @@ class Checkpoints:
           CheckpointError, MissingInputError: as for `restore`.
         """
         abstract = {"params": abstract_params}
-        leaves, meta = self._newest_good(trees.flatten(abstract), None)
+        leaves, meta = self._newest_good(trees.flatten(abstract), step=None)
         return trees.unflatten(abstract, leaves)["params"], meta
 
     def stored_params(self) -> dict:
-        """The shapes and dtypes of the parameters in the newest step, as nested dicts
-        of `jax.ShapeDtypeStruct`; errors as for `read_meta`."""
+        """Returns the abstract parameters of the newest step; raises as `read_meta`."""
         prefix = "params/"
         leaves = {
             name.removeprefix(prefix): trees.parse_description(text)
@@ -229,44 +225,44 @@ class Checkpoints:
         self.check(wait=True)
         return sorted(self._manager.all_steps())
 
-    def _missing(self, step: int | None) -> MissingInputError:
-        problem = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        return MissingInputError(
-            f"{problem} in {self.directory}; there are {self._steps() or 'none'}."
-        )
+    def _candidates(self, step: int | None) -> list[int]:
+        """Returns `step` alone, or all steps from the newest. Raises MissingInputError."""
+        steps = self._steps()
+        if not steps or (step is not None and step not in steps):
+            problem = "no checkpoint" + (f" of step {step}" if step is not None else "")
+            raise MissingInputError(
+                f"{problem} in {self.directory}; there are {steps or 'none'}."
+            )
+        return [step] if step is not None else steps[::-1]
 
     @contextlib.contextmanager
     def _failure_reported(self):
-        """Turns the failure of a save into a warning; the third into OutputError."""
+        """Logs a failed save as a warning; raises OutputError for the third in a row."""
         try:
             yield
         except Exception as error:
             self._failed_saves += 1
             self._current = None
-            # A new manager: the old one lists the step that failed and forgets older
-            # ones. Opening it also removes what the failed save left on the disk.
+            # The old manager lists the failed step and forgets older ones. Opening a
+            # new one also removes the files of the failed save.
             with contextlib.suppress(Exception):
                 self._manager.close()
             self._manager = self._open()
-            message = (
-                f"{self._failed_saves} checkpoint(s) in a row not written to "
-                f"{self.directory}: {first_line(error)}"
-            )
+            count, line = self._failed_saves, first_line(error)
+            message = f"{count} checkpoint(s) in a row not written to {self.directory}: {line}"
             if self._failed_saves >= _MAX_FAILED_SAVES:
                 raise OutputError(
                     f"{message}\nFree space, then run the same command."
                 ) from error
             newest = max(self._manager.all_steps(), default=None)
-            _log.warning("%s\ntraining goes on; step %s is safe", message, newest)
+            _log.warning("%s\ntraining continues; step %s is safe", message, newest)
 
     def _newest_good(self, requested: dict, step: int | None) -> tuple[dict, dict]:
-        """Leaves named in `requested` and meta, of `step` or the newest good one."""
-        steps = self._steps()
-        if not steps or (step is not None and step not in steps):
-            raise self._missing(step)
+        """Returns the requested leaves, and meta, of `step` or the newest good step."""
+        candidates = self._candidates(step)
         requested = trees.with_shardings(requested)
         damaged = {}
-        for candidate in [step] if step is not None else reversed(steps):
+        for candidate in candidates:
             try:
                 result = self._load(candidate, requested)
             except DamagedError as error:
@@ -282,8 +278,10 @@ class Checkpoints:
         )
 
     def _load(self, step: int, requested: dict) -> tuple[dict, dict]:
+        """Returns the requested leaves and meta of a step. Raises DamagedError."""
         meta = self._load_meta(step)
-        # Before Orbax sees the request: it would cast dtypes and name no leaf.
+        # Checked before Orbax reads: it would cast dtypes silently, and name no leaf
+        # of another shape.
         complete = not all(name.startswith("params/") for name in requested)
         stored = {
             name: text
@@ -308,16 +306,18 @@ class Checkpoints:
         return leaves, meta
 
     def _load_meta(self, step: int) -> dict:
+        """Returns the verified meta of a step. Raises DamagedError."""
         with classify_read_errors():
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
             sealed = self._manager.restore(step, args=arguments)["meta"]
-            if sealed["digest"] != _digest(sealed["meta"]):
+            if sealed["digest"] != digest(sealed["meta"]):
                 raise ValueError("meta does not have its digest")
             if sealed["meta"]["step"] != step:
                 raise ValueError(f"meta belongs to step {sealed['meta']['step']}")
         return sealed["meta"]
 
     def _set_aside(self, steps: list[int]) -> None:
+        """Renames damaged steps, so that the same steps can be saved again."""
         if self._read_only or not steps:
             return
         if jax.process_index() == 0:
@@ -330,7 +330,8 @@ class Checkpoints:
 
 
 def _items(leaves: dict) -> dict[str, dict]:
-    """Leaves by name -> nested dicts by item: `params` and `optimizer`."""
+    """Returns the Orbax items, nested dicts, of leaves by name. Parameters are an item
+    of their own, so that the next stage can read them alone."""
     prefix = "params/"
     params = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
     others = {k: v for k, v in leaves.items() if not k.startswith(prefix)}
@@ -343,13 +344,7 @@ def _items(leaves: dict) -> dict[str, dict]:
 
 
 def _leaves(items: dict) -> dict:
-    """Inverse of `_items`."""
+    """Returns the leaves by name of Orbax items, the inverse of `_items`."""
     return trees.flatten(items.get("optimizer", {})) | {
         f"params/{name}": leaf for name, leaf in trees.flatten(items["params"]).items()
     }
-
-
-def _digest(meta: dict) -> str:
-    # Through JSON once, so that a tuple and the list it is read back as are equal.
-    text = json.dumps(json.loads(json.dumps(meta)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()

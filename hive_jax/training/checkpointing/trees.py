@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hive_jax.errors import CheckpointError
 
-_MAX_LISTED = 20
+_MAX_LISTED = 20  # differing leaves in a message
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -28,7 +28,12 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def unflatten(tree: Any, leaves: dict[str, Any]) -> Any:
-    """Returns a tree like `tree` with the leaves named in `leaves`."""
+    """Returns a tree with the structure of one and the leaves of another.
+
+    Args:
+      tree: pytree whose structure counts.
+      leaves: leaf of each name, as from `flatten`.
+    """
     return jax.tree.unflatten(
         jax.tree.structure(tree), [leaves[name] for name in flatten(tree)]
     )
@@ -58,40 +63,49 @@ def parse_description(text: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(sizes), jnp.dtype(dtype))
 
 
-def compare(expected: Any, found: Any, what: str) -> list[str]:
+def compare(expected: Any, stored: Any, origin: str) -> list[str]:
     """Returns one line for each leaf that differs in presence, shape or dtype.
 
     Args:
-      expected: tree as this run needs it (arrays or `jax.ShapeDtypeStruct`).
-      found: tree as it was stored, or its description.
-      what: where `found` comes from ("checkpoint 1200"), for the message.
+      expected: tree of the run: arrays or `jax.ShapeDtypeStruct`.
+      stored: tree of the checkpoint, or its description.
+      origin: name of the checkpoint for messages, e.g. "checkpoint 1200".
 
     Returns:
-      Lines such as `head/bias: expected float32[8], found float32[9]`; empty if
-      the trees agree.
+      Lines such as `head/bias: expected float32[8], got float32[9]`; empty if the
+      trees agree.
     """
-    expected, found = describe(expected), describe(found)
+    expected, stored = describe(expected), describe(stored)
     lines = []
-    for name in [*expected, *(name for name in found if name not in expected)]:
-        if name not in found:
-            lines.append(f"{name}: expected {expected[name]}, missing in {what}")
+    for name in [*expected, *(name for name in stored if name not in expected)]:
+        if name not in stored:
+            lines.append(f"{name}: expected {expected[name]}, missing in {origin}")
         elif name not in expected:
-            lines.append(f"{name}: unexpected {found[name]} in {what}")
-        elif expected[name] != found[name]:
-            lines.append(f"{name}: expected {expected[name]}, found {found[name]}")
+            lines.append(f"{name}: unexpected {stored[name]} in {origin}")
+        elif expected[name] != stored[name]:
+            lines.append(f"{name}: expected {expected[name]}, got {stored[name]}")
     return lines
 
 
-def require_equal(expected: Any, found: Any, what: str) -> None:
-    """Raises CheckpointError with the differences of `compare`, if there are any."""
-    lines = compare(expected, found, what)
+def require_equal(expected: Any, stored: Any, origin: str) -> None:
+    """Requires that two trees agree in names, shapes and dtypes.
+
+    Args:
+      expected: as for `compare`.
+      stored: as for `compare`.
+      origin: as for `compare`.
+
+    Raises:
+      CheckpointError: with the differences, at most 20 of them.
+    """
+    lines = compare(expected, stored, origin)
     if not lines:
         return
     listed = "\n".join(f"  {line}" for line in lines[:_MAX_LISTED])
     if len(lines) > _MAX_LISTED:
         listed += f"\n  ... and {len(lines) - _MAX_LISTED} more"
     raise CheckpointError(
-        f"{what} does not fit this run, {len(lines)} leaves differ "
+        f"{origin} does not fit this run, {len(lines)} leaves differ "
         f"(nothing was loaded):\n{listed}\n"
         "Use the model and optimizer configuration that wrote it."
     )

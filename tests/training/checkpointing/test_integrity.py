@@ -96,10 +96,10 @@ def test_known_value():
 
 def test_compare_lists_all_differences():
     expected = {"a": jnp.zeros((4, 8)), "b": jnp.zeros(2), "c": jnp.zeros(3), "d": 1}
-    found = {"a": jnp.zeros((4, 9)), "b": jnp.zeros(2, jnp.int32), "e": jnp.zeros(3)}
-    assert trees.compare(expected, found, "checkpoint 7") == [
-        "a: expected float32[4, 8], found float32[4, 9]",
-        "b: expected float32[2], found int32[2]",
+    stored = {"a": jnp.zeros((4, 9)), "b": jnp.zeros(2, jnp.int32), "e": jnp.zeros(3)}
+    assert trees.compare(expected, stored, "checkpoint 7") == [
+        "a: expected float32[4, 8], got float32[4, 9]",
+        "b: expected float32[2], got int32[2]",
         "c: expected float32[3], missing in checkpoint 7",
         "d: expected int32[], missing in checkpoint 7",
         "e: unexpected float32[3] in checkpoint 7",

@@ -82,10 +82,10 @@ def save_steps(workdir, steps, keep=3):
     return state
 
 
-def assert_same(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    assert fingerprint(found) == fingerprint(expected)
-    for left, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+def assert_same(restored, expected):
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    assert fingerprint(restored) == fingerprint(expected)
+    for left, right in zip(jax.tree.leaves(restored), jax.tree.leaves(expected)):
         assert left.dtype == right.dtype
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
 
@@ -207,10 +207,10 @@ def test_all_differences_are_listed_and_nothing_is_restored(tmp_path):
         checkpoints.restore(abstract(other))
     message = str(caught.value)
     for line in [
-        "params/head/scale: expected float32[8], found bfloat16[8]",
+        "params/head/scale: expected float32[8], got bfloat16[8]",
         "params/image/kernel: expected float32[64, 32], missing in checkpoint 2",
         "params/img/kernel: unexpected float32[64, 32] in checkpoint 2",
-        "step: expected int32[2], found int32[]",
+        "step: expected int32[2], got int32[]",
         "inner_state/0/mu/img/kernel: unexpected float32[64, 32] in checkpoint 2",
     ]:
         assert line in message
@@ -343,8 +343,8 @@ sys.path.insert(0, "tests")
 from training.checkpointing.test_manager import *
 
 checkpoints = Checkpoints(sys.argv[1])
-found = checkpoints.restore(abstract(make_state()))
-first = int(found[0].step) + 1 if found else 1
+restored = checkpoints.restore(abstract(make_state()))
+first = int(restored[0].step) + 1 if restored else 1
 print("from", first, flush=True)
 for step in range(first, 100_000):
     checkpoints.save(step, make_state(step, seed=step), {"seed": step})
@@ -417,7 +417,7 @@ def test_full_disk_costs_a_warning_and_no_older_step(tmp_path):
     assert lines[9].startswith("11 3 checkpoint(s) in a row not written")
     # One warning of two lines for each failed save; the rest is Python's own, of the
     # coroutines that Orbax abandoned.
-    assert warnings.count("training goes on") == 4
+    assert warnings.count("training continues") == 4
     assert warnings.count("WARNING:") == 4, warnings
 
 
