@@ -114,7 +114,7 @@ MODULES = [name for name in TREES if name != "hive_jax"]
 def test_all_modules_are_found():
     assert {part(name) for name in MODULES} == set(BELOW)
     assert len(MODULES) > 30
-    assert "hive_jax.models.stack" in ours(TREES["hive_jax.models.decoder"])
+    assert "hive_jax.models.layer_stack" in ours(TREES["hive_jax.models.decoder"])
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models import stack
+from hive_jax.models import layer_stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.cross_attention import CrossAttention, Projector
 from hive_jax.models.decoder import DecoderConfig
@@ -116,8 +116,8 @@ class Fusion(nn.Module):
 
     def setup(self):
         features = jnp.zeros((1, 1, self.encoder_width))
-        init = stack.stacked_init(self._projector(), self.count, features)
-        self.projector = stack.parameters(self, "projector", init)
+        init = layer_stack.stacked_init(self._projector(), self.count, features)
+        self.projector = layer_stack.stacked_params(self, "projector", init)
 
     def _projector(self) -> Projector:
         return Projector(self.config.width, self.projector_norm, parent=None)
@@ -130,7 +130,7 @@ class Fusion(nn.Module):
                 module.apply({"params": placement.gather_params(params)}, feature)
             )
             for params, feature in zip(
-                stack.unstack(self.projector), features, strict=True
+                layer_stack.unstack(self.projector), features, strict=True
             )
         ]
 
@@ -218,10 +218,10 @@ class CrossAttentionFusion(Fusion):
         x = jnp.zeros((1, 1, self.config.width))
         block = CrossAttention(self.config, parent=None)
         example = (x, x, jnp.ones((1, 1), bool))
-        init = stack.stacked_init(block, self.count, *example)
-        self.cross_attention = stack.parameters(self, "cross_attention", init)
+        init = layer_stack.stacked_init(block, self.count, *example)
+        self.cross_attention = layer_stack.stacked_params(self, "cross_attention", init)
         # Unstacked once: each use of it would add a gradient of the whole stack.
-        self.blocks = stack.unstack(self.cross_attention)
+        self.blocks = layer_stack.unstack(self.cross_attention)
 
     def _apply(self, connection: int, method: str, *inputs):
         block = CrossAttention(self.config, parent=None)

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models import decoder, stack
+from hive_jax.models import decoder, layer_stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.fusion import (
@@ -27,7 +27,7 @@ from hive_jax.models.fusion import (
 )
 from hive_jax.models.layers import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
-from hive_jax.models.stack import ModelExecution
+from hive_jax.models.layer_stack import ModelExecution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +247,6 @@ def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
 
 def unstack_layers(params: dict) -> dict:
     """Parameters of a Hive for decoding; see `decoder.unstack_layers`."""
-    fusion = {name: stack.unstacked(p) for name, p in params.get("fusion", {}).items()}
+    fusion = {name: layer_stack.to_unstacked_layers(p) for name, p in params.get("fusion", {}).items()}
     llm = decoder.unstack_layers(params["llm"])
     return params | {"llm": llm} | ({"fusion": fusion} if fusion else {})

@@ -1,4 +1,7 @@
-"""Classifiers on the features of a frozen encoder (paper, table 4)."""
+"""Classifiers on the features of a frozen encoder (paper, table 4).
+
+The encoder does not train: these modules take its outputs, not its images.
+"""
 
 import flax.linen as nn
 import jax
@@ -9,7 +12,7 @@ from hive_jax.models.siglip import Attention
 
 
 class LinearProbe(nn.Module):
-    """The mean of the tokens [B, D] -> logits [B, classes]."""
+    """Linear probe: mean of the tokens [B, D] -> logits [B, num_classes]."""
 
     num_classes: int
 
@@ -19,7 +22,11 @@ class LinearProbe(nn.Module):
 
 
 class AttentiveProbe(nn.Module):
-    """A learned query looks at the tokens [B, P, D] -> logits [B, classes]."""
+    """Attentive probe: tokens [B, P, D] -> logits [B, num_classes].
+
+    A learned query pools the tokens by attention, as SigLIP's MAP head does, but without
+    the head's MLP.
+    """
 
     num_classes: int
     num_heads: int

@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models import stack
+from hive_jax.models import layer_stack
 from hive_jax.models.attention import attend_to_all
 from hive_jax.models.layers import (
     ONE_DEVICE,
@@ -25,7 +25,7 @@ from hive_jax.models.layers import (
     last_axis,
     matmul,
 )
-from hive_jax.models.stack import Execution, ModelExecution
+from hive_jax.models.layer_stack import Execution, ModelExecution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Transformer(nn.Module):
         scan, remat = self.execution.scan, self.execution.remat
         flash = self.execution.flash
         block = EncoderBlock(self.mlp_dim, self.num_heads, flash, parent=None)
-        init = stack.stacked_init(block, self.depth, x[:1])
-        layers = stack.parameters(self, "encoderblock", init)
+        init = layer_stack.stacked_init(block, self.depth, x[:1])
+        layers = layer_stack.stacked_params(self, "encoderblock", init)
         placement = self.placement
 
         def apply(layer, x):
@@ -139,9 +139,9 @@ class Transformer(nn.Module):
         x = placement.shard_activations(x)
         ends = sorted({*depths, self.depth})
         at_depth = {}
-        pieces = stack.cut((layers, offsets), ends)
+        pieces = layer_stack.split_layers((layers, offsets), ends)
         for end, piece in zip(ends, pieces, strict=True):
-            x = stack.run(apply, piece, x, scan=scan, remat=remat)
+            x = layer_stack.run_layers(apply, piece, x, scan=scan, remat=remat)
             at_depth[end] = x
         features = [at_depth[depth] for depth in depths]
         return LayerNorm(name="encoder_norm")(x), features
@@ -304,10 +304,10 @@ class TwoTowers(nn.Module):
         # SigLIP section 3.1: t' = log 10 and b = -10 at the start.
         log_t = self.param("t", nn.initializers.constant(jnp.log(10.0)), (1,))
         bias = self.param("b", nn.initializers.constant(-10.0), (1,))
-        return normalise(zimg), normalise(ztxt), jnp.exp(log_t), bias
+        return l2_normalize(zimg), l2_normalize(ztxt), jnp.exp(log_t), bias
 
 
-def normalise(z: jax.Array) -> jax.Array:
+def l2_normalize(z: jax.Array) -> jax.Array:
     """z[B, D] / (|z| + 1e-8), in float32."""
     z = z.astype(jnp.float32)
     return z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8)

@@ -19,11 +19,11 @@ from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.transforms import load_pixels
 from hive_jax.errors import DataError
-from hive_jax.models.layers import layer_norm
+from hive_jax.models.norms import layer_norm
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.probing.encoders import Encoder
 from hive_jax.training import sharding
-from hive_jax.training.objectives import normalise_images
+from hive_jax.training.objectives import normalize_images
 
 LARGEST = 4 * 2**30  # bytes of features that are kept
 _BATCH = 128
@@ -54,7 +54,7 @@ class Reader:
         plain = jnp.ones(config.width), jnp.zeros(config.width)
 
         def read(params, images):
-            out = model.apply({"params": params}, normalise_images(images), depths)
+            out = model.apply({"params": params}, normalize_images(images), depths)
             found = [
                 out.tokens if depth == config.depth else layer_norm(feature, *plain)
                 for depth, feature in zip(depths, out.features, strict=True)

@@ -22,11 +22,11 @@ from hive_jax.models.siglip import (
     SiglipEncoder,
     TextTower,
     TextTowerConfig,
-    normalise,
+    l2_normalize,
 )
 from hive_jax.probing.encoders import fingerprint
 from hive_jax.probing.features import in_parts
-from hive_jax.training.objectives import compute_dtype, normalise_images
+from hive_jax.training.objectives import compute_dtype, normalize_images
 from hive_jax.training.stored_run import is_run, open_run
 from hive_jax.weights.sources import open_two_towers
 
@@ -99,12 +99,12 @@ class Embedder:
 
         @jax.jit
         def of_images(params, images):
-            out = image.apply({"params": params}, normalise_images(images))
-            return normalise(out.pooled)
+            out = image.apply({"params": params}, normalize_images(images))
+            return l2_normalize(out.pooled)
 
         @jax.jit
         def of_texts(params, tokens):
-            return normalise(text.apply({"params": params}, tokens))
+            return l2_normalize(text.apply({"params": params}, tokens))
 
         self._of_images, self._of_texts = of_images, of_texts
 
@@ -185,7 +185,7 @@ def _zero_shot(config: ProbeConfig, embedder: Embedder, source):
         embedder.texts([template.format(name) for name in names])
         for template in config.templates
     ]
-    mean = np.asarray(normalise(jnp.asarray(np.mean(by_template, axis=0))))
+    mean = np.asarray(l2_normalize(jnp.asarray(np.mean(by_template, axis=0))))
     likeness = embedder.images(source) @ mean.T
     labels = [source[index].label for index in range(len(source))]
     right = np.array([classes.index(label) for label in labels])

@@ -58,7 +58,7 @@ def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
     return names
 
 
-def normalise_images(images: jax.Array) -> jax.Array:
+def normalize_images(images: jax.Array) -> jax.Array:
     """uint8 [0, 255] -> float32 [-1, 1], as SigLIP was trained."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
@@ -88,7 +88,7 @@ def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
         return loss, batch.target[:, 1:].sum().astype(jnp.float32)
 
     def contrastive(params, batch: Batch):
-        images = normalise_images(batch.image)
+        images = normalize_images(batch.image)
         towers = model.apply({"params": params}, images, batch.tokens)
         return sigmoid_contrastive_loss(*towers, is_pair(batch)), jnp.float32(1.0)
 
@@ -108,6 +108,6 @@ def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
 
 def _hidden(model: Hive, params: dict, batch: Batch):
     """Hidden states [B, T, E], and what turns them into logits."""
-    images = normalise_images(batch.image)
+    images = normalize_images(batch.image)
     hidden = model.apply({"params": params}, images, batch.tokens, batch.image_mask)
     return hidden, *head(model.config.decoder, params["llm"])

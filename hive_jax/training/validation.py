@@ -11,7 +11,7 @@ from hive_jax.data.loader import Loader
 from hive_jax.data.types import Batch
 from hive_jax.models.hive import Hive
 from hive_jax.training.losses import sigmoid_contrastive_loss
-from hive_jax.training.objectives import is_pair, normalise_images, token_losses
+from hive_jax.training.objectives import is_pair, normalize_images, token_losses
 
 
 def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
@@ -45,7 +45,7 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
         return out
 
     def towers(params, batch: Batch):
-        images = normalise_images(batch.image)
+        images = normalize_images(batch.image)
         zimg, ztxt, t, b = model.apply({"params": params}, images, batch.tokens)
         there = is_pair(batch)
         likeness = jnp.where(there[None, :], zimg @ ztxt.T, -jnp.inf)

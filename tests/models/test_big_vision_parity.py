@@ -20,7 +20,7 @@ from hive_jax.models.siglip import (
     TextTowerConfig,
     TwoTowers,
 )
-from hive_jax.models.stack import SCANNED, Execution
+from hive_jax.models.layer_stack import SCANNED, Execution
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers, save_encoder
 from hive_jax.weights.big_vision import save_npz
 

@@ -14,7 +14,7 @@ from hive_jax.models.siglip import (
     TextTowerConfig,
     TwoTowers,
 )
-from hive_jax.models.stack import Execution, ModelExecution
+from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.weights import load_decoder, load_two_towers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hive_jax.models.layers import gelu, layer_norm
+from hive_jax.models.layers import gelu
+from hive_jax.models.norms import layer_norm
 
 
 def plain_layer_norm(x, scale, bias):

@@ -16,7 +16,7 @@ from hive_jax.models.siglip import (
     TwoTowers,
     patches,
 )
-from hive_jax.models.stack import SCANNED, Execution
+from hive_jax.models.layer_stack import SCANNED, Execution
 
 # 20 = 2 * 8 + 4: a remainder of 4 pixels.
 TINY = SiglipConfig(

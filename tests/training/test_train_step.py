@@ -171,7 +171,7 @@ def test_dtype_auto_is_float32_on_cpu(tiny_run):
 
 
 def test_images_become_minus_one_to_one():
-    got = objectives.normalise_images(jnp.array([0, 51, 255], jnp.uint8))
+    got = objectives.normalize_images(jnp.array([0, 51, 255], jnp.uint8))
     np.testing.assert_allclose(got, [-1.0, -0.6, 1.0], atol=1e-6)
 
 
@@ -217,7 +217,7 @@ def test_training_and_evaluation_of_two_towers(tiny_run, training):
     assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
 
     def towers(params, batch):
-        images = objectives.normalise_images(batch.image)
+        images = objectives.normalize_images(batch.image)
         return one.model.apply({"params": params}, images, batch.tokens)
 
     evaluate, apply = jax.jit(validation.make_eval_step(one.model)), jax.jit(towers)
