@@ -21,8 +21,8 @@ from hive_jax.config.validation import (
 )
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import TextTowerConfig
 from hive_jax.models.layer_stack import ModelExecution
+from hive_jax.models.siglip import TextTowerConfig
 
 OBJECTIVES = ("caption", "contrastive")
 PROBES = ("linear", "attentive", "zero_shot", "retrieval")

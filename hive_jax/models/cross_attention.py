@@ -20,9 +20,8 @@ from hive_jax.models.norms import LayerNorm, RMSNorm
 class Projector(nn.Module):
     """Features of one depth to the decoder's width, [B, P, D] -> [B, P, E].
 
-    LayerNorm, Dense, GELU, Dense; without the norm it is LLaVA-1.5's projector
-    (`mm_projector_type` mlp2x_gelu). The names linear_1 and linear_2 are those of
-    transformers' `LlavaMultiModalProjector`.
+    LayerNorm, Dense, GELU, Dense; without the norm, the layers of LLaVA-1.5's projector,
+    which transformers names linear_1 and linear_2.
 
     Attributes:
       width: decoder width E.
@@ -44,7 +43,7 @@ class Projector(nn.Module):
 class CrossAttention(nn.Module):
     """Cross-attention from text to one depth's projected features, times tanh(gate).
 
-    The head layout of the decoder, QK-norm and no MLP (paper, section 3.2). Keys and
+    The head layout of the decoder, QK-norm and no MLP. Keys and
     values are computed by a separate method, because decoding computes them once per
     image and reuses them at every step. Parameters carry the names of the decoder's
     self-attention.

@@ -25,20 +25,17 @@ from hive_jax.models.attention import (
     rotate,
     update_kv_cache,
 )
+from hive_jax.models.layer_stack import Execution
 from hive_jax.models.layers import (
     ONE_DEVICE,
     Einsum,
+    GatedMlp,
     Placement,
-    gelu,
-    matmul,
     merge_heads,
     split_heads,
     unembed,
 )
 from hive_jax.models.norms import RMSNorm
-from hive_jax.models.layer_stack import Execution
-
-ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +121,6 @@ class SelfAttention(nn.Module):
             (c.num_heads, c.head_dim, c.width), (0, 1), name="attn_vec_einsum"
         )()
         query = split_heads(x, q_w)
-        # Two products, not one: kernels sharded over heads need no reshuffling.
         key, value = split_heads(x, kv_w[0]), split_heads(x, kv_w[1])
         if c.qk_norm:
             query = _norm(c, "query_norm")(query)
@@ -147,7 +143,7 @@ class SelfAttention(nn.Module):
                 use_flash=self.flash,
             )
             return merge_heads(out, out_w), None
-        # A cache or a fusion needs an explicit mask, which flash attention has not.
+        # A cache or a fusion needs an explicit mask, which `flash_attention` lacks.
         key_position = position
         if cache is not None:
             cache = update_kv_cache(cache, key, value, position)
@@ -158,29 +154,6 @@ class SelfAttention(nn.Module):
             query, key, value, mask = extend(query, key, value, mask)
         out = attend(query, key, value, mask, scale=scale, softcap=softcap)
         return merge_heads(out, out_w), cache
-
-
-class GatedMlp(nn.Module):
-    """Gated MLP: (activation(x W_gate) * x W_up) W_down."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        c = self.config
-        init = nn.initializers.variance_scaling(
-            1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0,)
-        )
-        # Gate and up projection share one array, as in big_vision; `stacked_params`
-        # lets decoding hold them separately (see `unstack_layers`).
-        shape = (2, c.width, c.mlp_dim)
-        gating = layer_stack.stacked_params(self, "gating_einsum", lambda rng: init(rng, shape))
-        down = self.param(
-            "linear", nn.initializers.lecun_normal(), (c.mlp_dim, c.width)
-        )
-        activation = ACTIVATIONS[c.activation]
-        hidden = activation(matmul(x, gating[0])) * matmul(x, gating[1])
-        return matmul(hidden, down)
 
 
 class DecoderBlock(nn.Module):
@@ -217,7 +190,8 @@ class DecoderBlock(nn.Module):
         attention = SelfAttention(c, self.flash, name="attn")
         y, cache = attention(y, is_sliding, position, cache, extend)
         x = x + (_norm(c, "post_attention_norm")(y) if c.post_norms else y)
-        y = GatedMlp(c, name="mlp")(_norm(c, "pre_ffw_norm")(x))
+        mlp = GatedMlp(c.mlp_dim, c.activation, name="mlp")
+        y = mlp(_norm(c, "pre_ffw_norm")(x))
         return x + (_norm(c, "post_ffw_norm")(y) if c.post_norms else y), cache
 
 
@@ -279,8 +253,8 @@ class Decoder(nn.Module):
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         if not self.config.embed_scale:
             return x
-        # Rounded to the compute dtype, as the Gemmas were trained: in bfloat16,
-        # sqrt(1152) = 33.94 is 34.
+        # Rounded to the compute dtype, as in big_vision and transformers: in
+        # bfloat16, sqrt(1152) = 33.94 is 34.
         return x * jnp.asarray(self.config.width**0.5, self.dtype)
 
     def segments(self, ends: Sequence[int]) -> list[Callable]:
@@ -304,7 +278,7 @@ class Decoder(nn.Module):
         def segment(params, is_sliding):
             def run(x, position=None, caches=(), extend=None):
                 if caches:
-                    # Unrolled: a scan would carry, and so copy, the whole cache.
+                    # Unrolled: each layer's cache is an array of its own.
                     layers, updated = layer_stack.unstack(params), []
                     for *layer, cache in zip(layers, is_sliding, caches, strict=True):
                         x, cache = apply(*layer, x, position, cache, extend)
@@ -362,7 +336,11 @@ def unstack_layers(params: dict) -> dict:
     """
     layers = layer_stack.unstack(params["layers"])
     layers = [
-        layer | {"mlp": layer["mlp"] | {"gating_einsum": layer_stack.to_unstacked_layers(gating)}}
+        layer
+        | {
+            "mlp": layer["mlp"]
+            | {"gating_einsum": layer_stack.to_unstacked_layers(gating)}
+        }
         for layer in layers
         for gating in [layer["mlp"]["gating_einsum"]]
     ]

@@ -25,9 +25,9 @@ from hive_jax.models.fusion import (
     resolve_connections,
     text_position,
 )
+from hive_jax.models.layer_stack import ModelExecution
 from hive_jax.models.layers import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
-from hive_jax.models.layer_stack import ModelExecution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,6 +247,9 @@ def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
 
 def unstack_layers(params: dict) -> dict:
     """Parameters of a Hive for decoding; see `decoder.unstack_layers`."""
-    fusion = {name: layer_stack.to_unstacked_layers(p) for name, p in params.get("fusion", {}).items()}
+    fusion = {
+        name: layer_stack.to_unstacked_layers(p)
+        for name, p in params.get("fusion", {}).items()
+    }
     llm = decoder.unstack_layers(params["llm"])
     return params | {"llm": llm} | ({"fusion": fusion} if fusion else {})

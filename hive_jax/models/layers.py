@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hive_jax.models import layer_stack
+
 
 def _identity(x):
     return x
@@ -94,8 +96,8 @@ def _gelu_forward(x):
 
 def _gelu_backward(x, cotangent):
     # gelu(y) = y (1 + tanh u) / 2 = y sigmoid(2 u), u = sqrt(2 / pi) (y + 0.044715 y^3).
-    # With the sigmoid, the whole derivative is one fused loop on a CPU, where tanh is a
-    # library call whose result is written to memory and read again.
+    # By the sigmoid, because XLA's CPU backend would write tanh to memory and read it
+    # again.
     y = x.astype(jnp.float32)
     slope = float(np.sqrt(8 / np.pi))
     gate = jax.nn.sigmoid(slope * (y + 0.044715 * y * y * y))
@@ -105,6 +107,8 @@ def _gelu_backward(x, cotangent):
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
+
+ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
 
 
 @jax.custom_vjp
@@ -290,3 +294,33 @@ class MlpBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = gelu(Dense(self.mlp_dim, name="Dense_0")(x))
         return Dense(x.shape[-1], name="Dense_1")(hidden)
+
+
+class GatedMlp(nn.Module):
+    """The decoder's MLP, (activation(x W_gate) * x W_up) W_down; [B, T, E] -> the same.
+
+    Attributes:
+      mlp_dim: hidden width F.
+      activation: a key of ACTIVATIONS.
+    """
+
+    mlp_dim: int
+    activation: str = "gelu"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        init = nn.initializers.variance_scaling(
+            1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0,)
+        )
+        # W_gate and W_up share one array, as in big_vision; for decoding they are held
+        # separately (see `decoder.unstack_layers`).
+        shape = (2, width, self.mlp_dim)
+        gating = layer_stack.stacked_params(
+            self, "gating_einsum", lambda rng: init(rng, shape)
+        )
+        down = self.param(
+            "linear", nn.initializers.lecun_normal(), (self.mlp_dim, width)
+        )
+        hidden = ACTIVATIONS[self.activation](matmul(x, gating[0]))
+        return matmul(hidden * matmul(x, gating[1]), down)

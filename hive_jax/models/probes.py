@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hive_jax.models.layers import Dense
-from hive_jax.models.siglip import Attention
+from hive_jax.models.transformer import Attention
 
 
 class LinearProbe(nn.Module):

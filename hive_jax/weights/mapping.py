@@ -18,8 +18,8 @@ from flax.traverse_util import flatten_dict
 from hive_jax.errors import CheckpointError
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.hive import Hive, HiveConfig
-from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
 from hive_jax.models.layer_stack import SCANNED
+from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
 from hive_jax.weights.safetensors import Tensor, cast, stored_dtype
 
 

@@ -14,8 +14,8 @@ from hive_jax.errors import ConfigError, DataError
 from hive_jax.evaluation.generate import Decoding, Generator, Prompt, nucleus
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig
 from hive_jax.models.layer_stack import Execution, ModelExecution
+from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import objectives, sharding
 
 FUSIONS = ("hive", "cascaded", "self_attention", "none")

@@ -13,6 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.layer_stack import SCANNED, Execution
 from hive_jax.models.presets import SIGLIP_VARIANTS, decoder_config, siglip_config
 from hive_jax.models.siglip import (
     SiglipConfig,
@@ -20,7 +21,6 @@ from hive_jax.models.siglip import (
     TextTowerConfig,
     TwoTowers,
 )
-from hive_jax.models.layer_stack import SCANNED, Execution
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers, save_encoder
 from hive_jax.weights.big_vision import save_npz
 

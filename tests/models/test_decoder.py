@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.layer_stack import SCANNED, Execution
 from hive_jax.models.layers import unembed
 from hive_jax.models.presets import DECODERS, decoder_config
-from hive_jax.models.layer_stack import SCANNED, Execution
 
 TINY = DecoderConfig(
     vocab_size=31,

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.models.siglip import (
     SiglipConfig,
     SiglipEncoder,
     TextTowerConfig,
     TwoTowers,
 )
-from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.weights import load_decoder, load_two_towers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

@@ -17,8 +17,8 @@ from hive_jax.models.fusion import (
     text_position,
 )
 from hive_jax.models.hive import Hive, HiveConfig
-from hive_jax.models.siglip import SiglipConfig
 from hive_jax.models.layer_stack import Execution, ModelExecution
+from hive_jax.models.siglip import SiglipConfig
 
 # 9 patches; block 3 of the encoder is connected to nothing.
 TINY = HiveConfig(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hive_jax.models.layer_stack import SCANNED, Execution
 from hive_jax.models.presets import siglip_config
 from hive_jax.models.siglip import (
     SiglipConfig,
@@ -16,7 +17,6 @@ from hive_jax.models.siglip import (
     TwoTowers,
     patches,
 )
-from hive_jax.models.layer_stack import SCANNED, Execution
 
 # 20 = 2 * 8 + 4: a remainder of 4 pixels.
 TINY = SiglipConfig(
