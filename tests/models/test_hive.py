@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 
 from hive_jax.models.attention import KeyValues
+from hive_jax.models.connections import default_connections, resolve_connections
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.fusion import (
     FUSIONS,
-    Fusion,
-    default_connections,
     interleave,
-    resolve_connections,
     text_position,
 )
+from hive_jax.models.fusion_base import Fusion
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.models.siglip import SiglipConfig
