@@ -148,7 +148,7 @@ _JOINT = "layers/attn/qkv_einsum/w"
 _QUERIES, _KEYS_VALUES = "layers/attn/q_einsum/w", "layers/attn/kv_einsum/w"
 
 
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Queries apart from keys and values, as ours are. A Gemma with as many kv heads as
     heads has them in one array [L, 3, N, E, H] in big_vision (models/ppp/gemma.py)."""
     result = dict(tensors)
@@ -169,7 +169,7 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def together(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def join_qkv(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The way back, where there are as many kv heads as heads."""
     result = dict(arrays)
     for name in [name for name in arrays if name.endswith(_QUERIES)]:
@@ -182,7 +182,7 @@ def together(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
-def rows(names, branch: str, tensors: Mapping[str, Tensor]) -> list[Row]:
+def branch_rows(names, branch: str, tensors: Mapping[str, Tensor]) -> list[Row]:
     """The table of a branch, whose names are the same but for unstacked layers.
 
     Args:

@@ -12,7 +12,7 @@ from helpers.tiny_weights import GEMMA1, GEMMA2, GEMMA3, IMAGE, TEXT, arrays
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
-from hive_jax.weights.big_vision import apart, open_npz, save_npz, together
+from hive_jax.weights.big_vision import join_qkv, open_npz, save_npz, split_qkv
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -56,19 +56,19 @@ def test_as_many_kv_heads_as_heads_are_one_array_there(tmp_path):
         "llm/layers/attn/q_einsum/w": rng.normal(size=(2, 4, 6, 5)),
         "llm/layers/attn/kv_einsum/w": rng.normal(size=(2, 2, 4, 6, 5)),
     }
-    joint = together(arrays)
+    joint = join_qkv(arrays)
     assert {name: a.shape for name, a in joint.items()} == {
         "llm/layers/attn/qkv_einsum/w": (2, 3, 4, 6, 5)
     }
     np.savez(tmp_path / "model.npz", **joint)
-    found = apart(open_npz(tmp_path / "model.npz")[0])
+    found = split_qkv(open_npz(tmp_path / "model.npz")[0])
     assert set(found) == set(arrays)
     for name, array in arrays.items():
         assert found[name].shape == array.shape
         np.testing.assert_array_equal(found[name].read(), array)
     fewer = arrays["llm/layers/attn/kv_einsum/w"][:, :, :1]
     grouped = arrays | {"llm/layers/attn/kv_einsum/w": fewer}
-    assert set(together(grouped)) == set(arrays)
+    assert set(join_qkv(grouped)) == set(arrays)
 
 
 def test_names_in_the_file(tmp_path):

@@ -118,7 +118,8 @@ SIGLIP2_GIANT = {
 )
 def test_published_decoders(theirs, ours):
     assert (
-        hf_decoder.config_from_hf(hf_folder.text_part(theirs, "here"), "here") == ours
+        hf_decoder.config_from_hf(hf_folder.decoder_config(theirs, "here"), "here")
+        == ours
     )
 
 
@@ -137,7 +138,7 @@ def test_published_decoders(theirs, ours):
 )
 def test_published_image_towers(theirs, ours):
     assert (
-        hf_siglip.vision_config_from_hf(hf_folder.vision_part(theirs, "here"), "here")
+        hf_siglip.vision_config_from_hf(hf_folder.vision_config(theirs, "here"), "here")
         == ours
     )
 
@@ -154,14 +155,14 @@ def test_published_image_towers(theirs, ours):
     ids=["siglip-base", "siglip2-giant"],
 )
 def test_published_text_towers(theirs, ours):
-    _, text = hf_folder.two_tower_parts(theirs, "here")
+    _, text = hf_folder.two_tower_configs(theirs, "here")
     assert hf_siglip.text_config_from_hf(text, "here") == ours
 
 
 @pytest.mark.parametrize("preset", ["gemma_2b", "gemma2_2b", "gemma3_1b"])
 def test_there_and_back(preset):
     ours = decoder_config(preset)
-    text = hf_folder.text_part(hf_decoder.config_to_hf(ours), "here")
+    text = hf_folder.decoder_config(hf_decoder.config_to_hf(ours), "here")
     assert hf_decoder.config_from_hf(text, "here") == ours
 
 
