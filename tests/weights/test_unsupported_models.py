@@ -60,8 +60,14 @@ REFUSED += [
         ({"num_key_value_heads": 3}, "no model is"),
         ({"num_hidden_layers": 6, "layer_types": None}, "missing: model.layers.3"),
         ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "'llama'"),
-        ({"model_type": "llava", "text_config": [1]}, "a part of config.json is [1]"),
-        ({"model_type": "llava", "text_config": None}, "a part has the model_type"),
+        (
+            {"model_type": "llava", "text_config": [1]},
+            "a component's configuration is [1]",
+        ),
+        (
+            {"model_type": "llava", "text_config": None},
+            "a component has the model_type",
+        ),
     ]
 ]
 REFUSED += [
