@@ -68,8 +68,8 @@ class CrossAttention(nn.Module):
     def key_values(self, projected: jax.Array) -> KeyValues:
         """Computes keys and values [B, P, K, H] from projected features [B, P, E].
 
-        They have no rotary embedding: patches have no place in the order of the text.
-        The position embedding of the encoder is in the features.
+        They have no rotary embedding: patches have no position in the text, and the
+        features contain the encoder's position embedding.
         """
         w = self.kv_einsum()
         key = self.key_norm(split_heads(projected, w[0]))

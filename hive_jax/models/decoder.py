@@ -248,6 +248,7 @@ class Decoder(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeds tokens int32[B, T] -> [B, T, E]."""
+        # As a tree: how `gather_params` gathers a leaf depends on its name.
         table = {"input_embedding": self.embedder.input_embedding}
         table = self.placement.gather_params(table)["input_embedding"]
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)

@@ -2,10 +2,15 @@
 
 `Hive` calls `prepare` once per image, and `before_layer` before each connected layer.
 
-To add a fusion: subclass `Fusion` (fusion_base.py), implement `prepare`, and either `before_layer` (as
-CrossAttentionFusion does) or nothing else if the image joins the text (as in
-PrefixFusion); add the class to FUSIONS, and set `config.model.fusion` to its name.
-`count_flops` is needed for MFU and the planner; an export needs `export_kind`.
+To add a fusion:
+  1. Subclass `Fusion` (fusion_base.py) and implement `prepare`, which either computes keys
+     and values (as in CrossAttentionFusion) or inserts image tokens into the text (as in
+     PrefixFusion).
+  2. In the first case, implement `before_layer`.
+  3. Implement `count_flops`, for MFU.
+  4. Add the class to FUSIONS; `config.model.fusion` is its key.
+An export also needs `export_kind`, and a row for each parameter in
+hive_jax/weights/hf_models.py.
 """
 
 import jax
@@ -100,7 +105,7 @@ class CrossAttentionFusion(Fusion):
         """
         patches, width = encoder.num_patches, decoder.width
         heads = decoder.num_heads * decoder.head_dim
-        keys = 2 * decoder.num_kv_heads * decoder.head_dim
+        keys = 2 * decoder.num_kv_heads * decoder.head_dim  # keys and values
         block = count.trains("fusion/cross_attention")
         image = count.project(features)
         count.product("image_keys", patches, width, keys, block, image)

@@ -37,6 +37,7 @@ class Fusion(nn.Module):
     config: DecoderConfig
     placement: Placement = ONE_DEVICE
 
+    # Class attributes, not fields: properties of a kind of fusion, not of a model.
     uses_image = True
     export_kind = ""
     has_attention_weights = False

@@ -1,8 +1,13 @@
 """HIVE: an LLM that cross-attends to chosen depths of a vision encoder.
 
-    images -> img -> features of depths 2, 4, ... -> projectors -> keys and values
-                                   |                      |
-    tokens -> embed -> layer 1 -> (+) layer 2 -> ... ->  (+) layer 4 -> ... -> hidden
+    images -> img block 1 -> 2 -------> 3 -> 4 -------> ...
+                             |               |
+                         projector       projector            branch `fusion`
+                        keys, values    keys, values
+                             |               |
+    tokens -> llm layer 1 -> + layer 2 -> 3 -> + layer 4 -> ... -> hidden -> logits
+
+(Connections (2, 2) and (4, 4); a `+` adds tanh(gate) * cross_attention.)
 
 From an image to the loss:
   1. `Hive._embed` runs the encoder, which returns the outputs of the connected depths,
@@ -124,6 +129,7 @@ class Hive(nn.Module):
         self.connections = c.resolved_connections()
         execution = self.execution
         self.llm = Decoder(c.decoder, self.dtype, self.placement, execution.decoder)
+        # Without connections, the model has no encoder and no parameters of one.
         if self.connections:
             self.img = SiglipEncoder(
                 c.encoder, self.dtype, self.placement, execution.encoder
@@ -203,6 +209,7 @@ class Hive(nn.Module):
         Returns:
           Hidden states [B, T, E] and the new state.
         """
+        # The image is in `state` already: as keys and values, or as tokens in the caches.
         x = self.llm.embed(tokens)
         x, caches, _ = self._run_layers(
             x, state.image_kv, state.image_mask, position, state.caches
@@ -233,6 +240,7 @@ class Hive(nn.Module):
         text = self.llm.embed(tokens)
         if not self.connections:
             return text, text_position(text), ()
+        # One feature for each connection, in order; "cascaded" requests a depth repeatedly.
         depths = tuple(depth for depth, _ in self.connections)
         features = self.img(images, depths, offsets).features
         return self.fusion.prepare(features, text, image_mask)
@@ -277,7 +285,7 @@ class Hive(nn.Module):
 
 def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
     """Takes the text [B, T, E] out of x[B, S, E], by its position int32[B, T]."""
-    if x.shape[1] == position.shape[1]:
+    if x.shape[1] == position.shape[1]:  # no image tokens among the text
         return x
     return jnp.take_along_axis(x, position[..., None], axis=1)
 

@@ -135,6 +135,7 @@ class SiglipEncoder(nn.Module):
             nn.initializers.normal(config.width**-0.5),
             (1, config.num_patches, config.width),
         )
+        # Positions are added to all examples alike; `add_to_batch` has the fast gradient.
         tokens, features = Transformer(
             config.depth,
             config.mlp_dim,
@@ -147,7 +148,7 @@ class SiglipEncoder(nn.Module):
             head = MAPHead(config.mlp_dim, config.num_heads, name="MAPHead_0")
             pooled = head(tokens)
         else:
-            pooled = tokens.mean(axis=1)
+            pooled = tokens.mean(axis=1)  # big_vision's pool_type "gap"
         return EncoderOutput(tokens, pooled, jnp.stack(features) if depths else None)
 
 

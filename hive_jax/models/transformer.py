@@ -28,6 +28,7 @@ class Attention(nn.Module):
         query = SplitHeads(heads, head_dim, name="query")(x)
         key = SplitHeads(heads, head_dim, name="key")(y)
         value = SplitHeads(heads, head_dim, name="value")(y)
+        # SigLIP has no mask in either tower: the padding of texts is attended to.
         out = attend_to_all(query, key, value, use_flash=self.flash)
         return MergeHeads(width, name="out")(out)
 
@@ -89,6 +90,7 @@ class Transformer(nn.Module):
             x = placement.shard_activations(
                 block.apply({"params": placement.gather_params(params)}, x)
             )
+            # Offsets of zero make the gradient at a block's output that of an input.
             return x if offset is None else x + offset.astype(x.dtype)
 
         x = placement.shard_activations(x)
@@ -116,4 +118,5 @@ class MAPHead(nn.Module):
         probe = jnp.broadcast_to(probe.astype(x.dtype), (batch, 1, width))
         x = Attention(self.num_heads, name="MultiHeadDotProductAttention_0")(probe, x)
         y = LayerNorm(name="LayerNorm_0")(x)
+        # The residual around the MLP starts at the attention's output, as in big_vision.
         return (x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y))[:, 0]

@@ -52,6 +52,7 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
             "folder or hub id, or a big_vision .npz"
         )
     try:
+        # By zipfile and not np.load, to read shapes without values and check checksums.
         file = zipfile.ZipFile(path)
     except _DAMAGE as error:
         raise CheckpointError(
@@ -258,6 +259,7 @@ def stacked_shapes(tensors: Mapping[str, Tensor], branch: str, source: str) -> S
             name = f"{layer[1]}/{layer[3]}"
         shapes[name.removeprefix(branch)] = tensor.shape
     if layers:
+        # Missing or additional layers are found when names and shapes are compared.
         shapes = {
             name: (len(layers), *shape) if "encoderblock/" in name else shape
             for name, shape in shapes.items()
@@ -318,6 +320,7 @@ def decoder_config(shapes: Shapes) -> DecoderConfig:
     depth, num_heads, _, head_dim = shapes.shape_of("layers/attn/q_einsum/w", 4)
     num_kv_heads = shapes.shape_of("layers/attn/kv_einsum/w", 5)[2]
     mlp_dim = shapes.shape_of("layers/mlp/linear", 3)[1]
+    # Gemma 2 and 3 alone have norms after attention and MLP.
     if "layers/post_attention_norm/scale" in shapes:
         raise CheckpointError(
             f"{shapes.source}: a decoder with norms after its blocks, a Gemma 2 or 3. Its "

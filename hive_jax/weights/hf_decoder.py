@@ -133,12 +133,14 @@ def rows(param_prefix: str, hf_prefix: str, config: DecoderConfig) -> list[Row]:
         Row("attn/attn_vec_einsum/w", "self_attn.o_proj.weight", EINSUM_OUT),
     ]
     mlp = [
+        # Slot 0 is the activated half.
         Row("mlp/gating_einsum", "mlp.gate_proj.weight", "F E -> E F", slot=0),
         Row("mlp/gating_einsum", "mlp.up_proj.weight", "F E -> E F", slot=1),
         Row("mlp/linear", "mlp.down_proj.weight", "E F -> F E"),
     ]
     norms = FAMILIES[family_of(config)].norms
     scales = [Row(f"{name}/scale", f"{hf}.weight") for name, hf in norms.items()]
+    # No row for lm_head: it is tied to the embeddings, see `without_tied_head`.
     table = [
         Row("embedder/input_embedding", "embed_tokens.weight"),
         *prefixed(attention + mlp + scales, "layers/", "layers.{}."),
@@ -253,6 +255,7 @@ def _local_layers(layer_types: list[str], source: str) -> int:
 
 
 def _query_scalar(config: DecoderConfig) -> int:
+    # transformers stores an integer s for the scale s ** -0.5.
     scalar = config.query_scale**-2 if config.query_scale else config.head_dim
     if abs(scalar - round(scalar)) > 1e-6 * scalar:
         raise CheckpointError(
@@ -268,6 +271,8 @@ _GEMMA_FIELDS = {
     "norm_eps": 1e-6,
     "embed_scale": True,
 }
+# attention_bias and untied heads are legal in transformers' classes, but the Gemmas
+# have neither.
 _GEMMA_VALUES = {
     "rms_norm_eps": 1e-6,
     "attention_bias": False,

@@ -120,8 +120,8 @@ def vlm(config: HiveConfig, image_token_id: int) -> Layout:
         "image_seq_length": config.encoder.num_patches,
         # Counted from the end: -1 is the last block's output, before the final norm.
         "vision_feature_layer": depth - config.encoder.depth - 1,
-        "vision_feature_select_strategy": "full",
-        "projector_hidden_act": "gelu_pytorch_tanh",
+        "vision_feature_select_strategy": "full",  # SigLIP has no class token to drop
+        "projector_hidden_act": "gelu_pytorch_tanh",  # LLaVA's default is the exact GELU
         "multimodal_projector_bias": True,
         "tie_word_embeddings": text_config["tie_word_embeddings"],
     }
@@ -151,6 +151,7 @@ def hive(config: HiveConfig) -> Layout:
     hf = {
         "architectures": ["HiveForConditionalGeneration"],
         "model_type": "hive",
+        # The classes travel with the folder: transformers has none for HIVE.
         "auto_map": {
             "AutoConfig": "configuration_hive.HiveConfig",
             "AutoModelForCausalLM": code,
@@ -230,7 +231,7 @@ def image_processor(image_size: int, preprocessing: str, processor: str = "") ->
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
+        "image_mean": [0.5, 0.5, 0.5],  # pixels in [-1, 1]
         "image_std": [0.5, 0.5, 0.5],
         **PROCESSORS[preprocessing],
     }

@@ -9,6 +9,7 @@ from hive_jax.errors import CheckpointError
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights.mapping import Row
 
+# Fields of SiglipConfig and TextTowerConfig -> keys of transformers' configurations.
 _FIELDS = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -41,6 +42,7 @@ def vision_config_from_hf(hf: Mapping, source: str) -> SiglipConfig:
     """
     require_values(hf, _FIXED | {"num_channels": 3}, source)
     config = {name: hf[key] for name, key in _VISION_FIELDS.items()}
+    # transformers allows pairs (height, width); the tower is square.
     for name in ("patch_size", "image_size"):
         if not isinstance(config[name], int):
             raise CheckpointError(
@@ -108,7 +110,7 @@ def vision_rows(param_prefix: str, hf_prefix: str, map_head: bool) -> list[Row]:
         Row(
             "embedding/kernel",
             "embeddings.patch_embedding.weight",
-            "D c h w -> h w c D",
+            "D c h w -> h w c D",  # a convolution's kernel, output channels first
         ),
         Row("embedding/bias", "embeddings.patch_embedding.bias"),
         Row("pos_embedding", "embeddings.position_embedding.weight", "P D -> 1 P D"),
@@ -206,6 +208,7 @@ def _mlp(param_name: str, tensor_name: str) -> list[Row]:
     ]
 
 
+# nn.Linear stores [out, in], with the heads N outermost in its output.
 _SPLIT_KERNEL, _SPLIT_BIAS = "(N H) D -> D N H", "(N H) -> N H"
 
 

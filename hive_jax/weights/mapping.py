@@ -279,7 +279,9 @@ def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:
     try:
         return param_shapes(config)
     except (ArithmeticError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: no model is {config}: {error}") from None
+        raise CheckpointError(
+            f"{source}: no model has the configuration {config}: {error}"
+        ) from None
 
 
 # Fields of the configurations that 0 disables; all others are positive.

@@ -175,9 +175,10 @@ def _open_shards(folder: Path, hashes: dict) -> dict[str, Tensor]:
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(f"{index} has no weight_map")
     shards = sorted({str(shard) for shard in shard_of.values()})
+    # An index is untrusted: a shard must not lead out of its folder.
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
-        raise CheckpointError(f"{index}: {outside} are not names of files beside it")
+        raise CheckpointError(f"{index}: {outside} are not file names in its folder")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise MissingInputError(
@@ -278,6 +279,7 @@ def write_tensors(
         )
         tensors = {name: make[name]() for name in names}
         save_safetensors(folder / file, tensors)
+        # Of the tensors and not of the file, so that a loader can check them one by one.
         hashes |= {name: tensor_hash(tensor) for name, tensor in tensors.items()}
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:

@@ -110,6 +110,7 @@ def open_encoder(path: str) -> WeightSource:
     hf = read_json(folder / "config.json", error=CheckpointError)
     config = hf_siglip.vision_config_from_hf(hf_folder.vision_config(hf, path), path)
     tensors = open_safetensors(folder)
+    # The prefix depends on the model and on the version of transformers that saved it.
     prefix = _prefix(tensors, _VISION_PREFIXES, "encoder.layers.0.")
     nested = "" if hf["model_type"] == "siglip_vision_model" else prefix
     rows = hf_siglip.vision_rows("", prefix, config.map_head)
@@ -210,7 +211,7 @@ def _hive_config(hf: dict, path: str) -> HiveConfig:
         return dataclasses.replace(config, connections=config.resolved_connections())
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: config.json is not one of tools/export_hf.py: {error}"
+            f"{path}: config.json was not written by tools/export_hf.py: {error}"
         ) from None
 
 
@@ -238,6 +239,7 @@ def _open_npz(path: str, file: Path, *branches: tuple, config=None) -> WeightSou
             names = ", ".join(shapes.used)
             source += f" (configuration read from the shapes of {names})"
     model = configs[0] if is_single else tuple(configs)
+    # `source` now tells where the configuration comes from, for the messages below.
     names = checked_shapes(model, source)
     rows = big_vision.branch_rows(names, prefix if nested else "", tensors)
     weights = _weight_source(source, model, rows, tensors, prefix if nested else "")
@@ -267,7 +269,7 @@ def _config_from_metadata(config_type: type, fields: dict, path: str):
         return config_type(**fields)
     except TypeError as error:
         raise CheckpointError(
-            f"{path}: {big_vision.ABOUT!r} in it is not of this version: {error}"
+            f"{path}: {big_vision.ABOUT!r} is not of this version: {error}"
         ) from None
 
 

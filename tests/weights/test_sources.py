@@ -80,7 +80,7 @@ def test_missing_shards_and_wrong_shard_indices_raise(tmp_path):
     assert_raises(load_encoder, changed(other), f"{name}: not in {files[-1]}")
     for outside in ("../model.safetensors", "/etc/passwd", "a/b"):
         bad = {**rest, name: outside}
-        assert_raises(load_encoder, changed(bad), "are not names of files beside it")
+        assert_raises(load_encoder, changed(bad), "are not file names in its folder")
     for bad in ([], {}, None, 5):
         assert_raises(load_encoder, changed(bad), "has no weight_map")
     (tmp_path / INDEX).write_text("{")

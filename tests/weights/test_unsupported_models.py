@@ -57,7 +57,7 @@ UNSUPPORTED += [
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ({"head_dim": 4}, "q_proj.weight is [32, 24]; expected [16, 24]"),
         ({"num_key_value_heads": 2}, "k_proj.weight is [8, 24]; expected [16, 24]"),
-        ({"num_key_value_heads": 3}, "no model is"),
+        ({"num_key_value_heads": 3}, "no model has"),
         ({"num_hidden_layers": 6, "layer_types": None}, "missing: model.layers.3"),
         ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "'llama'"),
         (
