@@ -203,7 +203,7 @@ def fusion_named(name: str) -> type[Fusion]:
       ValueError: `name` is not a key of FUSIONS.
     """
     if name not in FUSIONS:
-        raise ValueError(f"model.fusion is {name!r}; expected one of {list(FUSIONS)}")
+        raise ValueError(f"model.fusion is {name!r}; expected one of {(*FUSIONS,)}")
     return FUSIONS[name]
 
 

@@ -82,6 +82,8 @@ class HiveConfig:
 
     def resolved_connections(self) -> Connections:
         """Returns the pairs in use; see `connections.resolve_connections`."""
+        if not self.fusion_class.uses_image:
+            return ()  # there may be no encoder
         return resolve_connections(
             self.fusion,
             self.connections,
