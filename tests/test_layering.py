@@ -114,7 +114,7 @@ MODULES = [name for name in TREES if name != "hive_jax"]
 
 def test_every_room_is_listed():
     assert {room_of(name) for name in MODULES} == set(BELOW)
-    assert "hive_jax.models.stack" in ours(TREES["hive_jax.models.decoder"])
+    assert "hive_jax.models.layer_stack" in ours(TREES["hive_jax.models.decoder"])
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -14,7 +14,7 @@ from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.hive import Hive
-from hive_jax.training.objectives import normalise_images
+from hive_jax.training.objectives import normalize_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def attention_maps(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _maps(model: Hive, params: dict, batch: Batch) -> jax.Array:
-    images = normalise_images(batch.image)
+    images = normalize_images(batch.image)
     inputs = images, batch.tokens, batch.image_mask
     return model.apply({"params": params}, *inputs, method="attention_weights")
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
-from hive_jax.training.objectives import normalise_images
+from hive_jax.training.objectives import normalize_images
 
 _BATCH = 32
 
@@ -28,7 +28,7 @@ def extract_features(
 
     @jax.jit
     def read(params, images):
-        out = model.apply({"params": params}, normalise_images(images), depths)
+        out = model.apply({"params": params}, normalize_images(images), depths)
         return out.features.astype(jnp.float32)
 
     batches = [

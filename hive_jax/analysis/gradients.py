@@ -16,7 +16,7 @@ from hive_jax.errors import ConfigError
 from hive_jax.models.decoder import head
 from hive_jax.models.hive import Hive
 from hive_jax.training.losses import next_token_nll
-from hive_jax.training.objectives import build_model, normalise_images
+from hive_jax.training.objectives import build_model, normalize_images
 
 
 def make_feature_gradients(model: Hive):
@@ -28,7 +28,7 @@ def make_feature_gradients(model: Hive):
     config = model.config
 
     def loss(offsets, params, batch: Batch):
-        images = normalise_images(batch.image)
+        images = normalize_images(batch.image)
         hidden = model.apply(
             {"params": params}, images, batch.tokens, batch.image_mask, offsets
         )

@@ -22,8 +22,8 @@ from hive_jax.config.validation import (
 )
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import HiveConfig
+from hive_jax.models.layer_stack import ModelExecution
 from hive_jax.models.siglip import TextTowerConfig
-from hive_jax.models.stack import ModelExecution
 
 OBJECTIVES = ("caption", "contrastive")
 # How image files are resized: hf as transformers' processors, bv as big_vision, and

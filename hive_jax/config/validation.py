@@ -8,10 +8,11 @@ import dataclasses
 from collections.abc import Iterable
 
 from hive_jax.errors import ConfigError
-from hive_jax.models.decoder import ACTIVATIONS, DecoderConfig
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
+from hive_jax.models.layer_stack import REMAT_POLICIES, ModelExecution
+from hive_jax.models.layers import ACTIVATIONS
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.models.stack import REMAT_POLICIES, ModelExecution
 
 DTYPES = ("auto", "float32", "bfloat16")
 

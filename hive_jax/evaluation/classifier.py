@@ -13,7 +13,7 @@ from hive_jax.config import OptimizerConfig, ProbeConfig, Rule
 from hive_jax.console import progress_bar
 from hive_jax.data.sampler import ShuffledSampler
 from hive_jax.models.layers import Dense
-from hive_jax.models.siglip import Attention
+from hive_jax.models.transformer import Attention
 from hive_jax.training.optimizer import make_optimizer
 
 

@@ -20,10 +20,10 @@ from hive_jax.data.parallel import ordered_map
 from hive_jax.data.transforms import load_pixels
 from hive_jax.errors import DataError
 from hive_jax.inference.model import Encoder
-from hive_jax.models.layers import layer_norm
+from hive_jax.models.norms import layer_norm
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.training import sharding
-from hive_jax.training.objectives import normalise_images
+from hive_jax.training.objectives import normalize_images
 
 MAX_CACHED_BYTES = 4 * 2**30
 _BATCH = 128
@@ -56,7 +56,7 @@ class FeatureExtractor:
         plain = jnp.ones(config.width), jnp.zeros(config.width)
 
         def apply(params, images):
-            out = model.apply({"params": params}, normalise_images(images), depths)
+            out = model.apply({"params": params}, normalize_images(images), depths)
             features = [
                 out.tokens if depth == config.depth else layer_norm(feature, *plain)
                 for depth, feature in zip(depths, out.features, strict=True)

@@ -16,7 +16,7 @@ from hive_jax.errors import CheckpointError, DataError
 from hive_jax.evaluation.frozen_features import split_batches
 from hive_jax.evaluation.results import open_store
 from hive_jax.inference.model import TrainedModel, fingerprint
-from hive_jax.models.siglip import normalise
+from hive_jax.models.siglip import l2_normalize
 
 RANKS = (1, 5, 10)
 
@@ -103,7 +103,7 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
         model.embed_texts([template.format(name) for name in names])
         for template in config.templates
     ]
-    mean = np.asarray(normalise(jnp.asarray(np.mean(by_template, axis=0))))
+    mean = np.asarray(l2_normalize(jnp.asarray(np.mean(by_template, axis=0))))
     likeness = _embed_images(config, model, source) @ mean.T
     labels = [source[index].label for index in range(len(source))]
     right = np.array([classes.index(label) for label in labels])

@@ -21,8 +21,8 @@ from hive_jax.export.example_inputs import (
 )
 from hive_jax.export.image_text_components import HiveComponent, VlmComponent
 from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
-from hive_jax.models.stack import SCANNED
 from hive_jax.weights import hf_models, sources
 
 # Longer windows would need example texts that are slow to compute.

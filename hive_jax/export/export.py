@@ -21,7 +21,7 @@ from hive_jax.export.verify import skipped, verify_export
 from hive_jax.io import atomic_dir, atomic_write, read_json, require_absent, write_json
 from hive_jax.training.stored_run import open_run
 from hive_jax.weights import hf_models, safetensors
-from hive_jax.weights.big_vision import save_npz, together
+from hive_jax.weights.big_vision import join_qkv, save_npz
 from hive_jax.weights.safetensors import CERTIFICATE, cast
 
 FORMATS = ("huggingface", "big_vision", "state_dict")
@@ -155,7 +155,7 @@ def _write_npz(out: str, component: Component, dtype: np.dtype) -> None:
     about = component.npz_configs() | {"preprocessing": component.preprocessing}
     if component.has_text() and is_builtin(component.tokenizer_source):
         about["tokenizer"] = BUILTIN
-    save_npz(out, unflatten_dict(together(arrays), sep="/"), about)
+    save_npz(out, unflatten_dict(join_qkv(arrays), sep="/"), about)
 
 
 def _write_state_dict(out: str, component: Component, dtype: np.dtype) -> None:

@@ -23,8 +23,8 @@ from hive_jax.export.example_inputs import (
 )
 from hive_jax.export.tokenizer import IMAGE_TOKEN, ExportedTokenizer, export_tokenizer
 from hive_jax.models.hive import Hive, HiveConfig
+from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipConfig
-from hive_jax.models.stack import SCANNED
 from hive_jax.weights import hf_models, sources
 
 _TORCH = Path(__file__).parent / "torch"

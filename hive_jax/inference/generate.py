@@ -202,7 +202,7 @@ def make_generate(
 
     def generate(params, images, tokens, image_mask, lengths, numbers):
         variables = {"params": params}
-        images = objectives.normalise_images(images)
+        images = objectives.normalize_images(images)
         max_new_tokens = decoding.max_new_tokens
         hidden, position, state = model.apply(
             variables, images, tokens, image_mask, max_new_tokens, method="prefill"

@@ -30,15 +30,16 @@ from hive_jax.models.siglip import (
     SiglipConfig,
     SiglipEncoder,
     TextTower,
-    normalise,
+    l2_normalize,
 )
 from hive_jax.training import sharding
-from hive_jax.training.objectives import compute_dtype, normalise_images
+from hive_jax.training.objectives import compute_dtype, normalize_images
 from hive_jax.training.resolve import open_weights
 from hive_jax.training.stored_run import is_run, open_run
 from hive_jax.weights import save_encoder
+from hive_jax.weights.components import open_components
 from hive_jax.weights.hf_folder import TOKENIZER_FILES, locate
-from hive_jax.weights.sources import WeightSource, open_components
+from hive_jax.weights.sources import WeightSource
 
 Images = np.ndarray | Sequence[Image.Image | np.ndarray]
 # Images or texts of one compiled call; longer inputs take several.
@@ -149,7 +150,7 @@ class Encoder:
         model = SiglipEncoder(self.config, compute_dtype(self.dtype))
 
         def apply(params, images, depths):
-            return model.apply({"params": params}, normalise_images(images), depths)
+            return model.apply({"params": params}, normalize_images(images), depths)
 
         return jax.jit(apply, static_argnums=2)
 
@@ -272,7 +273,7 @@ class TrainedModel:
           DataError: an image of another type, dtype or shape.
         """
         self._require("txt", "text tower")
-        return np.asarray(normalise(self.encoder(images).pooled))
+        return np.asarray(l2_normalize(self.encoder(images).pooled))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Returns L2-normalised text embeddings float32[B, D] of a two-tower model.
@@ -334,7 +335,7 @@ class TrainedModel:
     def _text_tower(self) -> Callable:
         tower = TextTower(self.config.text_tower, compute_dtype(self.config.dtype))
         return jax.jit(
-            lambda params, tokens: normalise(tower.apply({"params": params}, tokens))
+            lambda params, tokens: l2_normalize(tower.apply({"params": params}, tokens))
         )
 
     @functools.cached_property

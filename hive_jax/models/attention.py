@@ -4,13 +4,17 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Below this many keys the weights are so few that XLA's fused softmax does as well.
+# Below this many keys, the weights are so few that XLA's fused softmax is as fast.
 _MIN_FLASH_KEYS = 256
 
 
 @flax.struct.dataclass
 class KeyValues:
-    """key and value [B, S, K, H]. In a KV cache, slot s holds the token at position s."""
+    """Keys and values of attention, or a KV cache.
+
+    Attributes:
+      key, value: [B, S, K, H]; slot s of a KV cache holds the token at position s.
+    """
 
     key: jax.Array
     value: jax.Array
@@ -21,21 +25,22 @@ def update_kv_cache(
 ) -> KeyValues:
     """Writes new keys and values into a KV cache.
 
-    A row's slots after its last token may hold anything: causal attention reads them
-    only once they have been written.
-
     Args:
-      cache: of S slots.
-      key, value: [B, T, K, H], cast to the cache's dtype.
-      position: int32[B, T], the slot of each.
+      cache: keys and values [B, S, K, H].
+      key: [B, T, K, H], cast to the dtype of the cache.
+      value: [B, T, K, H], likewise.
+      position: int32[B, T], the slot to write each token to.
 
     Returns:
       The updated cache.
     """
-    row = jnp.arange(position.shape[0])[:, None]
+    # By position, not appended: prompts of a batch differ in length. Slots after an
+    # example's last token may hold anything, because causal attention masks them until
+    # they are written.
+    example = jnp.arange(position.shape[0])[:, None]
     return KeyValues(
-        cache.key.at[row, position].set(key.astype(cache.key.dtype)),
-        cache.value.at[row, position].set(value.astype(cache.value.dtype)),
+        cache.key.at[example, position].set(key.astype(cache.key.dtype)),
+        cache.value.at[example, position].set(value.astype(cache.value.dtype)),
     )
 
 
@@ -46,11 +51,15 @@ def attend_to_all(
     *,
     use_flash: bool,
 ) -> jax.Array:
-    """Attention without a mask, scaled by H ** -0.5 -> [B, T, N, H].
+    """Computes attention without a mask, scaled by H ** -0.5, as the encoder's.
 
     Args:
-      query_BTNH, key_BSNH, value_BSNH: with as many kv heads as query heads.
-      use_flash: use flash attention where the device supports it.
+      query_BTNH: queries.
+      key_BSNH, value_BSNH: keys and values, with as many heads as the queries.
+      use_flash: use flash attention where `supports_flash`.
+
+    Returns:
+      [B, T, N, H].
     """
     scale = query_BTNH.shape[-1] ** -0.5
     if use_flash and supports_flash(query_BTNH, key_BSNH):
@@ -69,31 +78,38 @@ def attend_causally(
     softcap: float,
     use_flash: bool,
 ) -> jax.Array:
-    """Causal self-attention of a whole sequence -> [B, T, N, H].
+    """Computes causal self-attention of a whole sequence, for training.
 
     Args:
-      query_BTNH, key_BTKH, value_BTKH: token t at position t.
+      query_BTNH: queries, token t at position t.
+      key_BTKH, value_BTKH: keys and values of the same tokens.
       is_sliding: bool scalar; True limits a query to the last `window` positions.
-      window: of sliding layers; 0 if the decoder has none.
+      window: of sliding-window layers; 0 if the decoder has none.
       scale, softcap: see `attention_with_weights`.
-      use_flash: use flash attention where the device supports it.
+      use_flash: use flash attention where `supports_flash`; it has no soft-cap.
+
+    Returns:
+      [B, T, N, H].
     """
     length = query_BTNH.shape[1]
-    windowed = 0 < window < length
+    # A window as long as the sequence excludes nothing.
+    has_window = 0 < window < length
     if use_flash and not softcap and supports_flash(query_BTNH, key_BTKH):
 
-        def run(width, *operands):
-            return flash_attention(*operands, scale=scale, causal=True, window=width)
+        def run(window, *operands):
+            return flash_attention(*operands, scale=scale, causal=True, window=window)
 
         operands = query_BTNH, key_BTKH, value_BTKH
-        if not windowed:
+        if not has_window:
             return run(0, *operands)
+        # cuDNN needs a static window, and `is_sliding` is traced in a scan over layers:
+        # compile both kernels and run one.
         return jax.lax.cond(
             is_sliding, lambda *x: run(window, *x), lambda *x: run(0, *x), *operands
         )
-    reach = jnp.where(is_sliding, window, 0) if windowed else 0
+    mask_window = jnp.where(is_sliding, window, 0) if has_window else 0
     position = jnp.arange(length)[None]
-    mask = causal_mask(position, position, reach)
+    mask = causal_mask(position, position, mask_window)
     return attend(query_BTNH, key_BTKH, value_BTKH, mask, scale=scale, softcap=softcap)
 
 
@@ -106,9 +122,16 @@ def attend(
     scale: float,
     softcap: float = 0.0,
 ) -> jax.Array:
-    """softmax(scale * Q K^T) V with grouped heads -> [B, T, N, H].
+    """Computes grouped-query attention, softmax(scale * Q K^T) V.
 
-    Args: as for `attention_with_weights`, whose first result this is.
+    Args:
+      query_BTNH: query head n attends to kv head n // (N / K).
+      key_BSKH, value_BSKH: keys and values.
+      mask_BTS: see `attention_with_weights`.
+      scale, softcap: see `attention_with_weights`.
+
+    Returns:
+      [B, T, N, H].
     """
     return attention_with_weights(
         query_BTNH, key_BSKH, value_BSKH, mask_BTS, scale=scale, softcap=softcap
@@ -124,10 +147,10 @@ def attention_with_weights(
     scale: float,
     softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Grouped-query attention and its weights.
+    """Computes grouped-query attention and its weights.
 
-    Softmax and its input are float32 whatever the dtype of the arguments. A compiled
-    program leaves the weights out unless they are used.
+    Logits and softmax are float32 whatever the dtype of the arguments. XLA does not
+    compute weights that the caller does not use.
 
     Args:
       query_BTNH: query head n attends to kv head n // (N / K).
@@ -138,12 +161,12 @@ def attention_with_weights(
       softcap: squashes the logits to (-softcap, softcap) as Gemma 2 does; 0 for none.
 
     Returns:
-      softmax(scale * Q K^T) V [B, T, N, H], and the softmax float32[B, N, T, S].
+      softmax(scale * Q K^T) V [B, T, N, H] and the weights float32[B, N, T, S].
     """
     batch, num_queries, heads, head_dim = query_BTNH.shape
     num_keys, kv_heads = key_BSKH.shape[1:3]
-    # Heads first, and the queries of a kv head as rows of one product, which is what
-    # XLA's CPU backend runs well; GPUs and TPUs choose their own layouts.
+    # R = N / K * T: the queries of all heads that share a kv head are rows of one
+    # product, which is fast on XLA's CPU backend; GPUs and TPUs choose their own layout.
     query = query_BTNH.reshape(batch, num_queries, kv_heads, -1, head_dim)
     query = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
     key, value = key_BSKH.transpose(0, 2, 1, 3), value_BSKH.transpose(0, 2, 1, 3)
@@ -151,21 +174,26 @@ def attention_with_weights(
         "BKRH,BKSH->BKRS", query, key, preferred_element_type=jnp.float32
     )
     if softcap:
+        # The scale belongs inside of tanh; afterwards `softcap` takes its place.
         logits, scale = jnp.tanh(logits * (scale / softcap)), softcap
     if mask_BTS is not None:
         shape = (batch, num_queries, num_keys)
         mask = jnp.broadcast_to(mask_BTS, shape)[:, None, None]
         mask = jnp.broadcast_to(mask, (batch, 1, heads // kv_heads, *shape[1:]))
         mask = mask.reshape(batch, 1, -1, num_keys)
+        # The smallest finite value: -inf - (-inf) would be NaN in fully masked queries.
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    # The sum divides the output and not the weights, for there are fewer of these:
-    # each pass over [T, S] costs more than the exponentials on a CPU.
+    # Softmax by hand: its sum divides the output [T, H] and not the weights [T, S],
+    # because each pass over [T, S] costs more than the exponentials on a CPU. The maximum
+    # prevents overflow and cancels out, so that it needs no gradient.
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     weights = jnp.exp((logits - largest) * scale)
     if mask_BTS is not None:
+        # Needed where all keys are masked: logits equal to the maximum give exp(0) = 1.
         weights = jnp.where(mask, weights, 0.0)
     total = weights.sum(axis=-1, keepdims=True)
-    total = jnp.where(total == 0.0, 1.0, total)  # fully masked queries
+    total = jnp.where(total == 0.0, 1.0, total)  # fully masked queries: 0 / 1
+    # Weights in the dtype of the values for a half-precision product, summed in float32.
     out = jnp.einsum(
         "BKRS,BKSH->BKRH",
         weights.astype(value.dtype),
@@ -179,9 +207,9 @@ def attention_with_weights(
 
 
 def supports_flash(query: jax.Array, key: jax.Array) -> bool:
-    """Whether cuDNN's flash attention supports these operands.
+    """Returns whether cuDNN's flash attention supports these operands, and is faster.
 
-    It needs an NVIDIA GPU (Ampere or later), half precision and a head dimension within
+    It needs an NVIDIA GPU (Ampere or later), half precision, and a head dimension within
     the limits of jax/_src/cudnn.
 
     Args:
@@ -199,6 +227,7 @@ def supports_flash(query: jax.Array, key: jax.Array) -> bool:
 
 
 def _max_flash_head_dim() -> int:
+    # 8.0 is Ampere, 9.0 is Hopper: cuDNN supports heads of 256 from Hopper on.
     capability = getattr(jax.devices()[0], "compute_capability", "")
     major = str(capability).partition(".")[0]
     if not major.isdecimal():  # not an NVIDIA GPU, "gfx90a" for example
@@ -216,13 +245,14 @@ def flash_attention(
     causal: bool = False,
     window: int = 0,
 ) -> jax.Array:
-    """softmax(scale * Q K^T) V by cuDNN, without the [T, S] weights in memory.
+    """Computes softmax(scale * Q K^T) V by cuDNN, without [T, S] weights in memory.
 
     Args:
-      query_BTNH, key_BSKH, value_BSKH: grouped heads; see `supports_flash`.
+      query_BTNH: queries; see `supports_flash`.
+      key_BSKH, value_BSKH: keys and values; grouped heads as for `attend`.
       scale: factor on the logits Q K^T.
-      causal: position t attends to positions up to t.
-      window: with `causal`, only to the last `window` of them, t included; 0 for all.
+      causal: let position t attend to positions up to t only.
+      window: with `causal`, only to the last `window` of these, t included; 0 for all.
 
     Returns:
       [B, T, N, H].
@@ -233,6 +263,7 @@ def flash_attention(
         value_BSKH,
         scale=scale,
         is_causal=causal,
+        # JAX counts the positions to the left and right of the query.
         local_window_size=(window - 1, 0) if window else None,
         implementation="cudnn",
     )
@@ -243,7 +274,7 @@ def causal_mask(
     key_position: jax.Array,
     window: int | jax.Array = 0,
 ) -> jax.Array:
-    """bool[B, T, S]: key position <= query position, at most `window` - 1 behind.
+    """Returns the causal mask: key position <= query position, within the window.
 
     Positions 0..4, without a window and with window 2:
 
@@ -256,26 +287,30 @@ def causal_mask(
     Args:
       query_position: int32[B, T].
       key_position: int32[B, S].
-      window: 0 for no limit.
+      window: number of positions to attend to, the query's own included; 0 for all.
+
+    Returns:
+      bool[B, T, S], True where the query may attend to the key.
     """
     distance = query_position[:, :, None] - key_position[:, None, :]
     return (distance >= 0) & ((distance < window) | (jnp.asarray(window) == 0))
 
 
 def rotate(x: jax.Array, position: jax.Array, base: float | jax.Array) -> jax.Array:
-    """Rotary position embedding, computed in float32.
+    """Applies the rotary position embedding.
 
-    The first and second half of a head are the two coordinates that are rotated, as in
-    Gemma (and in transformers' `rotate_half`).
+    Dimension i of a head's first half pairs with dimension i of its second half, as in
+    Gemma and in transformers' `rotate_half`.
 
     Args:
-      x: [B, T, heads, H].
+      x: queries or keys [B, T, N, H].
       position: [B, T], integer or (with linear scaling) fractional.
-      base: of the geometric series of wavelengths.
+      base: of the geometric series of wavelengths ("rope theta").
 
     Returns:
-      x rotated, in its dtype.
+      [B, T, N, H] in the dtype of x.
     """
+    # In float32: bfloat16 cannot represent positions above 256 exactly.
     half = x.shape[-1] // 2
     exponent = jnp.arange(half, dtype=jnp.float32)[None, None, None] / half
     frequency = 1.0 / jnp.asarray(base, jnp.float32) ** exponent

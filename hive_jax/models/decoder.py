@@ -1,6 +1,6 @@
-"""The decoder: all families from one configuration.
+"""The decoder (LLM): one module for all families, which differ in their configuration.
 
-By default it is a Gemma; hive_jax/weights/hf_decoder.py lists the families.
+The defaults are Gemma's; hive_jax/weights/hf_decoder.py lists the families.
 
 Parameters carry the names of big_vision's models/ppp/gemma.py, with the layers
 stacked on a leading axis: `embedder/input_embedding` [V, E],
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from hive_jax.models import stack
+from hive_jax.models import layer_stack
 from hive_jax.models.attention import (
     KeyValues,
     attend,
@@ -25,37 +25,40 @@ from hive_jax.models.attention import (
     rotate,
     update_kv_cache,
 )
+from hive_jax.models.layer_stack import Execution
 from hive_jax.models.layers import (
     ONE_DEVICE,
     Einsum,
+    GatedMlp,
     Placement,
-    RMSNorm,
-    gelu,
-    matmul,
     merge_heads,
     split_heads,
+    unembed,
 )
-from hive_jax.models.stack import Execution
-
-ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
+from hive_jax.models.norms import RMSNorm
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """A decoder. Layers come in groups of `local_layers` layers with a sliding
-    window and one global layer; local_layers 0 makes all of them global.
+    """Architecture of a decoder; the default sizes are a toy's.
 
     Attributes:
+      vocab_size, width, depth, mlp_dim: V, E, L, F.
+      num_heads, num_kv_heads, head_dim: N, K, H; grouped-query attention if K < N.
+      query_scale: factor on the attention logits; 0 for head_dim ** -0.5.
+      attention_softcap, final_softcap: soft-caps of attention and output logits
+        (Gemma 2); 0 for none.
+      post_norms: RMSNorms after attention and MLP too (Gemma 2 and 3).
+      qk_norm: RMSNorms on the heads of queries and keys (Gemma 3).
+      local_layers: sliding-window layers before each global layer; 0 makes all layers
+        global.
+      window: tokens that a sliding-window layer attends to.
+      rope_base, local_rope_base: rotary bases of global and sliding-window layers.
+      rope_factor: divides positions in global layers (Gemma 3 from 4B on).
       activation: of the gated MLP, a key of ACTIVATIONS.
       norm_offset: RMSNorms multiply by norm_offset + scale (Gemma: 1).
       norm_eps: epsilon of the RMSNorms.
       embed_scale: multiply embeddings by sqrt(width).
-      query_scale: factor on the logits; 0 means head_dim ** -0.5.
-      attention_softcap, final_softcap: 0 means none.
-      post_norms: a norm after attention and MLP too (Gemma 2 and 3).
-      qk_norm: RMSNorm on the heads of queries and keys (Gemma 3).
-      rope_base, local_rope_base: rotary bases of global and local layers.
-      rope_factor: positions are divided by it in global layers (Gemma 3 from 4B on).
     """
 
     vocab_size: int = 512
@@ -81,14 +84,16 @@ class DecoderConfig:
     embed_scale: bool = True
 
     def is_sliding(self) -> np.ndarray:
-        """bool[depth]: which layers have a sliding window."""
+        """Returns bool[depth]: which layers have a sliding window."""
         number = np.arange(1, self.depth + 1)
         return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query causal self-attention, x[B, T, E] -> ([B, T, E], cache); see
-    `DecoderBlock` for the arguments."""
+    """Grouped-query causal self-attention, x[B, T, E] -> ([B, T, E], cache).
+
+    The arguments are those of `DecoderBlock`.
+    """
 
     config: DecoderConfig
     flash: bool = True
@@ -103,6 +108,7 @@ class SelfAttention(nn.Module):
         extend: Callable | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         c = self.config
+        # `is_sliding` is traced under scan: select values, not Python branches.
         base = jnp.where(is_sliding, c.local_rope_base, c.rope_base)
         if position is None:
             position = jnp.arange(x.shape[1])[None]
@@ -119,52 +125,39 @@ class SelfAttention(nn.Module):
         if c.qk_norm:
             query = _norm(c, "query_norm")(query)
             key = _norm(c, "key_norm")(key)
+        # Keys are cached after rotation: the logits depend on the distance alone.
         query = rotate(query, rope_position, base)
         key = rotate(key, rope_position, base)
         window = c.window if c.local_layers else 0
-        how = {
-            "scale": c.query_scale or c.head_dim**-0.5,
-            "softcap": c.attention_softcap,
-        }
+        scale = c.query_scale or c.head_dim**-0.5
+        softcap = c.attention_softcap
         if cache is None and extend is None:
-            how |= {"is_sliding": is_sliding, "window": window, "use_flash": self.flash}
-            out = attend_causally(query, key, value, **how)
+            out = attend_causally(
+                query,
+                key,
+                value,
+                is_sliding=is_sliding,
+                window=window,
+                scale=scale,
+                softcap=softcap,
+                use_flash=self.flash,
+            )
             return merge_heads(out, out_w), None
+        # A cache or a fusion needs an explicit mask, which `flash_attention` lacks.
         key_position = position
         if cache is not None:
             cache = update_kv_cache(cache, key, value, position)
             key, value = cache.key, cache.value
-            key_position = jnp.arange(key.shape[1])[None]
+            key_position = jnp.arange(key.shape[1])[None]  # slot s: position s
         mask = causal_mask(position, key_position, jnp.where(is_sliding, window, 0))
         if extend is not None:
             query, key, value, mask = extend(query, key, value, mask)
-        out = attend(query, key, value, mask, **how)
+        out = attend(query, key, value, mask, scale=scale, softcap=softcap)
         return merge_heads(out, out_w), cache
 
 
-class GatedMlp(nn.Module):
-    """Gated MLP: (activation(x W_gate) * x W_up) W_down."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        c = self.config
-        init = nn.initializers.variance_scaling(
-            1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0,)
-        )
-        shape = (2, c.width, c.mlp_dim)
-        gating = stack.parameters(self, "gating_einsum", lambda rng: init(rng, shape))
-        down = self.param(
-            "linear", nn.initializers.lecun_normal(), (c.mlp_dim, c.width)
-        )
-        activation = ACTIVATIONS[c.activation]
-        hidden = activation(matmul(x, gating[0])) * matmul(x, gating[1])
-        return matmul(hidden, down)
-
-
 class DecoderBlock(nn.Module):
-    """One decoder layer, x[B, T, E] -> ([B, T, E], cache)."""
+    """One pre-norm decoder layer, x[B, T, E] -> ([B, T, E], cache)."""
 
     config: DecoderConfig
     flash: bool = True
@@ -178,24 +171,27 @@ class DecoderBlock(nn.Module):
         cache: KeyValues | None = None,
         extend: Callable | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
-        """Args:
-          x: [B, T, E].
-          is_sliding: bool scalar, picks between windows and rotary bases of sliding and
+        """Runs the layer.
+
+        Args:
+          x: hidden states [B, T, E].
+          is_sliding: bool scalar; selects the window and the rotary base of sliding or
             global layers, so that one compiled block serves both in a scan.
           position: int32[B, T], by default 0 .. T - 1.
           cache: keys and values of earlier tokens, which x attends to as well.
-          extend: changes (query, key, value, mask) before the softmax, to attend to
+          extend: applied to (query, key, value, mask) before the softmax, to attend to
             more than the text; see `Fusion.before_layer`.
 
         Returns:
-          [B, T, E], and the cache with the keys and values of x.
+          [B, T, E] and the cache with the keys and values of x; None without a cache.
         """
         c = self.config
         y = _norm(c, "pre_attention_norm")(x)
         attention = SelfAttention(c, self.flash, name="attn")
         y, cache = attention(y, is_sliding, position, cache, extend)
         x = x + (_norm(c, "post_attention_norm")(y) if c.post_norms else y)
-        y = GatedMlp(c, name="mlp")(_norm(c, "pre_ffw_norm")(x))
+        mlp = GatedMlp(c.mlp_dim, c.activation, name="mlp")
+        y = mlp(_norm(c, "pre_ffw_norm")(x))
         return x + (_norm(c, "post_ffw_norm")(y) if c.post_norms else y), cache
 
 
@@ -217,11 +213,17 @@ class Embedder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder. Called on tokens int32[B, T] it returns logits float32[B, T, V];
-    `embed`, `segments` and `logits` are the same in steps, for fusion.
+    """A decoder: tokens int32[B, T] -> logits float32[B, T, V].
 
-    `dtype` is the dtype of the computation; norms' statistics, attention weights and
-    logits are float32 in any case.
+    `Hive` calls `embed`, `segments`, `final_norm` and `logits` one by one, and inserts
+    the image between segments.
+
+    Attributes:
+      config: architecture.
+      dtype: of the computation; statistics of norms, attention weights and logits are
+        float32 in any case.
+      placement: sharding constraints.
+      execution: scan, remat and flash attention.
     """
 
     config: DecoderConfig
@@ -232,10 +234,11 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         self.embedder = Embedder(c)
+        # A block's parameters do not depend on batch or length: one token is enough.
         example = (jnp.zeros((1, 1, c.width)), jnp.zeros((), bool))
         block = DecoderBlock(c, parent=None)
-        init = stack.stacked_init(block, c.depth, *example)
-        self.layers = stack.parameters(self, "layers", init)
+        init = layer_stack.stacked_init(block, c.depth, *example)
+        self.layers = layer_stack.stacked_params(self, "layers", init)
         self.final_norm = _norm(c)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -244,24 +247,27 @@ class Decoder(nn.Module):
         return self.logits(self.final_norm(x))
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """int32[B, T] -> [B, T, E]; see `DecoderConfig.embed_scale`."""
+        """Embeds tokens int32[B, T] -> [B, T, E]."""
+        # As a tree: how `gather_params` gathers a leaf depends on its name.
         table = {"input_embedding": self.embedder.input_embedding}
         table = self.placement.gather_params(table)["input_embedding"]
         x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         if not self.config.embed_scale:
             return x
+        # Rounded to the compute dtype, as in big_vision and transformers: in
+        # bfloat16, sqrt(1152) = 33.94 is 34.
         return x * jnp.asarray(self.config.width**0.5, self.dtype)
 
     def segments(self, ends: Sequence[int]) -> list[Callable]:
-        """The layers, cut after each layer in `ends`.
+        """Splits the layers into segments between which the caller may change x.
 
         Args:
-          ends: layer numbers counted from 1, increasing, the last one the depth.
+          ends: last layer of each segment, counted from 1, increasing up to the depth.
 
         Returns:
-          functions (x[B, T, E], position=None, caches=(), extend=None) -> (x, caches)
-          that run one segment: with a KV cache for each of its layers, or without. The
-          arguments are those of `DecoderBlock`.
+          A function for each segment, (x[B, T, E], position=None, caches=(),
+          extend=None) -> (x, caches): with a KV cache for each of its layers, or
+          without. The arguments are those of `DecoderBlock`.
         """
         c, placement, execution = self.config, self.placement, self.execution
         block = DecoderBlock(c, execution.flash, parent=None)
@@ -270,81 +276,73 @@ class Decoder(nn.Module):
             variables = {"params": placement.gather_params(params)}
             return block.apply(variables, x, is_sliding, *arguments)
 
-        def segment(piece, is_sliding):
+        def segment(params, is_sliding):
             def run(x, position=None, caches=(), extend=None):
                 if caches:
-                    layers, updated = stack.unstack(piece), []
+                    # Unrolled: each layer's cache is an array of its own.
+                    layers, updated = layer_stack.unstack(params), []
                     for *layer, cache in zip(layers, is_sliding, caches, strict=True):
                         x, cache = apply(*layer, x, position, cache, extend)
                         updated.append(cache)
                     return x, tuple(updated)
 
-                def one(layer, x):
+                def apply_layer(layer, x):
                     x, _ = apply(*layer, x, position, None, extend)
                     return placement.shard_activations(x)
 
                 x = placement.shard_activations(x)
                 scan, remat = execution.scan, execution.remat
-                x = stack.run(one, (piece, is_sliding), x, scan=scan, remat=remat)
+                x = layer_stack.run_layers(
+                    apply_layer, (params, is_sliding), x, scan=scan, remat=remat
+                )
                 return x, ()
 
             return run
 
-        is_sliding = stack.cut(jnp.asarray(c.is_sliding()), ends)
-        return [*map(segment, stack.cut(self.layers, ends), is_sliding)]
+        is_sliding = layer_stack.split_layers(jnp.asarray(c.is_sliding()), ends)
+        return [*map(segment, layer_stack.split_layers(self.layers, ends), is_sliding)]
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[B, T, E] after `final_norm` -> float32[B, T, V]."""
+        """Computes logits float32[B, T, V] from [B, T, E] after `final_norm`."""
         table = self.embedder.input_embedding
         return unembed(hidden, table, self.config.final_softcap)
 
 
 def head_name(config: DecoderConfig) -> str:
-    """Name of the output head's table: the embeddings, which are tied to it."""
+    """Returns the parameter name of the output head: the embeddings, tied to it."""
     return "embedder/input_embedding"
 
 
 def head(config: DecoderConfig, params: dict) -> tuple[jax.Array, float]:
-    """The output head of a decoder's parameters: what `unembed` takes.
+    """Returns the output head, as `unembed` takes it.
+
+    For losses, which apply it to supervised tokens alone.
 
     Args:
-      config: of the decoder.
-      params: its parameters.
+      config: architecture.
+      params: parameters of the decoder.
 
     Returns:
-      table [V, E], and the soft-cap of the logits, 0 for none.
+      The table [V, E] and the soft-cap of the logits, 0 for none.
     """
     table = flatten_dict(params, sep="/")[head_name(config)]
     return table, config.final_softcap
 
 
-def unembed(hidden: jax.Array, table_VE: jax.Array, softcap: float) -> jax.Array:
-    """Logits float32[..., V] of hidden[..., E], soft-capped.
-
-    Args:
-      hidden: after the final norm.
-      table_VE: of the output head, cast to the dtype of `hidden`.
-      softcap: squashes logits to (-softcap, softcap); 0 for none.
-    """
-    logits = jnp.einsum(
-        "...E,VE->...V",
-        hidden,
-        table_VE.astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return jnp.tanh(logits / softcap) * softcap if softcap else logits
-
-
 def unstack_layers(params: dict) -> dict:
-    """Parameters of a decoder for decoding: each layer in arrays of its own.
+    """Converts parameters for decoding: each layer in arrays of its own.
 
-    On a CPU, decoding from stacked layers takes about twice as long, for each step then
-    copies all weights out of the stack.
+    With stacked layers, every decode step would copy all weights out of the stack, which
+    makes decoding on a CPU about half as fast.
     """
-    layers = stack.unstack(params["layers"])
+    layers = layer_stack.unstack(params["layers"])
     layers = [
-        layer | {"mlp": layer["mlp"] | {"gating_einsum": stack.unstacked(gating)}}
+        layer
+        | {
+            "mlp": layer["mlp"]
+            | {"gating_einsum": layer_stack.to_unstacked_layers(gating)}
+        }
         for layer in layers
         for gating in [layer["mlp"]["gating_einsum"]]
     ]
-    return params | {"layers": stack.UnstackedLayers(tuple(layers))}
+    return params | {"layers": layer_stack.UnstackedLayers(tuple(layers))}

@@ -1,213 +1,34 @@
 """Fusions: how the decoder attends to the encoder. One class each, listed in FUSIONS.
 
-A connection is a pair (encoder depth, decoder layer), both counted from 1. `Hive` asks
-its fusion for the image state once, and then before each connected layer; see `Fusion`.
+`Hive` calls `prepare` once per image, and `before_layer` before each connected layer.
+
+To add a fusion:
+  1. Subclass `Fusion` (fusion_base.py) and implement `prepare`, which either computes keys
+     and values (as in CrossAttentionFusion) or inserts image tokens into the text (as in
+     PrefixFusion).
+  2. In the first case, implement `before_layer`.
+  3. Implement `count_flops`, for MFU.
+  4. Add the class to FUSIONS; `config.model.fusion` is its key.
+An export also needs `export_kind`, and a row for each parameter in
+hive_jax/weights/hf_models.py.
 """
 
-from collections.abc import Callable
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models import stack
+from hive_jax.models import layer_stack
 from hive_jax.models.attention import KeyValues
-from hive_jax.models.cross_attention import CrossAttention, Projector
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.layers import ONE_DEVICE, Placement
-
-Connections = tuple[tuple[int, int], ...]
-
-
-def default_connections(
-    encoder_depth: int, decoder_depth: int, count: int = 0
-) -> Connections:
-    """Evenly spaced encoder depths, the last one included, to evenly spaced layers.
-
-    default_connections(24, 26) ->
-        ((4, 4), (8, 9), (12, 13), (16, 17), (20, 22), (24, 26))
-
-    Args:
-      encoder_depth, decoder_depth: numbers of layers.
-      count: number of connections; 0 for 25 % of the depths (paper, section 3).
-    """
-    count = count or max(1, min(round(encoder_depth / 4), decoder_depth))
-
-    def spaced(depth):
-        return [round((i + 1) * depth / count) for i in range(count)]
-
-    return tuple(zip(spaced(encoder_depth), spaced(decoder_depth), strict=True))
-
-
-def resolve_connections(
-    fusion: str,
-    connections: Connections,
-    encoder_depth: int,
-    decoder_depth: int,
-    count: int = 0,
-) -> Connections:
-    """The connections of a model, given or by default, checked against both towers.
-
-    Args:
-      fusion: a key of FUSIONS.
-      connections: pairs, or () for `default_connections`.
-      encoder_depth, decoder_depth: numbers of layers.
-      count: number of default connections; 0 for 25 % of the depths.
-
-    Raises:
-      ValueError: unknown fusion, or a pair outside of the towers.
-    """
-    fusion_class = fusion_named(fusion)
-    if not fusion_class.uses_image:
-        return ()
-    if not 0 <= count <= min(encoder_depth, decoder_depth):
-        raise ValueError(
-            f"num_connections is {count}; expected at most the number of encoder "
-            f"depths, {encoder_depth}, and of decoder layers, {decoder_depth}"
-        )
-    pairs = connections or default_connections(encoder_depth, decoder_depth, count)
-    pairs = tuple((int(depth), int(layer)) for depth, layer in pairs)
-    for depth, layer in pairs:
-        if not (1 <= depth <= encoder_depth and 1 <= layer <= decoder_depth):
-            raise ValueError(
-                f"connection ({depth}, {layer}): expected an encoder depth of 1 to "
-                f"{encoder_depth} and a decoder layer of 1 to {decoder_depth}"
-            )
-    layers = [layer for _, layer in pairs]
-    if layers != sorted(set(layers)):
-        raise ValueError(f"connected decoder layers {layers} must increase")
-    return fusion_class.connect(pairs, encoder_depth)
-
-
-class Fusion(nn.Module):
-    """Base of the fusions: a projector per connection, stacked on a leading axis M.
-
-    `Hive` calls `prepare` once, with the features of the connected depths, and
-    `before_layer` before each connected layer. `connection` counts from 0.
-
-    Attributes:
-      uses_image: whether there is an encoder at all.
-      export_kind: the component of an export that holds the whole model, or "".
-      has_attention_weights: whether `attention_weights` is implemented.
-      extends_attention: whether `before_layer` changes the layer's own attention.
-      projector_norm: LayerNorm in the projectors.
-    """
-
-    count: int
-    encoder_width: int
-    config: DecoderConfig
-    placement: Placement = ONE_DEVICE
-
-    uses_image = True
-    export_kind = ""
-    has_attention_weights = False
-    extends_attention = False
-    projector_norm = True
-
-    @staticmethod
-    def connect(pairs: Connections, encoder_depth: int) -> Connections:
-        """The connections that this fusion makes of evenly spaced or given pairs."""
-        return pairs
-
-    @staticmethod
-    def image_tokens_in_text(num_patches: int) -> int:
-        """How many image tokens pass through the decoder with the text."""
-        return 0
-
-    def setup(self):
-        features = jnp.zeros((1, 1, self.encoder_width))
-        init = stack.stacked_init(self._projector(), self.count, features)
-        self.projector = stack.parameters(self, "projector", init)
-
-    def _projector(self) -> Projector:
-        return Projector(self.config.width, self.projector_norm, parent=None)
-
-    def project(self, features: jax.Array) -> list[jax.Array]:
-        """features[M, B, P, D] -> M arrays [B, P, E], a projector for each depth."""
-        module, placement = self._projector(), self.placement
-        return [
-            placement.shard_activations(
-                module.apply({"params": placement.gather_params(params)}, feature)
-            )
-            for params, feature in zip(
-                stack.unstack(self.projector), features, strict=True
-            )
-        ]
-
-    def prepare(
-        self, features: jax.Array, text: jax.Array, image_mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
-        """Everything that is computed once an image, before the decoder's first layer.
-
-        Args:
-          features: [M, B, P, D] of the connected depths.
-          text: embeddings [B, T, E].
-          image_mask: bool[B, T], tokens that see the image.
-
-        Returns:
-          the sequence [B, S, E] that the decoder runs on, the position int32[B, T] of
-          each text token in it, and the keys and values of each connection, which
-          `before_layer` gets and decoding keeps.
-        """
-        raise NotImplementedError
-
-    def before_layer(
-        self,
-        connection: int,
-        x: jax.Array,
-        image_kv: tuple[KeyValues, ...],
-        image_mask: jax.Array,
-    ) -> tuple[jax.Array, Callable | None]:
-        """What the image does at a connected layer.
-
-        Args:
-          connection: its number.
-          x: hidden states [B, T, E] before the layer.
-          image_kv: of `prepare`.
-          image_mask: bool[B, T].
-
-        Returns:
-          x with the image's part added, and None; a fusion that `extends_attention`
-          returns a function instead, which the layer's own attention applies to
-          (query, key, value, mask) before its softmax, to append the image's keys and
-          values there.
-        """
-        return x, None
-
-    def attention_weights(
-        self,
-        connection: int,
-        x: jax.Array,
-        image_kv: tuple[KeyValues, ...],
-        image_mask: jax.Array,
-    ) -> jax.Array:
-        """The weights of text on patches, float32[B, N, T, P]; see `before_layer`."""
-        raise NotImplementedError
-
-    @staticmethod
-    def count_flops(
-        count, encoder, decoder, tokens: int, features: bool, text: bool
-    ) -> bool:
-        """Adds the matrix products of one connection to a FLOP counter.
-
-        Args:
-          count: counter with `product`, `attention`, `project` and `trains`; see
-            hive_jax/benchmark/flops.py.
-          encoder, decoder: configurations.
-          tokens: number of text tokens.
-          features: whether the encoder's features have gradients.
-          text: whether the hidden states before the connection have gradients.
-
-        Returns:
-          whether the hidden states after the connection have gradients.
-        """
-        raise NotImplementedError
+from hive_jax.models.cross_attention import CrossAttention
+from hive_jax.models.fusion_base import Connections, Fusion
 
 
 class CrossAttentionFusion(Fusion):
-    """HIVE: before each connected layer, cross-attention to its own encoder depth.
+    """HIVE: each connected layer cross-attends to its own encoder depth before it runs.
 
     x = x + tanh(gate) * cross_attention(x, image_kv)
+
+    Patches never become queries and never pass through the decoder's MLPs, which is what
+    makes HIVE cheaper than image tokens in the text.
     """
 
     export_kind = "hive"
@@ -218,84 +39,151 @@ class CrossAttentionFusion(Fusion):
         x = jnp.zeros((1, 1, self.config.width))
         block = CrossAttention(self.config, parent=None)
         example = (x, x, jnp.ones((1, 1), bool))
-        init = stack.stacked_init(block, self.count, *example)
-        self.cross_attention = stack.parameters(self, "cross_attention", init)
-        # Unstacked once: each use of it would add a gradient of the whole stack.
-        self.blocks = stack.unstack(self.cross_attention)
+        init = layer_stack.stacked_init(block, self.count, *example)
+        self.cross_attention = layer_stack.stacked_params(self, "cross_attention", init)
+        # Unstacked here once: indexing the stack at each use would add a zero-padded
+        # gradient of the whole stack per use.
+        self.blocks = layer_stack.unstack(self.cross_attention)
 
     def _apply(self, connection: int, method: str, *inputs):
         block = CrossAttention(self.config, parent=None)
         params = self.placement.gather_params(self.blocks[connection])
         return block.apply({"params": params}, *inputs, method=method)
 
-    def prepare(self, features, text, image_mask):
+    def prepare(
+        self, features: jax.Array, text: jax.Array, image_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
+        """Computes each connection's keys and values; the text stays as it is.
+
+        Args:
+          features, text, image_mask: see `Fusion.prepare`.
+        """
         image_kv = tuple(
             self._apply(connection, "key_values", projected)
             for connection, projected in enumerate(self.project(features))
         )
         return text, text_position(text), image_kv
 
-    def before_layer(self, connection, x, image_kv, image_mask):
+    def before_layer(
+        self,
+        connection: int,
+        x: jax.Array,
+        image_kv: tuple[KeyValues, ...],
+        image_mask: jax.Array,
+    ) -> tuple[jax.Array, None]:
+        """Adds the gated cross-attention to x.
+
+        Args:
+          connection, x, image_kv, image_mask: see `Fusion.before_layer`.
+        """
         inputs = x, image_kv[connection], image_mask
         return x + self._apply(connection, "attend", *inputs)[0], None
 
-    def attention_weights(self, connection, x, image_kv, image_mask):
+    def attention_weights(
+        self,
+        connection: int,
+        x: jax.Array,
+        image_kv: tuple[KeyValues, ...],
+        image_mask: jax.Array,
+    ) -> jax.Array:
+        """Computes the weights of the cross-attention, float32[B, N, T, P].
+
+        Args:
+          connection, x, image_kv, image_mask: see `Fusion.before_layer`.
+        """
         inputs = x, image_kv[connection], image_mask
         return self._apply(connection, "attend", *inputs)[1]
 
     @staticmethod
-    def count_flops(count, encoder, decoder, tokens, features, text):
+    def count_flops(
+        count, encoder, decoder, tokens: int, features: bool, text: bool
+    ) -> bool:
+        """Counts projector, keys and values, and cross-attention of one connection.
+
+        Args:
+          count, encoder, decoder, tokens, features, text: see `Fusion.count_flops`.
+        """
         patches, width = encoder.num_patches, decoder.width
         heads = decoder.num_heads * decoder.head_dim
-        keys = 2 * decoder.num_kv_heads * decoder.head_dim
+        keys = 2 * decoder.num_kv_heads * decoder.head_dim  # keys and values
         block = count.trains("fusion/cross_attention")
         image = count.project(features)
         count.product("image_keys", patches, width, keys, block, image)
-        part = "cross_attention"
-        count.product(part, tokens, width, heads, block, text)
-        count.attention(part, tokens, patches, heads, block or image or text)
-        count.product(part, tokens, heads, width, block, True)
+        name = "cross_attention"
+        count.product(name, tokens, width, heads, block, text)
+        count.attention(name, tokens, patches, heads, block or image or text)
+        # The gate trains even where nothing else does, and its gradient needs this one.
+        count.product(name, tokens, heads, width, block, True)
         return text or block or image
 
 
 class CascadedFusion(CrossAttentionFusion):
-    """Baseline: the same blocks, all of them on the encoder's last depth."""
+    """Baseline "cascaded": the same blocks, all of them on the encoder's last depth."""
 
     @staticmethod
-    def connect(pairs, encoder_depth):
+    def connect(pairs: Connections, encoder_depth: int) -> Connections:
+        """Replaces the encoder depth of each pair by the last.
+
+        Args:
+          pairs, encoder_depth: see `Fusion.connect`.
+        """
         return tuple((encoder_depth, layer) for _, layer in pairs)
 
 
 class PrefixFusion(Fusion):
-    """Baseline, LLaVA's self-attention: projected tokens of one depth, the deepest,
-    precede the text that sees the image and pass through the whole decoder."""
+    """Baseline "self_attention", as in LLaVA: image tokens in the text.
+
+    Projected tokens of the deepest connected depth precede the text that sees the image,
+    and pass through the whole decoder.
+    """
 
     export_kind = "vlm"
     projector_norm = False
 
     @staticmethod
-    def connect(pairs, encoder_depth):
+    def connect(pairs: Connections, encoder_depth: int) -> Connections:
+        """Returns one pair: the deepest connected depth, and the first decoder layer.
+
+        Args:
+          pairs, encoder_depth: see `Fusion.connect`.
+        """
         return ((max(depth for depth, _ in pairs), 1),)
 
     @staticmethod
-    def image_tokens_in_text(num_patches):
+    def image_tokens_in_text(num_patches: int) -> int:
+        """Returns the number of patches: each becomes a token."""
         return num_patches
 
-    def prepare(self, features, text, image_mask):
+    def prepare(
+        self, features: jax.Array, text: jax.Array, image_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
+        """Inserts the image tokens into the text; see `interleave`.
+
+        Args:
+          features, text, image_mask: see `Fusion.prepare`.
+        """
         (image,) = self.project(features)
         image_position, position = interleave(image_mask, image.shape[1])
         x = jnp.concatenate([image.astype(text.dtype), text], axis=1)
+        # Sorting by position gives static shapes, wherever each example has its image.
         order = jnp.argsort(jnp.concatenate([image_position, position], axis=1), axis=1)
         return jnp.take_along_axis(x, order[..., None], axis=1), position, ()
 
     @staticmethod
-    def count_flops(count, encoder, decoder, tokens, features, text):
+    def count_flops(
+        count, encoder, decoder, tokens: int, features: bool, text: bool
+    ) -> bool:
+        """Counts the projector; the image tokens are counted as tokens of the text.
+
+        Args:
+          count, encoder, decoder, tokens, features, text: see `Fusion.count_flops`.
+        """
         count.project(features)
         return text or features or count.trains("fusion")
 
 
 class NoFusion(Fusion):
-    """The decoder alone."""
+    """Baseline "none": the decoder alone, without an encoder."""
 
     uses_image = False
 
@@ -309,32 +197,36 @@ FUSIONS: dict[str, type[Fusion]] = {
 
 
 def fusion_named(name: str) -> type[Fusion]:
-    """The class of a key of FUSIONS. Raises ValueError for another name."""
+    """Returns the class of a fusion.
+
+    Raises:
+      ValueError: `name` is not a key of FUSIONS.
+    """
     if name not in FUSIONS:
         raise ValueError(f"model.fusion is {name!r}; expected one of {(*FUSIONS,)}")
     return FUSIONS[name]
 
 
 def text_position(tokens: jax.Array) -> jax.Array:
-    """int32[B, T]: 0 .. T - 1 in each row of [B, T, ...]."""
+    """Returns the positions 0 .. T - 1, int32[B, T], of tokens [B, T, ...]."""
     position = jnp.arange(tokens.shape[1])[None]
     return jnp.broadcast_to(position, tokens.shape[:2])
 
 
 def interleave(image_mask: jax.Array, num_patches: int) -> tuple[jax.Array, jax.Array]:
-    """Positions of P image tokens and T text tokens in one sequence.
+    """Returns the positions of P image tokens and T text tokens in one sequence.
 
     The image follows the leading text that does not see it: with two patches `i`, text
     `a b` before and `c d` after the image, the sequence is `a b i i c d`, so the image
-    is at 2 3 and the text at 0 1 4 5. A row without an image has its image tokens at
-    the end, where causal attention hides them.
+    is at 2 3 and the text at 0 1 4 5. An example without an image has its image tokens
+    at the end, where causal attention hides them.
 
     Args:
-      image_mask: bool[B, T]; a row without True has no image.
+      image_mask: bool[B, T], tokens that see the image; all False without an image.
       num_patches: P.
 
     Returns:
-      int32[B, P] and int32[B, T].
+      Positions int32[B, P] of the image and int32[B, T] of the text.
     """
     length = image_mask.shape[1]
     has_image = image_mask.any(axis=1, keepdims=True)

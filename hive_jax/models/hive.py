@@ -1,11 +1,28 @@
-"""HIVE on one screen: an LLM that attends to chosen depths of a vision encoder.
+"""HIVE: an LLM that cross-attends to chosen depths of a vision encoder.
 
-    images -> img -> features of the connected depths -> keys and values
-    tokens -> llm layer, layer, [+ depth 2] layer, layer, [+ depth 4] layer ... -> logits
+    images -> img block 1 -> 2 -------> 3 -> 4 -------> ...
+                             |               |
+                         projector       projector            branch `fusion`
+                        keys, values    keys, values
+                             |               |
+    tokens -> llm layer 1 -> + layer 2 -> 3 -> + layer 4 -> ... -> hidden -> logits
 
-To connect another depth, add its pair to `HiveConfig.connections`; how a connection
-acts is the fusion's (hive_jax/models/fusion.py). The parameter tree has three
-branches: `img`, `llm` and `fusion`.
+(Connections (2, 2) and (4, 4); a `+` adds tanh(gate) * cross_attention.)
+
+From an image to the loss:
+  1. `Hive._embed` runs the encoder, which returns the outputs of the connected depths,
+     and the fusion, which turns each into keys and values (`Fusion.prepare`).
+  2. `Hive._run_layers` runs the decoder; before each connected layer the fusion adds the
+     cross-attention to the hidden states (`Fusion.before_layer`).
+  3. `Hive.__call__` returns the hidden states of the text; the loss applies the output
+     head to supervised tokens alone (hive_jax/training/losses.py), and its gradient
+     reaches every connected depth directly.
+
+To connect another depth, add its pair to `connections` (config.model.connections). To add
+a fusion, see hive_jax/models/fusion.py; nothing changes here.
+
+The parameter tree has the branches `img`, `llm` and `fusion`; stages choose by these
+names what trains.
 """
 
 import dataclasses
@@ -15,34 +32,32 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models import decoder, stack
+from hive_jax.models import decoder, layer_stack
 from hive_jax.models.attention import KeyValues
+from hive_jax.models.connections import resolve_connections
 from hive_jax.models.decoder import Decoder, DecoderConfig
-from hive_jax.models.fusion import (
-    Connections,
-    Fusion,
-    fusion_named,
-    resolve_connections,
-    text_position,
-)
+from hive_jax.models.fusion import fusion_named, text_position
+from hive_jax.models.fusion_base import Connections, Fusion
+from hive_jax.models.layer_stack import ModelExecution
 from hive_jax.models.layers import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
-from hive_jax.models.stack import ModelExecution
 
 
 @dataclasses.dataclass(frozen=True)
 class HiveConfig:
-    """The whole model.
+    """Architecture of the whole model.
 
     Attributes:
-      encoder, decoder: None where the initial weights decide; `Hive` needs both.
+      encoder: architecture of the image tower; None for that of the initial weights,
+        which a run resolves before it builds a `Hive`.
+      decoder: architecture of the LLM; None likewise.
       fusion: a key of FUSIONS. "hive": each connected decoder layer attends to its own
         encoder depth; "cascaded": all of them to the last one; "self_attention": image
         tokens in the text (LLaVA); "none": the decoder alone.
-      connections: pairs (encoder depth, decoder layer), counted from 1; empty for
-        evenly spaced ones.
-      num_connections: how many evenly spaced ones; 0 for 25 % of the depths. Ignored
-        if `connections` are given.
+      connections: pairs (encoder depth, decoder layer), counted from 1, for example
+        ((2, 1), (4, 2)); empty for evenly spaced pairs.
+      num_connections: number of evenly spaced pairs; 0 for 25 % of the encoder's layers.
+        Ignored if `connections` are given.
     """
 
     encoder: SiglipConfig | None = None
@@ -53,18 +68,22 @@ class HiveConfig:
 
     @property
     def fusion_class(self) -> type[Fusion]:
-        """The class of `fusion`. Raises ValueError for an unknown name."""
+        """Returns the class of `fusion`.
+
+        Raises:
+          ValueError: unknown fusion.
+        """
         return fusion_named(self.fusion)
 
     @property
     def image_size(self) -> int:
-        """Side of the images in pixels; 0 without an encoder."""
+        """Returns the side of the images in pixels; 0 without an encoder."""
         return self.encoder.image_size if self.encoder else 0
 
     def resolved_connections(self) -> Connections:
-        """The connections in use; see `resolve_connections`."""
+        """Returns the pairs in use; see `connections.resolve_connections`."""
         if not self.fusion_class.uses_image:
-            return ()
+            return ()  # there may be no encoder
         return resolve_connections(
             self.fusion,
             self.connections,
@@ -76,12 +95,12 @@ class HiveConfig:
 
 @flax.struct.dataclass
 class DecodeState:
-    """What `prefill` computes and `decode_step` continues from.
+    """State of decoding, from `prefill` to `decode_step` to the next.
 
     Attributes:
-      caches: the KV cache of each decoder layer, a slot for each position.
-      image_kv: the image's keys and values of each connection.
-      image_mask: bool[B, 1], whether the new tokens see an image.
+      caches: KV cache of each decoder layer, a slot for each position.
+      image_kv: keys and values of the image, for each connection.
+      image_mask: bool[B, 1], whether new tokens see an image.
     """
 
     caches: tuple[KeyValues, ...]
@@ -90,10 +109,16 @@ class DecodeState:
 
 
 class Hive(nn.Module):
-    """Hidden states [B, T, E] after the final norm; `logits` turns them into logits.
+    """Encoder, decoder and the fusion between them.
 
     A token whose `image_mask` is False (text before the image, or a sample without one)
-    does not depend on the image. `dtype` is the dtype of the computation.
+    does not depend on the image.
+
+    Attributes:
+      config: architecture; encoder and decoder are given.
+      dtype: of the computation.
+      placement: sharding constraints.
+      execution: scan, remat and flash attention of each tower.
     """
 
     config: HiveConfig
@@ -106,6 +131,7 @@ class Hive(nn.Module):
         self.connections = c.resolved_connections()
         execution = self.execution
         self.llm = Decoder(c.decoder, self.dtype, self.placement, execution.decoder)
+        # Without connections, the model has no encoder and no parameters of one.
         if self.connections:
             self.img = SiglipEncoder(
                 c.encoder, self.dtype, self.placement, execution.encoder
@@ -120,23 +146,24 @@ class Hive(nn.Module):
         image_mask: jax.Array,
         offsets: jax.Array | None = None,
     ) -> jax.Array:
-        """The forward pass of training.
+        """Runs the forward pass of training.
 
         Args:
-          images: float[B, height, width, 3] in [-1, 1].
+          images: float[B, image_size, image_size, 3] in [-1, 1].
           tokens: int32[B, T].
           image_mask: bool[B, T], tokens that see the image.
-          offsets: [L, B, P, D], added to the outputs of the encoder's blocks.
+          offsets: [L, B, P, D], added to the outputs of the encoder's blocks; zeros, to
+            differentiate the loss with respect to the features.
 
         Returns:
-          hidden [B, T, E].
+          Hidden states [B, T, E] of the text after the final norm, for `logits`.
         """
         x, position, image_kv = self._embed(images, tokens, image_mask, offsets)
         x, _, _ = self._run_layers(x, image_kv, image_mask)
         return self.llm.final_norm(_text_of(x, position))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[B, T, E] -> float32[B, T, V]."""
+        """Computes logits float32[B, T, V] from hidden states [B, T, E]."""
         return self.llm.logits(hidden)
 
     def prefill(
@@ -146,26 +173,28 @@ class Hive(nn.Module):
         image_mask: jax.Array,
         max_new_tokens: int,
     ) -> tuple[jax.Array, jax.Array, DecodeState]:
-        """Runs on images and prompts, and fills the KV cache.
+        """Prefill: encodes images and prompts, and fills the KV cache.
 
         Prompts may be padded on the right: each is continued after its own last token.
 
         Args:
-          images, tokens, image_mask: as when called.
-          max_new_tokens: slots of the cache for `decode_step`.
+          images, tokens, image_mask: as for `__call__`.
+          max_new_tokens: slots to reserve in the cache for `decode_step`.
 
         Returns:
-          hidden [B, T, E]; position int32[B, T] of each token, where the next one's is
-          one more; the state for `decode_step`.
+          Hidden states [B, T, E]; the position int32[B, T] of each token, to which the
+          caller adds 1 for the next; the state for `decode_step`.
         """
         x, position, image_kv = self._embed(images, tokens, image_mask)
         c = self.config.decoder
+        # x may be longer than the text: image tokens have slots of their own.
         shape = (len(x), x.shape[1] + max_new_tokens, c.num_kv_heads, c.head_dim)
         empty = KeyValues(jnp.zeros(shape, x.dtype), jnp.zeros(shape, x.dtype))
         x, caches, _ = self._run_layers(
             x, image_kv, image_mask, text_position(x), (empty,) * c.depth
         )
         hidden = self.llm.final_norm(_text_of(x, position))
+        # The text after an image sees it, and so does whatever is generated.
         image_mask = image_mask.any(1, keepdims=True)
         return hidden, position, DecodeState(caches, image_kv, image_mask)
 
@@ -176,12 +205,13 @@ class Hive(nn.Module):
 
         Args:
           tokens: int32[B, T].
-          position: int32[B, T], of these tokens.
-          state: of `prefill`, or of the last step.
+          position: int32[B, T] of these tokens.
+          state: result of `prefill` or of the previous step.
 
         Returns:
-          hidden [B, T, E] and the new state.
+          Hidden states [B, T, E] and the new state.
         """
+        # The image is in `state` already: as keys and values, or as tokens in the caches.
         x = self.llm.embed(tokens)
         x, caches, _ = self._run_layers(
             x, state.image_kv, state.image_mask, position, state.caches
@@ -191,8 +221,14 @@ class Hive(nn.Module):
     def attention_weights(
         self, images: jax.Array, tokens: jax.Array, image_mask: jax.Array
     ) -> jax.Array:
-        """Attention weights of each connection, float32[M, B, N, T, P], of tokens on
-        patches; zero where a token sees no image. Arguments as when called."""
+        """Computes the attention weights of text on patches, for each connection.
+
+        Args:
+          images, tokens, image_mask: as for `__call__`.
+
+        Returns:
+          float32[M, B, N, T, P]; zero where a token sees no image.
+        """
         x, _, image_kv = self._embed(images, tokens, image_mask)
         _, _, inputs = self._run_layers(x, image_kv, image_mask)
         weights = [
@@ -202,17 +238,24 @@ class Hive(nn.Module):
         return jnp.stack(weights)
 
     def _embed(self, images, tokens, image_mask, offsets=None):
-        """The sequence that the decoder runs on, the position of the text in it, and
-        the image's keys and values; see `Fusion.prepare`."""
+        """Embeds tokens and images; returns the results of `Fusion.prepare`."""
         text = self.llm.embed(tokens)
         if not self.connections:
             return text, text_position(text), ()
+        # One feature for each connection, in order; "cascaded" requests a depth repeatedly.
         depths = tuple(depth for depth, _ in self.connections)
         features = self.img(images, depths, offsets).features
         return self.fusion.prepare(features, text, image_mask)
 
     def _run_layers(self, x, image_kv, image_mask, position=None, caches=()):
-        """All decoder layers, in training (without caches), prefill and decoding.
+        """Runs all decoder layers: the one loop of training, prefill and decode_step.
+
+        Args:
+          x: [B, S, E].
+          image_kv: keys and values of each connection.
+          image_mask: bool[B, T] of the text; bool[B, 1] in decode_step.
+          position: int32[B, S], with caches.
+          caches: KV cache of each layer; () in training.
 
         Returns:
           x; the updated caches; the hidden states before each connection.
@@ -220,6 +263,8 @@ class Hive(nn.Module):
         connected = {
             layer: number for number, (_, layer) in enumerate(self.connections)
         }
+        # Segments start at connected layers, so that everything between two connections
+        # is one scan. A connected layer whose own attention changes is its own segment.
         starts = {1, *connected}
         if connected and self.fusion.extends_attention:
             starts |= {layer + 1 for layer in connected}
@@ -241,14 +286,17 @@ class Hive(nn.Module):
 
 
 def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
-    """Hidden states [B, T, E] of the text in x[B, S, E], at position int32[B, T]."""
-    if x.shape[1] == position.shape[1]:
+    """Takes the text [B, T, E] out of x[B, S, E], by its position int32[B, T]."""
+    if x.shape[1] == position.shape[1]:  # no image tokens among the text
         return x
     return jnp.take_along_axis(x, position[..., None], axis=1)
 
 
 def unstack_layers(params: dict) -> dict:
-    """Parameters of a Hive for decoding; see `decoder.unstack_layers`."""
-    fusion = {name: stack.unstacked(p) for name, p in params.get("fusion", {}).items()}
+    """Converts a Hive's parameters for decoding; see `decoder.unstack_layers`."""
+    fusion = {
+        name: layer_stack.to_unstacked_layers(p)
+        for name, p in params.get("fusion", {}).items()
+    }
     llm = decoder.unstack_layers(params["llm"])
     return params | {"llm": llm} | ({"fusion": fusion} if fusion else {})

@@ -1,9 +1,13 @@
-"""Named sizes of encoders and decoders."""
+"""Named sizes of encoders and decoders.
+
+The tests compare them with big_vision's and with transformers' own configurations.
+"""
 
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 
-# big_vision's table of ViT sizes: width, depth, MLP width, heads.
+# Width, depth, MLP width, heads: big_vision's table of ViT sizes (models/vit.py), and
+# "tiny", which trains on a laptop's CPU.
 SIGLIP_VARIANTS = {
     "tiny": (64, 8, 256, 2),
     "Ti": (192, 12, 768, 3),
@@ -17,6 +21,8 @@ SIGLIP_VARIANTS = {
     "g-opt": (1536, 40, 6144, 16),
 }
 
+# Shared by all sizes of Gemma 3: five sliding-window layers to each global one. 270M and
+# 1B alone have a window of 512; larger sizes also scale their rotary positions.
 _GEMMA3 = {
     "vocab_size": 262_144,
     "head_dim": 256,
@@ -53,7 +59,7 @@ DECODERS = {
 
 
 def siglip_config(variant: str, patch_size: int, image_size: int) -> SiglipConfig:
-    """The configuration of a named size, e.g. siglip_config("L", 16, 384).
+    """Returns the configuration of a named size, e.g. siglip_config("L", 16, 384).
 
     Args:
       variant: a key of SIGLIP_VARIANTS.
@@ -71,9 +77,10 @@ def siglip_config(variant: str, patch_size: int, image_size: int) -> SiglipConfi
 
 
 def decoder_config(name: str) -> DecoderConfig:
-    """The configuration of a key of DECODERS, e.g. decoder_config("gemma3_1b").
+    """Returns a configuration by name, e.g. decoder_config("gemma3_1b").
 
-    Raises ValueError for another name.
+    Raises:
+      ValueError: `name` is not a key of DECODERS.
     """
     if name not in DECODERS:
         raise ValueError(f"decoder is {name!r}; expected one of {list(DECODERS)}")

@@ -1,4 +1,4 @@
-"""SigLIP's image tower, text tower and the two together.
+"""SigLIP: the image tower, which is the vision encoder that HIVE trains, and the text tower.
 
 Parameters carry the names of big_vision's models/vit.py, text_transformer.py and
 two_towers.py, with the layers of a tower stacked on a leading axis.
@@ -11,27 +11,29 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models import stack
-from hive_jax.models.attention import attend_to_all
+from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.models.layers import (
     ONE_DEVICE,
     Dense,
-    LayerNorm,
-    MergeHeads,
-    MlpBlock,
     Placement,
-    SplitHeads,
-    add_to_all,
-    last_axis,
+    add_to_batch,
+    expand_to_rank,
     matmul,
 )
-from hive_jax.models.stack import Execution, ModelExecution
+from hive_jax.models.transformer import MAPHead, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
 class SiglipConfig:
-    """An image tower. Images are image_size x image_size; a remainder of
-    image_size / patch_size is cut off at the right and the bottom."""
+    """Architecture of an image tower; the defaults are the preset "tiny".
+
+    Attributes:
+      width, depth, mlp_dim, num_heads: D, L, F, N.
+      patch_size: side of a patch in pixels.
+      image_size: side of the square images in pixels. What patches do not cover is
+        cropped at the right and the bottom, as by big_vision's strided convolution.
+      map_head: attention pooling head; without it, tokens are averaged.
+    """
 
     width: int = 64
     depth: int = 8
@@ -43,13 +45,19 @@ class SiglipConfig:
 
     @property
     def num_patches(self) -> int:
+        """P."""
         return (self.image_size // self.patch_size) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTowerConfig:
-    """A text tower; `num_tokens` is its fixed length, `out_dim` the image tower's
-    width."""
+    """Architecture of a text tower.
+
+    Attributes:
+      vocab_size, width, depth, mlp_dim, num_heads: V, D, L, F, N.
+      num_tokens: the fixed length of its texts.
+      out_dim: width of the embedding, the image tower's width.
+    """
 
     vocab_size: int = 512
     num_tokens: int = 32
@@ -62,113 +70,28 @@ class TextTowerConfig:
 
 @flax.struct.dataclass
 class EncoderOutput:
-    """tokens [B, P, D] after the final norm; pooled [B, D] (MAP head, or the mean
-    of the tokens without one); features [M, B, P, D], the output of each requested
-    block before the final norm, None if no depth was requested."""
+    """Outputs of the image tower.
+
+    Attributes:
+      tokens: [B, P, D] after the final norm.
+      pooled: [B, D] of the MAP head, or the mean of the tokens without one.
+      features: [M, B, P, D], output of each requested block before the final norm; None
+        if no depth was requested.
+    """
 
     tokens: jax.Array
     pooled: jax.Array
     features: jax.Array | None
 
 
-class Attention(nn.Module):
-    """Multi-head attention with biases: query x[B, T, D], keys y[B, S, D]."""
-
-    num_heads: int
-    flash: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        width, heads = x.shape[-1], self.num_heads
-        head_dim = width // heads
-        query = SplitHeads(heads, head_dim, name="query")(x)
-        key = SplitHeads(heads, head_dim, name="key")(y)
-        value = SplitHeads(heads, head_dim, name="value")(y)
-        out = attend_to_all(query, key, value, use_flash=self.flash)
-        return MergeHeads(width, name="out")(out)
-
-
-class EncoderBlock(nn.Module):
-    """Pre-norm transformer block, x[B, P, D] -> [B, P, D]."""
-
-    mlp_dim: int
-    num_heads: int
-    flash: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = LayerNorm(name="LayerNorm_0")(x)
-        attention = Attention(
-            self.num_heads, self.flash, name="MultiHeadDotProductAttention_0"
-        )
-        x = x + attention(y, y)
-        y = LayerNorm(name="LayerNorm_1")(x)
-        return x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y)
-
-
-class Transformer(nn.Module):
-    """A stack of blocks and a final norm; x[B, P, D] -> (normed, features)."""
-
-    depth: int
-    mlp_dim: int
-    num_heads: int
-    execution: Execution
-    placement: Placement
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        depths: tuple[int, ...] = (),
-        offsets: jax.Array | None = None,
-    ) -> tuple[jax.Array, list[jax.Array]]:
-        scan, remat = self.execution.scan, self.execution.remat
-        flash = self.execution.flash
-        block = EncoderBlock(self.mlp_dim, self.num_heads, flash, parent=None)
-        init = stack.stacked_init(block, self.depth, x[:1])
-        layers = stack.parameters(self, "encoderblock", init)
-        placement = self.placement
-
-        def apply(layer, x):
-            params, offset = layer
-            x = placement.shard_activations(
-                block.apply({"params": placement.gather_params(params)}, x)
-            )
-            return x if offset is None else x + offset.astype(x.dtype)
-
-        x = placement.shard_activations(x)
-        ends = sorted({*depths, self.depth})
-        at_depth = {}
-        pieces = stack.cut((layers, offsets), ends)
-        for end, piece in zip(ends, pieces, strict=True):
-            x = stack.run(apply, piece, x, scan=scan, remat=remat)
-            at_depth[end] = x
-        features = [at_depth[depth] for depth in depths]
-        return LayerNorm(name="encoder_norm")(x), features
-
-
-class MAPHead(nn.Module):
-    """Multi-head attention pooling with one learned query, x[B, P, D] -> [B, D]."""
-
-    mlp_dim: int
-    num_heads: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        batch, _, width = x.shape
-        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
-        probe = jnp.broadcast_to(probe.astype(x.dtype), (batch, 1, width))
-        x = Attention(self.num_heads, name="MultiHeadDotProductAttention_0")(probe, x)
-        y = LayerNorm(name="LayerNorm_0")(x)
-        return (x + MlpBlock(self.mlp_dim, name="MlpBlock_0")(y))[:, 0]
-
-
 class SiglipEncoder(nn.Module):
-    """The image tower: images[B, image_size, image_size, 3] in [-1, 1] ->
-    EncoderOutput. `dtype` is the dtype of the computation.
+    """The image tower: the vision encoder that HIVE trains.
 
-    `offsets` [L, B, P, D] are added to the outputs of all blocks: the gradient at zero
-    is that at the features.
+    Attributes:
+      config: architecture.
+      dtype: of the computation.
+      placement: sharding constraints.
+      execution: scan, remat and flash attention.
     """
 
     config: SiglipConfig
@@ -183,10 +106,21 @@ class SiglipEncoder(nn.Module):
         depths: tuple[int, ...] = (),
         offsets: jax.Array | None = None,
     ) -> EncoderOutput:
+        """Encodes images.
+
+        Args:
+          images: float[B, image_size, image_size, 3] in [-1, 1].
+          depths: blocks whose outputs to return as `features`, counted from 1.
+          offsets: [L, B, P, D], added to the outputs of the blocks; zeros, to
+            differentiate a loss with respect to the features.
+
+        Raises:
+          ValueError: another image shape, or a depth that the tower does not have.
+        """
         config = self.config
-        wanted = (config.image_size, config.image_size, 3)
-        if images.shape[1:] != wanted:
-            raise ValueError(f"images are {images.shape}; expected [B, *{wanted}]")
+        expected = (config.image_size, config.image_size, 3)
+        if images.shape[1:] != expected:
+            raise ValueError(f"images are {images.shape}; expected [B, *{expected}]")
         unknown = [depth for depth in depths if not 1 <= depth <= config.depth]
         if unknown:
             raise ValueError(
@@ -201,6 +135,7 @@ class SiglipEncoder(nn.Module):
             nn.initializers.normal(config.width**-0.5),
             (1, config.num_patches, config.width),
         )
+        # Positions are added to all examples alike; `add_to_batch` has the fast gradient.
         tokens, features = Transformer(
             config.depth,
             config.mlp_dim,
@@ -208,17 +143,21 @@ class SiglipEncoder(nn.Module):
             self.execution,
             self.placement,
             name="Transformer",
-        )(add_to_all(x, position), depths, offsets)
+        )(add_to_batch(x, position), depths, offsets)
         if config.map_head:
             head = MAPHead(config.mlp_dim, config.num_heads, name="MAPHead_0")
             pooled = head(tokens)
         else:
-            pooled = tokens.mean(axis=1)
+            pooled = tokens.mean(axis=1)  # big_vision's pool_type "gap"
         return EncoderOutput(tokens, pooled, jnp.stack(features) if depths else None)
 
 
 class PatchEmbedding(nn.Module):
-    """Non-overlapping patches times `kernel` [patch, patch, 3, D], plus `bias`."""
+    """Projection of patches, images[B, height, width, 3] -> [B, P, D].
+
+    A convolution with stride patch_size in big_vision, whose `kernel` [patch, patch, 3,
+    D] has the same layout; patches do not overlap, so that it is one matrix product.
+    """
 
     width: int
     patch_size: int
@@ -231,11 +170,19 @@ class PatchEmbedding(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
         x = matmul(patches(images, size), kernel.reshape(-1, self.width))
-        return x + last_axis(bias, x)
+        return x + expand_to_rank(bias, x)
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
-    """images[B, height, width, 3] -> [B, P, size * size * 3], row by row."""
+    """Cuts images into flat patches, row by row.
+
+    Args:
+      images: [B, height, width, 3].
+      size: side of a patch in pixels.
+
+    Returns:
+      [B, P, size * size * 3]; pixels that no whole patch covers are cropped.
+    """
     batch, height, width, channels = images.shape
     rows, columns = height // size, width // size
     x = images[:, : rows * size, : columns * size]
@@ -245,8 +192,10 @@ def patches(images: jax.Array, size: int) -> jax.Array:
 
 
 class TextTower(nn.Module):
-    """The text tower: tokens int32[B, num_tokens] -> [B, out_dim], read off the
-    last position."""
+    """The text tower: tokens int32[B, num_tokens] -> embeddings [B, out_dim].
+
+    Attributes: those of SiglipEncoder.
+    """
 
     config: TextTowerConfig
     dtype: jnp.dtype = jnp.float32
@@ -273,15 +222,15 @@ class TextTower(nn.Module):
             self.execution,
             self.placement,
             name="Encoder_0",
-        )(add_to_all(x, position).astype(self.dtype))
+        )(add_to_batch(x, position).astype(self.dtype))
+        # SigLIP pools the last token (big_vision's pool_type "last"), padding included.
         return Dense(config.out_dim, name="head")(x[:, -1])
 
 
 class TwoTowers(nn.Module):
     """Image and text tower with SigLIP's temperature and bias.
 
-    Returns l2-normalised float32 embeddings zimg [B, D] and ztxt [B, D], and the
-    scalars exp(t) and b of the sigmoid loss: logits = zimg ztxt^T exp(t) + b.
+    The names zimg, ztxt, t and b are big_vision's.
     """
 
     image: SiglipConfig
@@ -294,6 +243,15 @@ class TwoTowers(nn.Module):
     def __call__(
         self, images: jax.Array, tokens: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Embeds images and texts, for logits zimg ztxt^T exp(t) + b.
+
+        Args:
+          images: float[B, image_size, image_size, 3] in [-1, 1].
+          tokens: int32[B, num_tokens].
+
+        Returns:
+          L2-normalized embeddings zimg and ztxt float32[B, D], exp(t) [1] and b [1].
+        """
         image = SiglipEncoder(
             self.image, self.dtype, self.placement, self.execution.encoder, name="img"
         )
@@ -301,13 +259,14 @@ class TwoTowers(nn.Module):
             self.text, self.dtype, self.placement, self.execution.text_tower, name="txt"
         )
         zimg, ztxt = image(images).pooled, text(tokens)
-        # SigLIP section 3.1: t' = log 10 and b = -10 at the start.
+        # SigLIP (arXiv 2303.15343) initializes t' = log 10 and b = -10: almost all pairs of
+        # a batch are negative.
         log_t = self.param("t", nn.initializers.constant(jnp.log(10.0)), (1,))
         bias = self.param("b", nn.initializers.constant(-10.0), (1,))
-        return normalise(zimg), normalise(ztxt), jnp.exp(log_t), bias
+        return l2_normalize(zimg), l2_normalize(ztxt), jnp.exp(log_t), bias
 
 
-def normalise(z: jax.Array) -> jax.Array:
-    """z[B, D] / (|z| + 1e-8), in float32."""
+def l2_normalize(z: jax.Array) -> jax.Array:
+    """Normalizes z[B, D] to unit length in float32; epsilon 1e-8 as in big_vision."""
     z = z.astype(jnp.float32)
     return z / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-8)

@@ -16,7 +16,7 @@ from hive_jax.errors import CheckpointError
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import patches
 from hive_jax.training import sharding
-from hive_jax.training.objectives import init_params, normalise_images
+from hive_jax.training.objectives import init_params, normalize_images
 from hive_jax.training.resolve import ResolvedRun, WeightSources
 from hive_jax.training.stored_run import RunComponent, StoredRun
 from hive_jax.weights.mapping import resize_positions
@@ -258,7 +258,7 @@ def whitening(
     Returns:
       Kernel float32[p, p, 3, D] and bias float32[D].
     """
-    x = patches(normalise_images(jnp.asarray(images)), patch_size)
+    x = patches(normalize_images(jnp.asarray(images)), patch_size)
     # float64: the smallest variances are many orders below the largest.
     x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     mean = x.mean(axis=0)

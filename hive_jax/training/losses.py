@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from hive_jax.models.decoder import unembed
+from hive_jax.models.layers import unembed
 from hive_jax.training import sharding
 
 # Elements of the logits that a device holds at a time: half a gigabyte in float32,

@@ -68,7 +68,7 @@ def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
     return names
 
 
-def normalise_images(images: jax.Array) -> jax.Array:
+def normalize_images(images: jax.Array) -> jax.Array:
     """Returns uint8 [0, 255] as float32 [-1, 1], the range that SigLIP expects."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
@@ -119,7 +119,7 @@ def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
         return loss, batch.target[:, 1:].sum().astype(jnp.float32)
 
     def contrastive(params, batch: Batch):
-        images = normalise_images(batch.image)
+        images = normalize_images(batch.image)
         towers = model.apply({"params": params}, images, batch.tokens)
         return sigmoid_contrastive_loss(*towers, valid_pairs(batch)), jnp.float32(1.0)
 
@@ -145,6 +145,6 @@ def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
 
 def _hidden(model: Hive, params: dict, batch: Batch):
     """Returns hidden states [B, T, E], the embedding table [V, E] and the softcap."""
-    images = normalise_images(batch.image)
+    images = normalize_images(batch.image)
     hidden = model.apply({"params": params}, images, batch.tokens, batch.image_mask)
     return hidden, *head(model.config.decoder, params["llm"])

@@ -14,7 +14,7 @@ from hive_jax.data.loader import Loader
 from hive_jax.data.types import Batch
 from hive_jax.models.hive import Hive
 from hive_jax.training.losses import sigmoid_contrastive_loss
-from hive_jax.training.objectives import normalise_images, token_losses, valid_pairs
+from hive_jax.training.objectives import normalize_images, token_losses, valid_pairs
 
 
 def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
@@ -52,7 +52,7 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
         return sums
 
     def contrastive_sums(params, batch: Batch):
-        images = normalise_images(batch.image)
+        images = normalize_images(batch.image)
         zimg, ztxt, t, b = model.apply({"params": params}, images, batch.tokens)
         valid = valid_pairs(batch)
         similarity = jnp.where(valid[None, :], zimg @ ztxt.T, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Loading and saving of single models, in one line each."""
+"""Loads and saves single models, in one line each."""
 
 import dataclasses
 import logging
@@ -22,41 +22,42 @@ _log = logging.getLogger(__name__)
 
 
 def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig, dict]:
-    """A SigLIP image tower, for `SiglipEncoder(config).apply({"params": params}, ...)`.
+    """Loads a SigLIP image tower, for `SiglipEncoder(config).apply({"params": params}, ...)`.
 
     Args:
       path: a Hugging Face folder or hub id (SigLIP or SigLIP 2 of fixed resolution,
-        one tower or two, or a model with such a tower in it), or a big_vision .npz.
-      image_size: side of other images than the tower was trained for; its position
-        embedding is resized.
+        one tower or two, or a model that contains such a tower), or a big_vision .npz.
+      image_size: side of the images in pixels, if it differs from that of the weights;
+        the position embedding is resized.
 
     Returns:
-      The configuration, and float32 NumPy arrays. A warning is logged where images are
-      prepared otherwise than `save_encoder` says by default (SigLIP 2, big_vision).
+      The configuration and the parameters, float32 NumPy arrays. A warning is logged if
+      the images need another preprocessing than the default of `save_encoder` (SigLIP 2,
+      big_vision).
 
     Raises:
       ConfigError: images smaller than a patch.
-      MissingInputError: there is nothing at `path`, or a file is missing.
-      CheckpointError: the files are damaged or of another model; every tensor that is
-        missing, unexpected or of another shape or dtype is listed.
+      MissingInputError: nothing is at `path`, or a file is missing.
+      CheckpointError: damaged files, or another model; every tensor that is missing,
+        unexpected or of another shape or dtype is listed.
     """
-    part = sources.open_encoder(path)
-    params = part.params()
-    if part.preprocessing not in ("", "hf_bicubic"):
+    source = sources.open_encoder(path)
+    params = source.params()
+    if source.preprocessing not in ("", "hf_bicubic"):
         _log.warning(
             "%s: images are prepared as %r; save_encoder needs preprocessing=%r",
             path,
-            part.preprocessing,
-            part.preprocessing,
+            source.preprocessing,
+            source.preprocessing,
         )
-    if image_size is not None and image_size < part.config.patch_size:
+    if image_size is not None and image_size < source.config.patch_size:
         raise ConfigError(
-            f"image_size is {image_size}; expected {part.config.patch_size} or more, "
+            f"image_size is {image_size}; expected {source.config.patch_size} or more, "
             "the side of a patch"
         )
     if image_size is None:
-        return part.config, params
-    config = dataclasses.replace(part.config, image_size=image_size)
+        return source.config, params
+    config = dataclasses.replace(source.config, image_size=image_size)
     position = resize_positions(params["pos_embedding"], config.num_patches)
     return config, params | {"pos_embedding": position}
 
@@ -64,24 +65,37 @@ def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig
 def load_decoder(
     path: str, config: DecoderConfig | None = None
 ) -> tuple[DecoderConfig, dict]:
-    """A Gemma 1, 2 or 3 decoder, for `Decoder(config).apply({"params": params}, tokens)`.
+    """Loads a decoder, for `Decoder(config).apply({"params": params}, tokens)`.
 
     Args:
-      path: as for `load_encoder`.
-      config: what the decoder is; needed for big_vision's .npz of a Gemma 2, whose
-        arrays do not show it (`decoder_config("gemma2_2b")`).
+      path: a Hugging Face folder or hub id (Gemma 1, 2 or 3, or a model that contains
+        one), or a big_vision .npz.
+      config: architecture; needed for big_vision's .npz of a Gemma 2, whose arrays do
+        not show it (`decoder_config("gemma2_2b")`).
 
-    Returns, raises: as `load_encoder`.
+    Returns:
+      The configuration and the parameters, float32 NumPy arrays.
+
+    Raises:
+      MissingInputError, CheckpointError: as for `load_encoder`.
     """
-    part = sources.open_decoder(path, config)
-    return part.config, part.params()
+    source = sources.open_decoder(path, config)
+    return source.config, source.params()
 
 
 def load_two_towers(path: str) -> tuple[SiglipConfig, TextTowerConfig, dict]:
-    """Both towers of a SigLIP, for `TwoTowers(image, text).apply(...)`; arguments and
-    errors as `load_encoder`."""
-    part = sources.open_two_towers(path)
-    return *part.config, part.params()
+    """Loads both towers of a SigLIP, for `TwoTowers(image, text).apply(...)`.
+
+    `path` is that of `load_encoder`.
+
+    Returns:
+      The configurations of both towers and the parameters, float32 NumPy arrays.
+
+    Raises:
+      MissingInputError, CheckpointError: as for `load_encoder`.
+    """
+    source = sources.open_two_towers(path)
+    return *source.config, source.params()
 
 
 def save_encoder(
@@ -92,27 +106,27 @@ def save_encoder(
     dtype: str = "float32",
     preprocessing: str = "hf_bicubic",
 ) -> None:
-    """Writes an image tower for others to load.
+    """Saves an image tower for transformers or big_vision.
 
     Args:
       path: a folder for `SiglipVisionModel.from_pretrained`, or an .npz file for
-        big_vision; nothing may be there yet.
-      params: as from `load_encoder`, or of any `SiglipEncoder(config)`.
+        big_vision; must not exist.
+      config: architecture.
+      params: parameters of `SiglipEncoder(config)`.
       format: "huggingface" or "big_vision".
       dtype: "float32", "bfloat16" or "float16", of the tensors in the files.
-      preprocessing: how images are prepared; see hive_jax/data/transforms.py.
+      preprocessing: image preprocessing to record; see hive_jax/data/transforms.py.
         transformers has no "bv_bilinear".
 
     Raises:
-      ConfigError: another format, dtype or preprocessing.
-      CheckpointError: `params` are not those of `config`, and all differences are
-        listed; or they are not finite in `dtype`.
-      OutputError: there is something at `path`, or it cannot be written; nothing is
-        left of it.
+      ConfigError: unknown format, dtype or preprocessing.
+      CheckpointError: `params` are not those of `config` (all differences are listed),
+        or are not finite in `dtype`.
+      OutputError: `path` exists or cannot be written; nothing is left behind.
     """
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
-    as_type = dtype_named(dtype)
+    numpy_dtype = dtype_named(dtype)
     known = list(hf_models.PROCESSORS)
     if format == "big_vision":
         known.append("bv_bilinear")
@@ -123,26 +137,35 @@ def save_encoder(
         )
     arrays = require_params(config, params)
     if format == "big_vision":
-        about = {"img": dataclasses.asdict(config), "preprocessing": preprocessing}
-        short = {name: cast(name, array, as_type) for name, array in arrays.items()}
-        big_vision.save_npz(path, unflatten_dict(short, sep="/"), about)
+        # The configuration, because the arrays do not show the image size exactly.
+        metadata = {"img": dataclasses.asdict(config), "preprocessing": preprocessing}
+        tensors = {name: cast(name, a, numpy_dtype) for name, a in arrays.items()}
+        big_vision.save_npz(path, unflatten_dict(tensors, sep="/"), metadata)
         return
     with atomic_dir(path) as folder:
-        hf_models.write(folder, hf_models.encoder(config), arrays, as_type)
+        hf_models.write(folder, hf_models.encoder(config), arrays, numpy_dtype)
         processor = hf_models.image_processor(config.image_size, preprocessing)
         write_json(folder / "preprocessor_config.json", processor)
 
 
 def require_params(config, params: Mapping) -> dict[str, np.ndarray]:
-    """The parameters by name, on the host, if they are those of `config`."""
+    """Returns the parameters by name, on the host, after comparing them with a config.
+
+    Args:
+      config: what `param_shapes` takes.
+      params: nested dict of arrays.
+
+    Raises:
+      CheckpointError: names or shapes differ; all differences are listed.
+    """
     arrays = flatten_dict(params, sep="/")
     shapes = param_shapes(config)
     names = [*shapes, *(name for name in arrays if name not in shapes)]
-    found = {name: tuple(np.shape(array)) for name, array in arrays.items()}
+    actual = {name: tuple(np.shape(array)) for name, array in arrays.items()}
     lines = [
-        f"{name}: {found.get(name, 'missing')}; expected {shapes.get(name, 'nothing')}"
+        f"{name}: {actual.get(name, 'missing')}; expected {shapes.get(name, 'nothing')}"
         for name in names
-        if found.get(name) != shapes.get(name)
+        if actual.get(name) != shapes.get(name)
     ]
     if lines:
         listed = "\n  ".join(lines)

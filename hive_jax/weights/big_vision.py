@@ -1,9 +1,8 @@
-"""big_vision's .npz files: arrays under flat names with slashes, which are ours.
+"""big_vision's .npz files: arrays under the parameter names of hive_jax, with slashes.
 
 Layers may be stored one by one (`encoderblock_0`, `encoderblock_1`, ...) or stacked
-(`encoderblock`, layers on axis 0). Ours are stacked. big_vision's files do not say
-what the arrays do not show; those written here do, in one more entry, which
-big_vision ignores.
+(`encoderblock`, layers on axis 0), as in hive_jax. big_vision's files have no metadata;
+those written here have one more entry with the configurations, which big_vision ignores.
 """
 
 import contextlib
@@ -26,27 +25,26 @@ from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights.mapping import Row
 from hive_jax.weights.safetensors import Tensor, require_finite
 
-ABOUT = "hive_jax"
+ABOUT = "hive_jax"  # name of the metadata entry
 _LAYER = re.compile(r"(.*\bencoderblock)_(\d+)/(.+)")
 _DAMAGE = (
     *(ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error),
-    RuntimeError,  # zipfile's word for encryption, and for an unknown compression
+    RuntimeError,  # zipfile's error for encryption and unknown compression
 )
 
 
 def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
-    """The parameters in a file, and what is said about them.
+    """Opens a file without reading its arrays.
 
-    Names may start with `params/`, which is taken off; what else is beside such names
-    (the optimizer of a whole training state) is left out. Pickled objects are never
-    read.
+    Where names start with `params/`, the prefix is removed and other names (the optimizer
+    of a whole training state) are ignored. Pickled objects are never loaded.
 
     Returns:
-      tensors by name, and the JSON object of `save_npz`, {} in big_vision's own files.
+      The tensors by name, and the metadata of `save_npz`: {} in big_vision's own files.
 
     Raises:
       MissingInputError: there is no such file.
-      CheckpointError: it is no .npz file of plain arrays.
+      CheckpointError: not an .npz file of plain arrays.
     """
     if not path.exists():
         raise MissingInputError(
@@ -54,6 +52,7 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
             "folder or hub id, or a big_vision .npz"
         )
     try:
+        # By zipfile and not np.load, to read shapes without values and check checksums.
         file = zipfile.ZipFile(path)
     except _DAMAGE as error:
         raise CheckpointError(
@@ -73,8 +72,7 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
     if about is None:
         return tensors, {}
     text = str(_read(file, path, ABOUT, about))
-    where = f"{path}: {ABOUT!r}"
-    return tensors, parse_json(text, where, dict, error=CheckpointError)
+    return tensors, parse_json(text, f"{path}: {ABOUT!r}", dict, error=CheckpointError)
 
 
 def _tensor(file: zipfile.ZipFile, path: Path, name: str, info) -> Tensor:
@@ -89,21 +87,22 @@ def _tensor(file: zipfile.ZipFile, path: Path, name: str, info) -> Tensor:
         shape, _, dtype = read_header(stream)
         if dtype.hasobject:
             raise ValueError("an array of objects")
+        # Checked now, so that a wrong shape is found before anything is loaded.
         if info.file_size - stream.tell() != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"its size is not that of {dtype}{list(shape)}")
-    return Tensor(shape, str(_known(dtype)), lambda: _read(file, path, name, info))
+    return Tensor(shape, str(_restored(dtype)), lambda: _read(file, path, name, info))
 
 
-def _known(dtype: np.dtype) -> np.dtype:
-    """NumPy stores bfloat16, which it does not know, as 2 bytes of anything."""
+def _restored(dtype: np.dtype) -> np.dtype:
+    """Returns bfloat16 for the void dtype of 2 bytes that NumPy stores it as."""
     return np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
 
 
 def _read(file: zipfile.ZipFile, path: Path, name: str, info) -> np.ndarray:
     with _damage_named(path, name), file.open(info) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
-        stream.read()  # to its end, where zipfile compares the checksum
-    array = array.view(_known(array.dtype))
+        stream.read()  # to the end, where zipfile compares the checksum
+    array = array.view(_restored(array.dtype))
     return array if array.dtype.kind == "U" else require_finite(array, name, path)
 
 
@@ -119,10 +118,12 @@ def _damage_named(path: Path, name: str):
 
 
 def save_npz(path: str | os.PathLike, params: Mapping, about: Mapping) -> None:
-    """Writes nested dicts of arrays as `params/...`; the file appears complete.
+    """Writes parameters as `params/...`, atomically.
 
     Args:
-      about: JSON values that the arrays do not show: the configurations.
+      path: the file to write; must not exist.
+      params: nested dicts of arrays.
+      about: metadata, JSON values: the configurations, and the image preprocessing.
 
     Raises:
       OutputError: the file exists, or cannot be written.
@@ -144,18 +145,25 @@ def _flatten(tree: Mapping, prefix: str) -> Iterator[tuple[str, object]]:
             yield f"{prefix}/{key}", value
 
 
+# Names in big_vision's Gemma of q, k and v in one array, and of q and kv in two.
 _JOINT = "layers/attn/qkv_einsum/w"
 _QUERIES, _KEYS_VALUES = "layers/attn/q_einsum/w", "layers/attn/kv_einsum/w"
 
 
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Queries apart from keys and values, as ours are. A Gemma with as many kv heads as
-    heads has them in one array [L, 3, N, E, H] in big_vision (models/ppp/gemma.py)."""
+def split_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Splits the joint projections of a Gemma into `q_einsum` and `kv_einsum`.
+
+    big_vision (models/ppp/gemma.py) has them in one array [L, 3, N, E, H] if there are
+    as many kv heads as query heads.
+
+    Raises:
+      CheckpointError: a joint array does not have 3 on axis 1.
+    """
     result = dict(tensors)
     for name in [name for name in tensors if name.endswith(_JOINT)]:
         joint, start = result.pop(name), name.removesuffix(_JOINT)
-        depth, *parts, heads, width, head_dim = joint.shape
-        if parts != [3]:
+        depth, *middle, heads, width, head_dim = joint.shape
+        if middle != [3]:
             raise CheckpointError(
                 f"{name} is {list(joint.shape)}; expected 3 on axis 1"
             )
@@ -169,8 +177,8 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def together(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The way back, where there are as many kv heads as heads."""
+def join_qkv(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inverse of `split_qkv`, where there are as many kv heads as query heads."""
     result = dict(arrays)
     for name in [name for name in arrays if name.endswith(_QUERIES)]:
         start = name.removesuffix(_QUERIES)
@@ -182,12 +190,13 @@ def together(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
-def rows(names, branch: str, tensors: Mapping[str, Tensor]) -> list[Row]:
-    """The table of a branch, whose names are the same but for unstacked layers.
+def branch_rows(names, branch: str, tensors: Mapping[str, Tensor]) -> list[Row]:
+    """Returns the table of a branch.
 
     Args:
-      names: of the parameters in the branch.
-      branch: what the file's names start with, e.g. "img/", or "".
+      names: names of the parameters in the branch.
+      branch: prefix of the names in the file, e.g. "img/", or "".
+      tensors: tensors of the file by name, to see whether layers are stacked.
     """
     one_by_one = any(_LAYER.fullmatch(n) for n in tensors if n.startswith(branch))
 
@@ -200,8 +209,13 @@ def rows(names, branch: str, tensors: Mapping[str, Tensor]) -> list[Row]:
 
 
 class Shapes(dict):
-    """Shapes of a branch's arrays by our names in it; `used` are the names in the file
-    that a configuration was read from."""
+    """Shapes of a branch's arrays, by parameter name, with the layers stacked.
+
+    Attributes:
+      branch: prefix of the names in the file.
+      source: path of the file, for messages.
+      used: names in the file that a configuration was read from.
+    """
 
     def __init__(self, shapes: Mapping[str, tuple], branch: str, source: str):
         super().__init__(shapes)
@@ -209,8 +223,16 @@ class Shapes(dict):
         self.branch = branch
         self.source = source
 
-    def of(self, name: str, rank: int) -> tuple[int, ...]:
-        """The shape of an array of so many axes. CheckpointError if it has others."""
+    def shape_of(self, name: str, rank: int) -> tuple[int, ...]:
+        """Returns the shape of an array, for reading a configuration from it.
+
+        Args:
+          name: of the parameter.
+          rank: expected number of axes.
+
+        Raises:
+          CheckpointError: the array is missing or has another rank.
+        """
         self.used.append(self.branch + name)
         if len(self.get(name, ())) != rank:
             raise CheckpointError(
@@ -221,7 +243,13 @@ class Shapes(dict):
 
 
 def stacked_shapes(tensors: Mapping[str, Tensor], branch: str, source: str) -> Shapes:
-    """The shapes of a branch's arrays as their file has them."""
+    """Returns the shapes of a branch's arrays, as if its layers were stacked.
+
+    Args:
+      tensors: tensors of the file by name.
+      branch: prefix of the names in the file, e.g. "img/", or "".
+      source: path of the file, for messages.
+    """
     shapes, layers = {}, set()
     for name, tensor in tensors.items():
         if not name.startswith(branch):
@@ -231,6 +259,7 @@ def stacked_shapes(tensors: Mapping[str, Tensor], branch: str, source: str) -> S
             name = f"{layer[1]}/{layer[3]}"
         shapes[name.removeprefix(branch)] = tensor.shape
     if layers:
+        # Missing or additional layers are found when names and shapes are compared.
         shapes = {
             name: (len(layers), *shape) if "encoderblock/" in name else shape
             for name, shape in shapes.items()
@@ -243,16 +272,22 @@ _MLP = "encoderblock/MlpBlock_0/Dense_0/kernel"
 
 
 def vision_config(shapes: Shapes) -> SiglipConfig:
-    """The image tower with these arrays. The side of its images is taken to be a
-    whole number of patches: the arrays do not show a remainder."""
-    depth, width, num_heads, _ = shapes.of(f"Transformer/{_QUERY}", 4)
-    patch_size = shapes.of("embedding/kernel", 4)[0]
-    # If it is no square, nothing fits, and that is said.
-    side = math.isqrt(shapes.of("pos_embedding", 3)[1])
+    """Reads the architecture of an image tower from shapes.
+
+    The side of the images is taken to be a whole number of patches, because the arrays
+    do not show a remainder.
+
+    Raises:
+      CheckpointError: an array that it is read from is missing or of another rank.
+    """
+    depth, width, num_heads, _ = shapes.shape_of(f"Transformer/{_QUERY}", 4)
+    patch_size = shapes.shape_of("embedding/kernel", 4)[0]
+    # If the number of patches is not a square, the check of all shapes reports it.
+    side = math.isqrt(shapes.shape_of("pos_embedding", 3)[1])
     return SiglipConfig(
         width,
         depth,
-        shapes.of(f"Transformer/{_MLP}", 3)[-1],
+        shapes.shape_of(f"Transformer/{_MLP}", 3)[-1],
         num_heads,
         patch_size,
         side * patch_size,
@@ -261,30 +296,31 @@ def vision_config(shapes: Shapes) -> SiglipConfig:
 
 
 def text_config(shapes: Shapes) -> TextTowerConfig:
-    """The text tower with these arrays."""
-    depth, width, num_heads, _ = shapes.of(f"Encoder_0/{_QUERY}", 4)
+    """Reads the architecture of a text tower from shapes; errors as `vision_config`."""
+    depth, width, num_heads, _ = shapes.shape_of(f"Encoder_0/{_QUERY}", 4)
     return TextTowerConfig(
-        vocab_size=shapes.of("Embed_0/embedding", 2)[0],
-        num_tokens=shapes.of("pos_embedding", 3)[1],
+        vocab_size=shapes.shape_of("Embed_0/embedding", 2)[0],
+        num_tokens=shapes.shape_of("pos_embedding", 3)[1],
         width=width,
         depth=depth,
-        mlp_dim=shapes.of(f"Encoder_0/{_MLP}", 3)[-1],
+        mlp_dim=shapes.shape_of(f"Encoder_0/{_MLP}", 3)[-1],
         num_heads=num_heads,
-        out_dim=shapes.of("head/kernel", 2)[-1],
+        out_dim=shapes.shape_of("head/kernel", 2)[-1],
     )
 
 
 def decoder_config(shapes: Shapes) -> DecoderConfig:
-    """The decoder with these arrays, which show all there is of a Gemma 1.
+    """Reads the architecture of a Gemma 1 from shapes.
 
     Raises:
-      CheckpointError: it is a Gemma 2 or 3, whose soft-caps, windows and rotary bases
-        no array shows.
+      CheckpointError: a Gemma 2 or 3, whose soft-caps, windows and rotary bases no array
+        shows; or as `vision_config`.
     """
-    vocab_size, width = shapes.of("embedder/input_embedding", 2)
-    depth, num_heads, _, head_dim = shapes.of("layers/attn/q_einsum/w", 4)
-    num_kv_heads = shapes.of("layers/attn/kv_einsum/w", 5)[2]
-    mlp_dim = shapes.of("layers/mlp/linear", 3)[1]
+    vocab_size, width = shapes.shape_of("embedder/input_embedding", 2)
+    depth, num_heads, _, head_dim = shapes.shape_of("layers/attn/q_einsum/w", 4)
+    num_kv_heads = shapes.shape_of("layers/attn/kv_einsum/w", 5)[2]
+    mlp_dim = shapes.shape_of("layers/mlp/linear", 3)[1]
+    # Gemma 2 and 3 alone have norms after attention and MLP.
     if "layers/post_attention_norm/scale" in shapes:
         raise CheckpointError(
             f"{shapes.source}: a decoder with norms after its blocks, a Gemma 2 or 3. Its "

@@ -1,6 +1,7 @@
 """Decoders in transformers' format: FAMILIES says how each is read and written.
 
-A new family is a row of FAMILIES and whatever hive_jax/models/decoder.py lacks.
+To add a family, add an entry to FAMILIES, and to hive_jax/models/decoder.py whatever the
+family computes differently.
 """
 
 import dataclasses
@@ -10,12 +11,14 @@ import numpy as np
 
 from hive_jax.errors import CheckpointError
 from hive_jax.models.decoder import DecoderConfig, head_name
-from hive_jax.weights.hf_siglip import prefixed, require
+from hive_jax.weights.hf_siglip import prefixed, require_values
 from hive_jax.weights.mapping import Row
 from hive_jax.weights.safetensors import Tensor
 
+# Layouts of nn.Linear weights [out, in] and of big_vision's einsum weights.
 EINSUM, EINSUM_OUT = "(N H) E -> N E H", "E (N H) -> N H E"
 
+# DecoderConfig field -> key of config.json, the same in all families.
 _FIELDS = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -30,17 +33,18 @@ _SLIDING, _GLOBAL = "sliding_attention", "full_attention"
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A decoder family, by its model_type.
+    """A decoder family of transformers.
 
     Attributes:
-      architecture: its class with a language model head.
-      fields: values of DecoderConfig that all its models have.
+      architecture: class with a language model head.
+      fields: values of DecoderConfig that all models of the family share.
       hf_values: values that a config.json must have, and is written with.
-      norms: name of each of our norms in a layer -> of theirs.
-      read: (config.json, source) -> other fields of DecoderConfig.
-      write: DecoderConfig -> other values of config.json.
-      sliding_rope: sliding and global layers may differ in their rotary embedding.
-      scales_image_tokens: transformers 4 multiplies image tokens by sqrt(width).
+      norms: parameter name of each norm in a layer -> name in transformers.
+      read: (config.json, source) -> further fields of DecoderConfig.
+      write: DecoderConfig -> further values of config.json.
+      sliding_rope: whether sliding-window layers have a rotary base of their own.
+      scales_image_tokens: whether transformers 4 multiplies image tokens by
+        sqrt(width); see `hf_models.fold_embedding_scale`.
     """
 
     architecture: str
@@ -53,7 +57,7 @@ class Family:
     scales_image_tokens: bool = False
 
     def computes(self, config: DecoderConfig) -> bool:
-        """Whether a model of this family has this configuration."""
+        """Returns whether a model of this family can have this configuration."""
         same_rope = config.local_rope_base == config.rope_base
         rope = self.sliding_rope or (same_rope and config.rope_factor == 1)
         return rope and all(
@@ -62,10 +66,10 @@ class Family:
 
 
 def family_of(config: DecoderConfig) -> str:
-    """The model_type of the family that computes a decoder.
+    """Returns the model_type of the family that computes a decoder.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: no family does.
     """
     for name, family in FAMILIES.items():
         if family.computes(config):
@@ -79,17 +83,18 @@ def family_of(config: DecoderConfig) -> str:
 
 
 def config_from_hf(hf: Mapping, source: str) -> DecoderConfig:
-    """The decoder of a config.json.
+    """Converts the configuration of transformers.
 
     Args:
-      hf: the configuration of the decoder, complete with transformers' defaults.
-      source: where it is, for messages.
+      hf: configuration of the decoder, complete with transformers' defaults; its
+        model_type is a key of FAMILIES.
+      source: path of the configuration, for messages.
 
     Raises:
-      CheckpointError: it asks for what our module does not compute.
+      CheckpointError: `Decoder` does not compute this model.
     """
     family = FAMILIES[hf["model_type"]]
-    require(hf, family.hf_values, source)
+    require_values(hf, family.hf_values, source)
     if hf.get("use_bidirectional_attention"):
         raise CheckpointError(
             f"{source}: use_bidirectional_attention is set; expected a causal decoder"
@@ -100,10 +105,10 @@ def config_from_hf(hf: Mapping, source: str) -> DecoderConfig:
 
 
 def config_to_hf(config: DecoderConfig) -> dict:
-    """The config.json of a decoder, which transformers 4.57 and 5 read alike.
+    """Inverse of `config_from_hf`: a config.json for transformers 4.57 and 5.
 
     Raises:
-      CheckpointError: no family computes it.
+      CheckpointError: no family computes this decoder.
     """
     name = family_of(config)
     family = FAMILIES[name]
@@ -114,11 +119,12 @@ def config_to_hf(config: DecoderConfig) -> dict:
 
 
 def rows(param_prefix: str, hf_prefix: str, config: DecoderConfig) -> list[Row]:
-    """The table of a decoder's tensors.
+    """Returns the table of a decoder's tensors.
 
     Args:
-      param_prefix, hf_prefix: what the names of either side start with.
-      config: of the decoder.
+      param_prefix: prefix of the parameter names.
+      hf_prefix: prefix of the tensor names.
+      config: architecture.
     """
     attention = [
         Row("attn/q_einsum/w", "self_attn.q_proj.weight", EINSUM),
@@ -127,12 +133,14 @@ def rows(param_prefix: str, hf_prefix: str, config: DecoderConfig) -> list[Row]:
         Row("attn/attn_vec_einsum/w", "self_attn.o_proj.weight", EINSUM_OUT),
     ]
     mlp = [
+        # Slot 0 is the activated half.
         Row("mlp/gating_einsum", "mlp.gate_proj.weight", "F E -> E F", slot=0),
         Row("mlp/gating_einsum", "mlp.up_proj.weight", "F E -> E F", slot=1),
         Row("mlp/linear", "mlp.down_proj.weight", "E F -> F E"),
     ]
     norms = FAMILIES[family_of(config)].norms
-    scales = [Row(f"{a}/scale", f"{b}.weight") for a, b in norms.items()]
+    scales = [Row(f"{name}/scale", f"{hf}.weight") for name, hf in norms.items()]
+    # No row for lm_head: it is tied to the embeddings, see `without_tied_head`.
     table = [
         Row("embedder/input_embedding", "embed_tokens.weight"),
         *prefixed(attention + mlp + scales, "layers/", "layers.{}."),
@@ -144,16 +152,19 @@ def rows(param_prefix: str, hf_prefix: str, config: DecoderConfig) -> list[Row]:
 def without_tied_head(
     tensors: Mapping[str, Tensor], prefix: str, config: DecoderConfig, source: str
 ) -> Mapping[str, Tensor]:
-    """The tensors of a decoder without lm_head.weight, if it repeats the embeddings.
+    """Removes an lm_head.weight that repeats the embeddings, as some scripts save it.
 
     Args:
-      tensors: by name.
-      prefix: what the decoder's names start with.
-      config: of the decoder.
-      source: where they are, for the message.
+      tensors: tensors of the files by name.
+      prefix: prefix of the decoder's names.
+      config: architecture.
+      source: path of the files, for messages.
+
+    Returns:
+      The tensors without the head; all of them if the head is not tied.
 
     Raises:
-      CheckpointError: the head is another matrix than the embeddings.
+      CheckpointError: the head differs from the embeddings.
     """
     if not head_name(config).startswith("embedder/"):
         return tensors
@@ -168,14 +179,15 @@ def without_tied_head(
 
 
 def _read_rope(hf: Mapping, family: Family, source: str) -> dict:
-    """Rotary bases, and the factor that scales the global layers' positions."""
+    """Reads the rotary bases and the factor that scales positions in global layers."""
     parameters = hf["rope_parameters"]
-    by_kind = (
+    # One set of parameters for all layers, or one for each type of layer (Gemma 3).
+    by_layer_type = (
         parameters
         if _GLOBAL in parameters
         else dict.fromkeys((_GLOBAL, _SLIDING), parameters)
     )
-    whole, sliding = by_kind[_GLOBAL], by_kind[_SLIDING]
+    whole, sliding = by_layer_type[_GLOBAL], by_layer_type[_SLIDING]
     types = (whole["rope_type"], sliding["rope_type"])
     if types not in (("default", "default"), ("linear", "default")) or (
         not family.sliding_rope and types[0] != "default"
@@ -210,17 +222,18 @@ def _read_gemma2(hf: Mapping, source: str) -> dict:
 
 
 def _write_gemma2(config: DecoderConfig) -> dict:
-    kinds = (_GLOBAL, _SLIDING)
+    layer_types = (_GLOBAL, _SLIDING)
     return {
         "query_pre_attn_scalar": _query_scalar(config),
         "attn_logit_softcapping": config.attention_softcap or None,
         "final_logit_softcapping": config.final_softcap or None,
         "sliding_window": config.window,
-        "layer_types": [kinds[int(sliding)] for sliding in config.is_sliding()],
+        "layer_types": [layer_types[int(s)] for s in config.is_sliding()],
     }
 
 
 def _write_gemma3(config: DecoderConfig) -> dict:
+    # Version 4's keys, which version 5 converts to `rope_parameters`.
     hf = _write_gemma2(config) | {"rope_local_base_freq": config.local_rope_base}
     if config.rope_factor != 1:
         hf["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_factor}
@@ -228,8 +241,8 @@ def _write_gemma3(config: DecoderConfig) -> dict:
 
 
 def _local_layers(layer_types: list[str], source: str) -> int:
-    """How many sliding layers precede each global one."""
-    sliding = [kind == _SLIDING for kind in layer_types]
+    """Returns how many sliding-window layers precede each global one."""
+    sliding = [layer_type == _SLIDING for layer_type in layer_types]
     known = set(layer_types) <= {_SLIDING, _GLOBAL}
     count = sliding.index(False) if False in sliding else len(sliding)
     pattern = [(number + 1) % (count + 1) != 0 for number in range(len(sliding))]
@@ -242,6 +255,7 @@ def _local_layers(layer_types: list[str], source: str) -> int:
 
 
 def _query_scalar(config: DecoderConfig) -> int:
+    # transformers stores an integer s for the scale s ** -0.5.
     scalar = config.query_scale**-2 if config.query_scale else config.head_dim
     if abs(scalar - round(scalar)) > 1e-6 * scalar:
         raise CheckpointError(
@@ -257,6 +271,8 @@ _GEMMA_FIELDS = {
     "norm_eps": 1e-6,
     "embed_scale": True,
 }
+# attention_bias and untied heads are legal in transformers' classes, but the Gemmas
+# have neither.
 _GEMMA_VALUES = {
     "rms_norm_eps": 1e-6,
     "attention_bias": False,
@@ -280,7 +296,7 @@ FAMILIES = {
             "pre_attention_norm": "input_layernorm",
             "pre_ffw_norm": "post_attention_layernorm",
         },
-        # transformers 4 reads this one where both are there.
+        # transformers 4 prefers this key to hidden_act.
         write=lambda config: {"hidden_activation": _GELU},
         scales_image_tokens=True,
     ),
@@ -293,7 +309,7 @@ FAMILIES = {
         write=_write_gemma2,
         scales_image_tokens=True,
     ),
-    # The text model of Gemma 3, alone or inside of the multimodal one.
+    # The text model of Gemma 3, alone or as a component of the multimodal one.
     "gemma3_text": Family(
         architecture="Gemma3ForCausalLM",
         fields=_GEMMA_FIELDS | {"post_norms": True, "qk_norm": True},

@@ -1,7 +1,7 @@
-"""Hugging Face folders: where they are, and what their configurations say.
+"""Hugging Face folders and hub ids: downloads, and the configurations in them.
 
-Values that a config.json leaves out are those of transformers' own configuration
-classes; no code of the folder is ever run.
+transformers' own configuration classes fill in what a config.json leaves out; no code of
+a folder is ever run.
 """
 
 import os
@@ -12,20 +12,20 @@ from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.io import read_json
 from hive_jax.weights.hf_decoder import FAMILIES
 from hive_jax.weights.hf_models import PROCESSORS
-from hive_jax.weights.safetensors import CERTIFICATE, PICKLED, refused
+from hive_jax.weights.safetensors import CERTIFICATE, PICKLED, pickled_file_error
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
-_HUB_FOLDERS = ["*/*"]  # the same weights for other programs
+_HUB_FOLDERS = ["*/*"]  # the same weights in formats of other programs
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "spiece.model",
 )
-# Models that hold an image tower, a decoder, or both.
+# Model types with an image tower.
 _VISION = ("siglip", "siglip_vision_model", "llava", "paligemma", "gemma3", "hive")
-# ... with the model_type of their decoder, if their config.json leaves it out.
+# Model types with a decoder -> the model_type of the decoder, if config.json omits it.
 _WITH_DECODER = {
     **{family: family for family in FAMILIES},
     "llava": "llava",
@@ -36,21 +36,21 @@ _WITH_DECODER = {
 
 
 def locate(path: str | os.PathLike) -> Path:
-    """The file or folder of a path, of "builtin:NAME", or of a hub id.
+    """Returns the local file or folder of a path, "builtin:NAME", or hub id.
 
-    A hub id is ORGANISATION/NAME, or ORGANISATION/NAME@REVISION; its files are
-    downloaded once, or taken from the cache.
+    A hub id is ORGANIZATION/NAME or ORGANIZATION/NAME@REVISION; its files are downloaded
+    once and cached.
 
     Raises:
-      MissingInputError: it is none of these.
-      CheckpointError: it is a pickled file.
+      MissingInputError: the hub id could not be downloaded.
+      CheckpointError: a pickled file.
     """
     path = os.fspath(path)
     if path.startswith("builtin:"):
         return _ASSETS / f"{path.removeprefix('builtin:')}.npz"
     local = Path(path).expanduser()
     if local.is_file() and local.suffix in PICKLED:
-        raise refused(local)
+        raise pickled_file_error(local)
     hub_id = _HUB_ID.fullmatch(path)
     if local.exists() or not hub_id or local.suffix == ".npz":
         return local
@@ -58,7 +58,7 @@ def locate(path: str | os.PathLike) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        found = huggingface_hub.snapshot_download(
+        snapshot = huggingface_hub.snapshot_download(
             hub_id[1],
             revision=hub_id[2],
             allow_patterns=_HUB_FILES,
@@ -71,76 +71,96 @@ def locate(path: str | os.PathLike) -> Path:
             f"downloaded: {' '.join(filter(None, lines))}\nFor Gemma: accept its "
             f"licence at https://huggingface.co/{hub_id[1]}, then `hf auth login`"
         ) from None
-    return Path(found)
+    return Path(snapshot)
 
 
-def vision_part(config: dict, source: str) -> dict:
-    """The SiglipVisionConfig in a folder's config.json, complete.
+def vision_config(config: dict, source: str) -> dict:
+    """Returns the SiglipVisionConfig in a config.json, with all defaults filled in.
+
+    Args:
+      config: content of config.json.
+      source: path of the model, for messages.
 
     Raises:
-      CheckpointError: there is no SigLIP image tower in it.
+      CheckpointError: it has no SigLIP image tower.
     """
-    kind = _model_type(config, _VISION, "an image tower", source)
-    part = config if kind == "siglip_vision_model" else config.get("vision_config")
-    return _complete(part or {}, "siglip_vision_model", source)
+    model_type = _model_type(config, _VISION, "an image tower", source)
+    is_tower = model_type == "siglip_vision_model"
+    tower = config if is_tower else config.get("vision_config")
+    return _complete(tower or {}, "siglip_vision_model", source)
 
 
-def two_tower_parts(config: dict, source: str) -> tuple[dict, dict]:
-    """The SiglipVisionConfig and SiglipTextConfig of a SiglipConfig, complete."""
+def two_tower_configs(config: dict, source: str) -> tuple[dict, dict]:
+    """Returns the SiglipVisionConfig and SiglipTextConfig in a config.json.
+
+    Args:
+      config: content of config.json.
+      source: path of the model, for messages.
+
+    Raises:
+      CheckpointError: it is not a SigLIP with both towers.
+    """
     _model_type(config, ("siglip",), "two towers", source)
     text = _complete(config.get("text_config") or {}, "siglip_text_model", source)
-    return vision_part(config, source), text
+    return vision_config(config, source), text
 
 
-def text_part(config: dict, source: str) -> dict:
-    """The configuration of the decoder in a folder's config.json, complete.
+def decoder_config(config: dict, source: str) -> dict:
+    """Returns the configuration of the decoder in a config.json, with all defaults.
+
+    Args:
+      config: content of config.json.
+      source: path of the model, for messages.
 
     Raises:
-      CheckpointError: there is no decoder of FAMILIES in it.
+      CheckpointError: it has no decoder of FAMILIES.
     """
-    kind = _model_type(config, tuple(_WITH_DECODER), "a decoder", source)
-    part = config["text_config"] or {} if "text_config" in config else config
-    if kind == "paligemma" and isinstance(part, dict):
-        # Said of its prefix, image and prompt, and by newer versions alone.
-        part = part | {"use_bidirectional_attention": None}
-    return _complete(part, _WITH_DECODER[kind], source, tuple(FAMILIES))
+    model_type = _model_type(config, tuple(_WITH_DECODER), "a decoder", source)
+    decoder = config["text_config"] or {} if "text_config" in config else config
+    if model_type == "paligemma" and isinstance(decoder, dict):
+        # Newer versions set it for PaliGemma's prefix, image and prompt; the decoder
+        # itself is causal.
+        decoder = decoder | {"use_bidirectional_attention": None}
+    return _complete(decoder, _WITH_DECODER[model_type], source, tuple(FAMILIES))
 
 
-def _model_type(config: dict, known: tuple, what: str, source: str) -> str:
-    kind = config.get("model_type")
-    if kind not in known:
+def _model_type(config: dict, known: tuple, component: str, source: str) -> str:
+    model_type = config.get("model_type")
+    if model_type not in known:
         hint = ""
-        if kind in ("siglip2", "siglip2_vision_model"):
+        if model_type in ("siglip2", "siglip2_vision_model"):
             hint = (
                 ". This is SigLIP 2 of variable resolution (NaFlex); its models of "
                 "fixed resolution have the type 'siglip'"
             )
         raise CheckpointError(
-            f"{source}: model_type is {kind!r}; expected one with {what}: "
+            f"{source}: model_type is {model_type!r}; expected one with {component}: "
             f"{', '.join(known)}{hint}"
         )
-    return kind
+    return model_type
 
 
 def _complete(
-    part: dict, default: str, source: str, known: tuple[str, ...] = ()
+    config: dict, default: str, source: str, known: tuple[str, ...] = ()
 ) -> dict:
-    """A part of a configuration with the defaults of transformers' class."""
-    if not isinstance(part, dict):
-        raise CheckpointError(f"{source}: a part of config.json is {part!r:.40}")
-    kind = part.get("model_type", default)
-    if kind not in (known or (default,)):
+    """Fills in the defaults of transformers' configuration class."""
+    if not isinstance(config, dict):
         raise CheckpointError(
-            f"{source}: a part has the model_type {kind!r}; expected "
+            f"{source}: a component's configuration is {config!r:.40}"
+        )
+    model_type = config.get("model_type", default)
+    if model_type not in (known or (default,)):
+        raise CheckpointError(
+            f"{source}: a component has the model_type {model_type!r}; expected "
             f"{' or '.join(known or (default,))}"
         )
-    # Torch is not needed here, and its absence not worth a word.
+    # transformers warns without torch, which configurations do not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        return transformers.CONFIG_MAPPING[kind].from_dict(part).to_dict()
+        return transformers.CONFIG_MAPPING[model_type].from_dict(config).to_dict()
     except (
         ArithmeticError,
         AttributeError,
@@ -150,18 +170,19 @@ def _complete(
         ValueError,
     ) as error:
         raise CheckpointError(
-            f"{source}: not a {kind} configuration: {error}"
+            f"{source}: not a {model_type} configuration: {error}"
         ) from None
 
 
 def preprocessing(folder: Path) -> str:
-    """The name of a folder's image preprocessing; see `hive_jax.data.transforms`.
+    """Returns the name of a folder's image preprocessing, "" if it records none.
 
-    An export of ours says it itself, for transformers does not have them all.
+    The names are those of `hive_jax.data.transforms`.
 
     Raises:
-      CheckpointError: it is another one than ours.
+      CheckpointError: hive_jax does not have this preprocessing.
     """
+    # Exports record the name themselves, because transformers lacks "bv_bilinear".
     if (folder / CERTIFICATE).is_file():
         return read_json(folder / CERTIFICATE, error=CheckpointError).get(
             "preprocessing", ""
@@ -171,16 +192,16 @@ def preprocessing(folder: Path) -> str:
         ("processor_config.json", "image_processor"),
     ):
         if (folder / name).is_file():
-            found = read_json(folder / name, error=CheckpointError)
-            found = found.get(key) if key else found
-            if found:
-                return _known_preprocessing(found, folder / name)
+            processor = read_json(folder / name, error=CheckpointError)
+            processor = processor.get(key) if key else processor
+            if processor:
+                return _preprocessing_of(processor, folder / name)
     return ""
 
 
-def _known_preprocessing(found: dict, path: Path) -> str:
-    resample, pads = found.get("resample", 3), bool(found.get("do_pad"))
-    wanted = {
+def _preprocessing_of(processor: dict, path: Path) -> str:
+    resample, pads = processor.get("resample", 3), bool(processor.get("do_pad"))
+    required = {
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -189,20 +210,20 @@ def _known_preprocessing(found: dict, path: Path) -> str:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    if not found.get("image_processor_type", "").startswith("LlavaImageProcessor"):
-        wanted["do_pad"] = False  # others pad otherwise
+    if not processor.get("image_processor_type", "").startswith("LlavaImageProcessor"):
+        required["do_pad"] = False  # other processors pad in other ways
     wrong = [
-        f"{key} is {found[key]}; expected {value}"
-        for key, value in wanted.items()
-        if found.get(key, value) not in (None, value)
+        f"{key} is {processor[key]}; expected {value}"
+        for key, value in required.items()
+        if processor.get(key, value) not in (None, value)
     ]
     if resample not in (2, 3):
         wrong.append(f"resample is {resample}; expected one of [2, 3]")
     if wrong:
         listed = "\n  ".join(wrong)
-        raise CheckpointError(f"{path}: images prepared otherwise:\n  {listed}")
+        raise CheckpointError(f"{path}: unsupported preprocessing:\n  {listed}")
     return next(
         name
-        for name, said in PROCESSORS.items()
-        if (said["resample"], said.get("do_pad", False)) == (resample, pads)
+        for name, values in PROCESSORS.items()
+        if (values["resample"], values.get("do_pad", False)) == (resample, pads)
     )

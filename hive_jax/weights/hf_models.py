@@ -1,10 +1,10 @@
-"""What each part of a model is in Hugging Face's format: its config.json and tables.
+"""Models in Hugging Face's format: config.json and table of tensors for each class.
 
-The files are in transformers 4's layout, which versions 4.57 and 5 both read.
+Files are written in transformers 4's layout, which versions 4.57 and 5 both read.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from hive_jax.weights.hf_decoder import EINSUM, EINSUM_OUT
 from hive_jax.weights.hf_siglip import dense, prefixed
 from hive_jax.weights.mapping import Row, param_shapes
 
-# What a preprocessor_config.json says of each preprocessing that transformers has.
+# Values of preprocessor_config.json for each preprocessing that transformers has;
+# "resample" is PIL's: 2 is bilinear, 3 is bicubic.
 _PAD = {
     "image_processor_type": "LlavaImageProcessor",
     "do_pad": True,
@@ -31,18 +32,18 @@ PROCESSORS = {
     "hf_bicubic_pad": {"resample": 3, **_PAD},
     "hf_bilinear_pad": {"resample": 2, **_PAD},
 }
-# Its nearest to the one that it has not: its own filters all antialias.
+# The most similar to one that it lacks: its own filters all antialias.
 _NEAREST = {"bv_bilinear": "hf_bilinear"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A model as a class of transformers has it.
+    """A model in the format of a class of transformers.
 
     Attributes:
-      model: our configuration; what `param_shapes` takes.
-      config: the content of config.json, without the dtype.
-      rows: the table of its tensors.
+      model: configuration in hive_jax, as `param_shapes` takes it.
+      config: content of config.json, without the dtype.
+      rows: table of the tensors.
     """
 
     model: object
@@ -51,14 +52,19 @@ class Layout:
 
 
 def encoder(config: SiglipConfig) -> Layout:
-    """SiglipVisionModel."""
+    """Returns the layout of SiglipVisionModel."""
     hf = {"architectures": ["SiglipVisionModel"]}
     rows = hf_siglip.vision_rows("", "vision_model.", config.map_head)
     return Layout(config, hf | hf_siglip.vision_config_to_hf(config), rows)
 
 
 def two_towers(image: SiglipConfig, text: TextTowerConfig) -> Layout:
-    """SiglipModel."""
+    """Returns the layout of SiglipModel.
+
+    Args:
+      image: architecture of the image tower.
+      text: architecture of the text tower.
+    """
     hf = {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
@@ -74,7 +80,11 @@ def two_towers(image: SiglipConfig, text: TextTowerConfig) -> Layout:
 
 
 def decoder(config: DecoderConfig) -> Layout:
-    """The class of the decoder's family."""
+    """Returns the layout of the class of the decoder's family.
+
+    Raises:
+      CheckpointError: no class of transformers computes this decoder.
+    """
     hf = hf_decoder.config_to_hf(config)
     family = hf_decoder.FAMILIES[hf["model_type"]]
     hf = {"architectures": [family.architecture]} | hf
@@ -82,13 +92,17 @@ def decoder(config: DecoderConfig) -> Layout:
 
 
 def vlm(config: HiveConfig, image_token_id: int) -> Layout:
-    """LlavaForConditionalGeneration, of a "self_attention" model.
+    """Returns the layout of LlavaForConditionalGeneration, of a "self_attention" model.
 
-    The stock class leaves out a decoder's final soft-cap (Gemma 2): the likeliest token
-    is the same, its probability is not.
+    The stock class omits a decoder's final soft-cap (Gemma 2): the most likely token is
+    the same, its probability is not.
+
+    Args:
+      config: architecture of the model.
+      image_token_id: token that stands for the patches in the text.
 
     Raises:
-      CheckpointError: it is of another fusion.
+      CheckpointError: a model of another fusion.
     """
     if config.fusion_class.export_kind != "vlm":
         raise CheckpointError(
@@ -104,9 +118,10 @@ def vlm(config: HiveConfig, image_token_id: int) -> Layout:
         "text_config": text_config,
         "image_token_index": image_token_id,
         "image_seq_length": config.encoder.num_patches,
+        # Counted from the end: -1 is the last block's output, before the final norm.
         "vision_feature_layer": depth - config.encoder.depth - 1,
-        "vision_feature_select_strategy": "full",
-        "projector_hidden_act": "gelu_pytorch_tanh",
+        "vision_feature_select_strategy": "full",  # SigLIP has no class token to drop
+        "projector_hidden_act": "gelu_pytorch_tanh",  # LLaVA's default is the exact GELU
         "multimodal_projector_bias": True,
         "tie_word_embeddings": text_config["tie_word_embeddings"],
     }
@@ -121,10 +136,10 @@ def vlm(config: HiveConfig, image_token_id: int) -> Layout:
 
 
 def hive(config: HiveConfig) -> Layout:
-    """HiveForConditionalGeneration of hive_jax/export/torch, "hive" or "cascaded".
+    """Returns the layout of HiveForConditionalGeneration (hive_jax/export/torch).
 
     Raises:
-      CheckpointError: it is of another fusion.
+      CheckpointError: the fusion is neither "hive" nor "cascaded".
     """
     if config.fusion_class.export_kind != "hive":
         raise CheckpointError(
@@ -136,6 +151,7 @@ def hive(config: HiveConfig) -> Layout:
     hf = {
         "architectures": ["HiveForConditionalGeneration"],
         "model_type": "hive",
+        # The classes travel with the folder: transformers has none for HIVE.
         "auto_map": {
             "AutoConfig": "configuration_hive.HiveConfig",
             "AutoModelForCausalLM": code,
@@ -158,18 +174,35 @@ def hive(config: HiveConfig) -> Layout:
 def write(
     folder: Path, layout: Layout, arrays: Mapping[str, np.ndarray], dtype: np.dtype
 ) -> dict[str, str]:
-    """Writes config.json and the tensors of a layout; returns the tensors' hashes.
+    """Writes config.json and the tensors of a layout.
 
     Args:
-      arrays: our parameters by name, those of `layout.model`.
+      folder: an existing folder.
+      layout: of the model.
+      arrays: parameters of `layout.model` by name.
+      dtype: of the tensors.
+
+    Returns:
+      The hash of each tensor.
+
+    Raises:
+      CheckpointError: a tensor is not finite in `dtype`.
     """
     make, shapes = tensors(layout, arrays, dtype)
     write_json(folder / "config.json", layout.config | {"torch_dtype": dtype.name})
     return safetensors.write_tensors(folder, make, shapes, dtype)
 
 
-def tensors(layout: Layout, arrays: Mapping[str, np.ndarray], dtype: np.dtype):
-    """Their tensors of a layout: functions that make them, and shapes, by name."""
+def tensors(
+    layout: Layout, arrays: Mapping[str, np.ndarray], dtype: np.dtype
+) -> tuple[dict[str, Callable[[], np.ndarray]], dict[str, tuple[int, ...]]]:
+    """Returns functions that make the tensors of a layout, and their shapes, by name.
+
+    Args:
+      layout: of the model.
+      arrays: parameters of `layout.model` by name.
+      dtype: of the tensors.
+    """
     tensor_slices = mapping.tensor_slices(layout.rows, param_shapes(layout.model))
     return mapping.make_tensors(tensor_slices, arrays, dtype), mapping.tensor_shapes(
         tensor_slices
@@ -177,16 +210,17 @@ def tensors(layout: Layout, arrays: Mapping[str, np.ndarray], dtype: np.dtype):
 
 
 def nearest_preprocessing(preprocessing: str) -> str:
-    """The same one, or the most similar that transformers has."""
+    """Returns the preprocessing itself, or the most similar that transformers has."""
     return _NEAREST.get(preprocessing, preprocessing)
 
 
 def image_processor(image_size: int, preprocessing: str, processor: str = "") -> dict:
-    """The content of preprocessor_config.json.
+    """Returns the content of preprocessor_config.json.
 
     Args:
+      image_size: side of the images in pixels.
       preprocessing: a key of PROCESSORS.
-      processor: class of the whole processor, where there is one.
+      processor: class of the processor for images and text, if there is one.
     """
     return {
         "image_processor_type": "SiglipImageProcessor",
@@ -197,7 +231,7 @@ def image_processor(image_size: int, preprocessing: str, processor: str = "") ->
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
+        "image_mean": [0.5, 0.5, 0.5],  # pixels in [-1, 1]
         "image_std": [0.5, 0.5, 0.5],
         **PROCESSORS[preprocessing],
     }
@@ -206,10 +240,19 @@ def image_processor(image_size: int, preprocessing: str, processor: str = "") ->
 def fold_embedding_scale(
     arrays: Mapping[str, np.ndarray], config: HiveConfig, back: bool = False
 ) -> dict[str, np.ndarray]:
-    """The arrays of a vlm for transformers 4, which multiplies the image's tokens by
-    sqrt(width) as well for some families (Gemma 1 and 2): the projector's last layer
-    is divided by that, or multiplied on the way `back`. Others are returned as they
-    are."""
+    """Divides the output of a VLM's projector by sqrt(width), for transformers 4.
+
+    For some families (Gemma 1 and 2), transformers 4 multiplies image tokens by
+    sqrt(width) like the embeddings of text; hive_jax does not.
+
+    Args:
+      arrays: parameters by name.
+      config: architecture of the model.
+      back: multiply, to undo it.
+
+    Returns:
+      The arrays with the projector's last layer scaled; unchanged for other families.
+    """
     family = hf_decoder.family_of(config.decoder)
     if not hf_decoder.FAMILIES[family].scales_image_tokens:
         return dict(arrays)
@@ -222,7 +265,12 @@ def fold_embedding_scale(
 
 
 def llava_rows(param_prefix: str, hf_prefix: str) -> list[Row]:
-    """The one projector of PrefixFusion, a stack of one."""
+    """Returns the table of PrefixFusion's projector, a stack of one.
+
+    Args:
+      param_prefix: prefix of the parameter names.
+      hf_prefix: prefix of the tensor names.
+    """
     rows = []
     for name in ("linear_1", "linear_2"):
         rows += [
@@ -235,8 +283,10 @@ def llava_rows(param_prefix: str, hf_prefix: str) -> list[Row]:
 
 
 def hive_rows(param_prefix: str) -> list[Row]:
-    """Projectors and cross-attention blocks of "hive" and "cascaded", numbered by
-    connection, as `hive_jax/export/torch/modeling_hive.py` names them."""
+    """Returns the table of CrossAttentionFusion: projectors and cross-attention blocks.
+
+    Names are those of `hive_jax/export/torch/modeling_hive.py`, numbered by connection.
+    """
     projector = [
         Row("norm/scale", "norm.weight"),
         Row("norm/bias", "norm.bias"),

@@ -1,4 +1,4 @@
-"""SigLIP in transformers' format: one table of tensors, one of configuration.
+"""SigLIP in transformers' format: tables of its configuration and of its tensors.
 
 Covers SigLIP and SigLIP 2 of fixed resolution (`SiglipModel`, `SiglipVisionModel`).
 """
@@ -9,6 +9,7 @@ from hive_jax.errors import CheckpointError
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights.mapping import Row
 
+# Fields of SiglipConfig and TextTowerConfig -> keys of transformers' configurations.
 _FIELDS = {
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -25,18 +26,23 @@ _TEXT_FIELDS = _FIELDS | {
     "num_tokens": "max_position_embeddings",
     "out_dim": "projection_size",
 }
-# What our modules compute, and a configuration must say.
+# Values that the towers in hive_jax/models/siglip.py are built for.
 _FIXED = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 
 
 def vision_config_from_hf(hf: Mapping, source: str) -> SiglipConfig:
-    """The image tower of a SiglipVisionConfig, complete with defaults.
+    """Converts a SiglipVisionConfig.
+
+    Args:
+      hf: the configuration, complete with transformers' defaults.
+      source: path of the configuration, for messages.
 
     Raises:
-      CheckpointError: it asks for what our module does not compute.
+      CheckpointError: `SiglipEncoder` does not compute this tower.
     """
-    require(hf, _FIXED | {"num_channels": 3}, source)
+    require_values(hf, _FIXED | {"num_channels": 3}, source)
     config = {name: hf[key] for name, key in _VISION_FIELDS.items()}
+    # transformers allows pairs (height, width); the tower is square.
     for name in ("patch_size", "image_size"):
         if not isinstance(config[name], int):
             raise CheckpointError(
@@ -47,25 +53,41 @@ def vision_config_from_hf(hf: Mapping, source: str) -> SiglipConfig:
 
 
 def text_config_from_hf(hf: Mapping, source: str) -> TextTowerConfig:
-    """The text tower of a SiglipTextConfig; errors as `vision_config_from_hf`."""
-    require(hf, _FIXED, source)
+    """Converts a SiglipTextConfig.
+
+    Args:
+      hf, source: as for `vision_config_from_hf`.
+
+    Raises:
+      CheckpointError: `TextTower` does not compute this tower.
+    """
+    require_values(hf, _FIXED, source)
     return TextTowerConfig(**{name: hf[key] for name, key in _TEXT_FIELDS.items()})
 
 
 def vision_config_to_hf(config: SiglipConfig) -> dict:
-    """The way back: a SiglipVisionConfig's JSON."""
+    """Inverse of `vision_config_from_hf`: the JSON of a SiglipVisionConfig."""
     hf = {key: getattr(config, name) for name, key in _VISION_FIELDS.items()}
     return {"model_type": "siglip_vision_model", **hf, "num_channels": 3} | _FIXED
 
 
 def text_config_to_hf(config: TextTowerConfig) -> dict:
-    """The way back: a SiglipTextConfig's JSON."""
+    """Inverse of `text_config_from_hf`: the JSON of a SiglipTextConfig."""
     hf = {key: getattr(config, name) for name, key in _TEXT_FIELDS.items()}
     return {"model_type": "siglip_text_model", **hf} | _FIXED
 
 
-def require(hf: Mapping, fixed: Mapping, source: str) -> None:
-    """Raises CheckpointError unless the configuration has the `fixed` values."""
+def require_values(hf: Mapping, fixed: Mapping, source: str) -> None:
+    """Checks values of a configuration.
+
+    Args:
+      hf: the configuration.
+      fixed: key -> required value.
+      source: path of the configuration, for messages.
+
+    Raises:
+      CheckpointError: lists the values that differ.
+    """
     wrong = [
         f"{key} is {hf.get(key)!r}; expected {value!r}"
         for key, value in fixed.items()
@@ -73,21 +95,22 @@ def require(hf: Mapping, fixed: Mapping, source: str) -> None:
     ]
     if wrong:
         listed = "\n  ".join(wrong)
-        raise CheckpointError(f"{source}: a model we do not have:\n  {listed}")
+        raise CheckpointError(f"{source}: unsupported configuration:\n  {listed}")
 
 
 def vision_rows(param_prefix: str, hf_prefix: str, map_head: bool) -> list[Row]:
-    """The table of the image tower's tensors.
+    """Returns the table of the image tower's tensors.
 
     Args:
-      param_prefix, hf_prefix: what the names of either side start with.
-      map_head: whether it has an attention pooling head.
+      param_prefix: prefix of the parameter names.
+      hf_prefix: prefix of the tensor names.
+      map_head: whether the tower has an attention pooling head.
     """
     rows = [
         Row(
             "embedding/kernel",
             "embeddings.patch_embedding.weight",
-            "D c h w -> h w c D",
+            "D c h w -> h w c D",  # a convolution's kernel, output channels first
         ),
         Row("embedding/bias", "embeddings.patch_embedding.bias"),
         Row("pos_embedding", "embeddings.position_embedding.weight", "P D -> 1 P D"),
@@ -105,7 +128,11 @@ def vision_rows(param_prefix: str, hf_prefix: str, map_head: bool) -> list[Row]:
 
 
 def text_rows(param_prefix: str, hf_prefix: str) -> list[Row]:
-    """The table of the text tower's tensors; arguments as for `vision_rows`."""
+    """Returns the table of the text tower's tensors.
+
+    Args:
+      param_prefix, hf_prefix: as for `vision_rows`.
+    """
     rows = [
         Row("Embed_0/embedding", "embeddings.token_embedding.weight"),
         Row("pos_embedding", "embeddings.position_embedding.weight", "T D -> 1 T D"),
@@ -121,7 +148,12 @@ SCALARS = [Row("t", "logit_scale"), Row("b", "logit_bias")]
 
 
 def dense(param_name: str, tensor_name: str) -> list[Row]:
-    """A Dense and an nn.Linear."""
+    """Returns the rows of a dense layer: `Dense` here, nn.Linear in transformers.
+
+    Args:
+      param_name: name of the module in the parameters.
+      tensor_name: name of the module in transformers.
+    """
     return [
         Row(f"{param_name}/kernel", f"{tensor_name}.weight", "O I -> I O"),
         Row(f"{param_name}/bias", f"{tensor_name}.bias"),
@@ -129,7 +161,13 @@ def dense(param_name: str, tensor_name: str) -> list[Row]:
 
 
 def prefixed(rows: list[Row], param_prefix: str, hf_prefix: str) -> list[Row]:
-    """The same rows with both names continued to the left."""
+    """Adds prefixes to the names of rows.
+
+    Args:
+      rows: rows of a table.
+      param_prefix: prefix for the parameter names.
+      hf_prefix: prefix for the tensor names.
+    """
     return [
         Row(
             param_prefix + row.param_name,
@@ -170,6 +208,7 @@ def _mlp(param_name: str, tensor_name: str) -> list[Row]:
     ]
 
 
+# nn.Linear stores [out, in], with the heads N outermost in its output.
 _SPLIT_KERNEL, _SPLIT_BIAS = "(N H) D -> D N H", "(N H) -> N H"
 
 
@@ -188,7 +227,7 @@ def _output(param_name: str, tensor_name: str) -> list[Row]:
 
 
 def _pooling_attention(param_name: str) -> list[Row]:
-    """torch's MultiheadAttention, with query, key and value below each other."""
+    """Rows of torch's MultiheadAttention, which stacks query, key and value weights."""
     rows = _output(f"{param_name}/out", "head.attention.out_proj")
     for third, name in enumerate(("query", "key", "value")):
         joint = "head.attention.in_proj_"

@@ -1,8 +1,8 @@
 """The two-way table between parameters and the tensors of a file format.
 
-One table a model serves reading and writing. A row maps a tensor to (a part of) a
-parameter and says how its axes are laid out. Parameters have the layers stacked on a
-leading axis.
+Each model has one table, for reading and writing. A row maps a tensor to a parameter, or
+to a slice of one, and gives the layout of its axes. Parameters have the layers stacked on
+a leading axis; the formats have a tensor for each layer.
 """
 
 import dataclasses
@@ -18,22 +18,23 @@ from flax.traverse_util import flatten_dict
 from hive_jax.errors import CheckpointError
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.hive import Hive, HiveConfig
+from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
-from hive_jax.models.stack import SCANNED
 from hive_jax.weights.safetensors import Tensor, cast, stored_dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor of the file format, for each layer if its name has a "{}".
+    """A row of the table: one tensor, or one for each layer if its name has a "{}".
 
     Attributes:
-      param_name: of the parameter, e.g. "layers/attn/kv_einsum/w".
-      tensor_name: of the tensor; "{}" stands for the number of the layer, from 0.
+      param_name: name of the parameter, e.g. "layers/attn/kv_einsum/w".
+      tensor_name: name of the tensor; "{}" stands for the layer's number, from 0.
       layout: einops pattern "tensor axes -> parameter axes", e.g. "(N H) E -> N E H";
         empty if they are the same.
-      slot: index into the parameter (after its layers) if it holds several tensors.
-      third: which third of the tensor's rows, if it holds three parameters.
+      slot: index into the parameter, after the layer's, if it holds several tensors.
+      third: third of the tensor's first axis, if it holds three parameters (torch's
+        `in_proj_weight`).
     """
 
     param_name: str
@@ -45,7 +46,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class TensorSlice:
-    """A row of one layer: `param[at]`, of the given shape, is (a third of) a tensor."""
+    """A row of one layer: `param[at]` corresponds to a tensor, or to a third of it.
+
+    Attributes:
+      param_name: name of the parameter.
+      at: index of the slice in the parameter: (layer, slot), as far as it has them.
+      shape: of the slice.
+      tensor_name: name of the tensor.
+      layout: see `Row`.
+      third: see `Row`.
+    """
 
     param_name: str
     at: tuple[int, ...]
@@ -58,15 +68,15 @@ class TensorSlice:
 def tensor_slices(
     rows: Iterable[Row], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[TensorSlice]:
-    """The rows, layer by layer.
+    """Expands the rows of a table, layer by layer.
 
     Args:
       rows: the table.
-      shapes: of the parameters by name. Each must be in some row, and each row must
-        name one of them.
+      shapes: shape of each parameter by name; the rows name exactly these.
     """
     rows = list(rows)
     named = {row.param_name for row in rows}
+    # A table that does not fit its model is an error of this package, not of a file.
     assert named == set(shapes), named ^ set(shapes)
     slices = []
     for row in rows:
@@ -82,12 +92,14 @@ def tensor_slices(
 
 
 def tensor_shapes(slices: Iterable[TensorSlice]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of each tensor; nothing is allocated."""
+    """Returns the shape of each tensor by name; nothing is allocated."""
     shapes = {}
-    for part in slices:
-        nothing = np.broadcast_to(np.float32(0), part.shape)
-        rows, *rest = _to_tensor(nothing, part).shape
-        shapes[part.tensor_name] = (rows if part.third is None else 3 * rows, *rest)
+    for tensor_slice in slices:
+        # A broadcast scalar has a shape, but no memory; einops rearranges its strides.
+        scalar = np.broadcast_to(np.float32(0), tensor_slice.shape)
+        size, *rest = _to_tensor(scalar, tensor_slice).shape
+        size = size if tensor_slice.third is None else 3 * size
+        shapes[tensor_slice.tensor_name] = (size, *rest)
     return shapes
 
 
@@ -100,16 +112,17 @@ def require_fit(
     """Compares the names, shapes and dtypes of `tensors` with what the table expects.
 
     Args:
-      source: where the tensors are, for the message.
-      slices: of the table.
-      tensors: by name.
-      belongs_to_other_component: whether a tensor of this name may be left out.
+      source: path of the tensors, for the message.
+      slices: the table.
+      tensors: the tensors of the files by name.
+      belongs_to_other_component: name -> whether the tensor may be left out.
 
     Returns:
-      The names that were left out.
+      The names of the tensors that are left out.
 
     Raises:
-      CheckpointError: all that is missing, unexpected, or of another shape or dtype.
+      CheckpointError: lists every tensor that is missing, unexpected, or of another
+        shape or dtype.
     """
     expected = tensor_shapes(slices)
     dtype = stored_dtype(tensors[name] for name in expected if name in tensors)
@@ -118,11 +131,13 @@ def require_fit(
         if name not in tensors:
             lines.append(f"missing: {name} {list(shape)}")
         elif tensors[name].shape != shape:
-            found = list(tensors[name].shape)
-            lines.append(f"shape: {name} is {found}; expected {list(shape)}")
+            actual = list(tensors[name].shape)
+            lines.append(f"shape: {name} is {actual}; expected {list(shape)}")
         elif tensors[name].dtype != dtype:
-            found = tensors[name].dtype
-            lines.append(f"dtype: {name} is {found}; expected {dtype} as in the others")
+            actual = tensors[name].dtype
+            lines.append(
+                f"dtype: {name} is {actual}; expected {dtype} as in the others"
+            )
     others = [name for name in tensors if name not in expected]
     unexpected = [name for name in others if not belongs_to_other_component(name)]
     lines += [f"unexpected: {name} {list(tensors[name].shape)}" for name in unexpected]
@@ -140,28 +155,30 @@ def read_params(
     tensors: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters by name, float32, one after the other; one tensor is read at a time.
+    """Yields parameters by name, float32, reading one tensor at a time.
 
     Args:
-      slices: of the table.
-      tensors: by name.
-      shapes: of the parameters.
+      slices: the table.
+      tensors: the tensors of the files by name.
+      shapes: shape of each parameter by name.
 
     Raises:
-      CheckpointError: after the last one, with all tensors that are damaged.
+      CheckpointError: after the last parameter, naming all tensors that are damaged.
     """
     by_name: dict[str, list[TensorSlice]] = {}
-    for part in slices:
-        by_name.setdefault(part.param_name, []).append(part)
+    for tensor_slice in slices:
+        by_name.setdefault(tensor_slice.param_name, []).append(tensor_slice)
     damaged = {}
-    for name, parts in by_name.items():
+    for name, param_slices in by_name.items():
         array = np.empty(shapes[name], np.float32)
-        for part in parts:
+        for param_slice in param_slices:
+            tensor_name = param_slice.tensor_name
             try:
-                tensor = tensors[part.tensor_name].read()
-                array[part.at] = _to_param(tensor, part)
+                tensor = tensors[tensor_name].read()
+                array[param_slice.at] = _to_param(tensor, param_slice)
             except CheckpointError as error:
-                damaged[part.tensor_name] = str(error)
+                # Collected: one message for all, not a download for each.
+                damaged[tensor_name] = str(error)
         yield name, array
     if damaged:
         raise CheckpointError("\n".join(damaged.values()))
@@ -170,51 +187,56 @@ def read_params(
 def make_tensors(
     slices: Iterable[TensorSlice], arrays: Mapping[str, np.ndarray], dtype: np.dtype
 ) -> dict[str, Callable[[], np.ndarray]]:
-    """Name -> function that makes the tensor.
+    """Returns functions that make the tensors, by name: one need be in memory at a time.
 
     Args:
-      slices: of the table.
+      slices: the table.
       arrays: parameters by name.
       dtype: of the tensors.
     """
     by_name: dict[str, list[TensorSlice]] = {}
-    for part in slices:
-        by_name.setdefault(part.tensor_name, []).append(part)
+    for tensor_slice in slices:
+        by_name.setdefault(tensor_slice.tensor_name, []).append(tensor_slice)
 
-    def make(parts: list[TensorSlice]) -> np.ndarray:
-        parts = sorted(parts, key=lambda part: part.third or 0)
-        found = [_to_tensor(arrays[part.param_name][part.at], part) for part in parts]
-        whole = found[0] if len(found) == 1 else np.concatenate(found)
-        return cast(parts[0].tensor_name, whole, dtype)
+    def make(thirds: list[TensorSlice]) -> np.ndarray:
+        thirds = sorted(thirds, key=lambda third: third.third or 0)
+        blocks = [_to_tensor(arrays[t.param_name][t.at], t) for t in thirds]
+        tensor = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return cast(thirds[0].tensor_name, tensor, dtype)
 
-    return {name: lambda parts=parts: make(parts) for name, parts in by_name.items()}
+    # The default argument binds the value of this iteration, not of the last one.
+    return {
+        name: lambda thirds=thirds: make(thirds) for name, thirds in by_name.items()
+    }
 
 
-def _to_param(tensor: np.ndarray, part: TensorSlice) -> np.ndarray:
+def _to_param(tensor: np.ndarray, tensor_slice: TensorSlice) -> np.ndarray:
     import einops
 
-    if part.third is not None:
-        tensor = np.split(tensor, 3)[part.third]
-    if not part.layout:
+    if tensor_slice.third is not None:
+        tensor = np.split(tensor, 3)[tensor_slice.third]
+    layout = tensor_slice.layout
+    if not layout:
         return tensor
-    right = part.layout.partition(" -> ")[2]
-    param = np.broadcast_to(np.float32(0), part.shape)
-    return einops.rearrange(tensor, part.layout, **einops.parse_shape(param, right))
+    # The sizes of the parameter's axes tell einops how to split "(N H)".
+    param = np.broadcast_to(np.float32(0), tensor_slice.shape)
+    sizes = einops.parse_shape(param, layout.partition(" -> ")[2])
+    return einops.rearrange(tensor, layout, **sizes)
 
 
-def _to_tensor(param: np.ndarray, part: TensorSlice) -> np.ndarray:
-    """Without the other two thirds."""
+def _to_tensor(param: np.ndarray, tensor_slice: TensorSlice) -> np.ndarray:
+    """Inverse of `_to_param`, except that it returns the slice's third alone."""
     import einops
 
-    if not part.layout:
+    if not tensor_slice.layout:
         return param
-    left, _, right = part.layout.partition(" -> ")
+    left, _, right = tensor_slice.layout.partition(" -> ")
     return einops.rearrange(param, f"{right} -> {left}")
 
 
 @functools.cache
 def param_shapes(config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's parameters; nothing is computed.
+    """Returns the shape of each parameter of a model by name; nothing is computed.
 
     Args:
       config: SiglipConfig, DecoderConfig, (SiglipConfig, TextTowerConfig) or HiveConfig.
@@ -225,7 +247,7 @@ def param_shapes(config) -> dict[str, tuple[int, ...]]:
 
 
 def _model(config):
-    """The module, and inputs of the right shapes."""
+    """Returns the module, and inputs of the right shapes."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     if isinstance(config, DecoderConfig):
         return Decoder(config, execution=SCANNED.decoder), (tokens,)
@@ -240,7 +262,15 @@ def _model(config):
 
 
 def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:
-    """`param_shapes`, or CheckpointError if no model has this configuration."""
+    """Returns `param_shapes` of a configuration that was read from files.
+
+    Args:
+      config: what `param_shapes` takes.
+      source: path of the configuration, for messages.
+
+    Raises:
+      CheckpointError: no model can have this configuration.
+    """
     towers = config if isinstance(config, tuple) else (config,)
     if isinstance(config, HiveConfig):
         towers = (config.encoder, config.decoder)
@@ -249,9 +279,12 @@ def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:
     try:
         return param_shapes(config)
     except (ArithmeticError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: no model is {config}: {error}") from None
+        raise CheckpointError(
+            f"{source}: no model has the configuration {config}: {error}"
+        ) from None
 
 
+# Fields of the configurations that 0 disables; all others are positive.
 _MAY_BE_ZERO = (
     "norm_offset",
     "local_layers",
@@ -259,6 +292,7 @@ _MAY_BE_ZERO = (
     "attention_softcap",
     "final_softcap",
 )
+# Above any model, and below what would take minutes or all memory to trace.
 _LIMITS = {"vocab_size": 10_000_000, "window": 10_000_000}
 
 
@@ -281,10 +315,17 @@ def _image(config: SiglipConfig) -> jax.ShapeDtypeStruct:
 
 
 def resize_positions(position: np.ndarray, num_patches: int) -> np.ndarray:
-    """float32[1, P, D] of a square grid -> [1, num_patches, D] of another one.
+    """Resizes a position embedding to another number of patches.
 
-    Linear interpolation with the corners of both grids on each other, as big_vision's
-    image tower does when it loads weights. The same number of patches changes nothing.
+    Interpolates linearly with the corners of both grids aligned, as big_vision's image
+    tower does when it loads weights.
+
+    Args:
+      position: float32[1, P, D] of a square grid.
+      num_patches: of the new square grid.
+
+    Returns:
+      float32[1, num_patches, D]; `position` itself if num_patches is P.
 
     Raises:
       ValueError: a number of patches is not a square.
@@ -297,7 +338,9 @@ def resize_positions(position: np.ndarray, num_patches: int) -> np.ndarray:
         return position
     import scipy.ndimage
 
-    side, wanted = math.isqrt(old), math.isqrt(num_patches)
-    grid = position.reshape(side, side, width)
-    grid = scipy.ndimage.zoom(grid, (wanted / side, wanted / side, 1), order=1)
+    old_side, new_side = math.isqrt(old), math.isqrt(num_patches)
+    grid = position.reshape(old_side, old_side, width)
+    # order=1 is linear; scipy's default grid_mode=False aligns the corners.
+    factor = new_side / old_side
+    grid = scipy.ndimage.zoom(grid, (factor, factor, 1), order=1)
     return grid.reshape(1, num_patches, width)

@@ -1,6 +1,6 @@
-"""Tensors in safetensors files, opened lazily, read one at a time, written in shards.
+"""safetensors files: opened lazily, read one tensor at a time, written in shards.
 
-Nothing here needs torch, and nothing is ever unpickled.
+Needs no torch, and never unpickles.
 """
 
 import collections
@@ -20,11 +20,11 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-# transformers' own limit.
+# The default of transformers' save_pretrained.
 _MAX_SHARD_BYTES = 5_000_000_000
 
-
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Written by tools/export_hf.py: hashes of the files and tensors of an export.
 CERTIFICATE = "hive_export.json"
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -37,8 +37,8 @@ class Tensor:
 
     Attributes:
       shape: as stored.
-      dtype: "float32", "float16", "bfloat16", or another format's name.
-      read: returns the array; CheckpointError if it is damaged.
+      dtype: "float32", "float16", "bfloat16", or the format's name of another one.
+      read: reads the array; raises CheckpointError if it is damaged.
     """
 
     shape: tuple[int, ...]
@@ -47,14 +47,23 @@ class Tensor:
 
 
 def stored_dtype(tensors: Iterable[Tensor]) -> str:
-    """The dtype that most of the tensors have, of those that weights can have."""
+    """Returns the most common of the dtypes that weights can have."""
     known = _DTYPES.values()
     counts = collections.Counter(t.dtype for t in tensors if t.dtype in known)
     return counts.most_common(1)[0][0] if counts else "float32"
 
 
 def require_finite(array: np.ndarray, name: str, path) -> np.ndarray:
-    """Returns the array, or raises CheckpointError if a value is NaN or infinite."""
+    """Returns the array, if all its values are finite.
+
+    Args:
+      array: values of a tensor.
+      name: name of the tensor, for the message.
+      path: its file, for the message.
+
+    Raises:
+      CheckpointError: a value is NaN or infinite.
+    """
     if not _is_finite(array):
         raise CheckpointError(
             f"{path}: {name!r} holds values that are not finite: the file is damaged, "
@@ -64,32 +73,45 @@ def require_finite(array: np.ndarray, name: str, path) -> np.ndarray:
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array as it is stored in `dtype`; CheckpointError if that cannot hold it."""
+    """Casts an array to the dtype that it is stored in.
+
+    Args:
+      name: name of the tensor, for the message.
+      array: its values.
+      dtype: float32, bfloat16 or float16.
+
+    Raises:
+      CheckpointError: a value is not finite in `dtype`.
+    """
     with np.errstate(over="ignore"):
-        short = np.ascontiguousarray(array, dtype)
-    if not _is_finite(short):
+        result = np.ascontiguousarray(array, dtype)
+    if not _is_finite(result):
         raise CheckpointError(
             f"{name}: not finite as {dtype}: its training diverged, or its values are "
             "too large for this dtype; bfloat16 and float32 hold larger ones"
         )
-    return short
+    return result
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    flat, step = array.ravel(order="K"), 1_000_000  # a view, with little beside it
+    # In chunks of a view: np.isfinite of a whole tensor would need memory of its own.
+    flat, step = array.ravel(order="K"), 1_000_000
     starts = range(0, flat.size, step)
     return all(np.isfinite(flat[start : start + step]).all() for start in starts)
 
 
 def open_safetensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder with model.safetensors, or with shards and their index.
+    """Opens a folder with model.safetensors, or with shards and their index.
 
-    Where the folder carries a certificate of `tools/export_hf.py`, its other files
-    are compared with the hashes in it now, and each tensor as it is read.
+    If the folder has hashes of `tools/export_hf.py`, other files are compared with them
+    now, and each tensor when it is read.
+
+    Returns:
+      The tensors by name.
 
     Raises:
-      MissingInputError: there are none, or shards are missing.
-      CheckpointError: a file is damaged, or disagrees with the index.
+      MissingInputError: there is no such file, or a shard is missing.
+      CheckpointError: a file is damaged, changed, or disagrees with the index.
     """
     hashes = _hashes(folder)
     if (folder / INDEX).is_file():
@@ -98,12 +120,12 @@ def open_safetensors(folder: Path) -> dict[str, Tensor]:
         return _open(folder / SINGLE, hashes)
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
     if pickled:
-        raise refused(folder / pickled[0])
+        raise pickled_file_error(folder / pickled[0])
     raise MissingInputError(f"{folder} holds neither {SINGLE} nor {INDEX}")
 
 
-def refused(path: Path) -> CheckpointError:
-    """The error for a file that only pickle could read."""
+def pickled_file_error(path: Path) -> CheckpointError:
+    """Returns the error for a pickled file, with the command to convert it."""
     return CheckpointError(
         f"{path}: pickled files can run code and are not read; expected safetensors. "
         "Convert it where torch and transformers are installed:\n"
@@ -113,13 +135,15 @@ def refused(path: Path) -> CheckpointError:
 
 
 def tensor_hash(array: np.ndarray) -> str:
-    """SHA-256 of the bytes, as certificates have it."""
+    """Returns the SHA-256 of an array's bytes, as hex digits."""
     return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8)).hexdigest()
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """The hashes of the tensors, if there is a certificate, and the other files have
-    theirs; the model card may be changed."""
+    """Returns the recorded hashes of the tensors, after checking those of other files.
+
+    The model card may be edited.
+    """
     path = folder / CERTIFICATE
     if not path.is_file():
         return {}
@@ -129,8 +153,8 @@ def _hashes(folder: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: expected the hashes of 'tensors' and 'files'")
     changed = [
         name
-        for name, wanted in files.items()
-        if name != "README.md" and _file_hash(folder / Path(name).name) != wanted
+        for name, expected in files.items()
+        if name != "README.md" and _file_hash(folder / Path(name).name) != expected
     ]
     if changed:
         raise CheckpointError(
@@ -151,9 +175,10 @@ def _open_shards(folder: Path, hashes: dict) -> dict[str, Tensor]:
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(f"{index} has no weight_map")
     shards = sorted({str(shard) for shard in shard_of.values()})
+    # An index is untrusted: a shard must not lead out of its folder.
     outside = [shard for shard in shards if Path(shard).name != shard]
     if outside:
-        raise CheckpointError(f"{index}: {outside} are not names of files beside it")
+        raise CheckpointError(f"{index}: {outside} are not file names in its folder")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise MissingInputError(
@@ -162,14 +187,14 @@ def _open_shards(folder: Path, hashes: dict) -> dict[str, Tensor]:
         )
     tensors, lines = {}, []
     for shard in shards:
-        found = _open(folder / shard, hashes)
-        listed = {name for name, where in shard_of.items() if where == shard}
-        lines += [f"{name}: not in {shard}" for name in sorted(listed - set(found))]
+        stored = _open(folder / shard, hashes)
+        indexed = {name for name, file in shard_of.items() if file == shard}
+        lines += [f"{name}: not in {shard}" for name in sorted(indexed - set(stored))]
         lines += [
             f"{name}: in {shard}, not in the index"
-            for name in sorted(set(found) - listed)
+            for name in sorted(set(stored) - indexed)
         ]
-        tensors |= found
+        tensors |= stored
     if lines:
         listed = "\n  ".join(lines)
         raise CheckpointError(f"{index} disagrees with its shards:\n  {listed}")
@@ -193,13 +218,13 @@ def _open(path: Path, hashes: dict) -> dict[str, Tensor]:
     return {name: _tensor(file, path, name, hashes.get(name)) for name in names}
 
 
-def _tensor(file, path: Path, name: str, wanted: str | None) -> Tensor:
-    piece = file.get_slice(name)
-    dtype = _DTYPES.get(piece.get_dtype(), piece.get_dtype())
+def _tensor(file, path: Path, name: str, expected_hash: str | None) -> Tensor:
+    header = file.get_slice(name)  # shape and dtype; reads no values
+    dtype = _DTYPES.get(header.get_dtype(), header.get_dtype())
 
     def read() -> np.ndarray:
         array = file.get_tensor(name)
-        if wanted is not None and tensor_hash(array) != wanted:
+        if expected_hash is not None and tensor_hash(array) != expected_hash:
             raise CheckpointError(
                 f"{path}: {name!r} does not have the hash in {CERTIFICATE}: it was "
                 "changed or damaged after the export. Get the folder again, or remove "
@@ -207,11 +232,15 @@ def _tensor(file, path: Path, name: str, wanted: str | None) -> Tensor:
             )
         return require_finite(array, name, path)
 
-    return Tensor(tuple(piece.get_shape()), dtype, read)
+    return Tensor(tuple(header.get_shape()), dtype, read)
 
 
 def dtype_named(name: str) -> np.dtype:
-    """The dtype to store weights in. Raises ConfigError for another name."""
+    """Returns the dtype of a key of DTYPES.
+
+    Raises:
+      ConfigError: unknown name.
+    """
     if name not in DTYPES:
         raise ConfigError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
@@ -224,24 +253,33 @@ def write_tensors(
     dtype: np.dtype,
     max_shard_bytes: int = _MAX_SHARD_BYTES,
 ) -> dict[str, str]:
-    """Writes tensors as safetensors, in shards with an index if they are many.
-
-    Only one shard is in memory at a time.
+    """Writes tensors as one file, or as shards with an index; one shard at a time.
 
     Args:
-      make: makes each tensor, by name.
-      shapes: of the same tensors.
+      folder: an existing folder.
+      make: name -> function that makes the tensor.
+      shapes: shape of each tensor by name.
+      dtype: of the tensors.
+      max_shard_bytes: size at which a new shard begins.
 
     Returns:
       The hash of each tensor.
+
+    Raises:
+      OSError: a file cannot be written.
     """
     shards = _shards(shapes, dtype.itemsize, max_shard_bytes)
     hashes, weight_map = {}, {}
     for number, names in enumerate(shards, start=1):
-        alone = len(shards) == 1
-        file = SINGLE if alone else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        is_single = len(shards) == 1
+        file = (
+            SINGLE
+            if is_single
+            else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        )
         tensors = {name: make[name]() for name in names}
         save_safetensors(folder / file, tensors)
+        # Of the tensors and not of the file, so that a loader can check them one by one.
         hashes |= {name: tensor_hash(tensor) for name, tensor in tensors.items()}
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
@@ -252,26 +290,35 @@ def write_tensors(
 
 
 def save_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """One file, marked as PyTorch's. OSError if it cannot be written."""
+    """Writes one safetensors file.
+
+    Args:
+      path: the file.
+      tensors: arrays by name.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     import safetensors
     from safetensors.numpy import save_file
 
     try:
+        # The metadata with which transformers marks weights of PyTorch models.
         save_file(dict(tensors), path, metadata={"format": "pt"})
-        path.chmod(0o644)  # the library leaves it to its owner alone
+        path.chmod(0o644)  # the library makes it readable by its owner alone
     except safetensors.SafetensorError as error:
         raise OSError(f"{path.name}: {error}") from error
 
 
 def _shards(shapes: Mapping[str, tuple], itemsize: int, limit: int) -> list[list[str]]:
-    shards, room = [[]], limit
+    shards, free = [[]], limit
     for name, shape in shapes.items():
         size = _num_bytes(shape, itemsize)
-        if size > room and shards[-1]:
+        if size > free and shards[-1]:
             shards.append([])
-            room = limit
+            free = limit
         shards[-1].append(name)
-        room -= size
+        free -= size
     return shards
 
 

@@ -1,4 +1,4 @@
-"""Models found at a path, whatever its format: checked whole, then read leaf by leaf.
+"""Opens the models at a path, whatever its format, and checks them before reading.
 
 A path is a Hugging Face folder, a hub id, a big_vision .npz, or "builtin:NAME".
 """
@@ -27,7 +27,8 @@ from hive_jax.weights import (
 from hive_jax.weights.mapping import checked_shapes
 from hive_jax.weights.safetensors import Tensor, open_safetensors
 
-# What the names of each part begin with, in the models and versions that hold it.
+# Prefixes of each component's tensor names, in the models and transformers versions that
+# contain it. The first one is that of a folder of the component alone.
 _VISION_PREFIXES = (
     "vision_model.",
     "",
@@ -43,26 +44,30 @@ _TEXT_PREFIXES = (
     "language_model.",
     "model.language_model.",
 )
-# What the names of other parts of such models begin with.
-_OTHER_PARTS = (
+# First elements of the tensor names of other components, which may be left out.
+_OTHER_COMPONENTS = (
     *("vision_model.", "text_model.", "logit_scale", "logit_bias"),
     *("vision_tower.", "language_model.", "multi_modal_projector.", "lm_head."),
     *("projectors.", "cross_attentions."),
     *("img/", "txt/", "llm/", "fusion/", "t", "b"),
 )
-# Tables of constants that older versions of transformers stored beside the weights.
+# Constants that older versions of transformers stored like weights.
 _BUFFERS = ("position_ids", "rotary_emb.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightSource:
-    """A model at a path: all its tensors are there and fit, and none is read yet.
+    """A model in files: names, shapes and dtypes are checked, no values are read yet.
 
     Attributes:
+      source: the path, for messages.
       config: SiglipConfig, DecoderConfig, (SiglipConfig, TextTowerConfig), or HiveConfig.
-      left_out: tensors of the same files that belong to other parts.
-      preprocessing: name of the image preprocessing; "" if the source says nothing.
-      tokenizer: path, or "builtin:NAME"; "" if the source has none.
+      shapes: shape of each parameter, by name.
+      tensor_slices: where each parameter's values are in the files.
+      tensors: tensors of the files, by name.
+      left_out: tensors of the same files that belong to other components.
+      preprocessing: name of the image preprocessing; "" if the files do not record it.
+      tokenizer: path, or "builtin:NAME"; "" if there is none.
     """
 
     source: str
@@ -75,176 +80,207 @@ class WeightSource:
     tokenizer: str = ""
 
     def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Names and float32 arrays. CheckpointError at the end names what is damaged."""
+        """Yields names and float32 arrays, one parameter at a time.
+
+        Raises:
+          CheckpointError: at the end, naming all tensors that are damaged.
+        """
         return mapping.read_params(self.tensor_slices, self.tensors, self.shapes)
 
     def params(self) -> dict:
-        """All leaves, as the module's `apply` takes them."""
+        """Reads all parameters, as the module's `apply` takes them.
+
+        Raises:
+          CheckpointError: a tensor is damaged.
+        """
         return unflatten_dict(dict(self.leaves()), sep="/")
 
 
 def open_encoder(path: str) -> WeightSource:
-    """The SigLIP image tower at a path.
+    """Opens the SigLIP image tower at a path.
 
     Raises:
-      MissingInputError: there is nothing, or a part of it is missing.
-      CheckpointError: damaged files, or no image tower that we compute; all tensors
-        that are missing, unexpected or of another shape or dtype are listed.
+      MissingInputError: nothing is at `path`, or a file is missing.
+      CheckpointError: damaged files, or no image tower that `SiglipEncoder` computes; all
+        tensors that are missing, unexpected or of another shape or dtype are listed.
     """
-    where = hf_folder.locate(path)
-    if not where.is_dir():
-        return _from_npz(path, where, _IMAGE)
-    config = read_json(where / "config.json", error=CheckpointError)
-    found = hf_siglip.vision_config_from_hf(hf_folder.vision_part(config, path), path)
-    tensors = open_safetensors(where)
+    folder = hf_folder.locate(path)
+    if not folder.is_dir():
+        return _open_npz(path, folder, _IMAGE)
+    hf = read_json(folder / "config.json", error=CheckpointError)
+    config = hf_siglip.vision_config_from_hf(hf_folder.vision_config(hf, path), path)
+    tensors = open_safetensors(folder)
+    # The prefix depends on the model and on the version of transformers that saved it.
     prefix = _prefix(tensors, _VISION_PREFIXES, "encoder.layers.0.")
-    nested = "" if config["model_type"] == "siglip_vision_model" else prefix
-    rows = hf_siglip.vision_rows("", prefix, found.map_head)
-    part = _weight_source(path, found, rows, tensors, nested)
-    return dataclasses.replace(part, preprocessing=hf_folder.preprocessing(where))
+    nested = "" if hf["model_type"] == "siglip_vision_model" else prefix
+    rows = hf_siglip.vision_rows("", prefix, config.map_head)
+    source = _weight_source(path, config, rows, tensors, nested)
+    return dataclasses.replace(source, preprocessing=hf_folder.preprocessing(folder))
 
 
 def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource:
-    """The Gemma at a path; errors as `open_encoder`.
+    """Opens the decoder at a path.
 
     Args:
-      config: what the decoder is, for a .npz of a Gemma 2 or 3, whose arrays do not
+      path: as for `open_encoder`.
+      config: architecture, for big_vision's .npz of a Gemma 2 or 3, whose arrays do not
         show it.
+
+    Raises:
+      MissingInputError, CheckpointError: as for `open_encoder`.
     """
-    where = hf_folder.locate(path)
-    if not where.is_dir():
-        return _from_npz(path, where, _DECODER, config=config)
-    hf = read_json(where / "config.json", error=CheckpointError)
-    found = hf_decoder.config_from_hf(hf_folder.text_part(hf, path), path)
-    tensors = open_safetensors(where)
+    folder = hf_folder.locate(path)
+    if not folder.is_dir():
+        return _open_npz(path, folder, _DECODER, config=config)
+    hf = read_json(folder / "config.json", error=CheckpointError)
+    config = hf_decoder.config_from_hf(hf_folder.decoder_config(hf, path), path)
+    tensors = open_safetensors(folder)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
     nested = prefix if "text_config" in hf else ""
-    tensors = hf_decoder.without_tied_head(tensors, prefix, found, path)
-    part = _weight_source(
-        path, found, hf_decoder.rows("", prefix, found), tensors, nested
-    )
-    has_tokenizer = any((where / name).is_file() for name in hf_folder.TOKENIZER_FILES)
-    return dataclasses.replace(part, tokenizer=str(where) if has_tokenizer else "")
+    tensors = hf_decoder.without_tied_head(tensors, prefix, config, path)
+    rows = hf_decoder.rows("", prefix, config)
+    source = _weight_source(path, config, rows, tensors, nested)
+    has_tokenizer = any((folder / name).is_file() for name in hf_folder.TOKENIZER_FILES)
+    return dataclasses.replace(source, tokenizer=str(folder) if has_tokenizer else "")
 
 
 def open_two_towers(path: str) -> WeightSource:
-    """Both SigLIP towers at a path, with temperature and bias; errors as
-    `open_encoder`."""
-    where = hf_folder.locate(path)
-    if not where.is_dir():
-        return _from_npz(path, where, _IMAGE, _TEXT)
-    vision, text = hf_folder.two_tower_parts(
-        read_json(where / "config.json", error=CheckpointError), path
+    """Opens both SigLIP towers at a path, with temperature and bias.
+
+    Raises:
+      MissingInputError, CheckpointError: as for `open_encoder`.
+    """
+    folder = hf_folder.locate(path)
+    if not folder.is_dir():
+        return _open_npz(path, folder, _IMAGE, _TEXT)
+    vision, text = hf_folder.two_tower_configs(
+        read_json(folder / "config.json", error=CheckpointError), path
     )
-    found = (
+    config = (
         hf_siglip.vision_config_from_hf(vision, path),
         hf_siglip.text_config_from_hf(text, path),
     )
     rows = [
-        *hf_siglip.vision_rows("img/", "vision_model.", found[0].map_head),
+        *hf_siglip.vision_rows("img/", "vision_model.", config[0].map_head),
         *hf_siglip.text_rows("txt/", "text_model."),
         *hf_siglip.SCALARS,
     ]
-    part = _weight_source(path, found, rows, open_safetensors(where), "")
-    return dataclasses.replace(part, preprocessing=hf_folder.preprocessing(where))
+    source = _weight_source(path, config, rows, open_safetensors(folder), "")
+    return dataclasses.replace(source, preprocessing=hf_folder.preprocessing(folder))
 
 
+# Branches of big_vision's trees: name, type of the configuration, and the function that
+# reads it from the shapes of the arrays.
 _IMAGE = ("img", SiglipConfig, big_vision.vision_config)
 _TEXT = ("txt", TextTowerConfig, big_vision.text_config)
 _DECODER = ("llm", DecoderConfig, big_vision.decoder_config)
 
 
 def open_hive(path: str) -> WeightSource:
-    """The whole model in a folder of `tools/export_hf.py`, "vlm" or "hive"; errors as
-    `open_encoder`."""
-    where = hf_folder.locate(path)
-    hf = read_json(where / "config.json", error=CheckpointError)
-    found = _hive_config(hf, path)
-    if found.fusion_class.export_kind == "vlm":
-        # The token is in the configuration alone, and no part of the tables.
-        layout = hf_models.vlm(found, hf.get("image_token_index", 0))
+    """Opens the whole model in a folder of `tools/export_hf.py`, "vlm" or "hive".
+
+    Raises:
+      MissingInputError, CheckpointError: as for `open_encoder`.
+    """
+    folder = hf_folder.locate(path)
+    hf = read_json(folder / "config.json", error=CheckpointError)
+    config = _hive_config(hf, path)
+    if config.fusion_class.export_kind == "vlm":
+        # The image token matters to config.json alone, not to the table of tensors.
+        layout = hf_models.vlm(config, hf.get("image_token_index", 0))
     else:
-        layout = hf_models.hive(found)
-    part = _weight_source(path, found, layout.rows, open_safetensors(where), "")
+        layout = hf_models.hive(config)
+    source = _weight_source(path, config, layout.rows, open_safetensors(folder), "")
     return dataclasses.replace(
-        part, preprocessing=hf_folder.preprocessing(where), tokenizer=str(where)
+        source, preprocessing=hf_folder.preprocessing(folder), tokenizer=str(folder)
     )
 
 
 def _hive_config(hf: dict, path: str) -> HiveConfig:
-    vision = hf_siglip.vision_config_from_hf(hf_folder.vision_part(hf, path), path)
-    text = hf_decoder.config_from_hf(hf_folder.text_part(hf, path), path)
+    vision = hf_siglip.vision_config_from_hf(hf_folder.vision_config(hf, path), path)
+    text = hf_decoder.config_from_hf(hf_folder.decoder_config(hf, path), path)
     try:
         if hf["model_type"] == "hive":
             fusion = hf["fusion"]
             connections = tuple(map(tuple, hf["connections"]))
         else:
             fusion = "self_attention"
+            # LLaVA counts hidden states from the end: -1 is the last block.
             connections = ((vision.depth + 1 + hf["vision_feature_layer"], 1),)
-        found = HiveConfig(vision, text, fusion, connections)
-        return dataclasses.replace(found, connections=found.resolved_connections())
+        config = HiveConfig(vision, text, fusion, connections)
+        return dataclasses.replace(config, connections=config.resolved_connections())
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: config.json is not one of tools/export_hf.py: {error}"
+            f"{path}: config.json was not written by tools/export_hf.py: {error}"
         ) from None
 
 
-def _from_npz(path: str, where: Path, *branches: tuple, config=None) -> WeightSource:
-    """One branch of a .npz, or the whole of a file of several.
+def _open_npz(path: str, file: Path, *branches: tuple, config=None) -> WeightSource:
+    """Opens one branch of a .npz, or a whole file of several branches.
 
-    The configuration is the one in the file, else the argument, else what the arrays
-    show. The names of a single branch may lack its own.
+    The configuration is that of the file's metadata, else the argument, else read from
+    the shapes of the arrays. In a file of a single branch, names may lack its prefix.
     """
-    tensors, about = big_vision.open_npz(where)
-    tensors = big_vision.apart(tensors)
-    first = branches[0][0] + "/"
-    alone = len(branches) == 1
-    nested = alone and any(name.startswith(first) for name in tensors)
+    tensors, metadata = big_vision.open_npz(file)
+    tensors = big_vision.split_qkv(tensors)
+    prefix = branches[0][0] + "/"
+    is_single = len(branches) == 1
+    nested = is_single and any(name.startswith(prefix) for name in tensors)
     configs, source = [], path
-    for name, kind, read in branches:
-        if name in about:
-            configs.append(_from_about(kind, about[name], path))
+    for name, config_type, config_from_shapes in branches:
+        if name in metadata:
+            configs.append(_config_from_metadata(config_type, metadata[name], path))
         elif config is not None:
             configs.append(config)
         else:
-            prefix = f"{name}/" if nested or not alone else ""
-            shapes = big_vision.stacked_shapes(tensors, prefix, path)
-            configs.append(read(shapes))
+            branch = f"{name}/" if nested or not is_single else ""
+            shapes = big_vision.stacked_shapes(tensors, branch, path)
+            configs.append(config_from_shapes(shapes))
             names = ", ".join(shapes.used)
             source += f" (configuration read from the shapes of {names})"
-    found = configs[0] if alone else tuple(configs)
-    names = checked_shapes(found, source)
-    rows = big_vision.rows(names, first if nested else "", tensors)
-    part = _weight_source(source, found, rows, tensors, first if nested else "")
+    model = configs[0] if is_single else tuple(configs)
+    # `source` now tells where the configuration comes from, for the messages below.
+    names = checked_shapes(model, source)
+    rows = big_vision.branch_rows(names, prefix if nested else "", tensors)
+    weights = _weight_source(source, model, rows, tensors, prefix if nested else "")
+    default = _default_preprocessing(prefix, tensors, metadata)
     return dataclasses.replace(
-        part,
+        weights,
         source=path,
-        preprocessing=about.get("preprocessing", _unsaid(first, tensors, about)),
-        tokenizer=about.get("tokenizer", ""),
+        preprocessing=metadata.get("preprocessing", default),
+        tokenizer=metadata.get("tokenizer", ""),
     )
 
 
-def _unsaid(first: str, tensors: Mapping[str, Tensor], about: Mapping) -> str:
-    """The preprocessing of big_vision's own files, which say nothing: that of SigLIP's
-    towers. PaliGemma's, beside a decoder, had another, which is unknown here."""
+def _default_preprocessing(
+    prefix: str, tensors: Mapping[str, Tensor], metadata: Mapping
+) -> str:
+    """Returns the preprocessing of big_vision's own files, which do not record it.
+
+    It is known for SigLIP's towers, but not for PaliGemma's, which come with a decoder.
+    """
     with_decoder = any(name.startswith("llm/") for name in tensors)
-    return "bv_bilinear" if first == "img/" and not (about or with_decoder) else ""
+    is_siglip = prefix == "img/" and not (metadata or with_decoder)
+    return "bv_bilinear" if is_siglip else ""
 
 
-def _from_about(kind: type, fields: dict, path: str):
+def _config_from_metadata(config_type: type, fields: dict, path: str):
     try:
-        return kind(**fields)
+        return config_type(**fields)
     except TypeError as error:
         raise CheckpointError(
-            f"{path}: {big_vision.ABOUT!r} in it is not of this version: {error}"
+            f"{path}: {big_vision.ABOUT!r} is not of this version: {error}"
         ) from None
 
 
 def _weight_source(
     path: str, config, rows: list[mapping.Row], tensors, nested: str
 ) -> WeightSource:
-    """Checks everything but the values. `nested` is what the part's names begin with
-    where other components are in the same files, else ""."""
+    """Checks everything but the values.
+
+    `nested` is the prefix of the component's names where the same files hold other
+    components, else "".
+    """
     shapes = checked_shapes(config, path)
     tensor_slices = mapping.tensor_slices(rows, shapes)
 
@@ -252,8 +288,8 @@ def _weight_source(
         # The connector of PaliGemma's image tower, or a classifier of big_vision's.
         if name.startswith(("img/head/", "head/")) or name.endswith(_BUFFERS):
             return True
-        begins = _begins(name.removeprefix("model."))
-        return not name.startswith(nested) and begins in _OTHER_PARTS
+        first = _first_element(name.removeprefix("model."))
+        return not name.startswith(nested) and first in _OTHER_COMPONENTS
 
     left_out = mapping.require_fit(
         path, tensor_slices, tensors, belongs_to_other_component
@@ -261,72 +297,16 @@ def _weight_source(
     return WeightSource(path, config, shapes, tensor_slices, tensors, left_out)
 
 
-def _begins(name: str) -> str:
-    """ "a.b.c" -> "a.", "a/b" -> "a/", "a" -> "a"."""
+def _first_element(name: str) -> str:
+    """Returns "a.b.c" -> "a.", "a/b" -> "a/", "a" -> "a"."""
     return re.match(r"[^./]*[./]?", name)[0]
 
 
-def _prefix(tensors: Mapping[str, Tensor], known: tuple[str, ...], first: str) -> str:
-    """Which of the known prefixes the names have; the first one if none does."""
+def _prefix(
+    tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], layer: str
+) -> str:
+    """Returns the prefix with which `layer` occurs in the names, else the first one."""
     return next(
-        (p for p in known if any(name.startswith(p + first) for name in tensors)),
-        known[0],
+        (p for p in prefixes if any(name.startswith(p + layer) for name in tensors)),
+        prefixes[0],
     )
-
-
-def open_components(path: str) -> dict[str, WeightSource]:
-    """Opens all that a path holds: component -> its source, as the functions above.
-
-    One of "hive", "vlm" or "two_towers" is the whole model; else "encoder", "decoder",
-    or both (PaliGemma, Gemma 3).
-
-    Raises:
-      MissingInputError: nothing is at `path`, or its config.json is missing.
-      CheckpointError: no encoder or decoder of a known family, or damaged files.
-    """
-    where = hf_folder.locate(path)
-    names = _components_of_folder(where, path) if where.is_dir() else _in_npz(where)
-    openers = {
-        "encoder": open_encoder,
-        "two_towers": open_two_towers,
-        "decoder": open_decoder,
-        "vlm": open_hive,
-        "hive": open_hive,
-    }
-    return {name: openers[name](path) for name in names}
-
-
-def _components_of_folder(folder: Path, path: str) -> tuple[str, ...]:
-    hf = read_json(folder / "config.json", error=CheckpointError)
-    components = {
-        "siglip": ("two_towers",),
-        "siglip_vision_model": ("encoder",),
-        "llava": ("vlm",),
-        "hive": ("hive",),
-        "paligemma": ("encoder", "decoder"),
-        "gemma3": ("encoder", "decoder"),
-        **dict.fromkeys(hf_decoder.FAMILIES, ("decoder",)),
-    }
-    model_type = hf.get("model_type")
-    if model_type not in components:
-        raise CheckpointError(
-            f"{path}: model_type is {model_type!r}; expected the workdir of a run, or a "
-            f"model of type {', '.join(components)}"
-        )
-    return components[model_type]
-
-
-def _in_npz(file: Path) -> tuple[str, ...]:
-    branches = {name.partition("/")[0] for name in big_vision.open_npz(file)[0]}
-    if {"img", "txt"} <= branches:
-        return ("two_towers",)
-    is_there = {
-        "encoder": "img" in branches or "pos_embedding" in branches,
-        "decoder": "llm" in branches or "embedder" in branches,
-    }
-    components = tuple(name for name, there in is_there.items() if there)
-    if not components:
-        raise CheckpointError(
-            f"{file} has no parameter of an encoder (img/...) or a decoder (llm/...)"
-        )
-    return components

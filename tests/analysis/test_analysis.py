@@ -33,7 +33,7 @@ from hive_jax.data.tabletop.scene import scene
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError, MissingInputError
 from hive_jax.training.losses import next_token_nll
-from hive_jax.training.objectives import build_model, normalise_images
+from hive_jax.training.objectives import build_model, normalize_images
 
 CAPTIONS = ("there is a red star on the table.", "a small cube, and a large blue disc")
 
@@ -47,7 +47,7 @@ def shown():
 def loss_of(config, weights, batch, offsets):
     """The sum over captions of the mean loss of their tokens, all in float32."""
     model = build_model(config)
-    images = normalise_images(batch.image)
+    images = normalize_images(batch.image)
     inputs = images, batch.tokens, batch.image_mask, offsets
     hidden = model.apply({"params": weights}, *inputs)
     table = weights["llm"]["embedder"]["input_embedding"]
@@ -87,7 +87,7 @@ def test_no_image_changes_the_gradient_of_another():
 def test_offsets_of_zero_change_nothing():
     config, weights = run("hive"), params("hive")
     batch = make_batch(shown(), TOKENIZER)
-    model, images = build_model(config), normalise_images(batch.image)
+    model, images = build_model(config), normalize_images(batch.image)
 
     @jax.jit
     def hidden(offsets):
@@ -125,7 +125,7 @@ def test_at_full_size_and_in_bfloat16(fusion, parameter_shapes):
         return
 
     def maps(weights, batch):
-        images = normalise_images(batch.image)
+        images = normalize_images(batch.image)
         inputs = images, batch.tokens, batch.image_mask
         return model.apply({"params": weights}, *inputs, method="attention_weights")
 
@@ -176,7 +176,7 @@ def test_attention_of_words(fusion):
     found = attention_maps(config, weights, TOKENIZER, shown())
     batch = make_batch(shown(), TOKENIZER)
     model = build_model(config)
-    inputs = normalise_images(batch.image), batch.tokens, batch.image_mask
+    inputs = normalize_images(batch.image), batch.tokens, batch.image_mask
     maps = model.apply({"params": weights}, *inputs, method="attention_weights")
     pairs = config.model.resolved_connections()
     for row, one in enumerate(found):

@@ -26,7 +26,7 @@ from hive_jax.evaluation.probe import Probe, probe
 from hive_jax.export.classifier import export_classifier
 from hive_jax.inference import model
 from hive_jax.models.siglip import SiglipEncoder
-from hive_jax.training.objectives import normalise_images
+from hive_jax.training.objectives import normalize_images
 
 BUILTIN = "builtin:tabletop_siglip"
 SMALL = ProbeConfig(
@@ -157,7 +157,7 @@ def test_features_are_those_of_the_encoder(linear, encoder):
     source = whole_source(SMALL.test, HOW)
     images = np.stack([source[i].image for i in range(100)])
     model, params = SiglipEncoder(encoder.config), {"params": encoder.params}
-    tokens = np.asarray(model.apply(params, normalise_images(images)).tokens)
+    tokens = np.asarray(model.apply(params, normalize_images(images)).tokens)
     _, samples = read(out / "probe_linear")
     for number, one in enumerate(fitted[0]):
         classifier = one["classifier"]

@@ -14,8 +14,8 @@ from hive_jax.errors import ConfigError, DataError
 from hive_jax.inference.generate import Decoding, Generator, Prompt, nucleus
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
+from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.models.siglip import SiglipConfig
-from hive_jax.models.stack import Execution, ModelExecution
 from hive_jax.training import objectives, sharding
 
 FUSIONS = ("hive", "cascaded", "self_attention", "none")
@@ -82,7 +82,7 @@ def without_cache(fusion, prompt, count, **changes):
     model = objectives.build_model(run(fusion, **changes))
     weights = {"params": params(fusion, **changes)}
     image = prompt.image if prompt.image is not None else np.zeros((24, 24, 3), "u1")
-    images = objectives.normalise_images(jnp.asarray(image)[None])
+    images = objectives.normalize_images(jnp.asarray(image)[None])
     whole = encode_sample(prompt.sample(), TOKENIZER, 128)
     length = int((whole["tokens"] != TOKENIZER.pad_id).sum())
     written = np.arange(512) < TOKENIZER.vocab_size

@@ -1,3 +1,5 @@
+"""The decoder: sizes, windows, causality, execution and dtypes."""
+
 import dataclasses
 import functools
 
@@ -6,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hive_jax.models.decoder import Decoder, DecoderConfig, unembed
+from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.layer_stack import SCANNED, Execution
+from hive_jax.models.layers import unembed
 from hive_jax.models.presets import DECODERS, decoder_config
-from hive_jax.models.stack import SCANNED, Execution
 
 TINY = DecoderConfig(
     vocab_size=31,
@@ -67,7 +70,7 @@ def abstract(config):
         ("gemma3_1b", 999_885_952),
     ],
 )
-def test_full_sizes(preset, count):
+def test_presets_have_the_published_parameter_counts(preset, count):
     config = decoder_config(preset)
     out, variables = abstract(config)
     assert out.shape == (2, 5, config.vocab_size)
@@ -130,40 +133,40 @@ HUGGING_FACE = {
 
 
 @pytest.mark.parametrize("preset", HUGGING_FACE)
-def test_presets_are_those_of_transformers(preset):
+def test_presets_match_transformers_configurations(preset):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     family, sizes = HUGGING_FACE[preset]
     text = "Text" if family == "Gemma3" else ""
-    theirs = getattr(transformers, f"{family}{text}Config")(**sizes)
+    hf = getattr(transformers, f"{family}{text}Config")(**sizes)
     with torch.device("meta"):
-        model = getattr(transformers, f"{family}ForCausalLM")(theirs)
-    ours = decoder_config(preset)
-    _, variables = abstract(ours)
+        model = getattr(transformers, f"{family}ForCausalLM")(hf)
+    config = decoder_config(preset)
+    _, variables = abstract(config)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables))
     assert count == sum(p.numel() for p in model.parameters())
 
     # Gemma 1 has no such keys.
-    layers = getattr(theirs, "layer_types", None) or ["full_attention"] * ours.depth
+    layers = getattr(hf, "layer_types", None) or ["full_attention"] * config.depth
     local = [layer == "sliding_attention" for layer in layers]
-    assert ours.is_sliding().tolist() == local
+    assert config.is_sliding().tolist() == local
     if any(local):
-        assert ours.window == theirs.sliding_window
-    scale = getattr(theirs, "query_pre_attn_scalar", theirs.head_dim) ** -0.5
-    assert (ours.query_scale or ours.head_dim**-0.5) == scale
-    attention_softcap = getattr(theirs, "attn_logit_softcapping", None) or 0
-    final_softcap = getattr(theirs, "final_logit_softcapping", None) or 0
-    assert ours.attention_softcap == attention_softcap
-    assert ours.final_softcap == final_softcap
-    rope = theirs.rope_parameters
+        assert config.window == hf.sliding_window
+    scale = getattr(hf, "query_pre_attn_scalar", hf.head_dim) ** -0.5
+    assert (config.query_scale or config.head_dim**-0.5) == scale
+    attention_softcap = getattr(hf, "attn_logit_softcapping", None) or 0
+    final_softcap = getattr(hf, "final_logit_softcapping", None) or 0
+    assert config.attention_softcap == attention_softcap
+    assert config.final_softcap == final_softcap
+    rope = hf.rope_parameters
     if family == "Gemma3":
-        assert ours.rope_base == rope["full_attention"]["rope_theta"]
-        assert ours.local_rope_base == rope["sliding_attention"]["rope_theta"]
+        assert config.rope_base == rope["full_attention"]["rope_theta"]
+        assert config.local_rope_base == rope["sliding_attention"]["rope_theta"]
     else:
-        assert ours.rope_base == ours.local_rope_base == rope["rope_theta"]
+        assert config.rope_base == config.local_rope_base == rope["rope_theta"]
 
 
-def test_unknown_preset():
+def test_unknown_preset_raises_and_lists_the_known_ones():
     with pytest.raises(ValueError, match="'gemma9'.*gemma3_1b"):
         decoder_config("gemma9")
 
@@ -183,7 +186,7 @@ def test_tiny_preset_is_a_gemma3():
         (3, 5, "lll"),
     ],
 )
-def test_local_layers(depth, local_layers, table):
+def test_layers_alternate_between_sliding_window_and_global(depth, local_layers, table):
     config = DecoderConfig(depth=depth, local_layers=local_layers)
     assert "".join("l" if local else "g" for local in config.is_sliding()) == table
 
@@ -214,7 +217,7 @@ def test_scan_equals_unrolled_in_value_and_gradient(params):
 
 
 @pytest.mark.parametrize("ends", [(1, 7), (2, 3, 7), (4, 5, 6, 7)])
-def test_segments_cut_anywhere_are_the_whole(params, ends):
+def test_running_segments_one_by_one_equals_running_the_whole_decoder(params, ends):
     def run(gemma, tokens):
         x = gemma.embed(tokens)
         segments = gemma.segments(ends)
@@ -229,7 +232,7 @@ def test_segments_cut_anywhere_are_the_whole(params, ends):
     np.testing.assert_allclose(stepwise, logits(params, TOKENS), atol=1e-5)
 
 
-def test_a_token_depends_on_no_later_one(params):
+def test_logits_do_not_depend_on_later_tokens(params):
     before = logits(params, TOKENS)
     changed = TOKENS.copy()
     changed[:, 5] = (changed[:, 5] + 1) % 31
@@ -239,7 +242,7 @@ def test_a_token_depends_on_no_later_one(params):
 
 
 @pytest.mark.parametrize(("local_layers", "reach"), [(1, 3), (0, 8)])
-def test_window_of_one_layer(params, local_layers, reach):
+def test_sliding_window_limits_how_far_one_layer_attends(params, local_layers, reach):
     """A local layer of window 3 sees itself and two tokens back."""
     config = dataclasses.replace(TINY, depth=1, local_layers=local_layers)
     one_layer = cut_to(params, 1)
@@ -251,7 +254,7 @@ def test_window_of_one_layer(params, local_layers, reach):
     assert np.all(np.any(after[:, :reach] != before[:, :reach], axis=-1))
 
 
-def test_final_softcap():
+def test_final_softcap_limits_the_logits():
     hidden, table = 100 * jnp.eye(2, 4), jnp.eye(3, 4)
     capped = unembed(hidden, table, softcap=5.0)
     np.testing.assert_allclose(capped, [[5, 0, 0], [0, 5, 0]], atol=1e-6)
@@ -259,14 +262,14 @@ def test_final_softcap():
     np.testing.assert_array_equal(plain, [[100, 0, 0], [0, 100, 0]])
 
 
-def test_embedding_is_scaled_by_the_root_of_the_width(params):
+def test_embeddings_are_multiplied_by_the_square_root_of_the_width(params):
     x = Decoder(TINY).apply({"params": params}, TOKENS, method="embed")
     table = params["embedder"]["input_embedding"]
     np.testing.assert_allclose(x, 4 * np.asarray(table)[TOKENS], rtol=1e-6)
 
 
-def test_bfloat16(params):
-    wanted = logits(params, TOKENS)
+def test_bfloat16_logits_are_float32_and_close_to_float32_computation(params):
+    expected = logits(params, TOKENS)
     half = jax.jit(Decoder(TINY, jnp.bfloat16).apply)({"params": params}, TOKENS)
     assert half.dtype == jnp.float32
-    assert np.linalg.norm(half - wanted) < 0.05 * np.linalg.norm(wanted)
+    assert np.linalg.norm(half - expected) < 0.05 * np.linalg.norm(expected)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.models.siglip import (
     SiglipConfig,
     SiglipEncoder,
     TextTowerConfig,
     TwoTowers,
 )
-from hive_jax.models.stack import Execution, ModelExecution
 from hive_jax.weights import load_decoder, load_two_towers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -55,7 +55,7 @@ def assert_close(got, wanted):
 
 @pytest.mark.parametrize(("scan", "remat"), PROGRAMS)
 @pytest.mark.parametrize("layers", ["scan", "unrolled"])
-def test_two_towers(layers, scan, remat):
+def test_siglip_outputs_equal_recorded_big_vision_outputs(layers, scan, remat):
     image, text, params = load_two_towers(str(GOLDEN / f"siglip_{layers}_params.npz"))
     assert (image, text) == (SiglipConfig(**IMAGE), TextTowerConfig(**TEXT))
     wanted = expected(f"siglip_{layers}")
@@ -74,14 +74,14 @@ def test_two_towers(layers, scan, remat):
 def towers(scan, remat):
     """(params, images, text) -> embeddings, and the image tower at all depths."""
     image, text = SiglipConfig(**IMAGE), TextTowerConfig(**TEXT)
-    one = Execution(scan=scan, remat=remat)
-    execution = ModelExecution(encoder=one, text_tower=one)
+    tower_execution = Execution(scan=scan, remat=remat)
+    execution = ModelExecution(encoder=tower_execution, text_tower=tower_execution)
 
     @jax.jit
     def run(params, images, tokens):
         model = TwoTowers(image, text, execution=execution)
         embeddings = model.apply({"params": params}, images, tokens)
-        encoder = SiglipEncoder(image, execution=one)
+        encoder = SiglipEncoder(image, execution=tower_execution)
         return embeddings, encoder.apply(
             {"params": params["img"]}, images, (1, 2, 3, 4)
         )
@@ -91,7 +91,7 @@ def towers(scan, remat):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("name", ["gemma1", "gemma2"])
-def test_gemma(name, scan):
+def test_gemma_logits_equal_recorded_big_vision_logits(name, scan):
     def run(gemma, tokens):
         (layers,) = gemma.segments((gemma.config.depth,))
         hidden = gemma.final_norm(layers(gemma.embed(tokens))[0])
@@ -100,8 +100,8 @@ def test_gemma(name, scan):
     config = GEMMAS[name]
     path = str(GOLDEN / f"{name}_params.npz")
     # The arrays of a Gemma 1 say what it is.
-    found, params = load_decoder(path, None if name == "gemma1" else config)
-    assert found == config
+    loaded_config, params = load_decoder(path, None if name == "gemma1" else config)
+    assert loaded_config == config
     wanted = expected(name)
     gemma = Decoder(config, execution=Execution(scan=scan))
     apply = jax.jit(lambda p, x: gemma.apply({"params": p}, x, method=run))

@@ -1,3 +1,5 @@
+"""The whole model: fusions, masks, gradients, prefill and decoding."""
+
 import dataclasses
 import functools
 
@@ -10,15 +12,12 @@ from hive_jax.models.attention import KeyValues
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.fusion import (
     FUSIONS,
-    Fusion,
-    default_connections,
-    interleave,
-    resolve_connections,
     text_position,
 )
+from hive_jax.models.fusion_base import Fusion
 from hive_jax.models.hive import Hive, HiveConfig
+from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.models.siglip import SiglipConfig
-from hive_jax.models.stack import Execution, ModelExecution
 
 # 9 patches; block 3 of the encoder is connected to nothing.
 TINY = HiveConfig(
@@ -71,69 +70,11 @@ def with_gates(params, gates):
     return params | {"fusion": fusion}
 
 
-# The map of connections.
-
-
-@pytest.mark.parametrize(
-    ("encoder_depth", "decoder_depth", "connections"),
-    [
-        (24, 26, ((4, 4), (8, 9), (12, 13), (16, 17), (20, 22), (24, 26))),
-        (24, 40, ((4, 7), (8, 13), (12, 20), (16, 27), (20, 33), (24, 40))),
-        (24, 3, ((8, 1), (16, 2), (24, 3))),
-        (8, 4, ((4, 2), (8, 4))),
-        (1, 1, ((1, 1),)),
-    ],
-)
-def test_default_connections(encoder_depth, decoder_depth, connections):
-    assert default_connections(encoder_depth, decoder_depth) == connections
-
-
-def test_number_of_connections():
-    assert default_connections(8, 4, 4) == ((2, 1), (4, 2), (6, 3), (8, 4))
-    assert resolve_connections("hive", ((1, 1),), 8, 4, 2) == ((1, 1),)
-    with pytest.raises(ValueError, match="num_connections is 5"):
-        resolve_connections("hive", (), 8, 4, 5)
-
-
-@pytest.mark.parametrize(
-    ("fusion", "connections", "resolved"),
-    [
-        ("hive", (), ((4, 2), (8, 4))),
-        ("hive", ((5, 1), (2, 3)), ((5, 1), (2, 3))),
-        ("cascaded", (), ((8, 2), (8, 4))),
-        ("cascaded", ((5, 1), (2, 3)), ((8, 1), (8, 3))),
-        ("self_attention", (), ((8, 1),)),
-        ("self_attention", ((5, 1), (2, 3)), ((5, 1),)),
-        ("none", (), ()),
-        ("none", ((5, 1),), ()),
-    ],
-)
-def test_resolved_connections(fusion, connections, resolved):
-    assert resolve_connections(fusion, connections, 8, 4) == resolved
-
-
-@pytest.mark.parametrize(
-    ("fusion", "connections", "message"),
-    [
-        ("later", (), "'later'.*hive"),
-        ("hive", ((9, 1),), r"\(9, 1\).*1 to 8.*1 to 4"),
-        ("hive", ((0, 1),), r"\(0, 1\)"),
-        ("hive", ((1, 5),), r"\(1, 5\)"),
-        ("cascaded", ((1, 0),), r"\(1, 0\)"),
-        ("hive", ((1, 3), (2, 1)), r"\[3, 1\] must increase"),
-        ("hive", ((1, 3), (2, 3)), r"\[3, 3\] must increase"),
-    ],
-)
-def test_connections_that_cannot_be(fusion, connections, message):
-    with pytest.raises(ValueError, match=message):
-        resolve_connections(fusion, connections, 8, 4)
-
-
 # The parameter tree.
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_branches_of_the_tree(fusion):
+def test_parameter_tree_has_the_branches_of_its_fusion(fusion):
     params = random_params(fusion)
     assert set(params) == ({"llm"} if fusion == "none" else {"img", "llm", "fusion"})
     if fusion in ("hive", "cascaded"):
@@ -152,17 +93,17 @@ def test_gates_start_at_zero():
     assert not np.any(jax.jit(gate)(jax.random.key(0)))
 
 
-# What depends on the image, and what does not.
+# Dependence on the image.
 
 
 @pytest.mark.parametrize("fusion", ["hive", "cascaded"])
-def test_with_gates_at_zero_the_image_is_not_there(fusion):
+def test_image_has_no_effect_while_gates_are_zero(fusion):
     params = with_gates(random_params(fusion), [0, 0])
     blind = run(fusion, image_mask=np.zeros_like(IMAGE_MASK))
     np.testing.assert_array_equal(run(fusion, params=params), blind)
 
 
-def test_with_gates_at_zero_the_decoder_is_alone_bit_for_bit():
+def test_zero_gates_give_the_decoder_alone_bit_for_bit():
     # Not compiled: XLA fuses, and so rounds, two programs in different ways.
     params = with_gates(random_params("hive"), [0, 0])
     inputs = IMAGES, TOKENS, IMAGE_MASK
@@ -172,14 +113,14 @@ def test_with_gates_at_zero_the_decoder_is_alone_bit_for_bit():
 
 
 @pytest.mark.parametrize("fusion", WITH_IMAGES)
-def test_the_image_matters_exactly_where_it_is_seen(fusion):
+def test_masked_text_does_not_depend_on_the_image_and_other_text_does(fusion):
     """A text before the image, and a row without one, do not depend on it."""
     changed = np.any(run(fusion) != run(fusion, images=-IMAGES), axis=-1)
     np.testing.assert_array_equal(changed, IMAGE_MASK)
 
 
 @pytest.mark.parametrize("fusion", WITH_IMAGES)
-def test_text_that_sees_no_image_is_text_alone(fusion):
+def test_masked_text_equals_text_without_an_image(fusion):
     alone = run("none", params={"llm": random_params(fusion)["llm"]})
     difference = np.abs(run(fusion) - alone).max(axis=-1)
     assert difference[~IMAGE_MASK].max() < 1e-5
@@ -187,7 +128,7 @@ def test_text_that_sees_no_image_is_text_alone(fusion):
 
 
 @pytest.mark.parametrize("fusion", ["hive", "self_attention"])
-def test_padding_on_the_right_changes_nothing_to_its_left(fusion):
+def test_right_padding_does_not_change_earlier_tokens(fusion):
     tokens, image_mask = TOKENS.copy(), IMAGE_MASK.copy()
     tokens[:, 5:] = 0
     image_mask[:, 5:] = False
@@ -198,14 +139,14 @@ def test_padding_on_the_right_changes_nothing_to_its_left(fusion):
     np.testing.assert_allclose(shorter, before, atol=1e-5)
 
 
-# Where the image is read.
+# Where the image enters.
 
 
 @pytest.mark.parametrize("fusion", ["hive", "cascaded"])
-def test_each_connected_layer_reads_its_depth_before_it_runs(fusion):
+def test_each_connected_layer_attends_to_its_encoder_depth_before_it_runs(fusion):
     depths = {"hive": (1, 2), "cascaded": (3, 3)}[fusion]
 
-    def by_hand(hive):
+    def stepwise_model(hive):
         features = hive.img(IMAGES, (1, 2, 3)).features
         features = features[jnp.array(depths) - 1]
         text = hive.llm.embed(TOKENS)
@@ -216,13 +157,13 @@ def test_each_connected_layer_reads_its_depth_before_it_runs(fusion):
         x, _ = hive.fusion.before_layer(1, x, image_kv, IMAGE_MASK)
         return hive.llm.final_norm(layer_3(x)[0])
 
-    wanted = jax.jit(
-        lambda params: model(fusion).apply({"params": params}, method=by_hand)
+    expected = jax.jit(
+        lambda params: model(fusion).apply({"params": params}, method=stepwise_model)
     )(random_params(fusion))
-    np.testing.assert_allclose(run(fusion), wanted, atol=1e-5)
+    np.testing.assert_allclose(run(fusion), expected, atol=1e-5)
 
 
-# What the gradient reaches.
+# Gradients.
 
 
 @functools.cache
@@ -248,7 +189,9 @@ def gradient(fusion):
         ("cascaded", [1, 0], [True, True, True]),
     ],
 )
-def test_gradient_reaches_the_blocks_up_to_the_depth(fusion, gates, reached):
+def test_gradient_of_a_connection_reaches_its_depth_and_earlier_blocks_only(
+    fusion, gates, reached
+):
     params = with_gates(random_params(fusion), gates)
     img, _ = gradient(fusion)(params, IMAGES)
     for leaf in jax.tree.leaves(img["Transformer"]["encoderblock"]):
@@ -258,7 +201,7 @@ def test_gradient_reaches_the_blocks_up_to_the_depth(fusion, gates, reached):
 
 
 @pytest.mark.parametrize("fusion", WITH_IMAGES)
-def test_every_pixel_of_a_seen_image_matters(fusion):
+def test_gradient_reaches_every_pixel_of_an_unmasked_image_only(fusion):
     _, images = gradient(fusion)(random_params(fusion), IMAGES)
     reached = np.any(images, axis=-1)
     assert np.all(reached[:2])
@@ -266,7 +209,7 @@ def test_every_pixel_of_a_seen_image_matters(fusion):
 
 
 @pytest.mark.parametrize("fusion", ["hive", "cascaded"])
-def test_every_patch_of_every_connection_is_read(fusion):
+def test_gradient_reaches_every_patch_of_every_connection(fusion):
     params = random_params(fusion)["fusion"]
     module = FUSIONS[fusion](2, 16, TINY.decoder)
     rng = np.random.default_rng(0)
@@ -280,7 +223,7 @@ def test_every_patch_of_every_connection_is_read(fusion):
 
     def total(features):
         outputs = module.apply({"params": params}, features, method=attend)
-        return sum(jnp.sum(jnp.sin(one)) for one in outputs)
+        return sum(jnp.sum(jnp.sin(x)) for x in outputs)
 
     reached = np.any(jax.jit(jax.grad(total))(features), axis=-1)
     has_image = IMAGE_MASK.any(axis=1)
@@ -289,24 +232,11 @@ def test_every_patch_of_every_connection_is_read(fusion):
     )
 
 
-# The image's tokens in the text.
+# Image tokens in the text.
 
 
-def test_interleave():
-    # a b i i c d, i i a b c d, and a text without an image, a b c d i i.
-    image_mask = jnp.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool)
-    image, text = interleave(image_mask, 2)
-    assert image.tolist() == [[2, 3], [0, 1], [4, 5]]
-    assert text.tolist() == [[0, 1, 4, 5], [2, 3, 4, 5], [0, 1, 2, 3]]
-
-
-def test_interleave_counts_trailing_text_that_sees_no_image():
-    image, text = interleave(jnp.array([[0, 1, 0]], bool), 2)
-    assert (image.tolist(), text.tolist()) == ([[1, 2]], [[0, 3, 4]])
-
-
-def test_self_attention_is_the_decoder_on_text_with_image_tokens_inside():
-    def by_hand(hive, image, tokens, before):
+def test_self_attention_equals_the_decoder_on_text_with_inserted_image_tokens():
+    def stepwise_model(hive, image, tokens, before):
         features = hive.img(image, (2,)).features
         image_tokens = hive.fusion.project(features)[0]
         text = hive.llm.embed(tokens)
@@ -319,16 +249,16 @@ def test_self_attention_is_the_decoder_on_text_with_image_tokens_inside():
     params = {"params": random_params("self_attention")}
     hidden = run("self_attention")
     for row, before in ((0, 0), (1, 3)):
-        one = slice(row, row + 1)
-        wanted = jax.jit(
+        example = slice(row, row + 1)
+        expected = jax.jit(
             lambda image, tokens, before=before: model("self_attention").apply(
-                params, image, tokens, before, method=by_hand
+                params, image, tokens, before, method=stepwise_model
             )
-        )(IMAGES[one], TOKENS[one])
-        np.testing.assert_allclose(hidden[one], wanted, atol=1e-5)
+        )(IMAGES[example], TOKENS[example])
+        np.testing.assert_allclose(hidden[example], expected, atol=1e-5)
 
 
-# A fusion inside of the decoder's own attention.
+# A fusion within the decoder's own attention.
 
 
 class Joint(Fusion):
@@ -343,9 +273,9 @@ class Joint(Fusion):
             text,
             text_position(text),
             tuple(
-                KeyValues(*(part.reshape(*part.shape[:2], *heads) for part in parts))
+                KeyValues(*(x.reshape(*x.shape[:2], *heads) for x in key_value))
                 for projected in self.project(features)
-                for parts in [(projected[..., :size], projected[..., -size:])]
+                for key_value in [(projected[..., :size], projected[..., -size:])]
             ),
         )
 
@@ -388,22 +318,22 @@ def test_a_fusion_may_extend_the_attention_of_connected_layers(monkeypatch, scan
         first, position, state = hive.prefill(
             IMAGES, TOKENS[:, :5], IMAGE_MASK[:, :5], 2
         )
-        parts = [first]
+        outputs = [first]
         for step in (5, 6):
             position = position[:, -1:] + 1
             x, state = hive.decode_step(TOKENS[:, step : step + 1], position, state)
-            parts.append(x)
-        return jnp.concatenate(parts, axis=1)
+            outputs.append(x)
+        return jnp.concatenate(outputs, axis=1)
 
     stepwise = jax.jit(lambda params: joint.apply(params, method=decode))(params)
     np.testing.assert_allclose(stepwise, hidden, atol=1e-5)
 
 
-# Programs and dtypes.
+# Execution and dtypes.
 
 
 @pytest.mark.parametrize("fusion", ["hive", "self_attention"])
-def test_scan_equals_unrolled(fusion):
+def test_scanned_and_rematerialized_layers_equal_unrolled_layers(fusion):
     execution = ModelExecution(
         encoder=Execution(scan=True, remat="dots"),
         decoder=Execution(scan=True, remat="full"),
@@ -416,7 +346,7 @@ def test_scan_equals_unrolled(fusion):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_hidden_states_are_of_the_computation_dtype(fusion):
+def test_hidden_states_have_the_dtype_of_the_computation(fusion):
     half = Hive(dataclasses.replace(TINY, fusion=fusion), jnp.bfloat16)
     params = {"params": random_params(fusion)}
     hidden = jax.eval_shape(half.apply, params, IMAGES, TOKENS, IMAGE_MASK)
@@ -424,7 +354,7 @@ def test_hidden_states_are_of_the_computation_dtype(fusion):
     assert hidden.dtype == jnp.bfloat16
 
 
-def test_bfloat16():
+def test_bfloat16_hidden_states_are_close_to_float32():
     half = Hive(TINY, jnp.bfloat16)
     params = {"params": random_params("hive")}
     hidden = jax.jit(half.apply)(params, IMAGES, TOKENS, IMAGE_MASK)
@@ -432,7 +362,7 @@ def test_bfloat16():
     assert np.linalg.norm(difference) < 0.1 * np.linalg.norm(run("hive"))
 
 
-def test_logits():
+def test_logits_are_hidden_states_times_the_embedding_table():
     params = {"params": random_params("hive")}
     hidden = run("hive")
     logits = model("hive").apply(params, hidden, method="logits")

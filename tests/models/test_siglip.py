@@ -1,3 +1,5 @@
+"""SigLIP's towers: sizes, shapes, features, execution and dtypes."""
+
 import dataclasses
 import functools
 import re
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hive_jax.models.layer_stack import SCANNED, Execution
 from hive_jax.models.presets import siglip_config
 from hive_jax.models.siglip import (
     SiglipConfig,
@@ -16,7 +19,6 @@ from hive_jax.models.siglip import (
     TwoTowers,
     patches,
 )
-from hive_jax.models.stack import SCANNED, Execution
 
 # 20 = 2 * 8 + 4: a remainder of 4 pixels.
 TINY = SiglipConfig(
@@ -72,7 +74,9 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("variant", "patch", "image", "num_patches", "count"), SIZES)
-def test_full_sizes(variant, patch, image, num_patches, count):
+def test_named_sizes_have_the_published_parameter_counts(
+    variant, patch, image, num_patches, count
+):
     config = siglip_config(variant, patch, image)
     assert config.num_patches == num_patches
     depths = (1, config.depth)
@@ -84,7 +88,9 @@ def test_full_sizes(variant, patch, image, num_patches, count):
 
 
 @pytest.mark.parametrize(("variant", "patch", "image", "num_patches", "count"), SIZES)
-def test_parameter_counts_of_transformers(variant, patch, image, num_patches, count):
+def test_named_sizes_have_the_parameter_counts_of_transformers(
+    variant, patch, image, num_patches, count
+):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = siglip_config(variant, patch, image)
@@ -102,7 +108,7 @@ def test_parameter_counts_of_transformers(variant, patch, image, num_patches, co
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-def test_layers_are_stacked():
+def test_block_parameters_are_stacked_on_a_leading_axis():
     images = jax.ShapeDtypeStruct((1, 20, 20, 3), "f4")
     rng = jax.eval_shape(lambda: jax.random.key(0))
     tree = jax.eval_shape(SiglipEncoder(TINY).init, rng, images)["params"]
@@ -114,36 +120,36 @@ def test_layers_are_stacked():
     assert attention["out"]["kernel"].shape == (4, 2, 8, 16)
 
 
-def test_unknown_variant():
+def test_unknown_variant_raises_and_lists_the_known_ones():
     with pytest.raises(ValueError, match="'XXL'.*So400m"):
         siglip_config("XXL", 16, 224)
 
 
 @pytest.mark.parametrize("shape", [(1, 24, 20, 3), (1, 20, 20, 1), (20, 20, 3)])
-def test_wrong_image_shape(shape):
+def test_wrong_image_shape_raises(shape):
     with pytest.raises(ValueError, match=re.escape(str(shape))):
         jax.eval_shape(SiglipEncoder(TINY).init, jax.random.key(0), jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("depth", [0, 5, -1])
-def test_depth_out_of_range(depth):
+def test_depth_outside_of_the_encoder_raises(depth):
     with pytest.raises(ValueError, match=rf"depths \[{depth}\].*1 to 4"):
         abstract(TINY, (2, depth))
 
 
-def test_unknown_remat():
+def test_unknown_remat_policy_raises():
     with pytest.raises(ValueError, match="'some'.*full"):
         abstract(TINY, execution=Execution(remat="some"))
 
 
-def test_patches_row_by_row():
+def test_patches_are_in_row_major_order():
     image = np.arange(5 * 5).reshape(1, 5, 5, 1)
     assert patches(image, 2).tolist() == [
         [[0, 1, 5, 6], [2, 3, 7, 8], [10, 11, 15, 16], [12, 13, 17, 18]]
     ]
 
 
-def test_remainder_is_cut_off_at_the_right_and_the_bottom(params):
+def test_pixels_beyond_the_last_whole_patch_are_cropped(params):
     images = random_images(2, 20)
     before = encode(params, images).tokens
     images[:, 16:] = 0
@@ -161,7 +167,7 @@ def test_scan_equals_unrolled(params):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_gradients_are_equal_for_all_programs(params):
+def test_scan_and_remat_do_not_change_gradients(params):
     """Of three blocks, cut after the second."""
     images = random_images(2, 20)
     blocks = params["Transformer"]["encoderblock"]
@@ -178,17 +184,17 @@ def test_gradients_are_equal_for_all_programs(params):
 
         return jax.jit(jax.grad(loss))(params)
 
-    wanted = gradient(False, "none")
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(wanted))
+    expected = gradient(False, "none")
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(expected))
     for program in ((True, "none"), (True, "dots"), (True, "full")):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
             gradient(*program),
-            wanted,
+            expected,
         )
 
 
-def test_features_in_any_order_and_repeated(params):
+def test_features_may_be_requested_in_any_order_and_repeatedly(params):
     images = random_images(2, 20)
     plain = encode(params, images)
     assert plain.features is None
@@ -204,7 +210,7 @@ def test_features_in_any_order_and_repeated(params):
     np.testing.assert_allclose(mixed.pooled, plain.pooled, atol=1e-5)
 
 
-def test_a_feature_does_not_depend_on_later_blocks(params):
+def test_features_do_not_depend_on_later_blocks(params):
     images = random_images(2, 20)
     blocks = params["Transformer"]["encoderblock"]
     changed = jax.tree.map(lambda leaf: leaf.at[2:].add(1.0), blocks)
@@ -218,25 +224,25 @@ def test_a_feature_does_not_depend_on_later_blocks(params):
     assert not np.allclose(after[2], before[2])
 
 
-def test_without_map_head_pooled_is_the_mean(params):
+def test_without_map_head_pooled_is_the_mean_of_the_tokens(params):
     headless = {key: params[key] for key in params if key != "MAPHead_0"}
     out = encode(headless, random_images(2, 20), map_head=False)
     np.testing.assert_allclose(out.pooled, out.tokens.mean(axis=1), atol=1e-6)
 
 
-def test_bfloat16(params):
+def test_bfloat16_outputs_are_close_to_float32(params):
     images = random_images(2, 20)
-    wanted = encode(params, images, (4,))
+    expected = encode(params, images, (4,))
     out = jax.jit(SiglipEncoder(TINY, jnp.bfloat16).apply, static_argnums=2)(
         {"params": params}, images, (4,)
     )
-    for half, full in zip(jax.tree.leaves(out), jax.tree.leaves(wanted), strict=True):
+    for half, full in zip(jax.tree.leaves(out), jax.tree.leaves(expected), strict=True):
         assert half.dtype == jnp.bfloat16
         difference = np.asarray(half, np.float32) - full
         assert np.linalg.norm(difference) < 0.03 * np.linalg.norm(full)
 
 
-def test_text_tower_has_a_fixed_length():
+def test_text_tower_rejects_other_lengths():
     tower = TextTower(TextTowerConfig(num_tokens=8))
     tokens = jnp.zeros((1, 7), jnp.int32)
     with pytest.raises(ValueError, match=r"\(1, 7\).*\[B, 8\]"):
@@ -244,7 +250,7 @@ def test_text_tower_has_a_fixed_length():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_two_towers_are_normalised_in_float32(dtype):
+def test_two_tower_embeddings_are_float32_unit_vectors(dtype):
     text = TextTowerConfig(32, 8, 16, 2, 24, 2, out_dim=16)
     inputs = random_images(2, 20), jnp.arange(16).reshape(2, 8)
     towers = TwoTowers(TINY, text, dtype, execution=SCANNED)
@@ -258,7 +264,7 @@ def test_two_towers_are_normalised_in_float32(dtype):
     np.testing.assert_array_equal(b, params["b"])
 
 
-def test_temperature_and_bias_at_the_start():
+def test_temperature_and_bias_have_siglips_initial_values():
     def start(rng):
         variables = TwoTowers(TINY, TextTowerConfig(num_tokens=8, out_dim=16)).init(
             rng, jnp.zeros((1, 20, 20, 3)), jnp.zeros((1, 8), jnp.int32)

@@ -20,7 +20,7 @@ from kill_loop import FAST_COMPILATION
 
 from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError, OutputError, UnavailableError
-from hive_jax.models.stack import SCANNED
+from hive_jax.models.layer_stack import SCANNED
 from hive_jax.planning import report
 from hive_jax.planning.advice import accumulate_that_fits, advise
 from hive_jax.planning.hardware import CHIPS, GIB, Topology, find_topology, slice_shapes

@@ -12,5 +12,5 @@ def test_dtype_auto_is_float32_on_cpu(tiny_run):
 
 
 def test_images_are_scaled_to_minus_one_to_one():
-    got = objectives.normalise_images(jnp.array([0, 51, 255], jnp.uint8))
+    got = objectives.normalize_images(jnp.array([0, 51, 255], jnp.uint8))
     np.testing.assert_allclose(got, [-1.0, -0.6, 1.0], atol=1e-6)

@@ -73,7 +73,7 @@ def test_two_towers_train_and_are_validated(tiny_run, training):
     assert metrics[-1]["loss"] < 0.5 * metrics[0]["loss"]
 
     def towers(params, batch):
-        images = objectives.normalise_images(batch.image)
+        images = objectives.normalize_images(batch.image)
         return one.model.apply({"params": params}, images, batch.tokens)
 
     evaluate, apply = jax.jit(validation.make_eval_step(one.model)), jax.jit(towers)

@@ -51,28 +51,28 @@ LAYOUTS = {
     "options", [{}, {"max_shard_bytes": 9000}], ids=["one", "many"]
 )
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_ours_to_theirs_to_ours(tmp_path, name, options, dtype):
-    layout, open_part = LAYOUTS[name]
+def test_written_folders_load_bit_for_bit(tmp_path, name, options, dtype):
+    layout, open_component = LAYOUTS[name]
     path = write_folder(tmp_path, layout, dtype, **options)
     assert (len(list(tmp_path.glob("*.safetensors"))) > 2) == bool(options)
-    part = open_part(path)
-    assert param_shapes(part.config) == param_shapes(layout.model)
+    source = open_component(path)
+    assert param_shapes(source.config) == param_shapes(layout.model)
     if not isinstance(layout.model, tuple) and hasattr(layout.model, "fusion"):
         connections = layout.model.resolved_connections()
         expected = dataclasses.replace(layout.model, connections=connections)
     else:
         expected = layout.model
-    assert part.config == expected
-    assert not part.left_out
-    as_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    got, wanted = dict(part.leaves()), arrays(layout.model)
-    assert set(got) == set(wanted)
-    for key, array in wanted.items():
+    assert source.config == expected
+    assert not source.left_out
+    numpy_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    got, reference = dict(source.leaves()), arrays(layout.model)
+    assert set(got) == set(reference)
+    for key, array in reference.items():
         assert got[key].dtype == np.float32
-        np.testing.assert_array_equal(got[key], array.astype(as_type), strict=False)
+        np.testing.assert_array_equal(got[key], array.astype(numpy_dtype), strict=False)
 
 
-def test_parts_of_a_whole(tmp_path):
+def test_encoder_and_decoder_load_from_whole_models(tmp_path):
     """The towers in "vlm" and "hive" folders, each for itself."""
     for fusion in ("self_attention", "hive"):
         config = hive_config(fusion)
@@ -83,16 +83,16 @@ def test_parts_of_a_whole(tmp_path):
         )
         path = write_folder(tmp_path / fusion, layout)
         whole = arrays(config)
-        for branch, part in (
+        for branch, source in (
             ("img/", sources.open_encoder(path)),
             ("llm/", sources.open_decoder(path)),
         ):
-            for name, array in part.leaves():
+            for name, array in source.leaves():
                 np.testing.assert_array_equal(array, whole[branch + name])
-        assert part.config == GEMMA3
+        assert source.config == GEMMA3
 
 
-def test_index_of_shards(tmp_path):
+def test_shard_index_lists_every_tensor_and_the_total_size(tmp_path):
     write_folder(tmp_path, hf_models.decoder(GEMMA3), "bfloat16", max_shard_bytes=9000)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
@@ -109,7 +109,7 @@ def test_index_of_shards(tmp_path):
 
 @DTYPES
 @FORMATS
-def test_save_and_load_encoder(tmp_path, format, dtype):
+def test_saved_encoder_loads_with_its_values_and_preprocessing(tmp_path, format, dtype):
     path = tmp_path / "new" / "encoder.npz"
     if format == "big_vision":
         path.parent.mkdir()
@@ -118,14 +118,14 @@ def test_save_and_load_encoder(tmp_path, format, dtype):
     config, got = load_encoder(str(path))
     assert config == IMAGE
     assert sources.open_encoder(str(path)).preprocessing == "hf_bilinear"
-    as_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    numpy_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
     for name, array in flatten_dict(got, sep="/").items():
-        wanted = arrays(IMAGE)[name].astype(as_type)
-        np.testing.assert_array_equal(array, wanted)
+        reference = arrays(IMAGE)[name].astype(numpy_dtype)
+        np.testing.assert_array_equal(array, reference)
 
 
 @FORMATS
-def test_nothing_is_overwritten(tmp_path, format):
+def test_save_encoder_never_overwrites(tmp_path, format):
     file, folder, link = tmp_path / "file", tmp_path / "folder", tmp_path / "link"
     file.write_text("mine")
     folder.mkdir()
@@ -139,7 +139,7 @@ def test_nothing_is_overwritten(tmp_path, format):
 
 
 @FORMATS
-def test_what_cannot_be_saved(tmp_path, format):
+def test_save_encoder_rejects_wrong_params_and_options(tmp_path, format):
     path, good = tmp_path / "encoder", params()
     more = {**good, "head": {"kernel": np.zeros((2, 2))}}
     less = {name: leaf for name, leaf in good.items() if name != "pos_embedding"}
@@ -217,7 +217,9 @@ def in_its_own_process(script, *arguments):
 @pytest.mark.parametrize(
     ("format", "event"), [("huggingface", "os.chmod"), ("big_vision", "os.rename")]
 )
-def test_killed_while_it_writes(tmp_path, format, event):
+def test_save_encoder_killed_while_writing_leaves_no_incomplete_output(
+    tmp_path, format, event
+):
     """With tensors on the disk: nothing under the name, at no step, and the next
     attempt is not in the way of what is left."""
     done = in_its_own_process(KILLED, str(tmp_path), format, event)
@@ -231,7 +233,7 @@ def test_killed_while_it_writes(tmp_path, format, event):
     assert load_encoder(str(tmp_path / "encoder"))[0] == IMAGE
 
 
-def test_out_of_room(tmp_path):
+def test_save_encoder_on_a_full_disk_raises_and_leaves_nothing(tmp_path):
     """Nothing is left, and the error says what could not be written."""
     done = in_its_own_process(OUT_OF_ROOM, str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -1,3 +1,5 @@
+"""big_vision's .npz files: round trips, metadata, unstacked layers, damage."""
+
 import dataclasses
 import json
 import pathlib
@@ -12,7 +14,7 @@ from helpers.tiny_weights import GEMMA1, GEMMA2, GEMMA3, IMAGE, TEXT, arrays
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
-from hive_jax.weights.big_vision import apart, open_npz, save_npz, together
+from hive_jax.weights.big_vision import join_qkv, open_npz, save_npz, split_qkv
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
@@ -23,14 +25,14 @@ def content(path):
     return {name: tensor.read() for name, tensor in tensors.items()}
 
 
-def assert_same(got, wanted):
-    got, wanted = (flatten_dict(tree, sep="/") for tree in (got, wanted))
-    assert set(got) == set(wanted)
-    for name, array in wanted.items():
+def assert_same(got, expected):
+    got, expected = (flatten_dict(tree, sep="/") for tree in (got, expected))
+    assert set(got) == set(expected)
+    for name, array in expected.items():
         np.testing.assert_array_equal(got[name], array, err_msg=name)
 
 
-def test_round_trip(tmp_path):
+def test_saved_npz_opens_with_the_same_arrays_and_metadata(tmp_path):
     params = {
         "img": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
         "half": np.arange(5).astype(ml_dtypes.bfloat16),
@@ -38,10 +40,10 @@ def test_round_trip(tmp_path):
     }
     about = {"img": {"width": 3}, "preprocessing": "hf_bicubic"}
     save_npz(tmp_path / "model.npz", params, about)
-    tensors, said = open_npz(tmp_path / "model.npz")
-    assert said == about
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    assert found == {
+    tensors, metadata = open_npz(tmp_path / "model.npz")
+    assert metadata == about
+    loaded = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    assert loaded == {
         "img/kernel": ((2, 3), "float32"),
         "half": ((5,), "bfloat16"),
         "t": ((), "float32"),
@@ -50,28 +52,28 @@ def test_round_trip(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.npz"]
 
 
-def test_as_many_kv_heads_as_heads_are_one_array_there(tmp_path):
+def test_qkv_is_one_array_in_big_vision_without_grouped_heads(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
         "llm/layers/attn/q_einsum/w": rng.normal(size=(2, 4, 6, 5)),
         "llm/layers/attn/kv_einsum/w": rng.normal(size=(2, 2, 4, 6, 5)),
     }
-    joint = together(arrays)
+    joint = join_qkv(arrays)
     assert {name: a.shape for name, a in joint.items()} == {
         "llm/layers/attn/qkv_einsum/w": (2, 3, 4, 6, 5)
     }
     np.savez(tmp_path / "model.npz", **joint)
-    found = apart(open_npz(tmp_path / "model.npz")[0])
-    assert set(found) == set(arrays)
+    loaded = split_qkv(open_npz(tmp_path / "model.npz")[0])
+    assert set(loaded) == set(arrays)
     for name, array in arrays.items():
-        assert found[name].shape == array.shape
-        np.testing.assert_array_equal(found[name].read(), array)
+        assert loaded[name].shape == array.shape
+        np.testing.assert_array_equal(loaded[name].read(), array)
     fewer = arrays["llm/layers/attn/kv_einsum/w"][:, :, :1]
     grouped = arrays | {"llm/layers/attn/kv_einsum/w": fewer}
-    assert set(together(grouped)) == set(arrays)
+    assert set(join_qkv(grouped)) == set(arrays)
 
 
-def test_names_in_the_file(tmp_path):
+def test_saved_npz_has_big_vision_names_and_one_metadata_entry(tmp_path):
     save_npz(tmp_path / "model.npz", {"a": {"b": np.zeros(1)}}, {})
     with np.load(tmp_path / "model.npz") as file:
         assert file.files == ["params/a/b", "hive_jax"]
@@ -79,17 +81,19 @@ def test_names_in_the_file(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("decoder", [GEMMA1, GEMMA2, GEMMA3])
-def test_configuration_travels_in_the_file(tmp_path, decoder, dtype):
-    as_type = np.dtype(getattr(ml_dtypes, dtype, dtype))
-    values = {name: array.astype(as_type) for name, array in arrays(decoder).items()}
+def test_configuration_is_saved_in_the_npz_and_read_back(tmp_path, decoder, dtype):
+    numpy_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    values = {
+        name: array.astype(numpy_dtype) for name, array in arrays(decoder).items()
+    }
     params = unflatten_dict(values, sep="/")
     save_npz(
         tmp_path / "one.npz", {"llm": params}, {"llm": dataclasses.asdict(decoder)}
     )
-    config, found = load_decoder(str(tmp_path / "one.npz"))
+    config, loaded = load_decoder(str(tmp_path / "one.npz"))
     assert config == decoder
-    assert_same(found, params)
-    short = {name: array.astype(as_type) for name, array in flat(found).items()}
+    assert_same(loaded, params)
+    short = {name: array.astype(numpy_dtype) for name, array in flat(loaded).items()}
     save_npz(
         tmp_path / "two.npz",
         {"llm": unflatten_dict(short, sep="/")},
@@ -106,7 +110,7 @@ def flat(tree):
 
 
 @pytest.mark.parametrize("decoder", [GEMMA2, GEMMA3])
-def test_file_that_does_not_say_what_it_holds(tmp_path, decoder):
+def test_npz_of_gemma2_or_3_without_metadata_needs_a_config(tmp_path, decoder):
     path = str(tmp_path / "model.npz")
     np.savez(path, **{f"llm/{name}": array for name, array in arrays(decoder).items()})
     with pytest.raises(CheckpointError, match="config= .load_decoder."):
@@ -132,7 +136,7 @@ def one_by_one(values):
 
 
 @pytest.mark.parametrize("prefix", ["", "params/"])
-def test_layers_one_by_one(tmp_path, prefix):
+def test_unstacked_layers_load_as_stacked_ones(tmp_path, prefix):
     values = arrays((IMAGE, TEXT))
     named = {prefix + name: array for name, array in one_by_one(values).items()}
     path = str(tmp_path / "towers.npz")
@@ -145,7 +149,7 @@ def test_layers_one_by_one(tmp_path, prefix):
     assert_same({"img": params}, {"img": unflatten_dict(values, sep="/")["img"]})
 
 
-def test_layers_are_in_the_order_of_their_numbers(tmp_path):
+def test_unstacked_layers_are_sorted_by_number_not_by_name(tmp_path):
     """10 comes after 9, and not after 1."""
     deep = {
         name: np.repeat(array[:1], 11, 0) if "encoderblock/" in name else array
@@ -159,7 +163,7 @@ def test_layers_are_in_the_order_of_their_numbers(tmp_path):
     np.testing.assert_array_equal(flat(params)[norm], deep[norm])
 
 
-def test_golden_files_of_both_kinds():
+def test_golden_files_with_stacked_and_unstacked_layers_have_the_same_shapes():
     one, stacked = (
         load_two_towers(str(GOLDEN / f"siglip_{kind}_params.npz"))
         for kind in ("unrolled", "scan")
@@ -171,7 +175,7 @@ def test_golden_files_of_both_kinds():
     }
 
 
-def test_golden_file_survives_a_round_trip(tmp_path):
+def test_golden_file_is_saved_again_byte_for_byte(tmp_path):
     golden = GOLDEN / "siglip_scan_params.npz"
     _, _, params = load_two_towers(str(golden))
     save_npz(tmp_path / "model.npz", params, {})
@@ -199,7 +203,7 @@ LAYER = "Transformer/encoderblock_{}/LayerNorm_0/bias"
         ({"embedding/bias": np.array(["a"] * 24)}, "embedding/bias is <U1"),
     ],
 )
-def test_arrays_that_cannot_be_used(tmp_path, change, message):
+def test_missing_misshapen_or_pickled_arrays_raise(tmp_path, change, message):
     values = {
         name: array.astype(np.float32) if array.dtype.kind == "f" else array
         for name, array in (one_by_one(arrays(IMAGE)) | change).items()
@@ -225,33 +229,33 @@ def test_arrays_that_cannot_be_used(tmp_path, change, message):
         (json.dumps({"img": dataclasses.asdict(IMAGE) | {"depth": 3}}), "do not fit"),
     ],
 )
-def test_what_a_file_says_that_cannot_be(tmp_path, about, message):
+def test_invalid_metadata_raises(tmp_path, about, message):
     np.savez(tmp_path / "model.npz", **arrays(IMAGE), hive_jax=np.asarray(about))
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load_encoder(str(tmp_path / "model.npz"))
 
 
-def test_flipped_bits(tmp_path):
+def test_flipped_bits_raise_or_do_not_change_values(tmp_path):
     """In the arrays, their headers, or the table of contents: an error, or nothing."""
     path = tmp_path / "model.npz"
     np.savez(path, a=np.arange(40, dtype=np.float32), b=np.zeros(3, np.float32))
-    whole, wanted, through = path.read_bytes(), content(path), 0
-    for place in range(len(whole)):
+    whole, expected, undetected = path.read_bytes(), content(path), 0
+    for offset in range(len(whole)):
         for bit in (1, 64):
             flipped = bytearray(whole)
-            flipped[place] ^= bit
+            flipped[offset] ^= bit
             path.write_bytes(flipped)
             try:
-                found = content(path)
+                loaded = content(path)
             except CheckpointError:
                 continue
-            through += 1
-            for name in set(found) & set(wanted):
-                np.testing.assert_array_equal(found[name], wanted[name])
-    assert through < len(whole)  # of two flips a byte: times, attributes, names
+            undetected += 1
+            for name in set(loaded) & set(expected):
+                np.testing.assert_array_equal(loaded[name], expected[name])
+    assert undetected < len(whole)  # of two flips a byte: times, attributes, names
 
 
-def test_truncated_and_foreign_files(tmp_path):
+def test_truncated_and_other_files_raise(tmp_path):
     path = tmp_path / "model.npz"
     save_npz(path, {"a": np.zeros(1000, np.float32)}, {})
     whole = path.read_bytes()
@@ -261,7 +265,7 @@ def test_truncated_and_foreign_files(tmp_path):
             open_npz(path)
 
 
-def test_compression_and_entries_of_others(tmp_path):
+def test_compressed_npz_loads_and_other_zip_entries_raise(tmp_path):
     np.savez_compressed(tmp_path / "small.npz", a=np.ones(1000, np.float32))
     assert_same(content(tmp_path / "small.npz"), {"a": np.ones(1000)})
     with zipfile.ZipFile(tmp_path / "small.npz", "a") as file:
@@ -270,7 +274,7 @@ def test_compression_and_entries_of_others(tmp_path):
         open_npz(tmp_path / "small.npz")
 
 
-def test_missing_and_existing_files(tmp_path):
+def test_missing_input_and_existing_output_raise(tmp_path):
     with pytest.raises(MissingInputError, match=r"nowhere\.npz"):
         open_npz(tmp_path / "nowhere.npz")
     (tmp_path / "model.npz").write_text("mine")

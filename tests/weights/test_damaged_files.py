@@ -1,4 +1,4 @@
-"""Every tensor of every kind of file, damaged in every way: nothing gets through."""
+"""Every tensor of every kind of file, damaged in every way: all damage is detected."""
 
 import dataclasses
 import json
@@ -48,9 +48,9 @@ def sweep(tensors, names, write, load):
     Where it is a function that only opens, nothing at all was read.
 
     Returns:
-      how many files were tried, and what came through: pairs (damage, name).
+      how many files were tried, and what was not detected: pairs (damage, name).
     """
-    count, through = 0, set()
+    count, undetected = 0, set()
     for name in names:
         for damage, rest in damages(tensors[name]):
             count += 1
@@ -62,8 +62,8 @@ def sweep(tensors, names, write, load):
             except CheckpointError as error:
                 assert name in str(error), (damage, error)
             else:
-                through.add((damage, name))
-    return count, through
+                undetected.add((damage, name))
+    return count, undetected
 
 
 def cases(tensors, names):
@@ -80,48 +80,50 @@ def folder_of(layout, path):
     return str(path), tensors, lambda new: safetensors.numpy.save_file(new, file)
 
 
-def test_decoder(tmp_path):
+def test_damaged_decoder_tensors_raise(tmp_path):
     path, tensors, write = folder_of(hf_models.decoder(GEMMA3), tmp_path)
     assert not any(len({*t.shape}) == 1 for t in tensors.values() if t.ndim > 1)
-    count, through = sweep(tensors, tensors, write, lambda: weights.open_decoder(path))
+    count, undetected = sweep(
+        tensors, tensors, write, lambda: weights.open_decoder(path)
+    )
     assert count == cases(tensors, tensors) == 41 * 7 + 22
-    assert not through
+    assert not undetected
 
 
-def test_image_tower_beside_a_text_tower(tmp_path):
+def test_damaged_image_tower_tensors_raise_except_transposed_squares(tmp_path):
     path, tensors, write = folder_of(hf_models.two_towers(IMAGE, TEXT), tmp_path)
     vision = [name for name in tensors if name.startswith("vision_model.")]
-    count, through = sweep(tensors, vision, write, lambda: load_encoder(path))
+    count, undetected = sweep(tensors, vision, write, lambda: load_encoder(path))
     assert count == cases(tensors, vision) == 48 * 7 + 19
-    assert through == {("transposed", name) for name in SQUARE}
+    assert undetected == {("transposed", name) for name in SQUARE}
 
 
-def test_two_towers(tmp_path):
+def test_damaged_two_tower_tensors_raise_except_transposed_squares(tmp_path):
     path, tensors, write = folder_of(hf_models.two_towers(IMAGE, TEXT), tmp_path)
-    count, through = sweep(
+    count, undetected = sweep(
         tensors, tensors, write, lambda: weights.open_two_towers(path)
     )
     assert count == cases(tensors, tensors) == 72 * 7 + 28
-    assert through == {("transposed", name) for name in SQUARE | SQUARE_TEXT}
+    assert undetected == {("transposed", name) for name in SQUARE | SQUARE_TEXT}
 
 
-def test_two_towers_with_a_certificate(tmp_path):
+def test_hashes_detect_transposed_square_matrices_too(tmp_path):
     """The hashes show what shapes cannot."""
     path, tensors, write = folder_of(hf_models.two_towers(IMAGE, TEXT), tmp_path)
-    certify(tmp_path, tensors)
+    write_hashes(tmp_path, tensors)
     load_two_towers(path)
-    count, through = sweep(tensors, tensors, write, lambda: load_two_towers(path))
+    count, undetected = sweep(tensors, tensors, write, lambda: load_two_towers(path))
     assert count == cases(tensors, tensors)
-    assert not through
+    assert not undetected
 
 
-def certify(folder, tensors):
+def write_hashes(folder, tensors):
     hashes = {name: tensor_hash(tensor) for name, tensor in tensors.items()}
     (folder / "hive_export.json").write_text(json.dumps({"tensors": hashes}))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_changed_bits_and_a_certificate(tmp_path, dtype):
+def test_hashes_detect_a_single_changed_bit(tmp_path, dtype):
     """One bit of each tensor; without hashes they are values like others."""
     write_folder(tmp_path, hf_models.decoder(GEMMA3), dtype)
     file = tmp_path / "model.safetensors"
@@ -131,7 +133,7 @@ def test_changed_bits_and_a_certificate(tmp_path, dtype):
         changed.view(np.uint8).reshape(-1)[-2] ^= 1
         safetensors.numpy.save_file({**tensors, name: changed}, file)
         load_decoder(str(tmp_path))
-        certify(tmp_path, tensors)
+        write_hashes(tmp_path, tensors)
         with pytest.raises(CheckpointError, match="does not have the hash") as error:
             load_decoder(str(tmp_path))
         assert repr(name) in str(error.value)
@@ -140,7 +142,7 @@ def test_changed_bits_and_a_certificate(tmp_path, dtype):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_values_that_are_not_finite(tmp_path, dtype, value):
+def test_non_finite_values_raise(tmp_path, dtype, value):
     """Each tensor alone, and all that are damaged in one message."""
     write_folder(tmp_path, hf_models.decoder(GEMMA3), dtype)
     file = tmp_path / "model.safetensors"
@@ -158,34 +160,40 @@ def test_values_that_are_not_finite(tmp_path, dtype, value):
     assert all(repr(name) in str(error.value) for name in tensors)
 
 
-def gemma3_of_others(path):
+def open_gemma3_without_metadata(path):
     return weights.open_decoder(path, GEMMA3)
 
 
 @pytest.mark.parametrize(
-    ("branch", "config", "ours", "open_part"),
+    ("branch", "config", "has_metadata", "open_component"),
     [
         ("img", IMAGE, True, weights.open_encoder),
         ("img", IMAGE, False, weights.open_encoder),
         ("llm", GEMMA1, True, weights.open_decoder),
         ("llm", GEMMA1, False, weights.open_decoder),
         ("llm", GEMMA3, True, weights.open_decoder),
-        ("llm", GEMMA3, False, gemma3_of_others),
+        ("llm", GEMMA3, False, open_gemma3_without_metadata),
     ],
 )
-def test_npz(tmp_path, branch, config, ours, open_part):
+def test_damaged_npz_arrays_raise(
+    tmp_path, branch, config, has_metadata, open_component
+):
     """Where nothing says what the file holds, a larger vocabulary is as good."""
     path = tmp_path / "model.npz"
-    about = {branch: dataclasses.asdict(config)} if ours else {}
+    about = {branch: dataclasses.asdict(config)} if has_metadata else {}
     tensors = {f"{branch}/{name}": array for name, array in arrays(config).items()}
 
     def write(new):
         path.unlink(missing_ok=True)
-        save_npz(path, new, about) if ours else np.savez(path, **new)
+        save_npz(path, new, about) if has_metadata else np.savez(path, **new)
 
     write(tensors)
-    open_part(str(path))
-    count, through = sweep(tensors, tensors, write, lambda: open_part(str(path)))
+    open_component(str(path))
+    count, undetected = sweep(
+        tensors, tensors, write, lambda: open_component(str(path))
+    )
     assert count == cases(tensors, tensors)
-    unsaid = {("resized", "llm/embedder/input_embedding")}
-    assert through == (unsaid if config is GEMMA1 and not ours else set())
+    undetectable = {("resized", "llm/embedder/input_embedding")}
+    assert undetected == (
+        undetectable if config is GEMMA1 and not has_metadata else set()
+    )

@@ -75,7 +75,7 @@ GEMMA3_4B = {
         "vision_use_head": False,
     },
 }
-OUR_GEMMA3_4B = dataclasses.replace(
+HIVE_GEMMA3_4B = dataclasses.replace(
     decoder_config("gemma3_1b"),
     vocab_size=262_208,
     width=2560,
@@ -107,23 +107,24 @@ SIGLIP2_GIANT = {
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("hf", "config"),
     [
         (GEMMA_2B, decoder_config("gemma_2b")),
         (GEMMA2_2B, decoder_config("gemma2_2b")),
         (GEMMA3_1B, decoder_config("gemma3_1b")),
-        (GEMMA3_4B, OUR_GEMMA3_4B),
+        (GEMMA3_4B, HIVE_GEMMA3_4B),
     ],
     ids=["gemma-2b", "gemma-2-2b", "gemma-3-1b", "gemma-3-4b"],
 )
-def test_published_decoders(theirs, ours):
+def test_published_decoder_configs_convert_to_the_presets(hf, config):
     assert (
-        hf_decoder.config_from_hf(hf_folder.text_part(theirs, "here"), "here") == ours
+        hf_decoder.config_from_hf(hf_folder.decoder_config(hf, "here"), "here")
+        == config
     )
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("hf", "config"),
     [
         ({"model_type": "siglip", "vision_config": {}}, siglip_config("B", 16, 224)),
         ({"model_type": "siglip_vision_model"}, siglip_config("B", 16, 224)),
@@ -135,15 +136,15 @@ def test_published_decoders(theirs, ours):
     ],
     ids=["siglip-base", "its image tower", "siglip2-giant", "gemma-3-4b"],
 )
-def test_published_image_towers(theirs, ours):
+def test_published_image_tower_configs_convert_to_the_presets(hf, config):
     assert (
-        hf_siglip.vision_config_from_hf(hf_folder.vision_part(theirs, "here"), "here")
-        == ours
+        hf_siglip.vision_config_from_hf(hf_folder.vision_config(hf, "here"), "here")
+        == config
     )
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"),
+    ("hf", "config"),
     [
         (
             {"model_type": "siglip", "text_config": {}, "vision_config": {}},
@@ -153,16 +154,16 @@ def test_published_image_towers(theirs, ours):
     ],
     ids=["siglip-base", "siglip2-giant"],
 )
-def test_published_text_towers(theirs, ours):
-    _, text = hf_folder.two_tower_parts(theirs, "here")
-    assert hf_siglip.text_config_from_hf(text, "here") == ours
+def test_published_text_tower_configs_convert(hf, config):
+    _, text = hf_folder.two_tower_configs(hf, "here")
+    assert hf_siglip.text_config_from_hf(text, "here") == config
 
 
 @pytest.mark.parametrize("preset", ["gemma_2b", "gemma2_2b", "gemma3_1b"])
-def test_there_and_back(preset):
-    ours = decoder_config(preset)
-    text = hf_folder.text_part(hf_decoder.config_to_hf(ours), "here")
-    assert hf_decoder.config_from_hf(text, "here") == ours
+def test_decoder_config_survives_a_round_trip(preset):
+    config = decoder_config(preset)
+    text = hf_folder.decoder_config(hf_decoder.config_to_hf(config), "here")
+    assert hf_decoder.config_from_hf(text, "here") == config
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,6 @@ def test_there_and_back(preset):
         dataclasses.replace(GEMMA3, query_scale=0.3),
     ],
 )
-def test_decoders_that_no_class_computes(config):
+def test_decoder_of_no_family_raises(config):
     with pytest.raises(CheckpointError):
         hf_decoder.config_to_hf(config)

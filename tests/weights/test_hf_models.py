@@ -26,8 +26,8 @@ from helpers.huggingface_models import (
 )
 
 from hive_jax.models.decoder import Decoder
+from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
-from hive_jax.models.stack import SCANNED
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
 
 pytest.importorskip("torch")
@@ -57,11 +57,11 @@ def num_scalars(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def assert_same(got, wanted):
+def assert_same(got, reference):
     """Two results of a load function: configurations and every bit."""
-    assert got[:-1] == wanted[:-1]
-    assert jax.tree.structure(got[-1]) == jax.tree.structure(wanted[-1])
-    jax.tree.map(np.testing.assert_array_equal, got[-1], wanted[-1])
+    assert got[:-1] == reference[:-1]
+    assert jax.tree.structure(got[-1]) == jax.tree.structure(reference[-1])
+    jax.tree.map(np.testing.assert_array_equal, got[-1], reference[-1])
 
 
 def renamed(folder, rename):
@@ -75,63 +75,63 @@ def renamed(folder, rename):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("use_head", [True, False])
-def test_image_tower(tmp_path, use_head, dtype):
+def test_image_tower_equals_transformers(tmp_path, use_head, dtype):
     model, expected = vision_tower(use_head)
     config, params = load_encoder(save(randomised(model), tmp_path, dtype))
     assert config == expected
     assert num_scalars(params) == sum(p.numel() for p in model.parameters())
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
-    wanted = model(torch_images(IMAGES), output_hidden_states=True)
+    reference = model(torch_images(IMAGES), output_hidden_states=True)
     out = run(SiglipEncoder, config, params)(IMAGES, depths=(1, 2, 3))
-    assert_close(out.tokens, wanted.last_hidden_state)
+    assert_close(out.tokens, reference.last_hidden_state)
     if use_head:
-        assert_close(out.pooled, wanted.pooler_output)
-    assert len(wanted.hidden_states) == 4
-    for features, hidden in zip(out.features, wanted.hidden_states[1:], strict=True):
+        assert_close(out.pooled, reference.pooler_output)
+    assert len(reference.hidden_states) == 4
+    for features, hidden in zip(out.features, reference.hidden_states[1:], strict=True):
         assert_close(features, hidden)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", [siglip, siglip2])
-def test_two_towers(tmp_path, family, dtype):
+def test_two_towers_equal_transformers(tmp_path, family, dtype):
     model, *expected = family()
     path = save(randomised(model), tmp_path, dtype)
     image, text, params = load_two_towers(path)
     assert [image, text] == expected
     assert num_scalars(params) == sum(p.numel() for p in model.parameters())
 
-    wanted = model(torch.tensor(SHORT), torch_images(IMAGES))
+    reference = model(torch.tensor(SHORT), torch_images(IMAGES))
     zimg, ztxt, t, b = run(TwoTowers, image, text, params)(IMAGES, SHORT)
-    assert_close(zimg, wanted.image_embeds)
-    assert_close(ztxt, wanted.text_embeds)
+    assert_close(zimg, reference.image_embeds)
+    assert_close(ztxt, reference.text_embeds)
     logits = np.asarray(zimg) @ np.asarray(ztxt).T * t.item() + b.item()
-    assert_close(logits, wanted.logits_per_image)
+    assert_close(logits, reference.logits_per_image)
     assert_same(load_encoder(path), (image, params["img"]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("family", [gemma1, gemma2, gemma3, stretched_gemma3])
-def test_decoder(tmp_path, family, kv_heads, dtype):
+def test_decoder_equals_transformers(tmp_path, family, kv_heads, dtype):
     model, expected = family(kv_heads)
     config, params = load_decoder(save(randomised(model), tmp_path, dtype))
     assert config == expected
     assert num_scalars(params) == sum(p.numel() for p in model.parameters())
-    wanted = model(torch.tensor(TOKENS)).logits
-    assert_close(run(Decoder, config, params)(TOKENS), wanted)
+    reference = model(torch.tensor(TOKENS)).logits
+    assert_close(run(Decoder, config, params)(TOKENS), reference)
 
 
 @pytest.mark.parametrize(
     "key", ["window", "local_rope_base", "rope_base", "rope_factor", "query_scale"]
 )
-def test_logits_depend_on(tmp_path, key):
+def test_parity_would_notice_a_wrong_config_value(tmp_path, key):
     """The comparison above would notice a wrong value."""
     model, _ = stretched_gemma3()
     config, params = load_decoder(save(randomised(model), tmp_path))
     changed = dataclasses.replace(config, **{key: 2 * getattr(config, key)})
-    wanted = model(torch.tensor(TOKENS)).logits.detach().numpy()
-    assert np.abs(run(Decoder, changed, params)(TOKENS) - wanted).max() > 0.01
+    reference = model(torch.tensor(TOKENS)).logits.detach().numpy()
+    assert np.abs(run(Decoder, changed, params)(TOKENS) - reference).max() > 0.01
 
 
 LOADERS = [
@@ -142,31 +142,31 @@ LOADERS = [
 
 
 @pytest.mark.parametrize(("make", "load"), LOADERS, ids=["image", "two", "decoder"])
-def test_shards(tmp_path, make, load):
+def test_sharded_folder_loads_like_a_single_file(tmp_path, make, load):
     model = randomised(make())
     whole, shards = tmp_path / "whole", tmp_path / "shards"
-    wanted = load(save(model, whole, "bfloat16"))
+    reference = load(save(model, whole, "bfloat16"))
     got = load(save(model, shards, "bfloat16", max_shard_size="20KB"))
     assert len(list(shards.glob("*-of-*.safetensors"))) > 2
-    assert_same(got, wanted)
+    assert_same(got, reference)
 
 
-def test_image_tower_in_the_layout_of_version_4(tmp_path):
+def test_image_tower_with_the_names_of_transformers_4_loads(tmp_path):
     path = save(randomised(vision_tower(True)[0]), tmp_path)
-    wanted = load_encoder(path)
+    reference = load_encoder(path)
     renamed(tmp_path, lambda name: f"vision_model.{name}")
-    assert_same(load_encoder(path), wanted)
+    assert_same(load_encoder(path), reference)
 
 
-def test_decoder_without_its_head(tmp_path):
+def test_decoder_saved_without_its_head_loads(tmp_path):
     model = randomised(gemma3()[0])
-    wanted = load_decoder(save(model, tmp_path / "whole"))
-    assert_same(load_decoder(save(model.model, tmp_path / "bare")), wanted)
+    reference = load_decoder(save(model, tmp_path / "whole"))
+    assert_same(load_decoder(save(model.model, tmp_path / "bare")), reference)
 
 
-def test_gemma3_configuration_of_version_4(tmp_path):
+def test_gemma3_configuration_of_transformers_4_loads(tmp_path):
     """One base a key, a pattern instead of a list, and a scaling of its own."""
-    wanted = load_decoder(save(randomised(stretched_gemma3()[0]), tmp_path))
+    reference = load_decoder(save(randomised(stretched_gemma3()[0]), tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())
     for key in ("rope_parameters", "layer_types", "dtype", "_sliding_window_pattern"):
         config.pop(key, None)
@@ -179,18 +179,18 @@ def test_gemma3_configuration_of_version_4(tmp_path):
         "transformers_version": "4.50.0.dev0",
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert_same(load_decoder(str(tmp_path)), wanted)
+    assert_same(load_decoder(str(tmp_path)), reference)
 
 
-def test_tied_head_that_is_stored_again(tmp_path):
+def test_repeated_tied_head_is_ignored_and_an_untied_one_raises(tmp_path):
     """As fine-tuning scripts leave it; another head than the table is refused."""
     path = save(randomised(gemma1()[0]), tmp_path)
-    wanted = load_decoder(path)
+    reference = load_decoder(path)
     file = tmp_path / "model.safetensors"
     tensors = safetensors.numpy.load_file(file)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     safetensors.numpy.save_file(tensors, file)
-    assert_same(load_decoder(path), wanted)
+    assert_same(load_decoder(path), reference)
     tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
     safetensors.numpy.save_file(tensors, file)
     with pytest.raises(ValueError, match=r"lm_head\.weight is not the embedding table"):
@@ -209,7 +209,7 @@ def in_between(name):
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "paligemma", "llava"])
-def test_parts_of_a_multimodal_model(tmp_path, kind):
+def test_encoder_and_decoder_load_from_multimodal_models(tmp_path, kind):
     model, vision, decoder = multimodal(kind)
     image = load_encoder(save(vision, tmp_path / "vision"))
     text = load_decoder(save(decoder, tmp_path / "decoder"))

@@ -67,7 +67,7 @@ def hostile_files(folder):
     np.savez(folder / "model.npz", **{"img/embedding/kernel": objects})
 
 
-def test_no_code_of_the_files_is_run(tmp_path):
+def test_loading_never_runs_code_from_the_files(tmp_path):
     hostile_files(tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", WATCH, str(tmp_path)],

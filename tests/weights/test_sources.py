@@ -13,7 +13,7 @@ ENCODER = hf_models.encoder(IMAGE)
 INDEX = "model.safetensors.index.json"
 
 
-def refused(load, path, message, error=CheckpointError):
+def assert_raises(load, path, message, error=CheckpointError):
     """The error is a message for people, and names the file or folder."""
     with pytest.raises(error) as caught:
         load(str(path))
@@ -21,45 +21,45 @@ def refused(load, path, message, error=CheckpointError):
     assert path.name in str(caught.value)
 
 
-def test_truncated_file(tmp_path):
+def test_truncated_or_garbage_file_raises(tmp_path):
     write_folder(tmp_path, ENCODER)
     file = tmp_path / "model.safetensors"
     content = file.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     for length in (0, 5, 8, header - 1, header, header + 1, len(content) - 1):
         file.write_bytes(content[:length])
-        refused(load_encoder, tmp_path, "damaged or incomplete")
+        assert_raises(load_encoder, tmp_path, "damaged or incomplete")
     for garbage in (b"\0" * 100, b"not a safetensors file, but long enough"):
         file.write_bytes(garbage)
-        refused(load_encoder, tmp_path, "damaged or incomplete")
+        assert_raises(load_encoder, tmp_path, "damaged or incomplete")
     file.write_bytes(content + b"\0")
-    refused(load_encoder, tmp_path, "damaged or incomplete")
+    assert_raises(load_encoder, tmp_path, "damaged or incomplete")
 
 
 @pytest.mark.parametrize("bit", [1, 16, 128])
-def test_flipped_bits_in_the_header(tmp_path, bit):
-    """Another name, shape, dtype or place: refused, or the values are the same."""
+def test_flipped_header_bits_raise_or_do_not_change_values(tmp_path, bit):
+    """Another name, shape, dtype or offset: rejected, or the values are the same."""
     path = write_folder(tmp_path, hf_models.decoder(GEMMA1))
     file = tmp_path / "model.safetensors"
     content = file.read_bytes()
     _, params = load_decoder(path)
-    wanted = params["embedder"]["input_embedding"].sum()
+    expected = params["embedder"]["input_embedding"].sum()
     header = 8 + int.from_bytes(content[:8], "little")
-    through = 0
-    for place in range(bit % 7, header, 7):
+    undetected = 0
+    for offset in range(bit % 7, header, 7):
         flipped = bytearray(content)
-        flipped[place] ^= bit
+        flipped[offset] ^= bit
         file.write_bytes(flipped)
         try:
             _, params = load_decoder(path)
         except CheckpointError:
             continue
-        through += 1
-        assert params["embedder"]["input_embedding"].sum() == wanted
-    assert through < 10  # spaces, and the note that the file is PyTorch's
+        undetected += 1
+        assert params["embedder"]["input_embedding"].sum() == expected
+    assert undetected < 10  # spaces, and the note that the file is PyTorch's
 
 
-def test_shards(tmp_path):
+def test_missing_shards_and_wrong_shard_indices_raise(tmp_path):
     path = write_folder(tmp_path, ENCODER, max_shard_bytes=20_000)
     index = json.loads((tmp_path / INDEX).read_text())
     files = sorted(set(index["weight_map"].values()))
@@ -73,56 +73,58 @@ def test_shards(tmp_path):
 
     name, where = next(iter(index["weight_map"].items()))
     rest = {key: file for key, file in index["weight_map"].items() if key != name}
-    refused(load_encoder, changed(rest), f"{name}: in {where}, not in the index")
+    assert_raises(load_encoder, changed(rest), f"{name}: in {where}, not in the index")
     more = {**index["weight_map"], "more": where}
-    refused(load_encoder, changed(more), f"more: not in {where}")
+    assert_raises(load_encoder, changed(more), f"more: not in {where}")
     other = {**rest, name: files[-1]}
-    refused(load_encoder, changed(other), f"{name}: not in {files[-1]}")
+    assert_raises(load_encoder, changed(other), f"{name}: not in {files[-1]}")
     for outside in ("../model.safetensors", "/etc/passwd", "a/b"):
         bad = {**rest, name: outside}
-        refused(load_encoder, changed(bad), "are not names of files beside it")
+        assert_raises(load_encoder, changed(bad), "are not file names in its folder")
     for bad in ([], {}, None, 5):
-        refused(load_encoder, changed(bad), "has no weight_map")
+        assert_raises(load_encoder, changed(bad), "has no weight_map")
     (tmp_path / INDEX).write_text("{")
-    refused(load_encoder, tmp_path, "is not JSON")
+    assert_raises(load_encoder, tmp_path, "is not JSON")
     changed(index["weight_map"])
     (tmp_path / files[1]).unlink()
     message = f"lacks 1 of 4 shards: {files[1]}"
-    refused(load_encoder, tmp_path, message, MissingInputError)
+    assert_raises(load_encoder, tmp_path, message, MissingInputError)
 
 
-def test_nothing_there(tmp_path):
+def test_missing_path_config_or_tensors_raise(tmp_path):
     absent = tmp_path / "absent"
     for load in (load_encoder, load_decoder, load_two_towers):
-        refused(load, absent, "there is no file", MissingInputError)
-    refused(load_encoder, tmp_path, "config.json", MissingInputError)
+        assert_raises(load, absent, "there is no file", MissingInputError)
+    assert_raises(load_encoder, tmp_path, "config.json", MissingInputError)
     write_folder(tmp_path, ENCODER)
     (tmp_path / "model.safetensors").unlink()
-    refused(load_encoder, tmp_path, "holds neither", MissingInputError)
+    assert_raises(load_encoder, tmp_path, "holds neither", MissingInputError)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
-def test_pickled_files_are_not_read(tmp_path, name):
+def test_pickled_files_are_rejected(tmp_path, name):
     write_folder(tmp_path, ENCODER)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / name).write_bytes(b"\x80\x02.")
-    refused(load_encoder, tmp_path, "save_pretrained('converted')")
-    refused(load_encoder, tmp_path / name, "save_pretrained('converted')")
+    assert_raises(load_encoder, tmp_path, "save_pretrained('converted')")
+    assert_raises(load_encoder, tmp_path / name, "save_pretrained('converted')")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", "null", '"config"', "{}"])
-def test_config_that_is_none(tmp_path, content):
+def test_malformed_config_json_raises(tmp_path, content):
     write_folder(tmp_path, ENCODER)
     (tmp_path / "config.json").write_text(content)
     for load in (load_encoder, load_decoder, load_two_towers):
-        refused(load, tmp_path, "expected" if content not in ("", "{") else "not JSON")
+        assert_raises(
+            load, tmp_path, "expected" if content not in ("", "{") else "not JSON"
+        )
 
 
-def test_certificate_that_is_none(tmp_path):
+def test_malformed_hive_export_json_raises(tmp_path):
     write_folder(tmp_path, ENCODER)
     for content in ("{", "[]", "{}", '{"tensors": []}'):
         (tmp_path / "hive_export.json").write_text(content)
-        refused(load_encoder, tmp_path, "hive_export.json")
+        assert_raises(load_encoder, tmp_path, "hive_export.json")
 
 
 HUB = "models--tiny--encoder"
@@ -142,34 +144,34 @@ def hub(tmp_path, monkeypatch):
     return revision
 
 
-def test_hub_id_in_the_cache(hub):
-    wanted = load_encoder("tiny/encoder")
-    assert wanted[0] == IMAGE
+def test_cached_hub_id_loads_by_name_and_revision(hub):
+    expected = load_encoder("tiny/encoder")
+    assert expected[0] == IMAGE
     for revision in ("main", hub):
         config, params = load_encoder(f"tiny/encoder@{revision}")
         assert config == IMAGE
         np.testing.assert_array_equal(
-            params["pos_embedding"], wanted[1]["pos_embedding"]
+            params["pos_embedding"], expected[1]["pos_embedding"]
         )
 
 
 @pytest.mark.parametrize(
     "path", ["tiny/other", "tiny/encoder@v2", "tiny/encoder@" + "f" * 40]
 )
-def test_hub_id_that_is_not_there(hub, path):
+def test_unknown_hub_id_or_revision_raises(hub, path):
     with pytest.raises(MissingInputError, match="as a hub id it could not be") as error:
         load_encoder(path)
     assert path in str(error.value)
 
 
-def test_path_of_a_file_is_no_hub_id(hub):
+def test_path_of_an_npz_file_is_not_taken_for_a_hub_id(hub):
     with pytest.raises(
         MissingInputError, match=r"no file or folder workdir/encoder\.npz"
     ):
         load_encoder("workdir/encoder.npz")
 
 
-def test_incomplete_download(tmp_path, hub):
+def test_incomplete_download_raises(tmp_path, hub):
     (tmp_path / HUB / "snapshots" / hub / "model.safetensors").unlink()
     with pytest.raises(MissingInputError, match="holds neither"):
         load_encoder("tiny/encoder")

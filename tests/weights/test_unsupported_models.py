@@ -14,7 +14,7 @@ from hive_jax.weights import (
     sources,
 )
 
-REFUSED = [
+UNSUPPORTED = [
     (hf_models.encoder(IMAGE), load_encoder, change, message)
     for change, message in [
         ({"model_type": "bert"}, "model_type is 'bert'; expected one with an image"),
@@ -35,7 +35,7 @@ REFUSED = [
         ({"vision_use_head": False}, "unexpected: vision_model.head.probe"),
     ]
 ]
-REFUSED += [
+UNSUPPORTED += [
     (hf_models.decoder(GEMMA3), load_decoder, change, message)
     for change, message in [
         ({"model_type": "llama"}, "model_type is 'llama'; expected one with a decoder"),
@@ -57,21 +57,29 @@ REFUSED += [
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ({"head_dim": 4}, "q_proj.weight is [32, 24]; expected [16, 24]"),
         ({"num_key_value_heads": 2}, "k_proj.weight is [8, 24]; expected [16, 24]"),
-        ({"num_key_value_heads": 3}, "no model is"),
+        ({"num_key_value_heads": 3}, "no model has"),
         ({"num_hidden_layers": 6, "layer_types": None}, "missing: model.layers.3"),
         ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "'llama'"),
-        ({"model_type": "llava", "text_config": [1]}, "a part of config.json is [1]"),
-        ({"model_type": "llava", "text_config": None}, "a part has the model_type"),
+        (
+            {"model_type": "llava", "text_config": [1]},
+            "a component's configuration is [1]",
+        ),
+        (
+            {"model_type": "llava", "text_config": None},
+            "a component has the model_type",
+        ),
     ]
 ]
-REFUSED += [
+UNSUPPORTED += [
     (hf_models.encoder(IMAGE), load_two_towers, {}, "expected one with two towers"),
     (hf_models.two_towers(IMAGE, TEXT), load_decoder, {}, "one with a decoder"),
 ]
 
 
-@pytest.mark.parametrize(("layout", "load", "change", "message"), REFUSED)
-def test_refused(tmp_path, layout, load, change, message):
+@pytest.mark.parametrize(("layout", "load", "change", "message"), UNSUPPORTED)
+def test_unsupported_or_impossible_configurations_raise(
+    tmp_path, layout, load, change, message
+):
     path = write_folder(tmp_path / "here", layout)
     file = tmp_path / "here" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -99,7 +107,7 @@ LLAVA = "LlavaImageProcessor"
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    ("change", "result"),
     [
         ({"resample": 2}, "hf_bilinear"),
         ({"resample": 3}, "hf_bicubic"),
@@ -117,7 +125,7 @@ LLAVA = "LlavaImageProcessor"
     ],
 )
 @pytest.mark.parametrize("version", [4, 5])
-def test_preprocessing(tmp_path, version, change, found):
+def test_preprocessing_is_recognized_or_rejected(tmp_path, version, change, result):
     """Of the file of an image processor, and of version 5's for a whole processor."""
     path = write_folder(tmp_path, hf_models.encoder(IMAGE))
     content = SIGLIP_IMAGES | change
@@ -125,15 +133,15 @@ def test_preprocessing(tmp_path, version, change, found):
         content = {"image_processor": content, "processor_class": "SiglipProcessor"}
     name = "preprocessor_config.json" if version == 4 else "processor_config.json"
     (tmp_path / name).write_text(json.dumps(content))
-    if found.startswith("hf_"):
-        assert sources.open_encoder(path).preprocessing == found
+    if result.startswith("hf_"):
+        assert sources.open_encoder(path).preprocessing == result
         return
     with pytest.raises(CheckpointError) as error:
         load_encoder(path)
-    assert found in str(error.value)
+    assert result in str(error.value)
     assert name in str(error.value)
 
 
-def test_no_word_about_preprocessing(tmp_path):
+def test_preprocessing_is_empty_where_none_is_recorded(tmp_path):
     path = write_folder(tmp_path, hf_models.encoder(IMAGE))
     assert sources.open_encoder(path).preprocessing == ""

@@ -1,0 +1,74 @@
+"""Which decoder layer attends to which encoder depth: the default, and the checks.
+
+A connection is a pair (encoder depth, decoder layer), both counted from 1.
+"""
+
+from hive_jax.models.fusion import fusion_named
+from hive_jax.models.fusion_base import Connections
+
+
+def default_connections(
+    encoder_depth: int, decoder_depth: int, count: int = 0
+) -> Connections:
+    """Connects evenly spaced encoder depths to evenly spaced decoder layers.
+
+    The last depth and the last layer are always included.
+
+    default_connections(24, 26) ->
+        ((4, 4), (8, 9), (12, 13), (16, 17), (20, 22), (24, 26))
+
+    Args:
+      encoder_depth: number of encoder layers.
+      decoder_depth: number of decoder layers.
+      count: number of connections; 0 for 25 % of the encoder's layers, as in the paper.
+    """
+    # A decoder with few layers limits the number: each layer has one connection at most.
+    count = count or max(1, min(round(encoder_depth / 4), decoder_depth))
+
+    def spaced(depth):
+        return [round((i + 1) * depth / count) for i in range(count)]
+
+    return tuple(zip(spaced(encoder_depth), spaced(decoder_depth), strict=True))
+
+
+def resolve_connections(
+    fusion: str,
+    connections: Connections,
+    encoder_depth: int,
+    decoder_depth: int,
+    count: int = 0,
+) -> Connections:
+    """Returns the connections of a model, checked against both towers.
+
+    Args:
+      fusion: a key of FUSIONS.
+      connections: pairs, or () for `default_connections`.
+      encoder_depth: number of encoder layers.
+      decoder_depth: number of decoder layers.
+      count: number of default connections; 0 for 25 % of the encoder's layers.
+
+    Raises:
+      ValueError: unknown fusion, a pair outside of the towers, or decoder layers that do
+        not increase.
+    """
+    fusion_class = fusion_named(fusion)
+    if not fusion_class.uses_image:
+        return ()
+    if not 0 <= count <= min(encoder_depth, decoder_depth):
+        raise ValueError(
+            f"num_connections is {count}; expected at most the number of encoder "
+            f"depths, {encoder_depth}, and of decoder layers, {decoder_depth}"
+        )
+    pairs = connections or default_connections(encoder_depth, decoder_depth, count)
+    pairs = tuple((int(depth), int(layer)) for depth, layer in pairs)
+    for depth, layer in pairs:
+        if not (1 <= depth <= encoder_depth and 1 <= layer <= decoder_depth):
+            raise ValueError(
+                f"connection ({depth}, {layer}): expected an encoder depth of 1 to "
+                f"{encoder_depth} and a decoder layer of 1 to {decoder_depth}"
+            )
+    # Decoder layers run in this order, once each. Encoder depths may come in any order.
+    layers = [layer for _, layer in pairs]
+    if layers != sorted(set(layers)):
+        raise ValueError(f"connected decoder layers {layers} must increase")
+    return fusion_class.connect(pairs, encoder_depth)

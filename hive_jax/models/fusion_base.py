@@ -1,0 +1,157 @@
+"""The interface between `Hive` and a fusion; hive_jax/models/fusion.py has the fusions."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hive_jax.models import layer_stack
+from hive_jax.models.attention import KeyValues
+from hive_jax.models.cross_attention import Projector
+from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.layers import ONE_DEVICE, Placement
+
+# Pairs (encoder depth, decoder layer), both counted from 1.
+Connections = tuple[tuple[int, int], ...]
+
+
+class Fusion(nn.Module):
+    """Base class: a projector per connection, stacked on a leading axis M.
+
+    Attributes:
+      count: number of connections M.
+      encoder_width: D.
+      config: architecture of the decoder.
+      placement: sharding constraints.
+      uses_image: whether the model has an encoder at all.
+      export_kind: exported component that holds the whole model, "hive" or "vlm"; ""
+        if it cannot be exported.
+      has_attention_weights: whether `attention_weights` is implemented.
+      extends_attention: whether `before_layer` changes the layer's own attention.
+      projector_norm: LayerNorm in the projectors.
+    """
+
+    count: int
+    encoder_width: int
+    config: DecoderConfig
+    placement: Placement = ONE_DEVICE
+
+    # Class attributes, not fields: properties of a kind of fusion, not of a model.
+    uses_image = True
+    export_kind = ""
+    has_attention_weights = False
+    extends_attention = False
+    projector_norm = True
+
+    @staticmethod
+    def connect(pairs: Connections, encoder_depth: int) -> Connections:
+        """Returns the connections that this fusion uses, given those of the config.
+
+        Args:
+          pairs: checked pairs (encoder depth, decoder layer).
+          encoder_depth: number of encoder layers.
+        """
+        return pairs
+
+    @staticmethod
+    def image_tokens_in_text(num_patches: int) -> int:
+        """Returns how many image tokens pass through the decoder with the text."""
+        return 0
+
+    def setup(self):
+        features = jnp.zeros((1, 1, self.encoder_width))
+        init = layer_stack.stacked_init(self._projector(), self.count, features)
+        self.projector = layer_stack.stacked_params(self, "projector", init)
+
+    def _projector(self) -> Projector:
+        return Projector(self.config.width, self.projector_norm, parent=None)
+
+    def project(self, features: jax.Array) -> list[jax.Array]:
+        """Projects features[M, B, P, D] to M arrays [B, P, E], each by its projector."""
+        # A loop and not vmap: with fsdp, one projector is gathered at a time.
+        module, placement = self._projector(), self.placement
+        return [
+            placement.shard_activations(
+                module.apply({"params": placement.gather_params(params)}, feature)
+            )
+            for params, feature in zip(
+                layer_stack.unstack(self.projector), features, strict=True
+            )
+        ]
+
+    def prepare(
+        self, features: jax.Array, text: jax.Array, image_mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
+        """Computes once per image what the decoder needs of it.
+
+        Args:
+          features: [M, B, P, D], outputs of the connected encoder depths.
+          text: token embeddings [B, T, E].
+          image_mask: bool[B, T], tokens that see the image.
+
+        Returns:
+          The sequence [B, S, E] that the decoder runs on; the position int32[B, T] of
+          each text token in it; the keys and values of each connection, which
+          `before_layer` receives and the decode state stores.
+        """
+        raise NotImplementedError
+
+    def before_layer(
+        self,
+        connection: int,
+        x: jax.Array,
+        image_kv: tuple[KeyValues, ...],
+        image_mask: jax.Array,
+    ) -> tuple[jax.Array, Callable | None]:
+        """Lets the image act on the hidden states before a connected layer.
+
+        Args:
+          connection: index of the connection, from 0.
+          x: hidden states [B, T, E] before the layer.
+          image_kv: third result of `prepare`.
+          image_mask: bool[B, T], tokens that see the image.
+
+        Returns:
+          The hidden states for the layer [B, T, E], and None. A fusion that
+          `extends_attention` returns a function in place of None, which the layer's own
+          attention applies to (query, key, value, mask) before its softmax, to append
+          the image's keys and values there.
+        """
+        return x, None
+
+    def attention_weights(
+        self,
+        connection: int,
+        x: jax.Array,
+        image_kv: tuple[KeyValues, ...],
+        image_mask: jax.Array,
+    ) -> jax.Array:
+        """Computes the attention weights of text on patches.
+
+        Args:
+          connection, x, image_kv, image_mask: as for `before_layer`.
+
+        Returns:
+          float32[B, N, T, P].
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def count_flops(
+        count, encoder, decoder, tokens: int, features: bool, text: bool
+    ) -> bool:
+        """Adds the matrix products of one connection to a FLOP counter.
+
+        Args:
+          count: counter with `product`, `attention`, `project` and `trains`; see
+            hive_jax/training/flops.py.
+          encoder, decoder: SiglipConfig and DecoderConfig.
+          tokens: number of text tokens.
+          features: whether the encoder's features have gradients.
+          text: whether the hidden states before the connection have gradients.
+
+        Returns:
+          Whether the hidden states after the connection have gradients.
+        """
+        raise NotImplementedError
