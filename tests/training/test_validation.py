@@ -14,12 +14,14 @@ def test_validation_weighs_tokens_not_batches():
     """Batch one has 1 token of loss 4, batch two 3 tokens of loss 1 each."""
 
     class Batches:
+        tag_names = TAG_NAMES
+
         def batches(self, start, stop):
             assert (start, stop) == (0, 2)
             return iter([(4.0, 1.0), (3.0, 3.0)])
 
     def eval_step(params, batch):
-        by_kind = tuple(np.array([x] + [0.0] * 6) for x in batch)
+        by_kind = tuple(np.array([x] + [0.0] * (len(TAG_NAMES) - 1)) for x in batch)
         wrong = (by_kind[0] * 2, by_kind[1])
         return {"right": by_kind, "wrong": wrong, "none": wrong}
 
