@@ -6,8 +6,7 @@ from hive_jax.analysis.examples import CaptionedImage, captioned_scenes
 from hive_jax.data.images import as_png
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.errors import ConfigError
-from hive_jax.evaluation.runner import make_generator
-from hive_jax.inference.generate import Decoding, Prompt
+from hive_jax.inference.generate import Decoding, Prompt, make_generator
 from hive_jax.inference.model import TrainedModel
 from hive_jax.training.metrics import say
 from tools.report import page
