@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
-from inference.test_generate import TOKENIZER, params, run
+from helpers.generation_runs import TOKENIZER, params, run
 
 from hive_jax.analysis import plots
 from hive_jax.analysis.attention import attention_maps, word_positions
@@ -320,7 +320,7 @@ def test_curves_are_read_up_to_a_line_that_was_cut(tmp_path):
     assert found["gradient norm"] == ([1], [2.0])
     assert found["image gain, nats per token"] == ([2], [0.1])
     assert "images per second" not in found
-    with pytest.raises(MissingInputError, match=r"metrics.jsonl is not there"):
+    with pytest.raises(MissingInputError, match=r"metrics.jsonl does not exist"):
         read_curves(str(tmp_path / "none"))
 
 

@@ -7,19 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.generation_runs import TOKENIZER, params, run
 
-from hive_jax.config import DataConfig, MeshConfig, RunConfig
-from hive_jax.data.tokenizer import encode_sample, load_tokenizer
+from hive_jax.config import MeshConfig
+from hive_jax.data.tokenizer import encode_sample
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.inference.generate import Decoding, Generator, Prompt, nucleus
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
 from hive_jax.models.layer_stack import Execution, ModelExecution
-from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training import objectives, sharding
 
 FUSIONS = ("hive", "cascaded", "self_attention", "none")
-TOKENIZER = load_tokenizer("builtin:tabletop")
 GEMMA2 = {
     "attention_softcap": 5.0,
     "final_softcap": 3.0,
@@ -30,36 +27,6 @@ GEMMA2 = {
 }
 GREEDY = Decoding(12)
 WORDS = ("", "What colour is the star?", "How many objects are there?", "red " * 20)
-
-
-@functools.cache
-def run(fusion, **changes) -> RunConfig:
-    decoder = DecoderConfig(512, 32, 4, 48, 4, 2, 8, qk_norm=True, post_norms=True)
-    decoder = dataclasses.replace(decoder, **changes)
-    encoder = SiglipConfig(16, 4, 24, 2, patch_size=8, image_size=24)
-    model = HiveConfig(encoder, decoder, fusion, num_connections=2)
-    data = DataConfig(tokenizer="builtin:tabletop", num_tokens=16)
-    return RunConfig(model=model, data=data, dtype="float32")
-
-
-@functools.cache
-def params(fusion, **changes):
-    """All leaves random, and the embeddings so that tokens do not repeat themselves."""
-    rng = np.random.default_rng(0)
-    model = objectives.build_model(run(fusion, **changes))
-    shapes = jax.eval_shape(
-        model.init,
-        jax.random.key(0),
-        jnp.zeros((1, 24, 24, 3)),
-        jnp.zeros((1, 5), jnp.int32),
-        jnp.ones((1, 5), bool),
-    )["params"]
-    params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), shapes
-    )
-    table = rng.normal(0, 0.05, shapes["llm"]["embedder"]["input_embedding"].shape)
-    params["llm"]["embedder"]["input_embedding"] = jnp.asarray(table, jnp.float32)
-    return params
 
 
 @functools.cache

@@ -155,37 +155,57 @@ def _settings(arguments) -> dict:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.benchmark", description=__doc__.splitlines()[0]
+        prog="python -m tools.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run, size: str, name: str = "") -> argparse.ArgumentParser:
-        one = commands.add_parser(name or run.__name__)
+        one = commands.add_parser(
+            name or run.__name__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
         one.set_defaults(run=run)
-        one.add_argument("--size", choices=sorted(SIZES), default=size)
-        one.add_argument("--stages", type=_stages, default=STAGES, help="e.g. 1,3")
-        one.add_argument("--out", type=Path, default=Path("workdir/benchmark"))
         one.add_argument(
-            "--dtype", choices=("auto", "float32", "bfloat16"), default="auto"
+            "--size", choices=sorted(SIZES), default=size, help="model size"
+        )
+        one.add_argument("--stages", type=_stages, default=STAGES, help="e.g. 1,3")
+        one.add_argument(
+            "--out",
+            type=Path,
+            default=Path("workdir/benchmark"),
+            help="folder to write",
+        )
+        one.add_argument(
+            "--dtype",
+            choices=("auto", "float32", "bfloat16"),
+            default="auto",
+            help="of the computation",
         )
         return one
 
     command(flops, _FULL)
-    command(memory, _FULL).add_argument("--batch_size", type=_positive, default=32)
+    command(memory, _FULL).add_argument(
+        "--batch_size", type=_positive, default=32, help="images a step"
+    )
     one = command(step, "tiny")
-    one.add_argument("--rounds", type=_positive, default=9)
-    one.add_argument("--batch_size", type=_positive, default=0)
-    command(peers, "tiny").add_argument("--rounds", type=_positive, default=7)
+    one.add_argument("--rounds", type=_positive, default=9, help="timings")
+    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
+    command(peers, "tiny").add_argument(
+        "--rounds", type=_positive, default=7, help="timings"
+    )
     one = command(reading, "tiny", "input")
-    one.add_argument("--rounds", type=_positive, default=9)
-    one.add_argument("--batch_size", type=_positive, default=0)
-    one.add_argument("--image_size", type=_positive, default=384)
+    one.add_argument("--rounds", type=_positive, default=9, help="timings")
+    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
+    one.add_argument("--image_size", type=_positive, default=384, help="pixels")
     one.add_argument("--count", type=_positive, default=256, help="images of the set")
-    one.add_argument("--threads", type=_positive, default=os.cpu_count())
+    one.add_argument(
+        "--threads", type=_positive, default=os.cpu_count(), help="of the loader"
+    )
     one = command(gpu, _FULL)
     one.add_argument("--part", choices=("ceilings", "grid", "ablations"), required=True)
     one.add_argument("--minutes", type=float, default=8.0, help="start nothing later")
-    one.add_argument("--batch_size", type=_positive, default=0)
+    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
     return parser
 
 

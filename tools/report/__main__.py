@@ -1,7 +1,7 @@
-"""One run, or several side by side, as one page of HTML that needs no other file.
+"""Reports on one run, or several side by side, as one self-contained HTML page.
 
 python -m tools.report workdir/stage3 --out report.html
-python -m tools.report hive=RUN cascaded=RUN --include comparison export/hive
+python -m tools.report hive=PATH cascaded=PATH --include comparison export/hive
 """
 
 import argparse
@@ -19,18 +19,24 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN")
-    parser.add_argument("--out", default="report.html", help="file to write")
     parser.add_argument(
-        "--base", default="builtin:tabletop_siglip", help="encoder to compare with"
+        "runs", nargs="+", metavar="[NAME=]PATH", help="workdirs of runs"
+    )
+    parser.add_argument(
+        "--out", default="report.html", help="file to write (default: report.html)"
+    )
+    parser.add_argument(
+        "--base",
+        default="builtin:tabletop_siglip",
+        help="encoder to compare features with (default: %(default)s)",
     )
     parser.add_argument(
         "--include",
         nargs="*",
         default=[],
         metavar="FOLDER",
-        help="what other commands have written: hive_jax.compare, hive_jax.probe "
-        "--sweep_depths, tools/export_hf.py, tools.benchmark",
+        help="outputs of hive_jax.compare, hive_jax.probe --sweep_depths, "
+        "tools/export_hf.py or tools.benchmark (default: none)",
     )
     args = parser.parse_args(arguments)
     runtime.enable_compilation_cache()

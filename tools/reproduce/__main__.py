@@ -23,10 +23,17 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--scale", default="tabletop", choices=[*SCALES])
-    parser.add_argument("--seeds", type=int, help="default: 3, and 1 with --quick")
+    parser.add_argument(
+        "--scale",
+        default="tabletop",
+        choices=[*SCALES],
+        help="size of the experiments (default: tabletop)",
+    )
+    parser.add_argument("--seeds", type=int, help="(default: 3, and 1 with --quick)")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--quick", action="store_true", help="few steps, one seed")
+    parser.add_argument(
+        "--quick", action="store_true", help="few steps, one seed (default: off)"
+    )
     args = parser.parse_args(arguments)
     seeds = args.seeds if args.seeds is not None else (1 if args.quick else 3)
     folder = reproduce(args.out, QUICK if args.quick else SCALES[args.scale], seeds)
