@@ -1,7 +1,4 @@
-"""Cross-attention from text to projected image features, and the projector.
-
-A connection of "hive" or "cascaded" has one of each; see hive_jax/models/fusion.py.
-"""
+"""The modules of a connection: projector and gated cross-attention."""
 
 import flax.linen as nn
 import jax

@@ -299,8 +299,8 @@ class Joint(Fusion):
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_fusion_may_extend_the_attention_of_connected_layers(monkeypatch, scan):
     monkeypatch.setitem(FUSIONS, "joint", Joint)
-    decoder = dataclasses.replace(TINY.decoder, scan=scan, remat="full")
-    joint = Hive(dataclasses.replace(TINY, fusion="joint", decoder=decoder))
+    execution = ModelExecution(decoder=Execution(scan=scan, remat="full"))
+    joint = Hive(dataclasses.replace(TINY, fusion="joint"), execution=execution)
     params = random_params("hive")
     params = {
         "params": params | {"fusion": {"projector": params["fusion"]["projector"]}}
