@@ -32,8 +32,8 @@ def tracked_modules() -> set[str]:
 def tree_modules() -> set[str]:
     """Paths that the README's tree names.
 
-    A line is `directory/ name, name  # comment`, indented by two spaces a level; a line
-    without a directory continues the one above or lists the files of its parent.
+    A line `name/  # comment` opens a folder; two spaces below it, lines of names joined
+    by commas are its modules.
     """
     block = re.search(
         r"<!-- tree -->\s*```\n(.*?)```\s*<!-- /tree -->", README, re.DOTALL
@@ -41,15 +41,13 @@ def tree_modules() -> set[str]:
     folders, modules = [], set()
     for line in block[1].splitlines():
         content = re.sub(r"\s*#.*", "", line)
-        indent, names = len(content) - len(content.lstrip()), content.strip()
-        folder = re.match(r"([\w/]+)/(?:\s+|$)", names)
-        folders = folders[: indent // 2]
-        if folder:
-            folders.append(folder[1])
-            names = names[folder.end() :]
-        prefix = "/".join(folders)
-        found = [name.strip() for name in names.split(",") if name.strip()]
-        modules |= {f"{prefix}/{name}.py" for name in found if "." not in name}
+        depth = (len(content) - len(content.lstrip())) // 2
+        folders = folders[:depth]
+        if content.endswith("/"):
+            folders.append(content.strip().removesuffix("/"))
+            continue
+        names = [name.strip() for name in content.split(",") if name.strip()]
+        modules |= {"/".join([*folders, f"{name}.py"]) for name in names}
     return modules
 
 
