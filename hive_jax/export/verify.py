@@ -44,7 +44,7 @@ def verify_folder(folder: str, python: str = "") -> dict:
       MissingInputError: the folder or a file of it is missing.
       CheckpointError: it is no export, was changed since, or the outputs differ.
     """
-    report = read_json(Path(folder) / CERTIFICATE)
+    report = read_json(Path(folder) / CERTIFICATE, error=CheckpointError)
     name = report.get("component")
     if name not in COMPONENTS:
         raise CheckpointError(
