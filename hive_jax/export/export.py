@@ -22,7 +22,7 @@ from hive_jax.io import atomic_dir, atomic_write, read_json, require_absent, wri
 from hive_jax.training.stored_run import open_run
 from hive_jax.weights import hf_models, safetensors
 from hive_jax.weights.big_vision import join_qkv, save_npz
-from hive_jax.weights.safetensors import CERTIFICATE, cast
+from hive_jax.weights.safetensors import EXPORT_REPORT, cast
 
 FORMATS = ("huggingface", "big_vision", "state_dict")
 TARGETS = ("v5", "v4")
@@ -103,7 +103,7 @@ def export(
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         report["files"] = _file_hashes(folder)
-        write_json(folder / CERTIFICATE, report)
+        write_json(folder / EXPORT_REPORT, report)
     return report
 
 
