@@ -15,15 +15,15 @@ from hive_jax.weights.safetensors import DTYPES
 
 _EXAMPLES = """\
 examples:
-  python tools/export_hf.py --run workdir/stage3 --component encoder --out encoder
-  python tools/export_hf.py --run workdir/stage3 --component hive --out hive \\
+  python -m hive_jax.export_hf --run workdir/stage3 --component encoder --out encoder
+  python -m hive_jax.export_hf --run workdir/stage3 --component hive --out hive \\
       --dtype bfloat16
-  python tools/export_hf.py verify encoder hive
+  python -m hive_jax.export_hf verify encoder hive
 """
 _VERIFY_EXAMPLES = """\
 examples:
-  python tools/export_hf.py verify encoder
-  python tools/export_hf.py verify encoder hive --python ~/transformers4/bin/python
+  python -m hive_jax.export_hf verify encoder
+  python -m hive_jax.export_hf verify encoder hive --python ~/transformers4/bin/python
 """
 _PYTHON = "interpreter with torch and transformers to verify with (default: this one)"
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="export_hf.py",
+        prog="python -m hive_jax.export_hf",
         description="Export a component of a run to transformers, big_vision or PyTorch; "
         "`verify DIR` compares an exported folder again.",
         epilog=_EXAMPLES,
@@ -97,7 +97,7 @@ def _export(argv: Sequence[str]) -> int:
 
 def _verify(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="export_hf.py verify",
+        prog="python -m hive_jax.export_hf verify",
         description="Compare the outputs of exported folders with those of hive_jax.",
         epilog=_VERIFY_EXAMPLES,
         formatter_class=_HelpFormatter,

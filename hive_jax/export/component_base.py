@@ -38,7 +38,6 @@ class Component(abc.ABC):
     Class attributes:
       name: value of `component` in `export`, and in hive_export.json.
       branches: top-level names of the parameter tree that belong to it.
-      fusions: fusions it can be exported from; empty for any.
       description, pipeline_tag, loading_snippet: for the model card; the snippet
         loads the folder ".".
       auto_class: class of transformers that loads the folder.
@@ -57,7 +56,6 @@ class Component(abc.ABC):
 
     name: ClassVar[str]
     branches: ClassVar[tuple[str, ...]]
-    fusions: ClassVar[tuple[str, ...]] = ()
     description: ClassVar[str]
     pipeline_tag: ClassVar[str]
     loading_snippet: ClassVar[str]
@@ -78,8 +76,7 @@ class Component(abc.ABC):
           run: config of the run.
           branches: top-level names of its parameter tree.
         """
-        right_fusion = not cls.fusions or run.model.fusion in cls.fusions
-        return right_fusion and set(cls.branches) <= branches
+        return set(cls.branches) <= branches
 
     @classmethod
     def from_run(cls, run: RunConfig, params: Mapping, target: str = "v5") -> Self:

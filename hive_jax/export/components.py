@@ -65,10 +65,8 @@ out.last_hidden_state"""
 
     def reference_outputs(self, inputs, generated=None) -> dict[str, jax.Array]:
         depths = tuple(range(1, self.config.depth + 1))
-        apply = jax.jit(
-            SiglipEncoder(self.config, execution=SCANNED.encoder).apply,
-            static_argnames="depths",
-        )
+        encoder = SiglipEncoder(self.config, execution=SCANNED.encoder)
+        apply = jax.jit(encoder.apply, static_argnames="depths")
         out = apply({"params": self.params}, images_of(inputs), depths=depths)
         outputs = {
             f"depth {depth}": features

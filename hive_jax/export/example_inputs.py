@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from hive_jax.data.tabletop import Tabletop
+from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.models.siglip import SiglipConfig
 
 NUM_IMAGES = 4

@@ -22,7 +22,7 @@ from hive_jax.io import atomic_dir, atomic_write, read_json, require_absent, wri
 from hive_jax.training.stored_run import open_run
 from hive_jax.weights import hf_models, safetensors
 from hive_jax.weights.big_vision import join_qkv, save_npz
-from hive_jax.weights.safetensors import CERTIFICATE, cast
+from hive_jax.weights.safetensors import EXPORT_REPORT, cast
 
 FORMATS = ("huggingface", "big_vision", "state_dict")
 TARGETS = ("v5", "v4")
@@ -94,19 +94,16 @@ def export(
         report = _report(exported, run, step, as_type)
         report["tensors"] = _write_model(folder, exported, tokenizer, as_type)
         _require_readable(folder, exported)
-        report["verification"] = (
-            _verification(exported, folder, as_type, python)
-            if verify
-            else skipped("it was not asked for")
+        report["verification"] = _verification(
+            exported, folder, as_type, verify, python
         )
-        result = Path(workdir) / "result.json"
         card = model_card(
             *(exported, run, step, report["verification"], Path(out).name),
-            result=read_json(result) if result.is_file() else None,
+            result=_read_result(workdir),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         report["files"] = _file_hashes(folder)
-        write_json(folder / CERTIFICATE, report)
+        write_json(folder / EXPORT_REPORT, report)
     return report
 
 
@@ -126,8 +123,7 @@ def load_component(
         of its own.
     """
     stored = open_run(workdir)
-    params, meta = stored.read_params()
-    run = stored.config
+    run, (params, meta) = stored.config, stored.read_params()
     choices = [c.name for c in COMPONENTS.values() if c.is_in(run, set(params))]
     if name not in choices:
         raise CheckpointError(
@@ -238,12 +234,21 @@ def _require_readable(folder: Path, component: Component) -> None:
 
 
 def _verification(
-    component: Component, folder: Path, dtype: np.dtype, python: str
+    component: Component, folder: Path, dtype: np.dtype, verify: bool, python: str
 ) -> dict:
+    """As `verify_export`, or the reason why it is not run."""
+    if not verify:
+        return skipped("it was not asked for")
     if component.needs_transformers_4() and not python:
         reason = "made for transformers 4; name a Python that has it, to check with"
         return skipped(reason)
     return verify_export(component.rounded(dtype), folder, python)
+
+
+def _read_result(workdir: str) -> dict | None:
+    """The result.json of a run; None if it has not finished."""
+    path = Path(workdir) / "result.json"
+    return read_json(path, error=CheckpointError) if path.is_file() else None
 
 
 def _file_hashes(folder: Path) -> dict[str, str]:

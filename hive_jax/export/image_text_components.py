@@ -22,6 +22,7 @@ from hive_jax.export.example_inputs import (
     images_of,
 )
 from hive_jax.export.tokenizer import IMAGE_TOKEN, ExportedTokenizer, export_tokenizer
+from hive_jax.models.fusion import fusion_named
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipConfig
@@ -39,6 +40,11 @@ class ImageTextComponent(Component):
     auto_class = "AutoModelForImageTextToText"
     num_image_tokens = 0  # in the token ids that transformers takes
     open = staticmethod(sources.open_hive)
+
+    @classmethod
+    def is_in(cls, run: RunConfig, branches: set[str]) -> bool:
+        kind = fusion_named(run.model.fusion).export_kind
+        return kind == cls.name and super().is_in(run, branches)
 
     @classmethod
     def config_of(cls, run: RunConfig) -> HiveConfig:
@@ -109,7 +115,6 @@ class HiveComponent(ImageTextComponent):
     """The whole model with cross-attention, as HiveForConditionalGeneration of torch/."""
 
     name = "hive"
-    fusions = ("hive", "cascaded")
     description = "The vision-language model with cross-attention"
     remote_code = True
     loading_snippet = """\
@@ -143,7 +148,6 @@ class VlmComponent(ImageTextComponent):
     rows_added: int = 0
 
     name = "vlm"
-    fusions = ("self_attention",)
     description = "A LLaVA-style vision-language model"
     processor_class = "LlavaProcessor"
     loading_snippet = """\

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from hive_jax.config import RunConfig
+from hive_jax.data.sources.registry import to_text
 from hive_jax.export.component_base import Component
 
 
@@ -52,7 +53,7 @@ def _training(
     rows = {
         "step": f"{step:,} of {run.total_steps:,}",
         "images an optimizer step": f"{run.batch_size:,}",
-        "data": run.data.source,
+        "data": to_text(run.data.source),
         "started from": run.init
         or run.previous
         or ", ".join(filter(None, (run.init_encoder, run.init_decoder))),

@@ -21,7 +21,7 @@ from hive_jax.export.component_base import Component
 from hive_jax.export.components import COMPONENTS
 from hive_jax.export.example_inputs import NEW_TOKENS, TEXT
 from hive_jax.io import read_json
-from hive_jax.weights.safetensors import CERTIFICATE
+from hive_jax.weights.safetensors import EXPORT_REPORT
 
 # Relative to the largest value: activations of large models are in the hundreds.
 TOLERANCE = 1e-4
@@ -44,11 +44,11 @@ def verify_folder(folder: str, python: str = "") -> dict:
       MissingInputError: the folder or a file of it is missing.
       CheckpointError: it is no export, was changed since, or the outputs differ.
     """
-    report = read_json(Path(folder) / CERTIFICATE)
+    report = read_json(Path(folder) / EXPORT_REPORT, error=CheckpointError)
     name = report.get("component")
     if name not in COMPONENTS:
         raise CheckpointError(
-            f"{folder}/{CERTIFICATE}: component is {name!r}; expected one of "
+            f"{folder}/{EXPORT_REPORT}: component is {name!r}; expected one of "
             f"{', '.join(COMPONENTS)}"
         )
     # Compares the files and tensors with the hashes in the report.

@@ -12,7 +12,7 @@ from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.io import read_json
 from hive_jax.weights.hf_decoder import FAMILIES
 from hive_jax.weights.hf_models import PROCESSORS
-from hive_jax.weights.safetensors import CERTIFICATE, PICKLED, pickled_file_error
+from hive_jax.weights.safetensors import EXPORT_REPORT, PICKLED, pickled_file_error
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
@@ -183,8 +183,8 @@ def preprocessing(folder: Path) -> str:
       CheckpointError: hive_jax does not have this preprocessing.
     """
     # Exports record the name themselves, because transformers lacks "bv_bilinear".
-    if (folder / CERTIFICATE).is_file():
-        return read_json(folder / CERTIFICATE, error=CheckpointError).get(
+    if (folder / EXPORT_REPORT).is_file():
+        return read_json(folder / EXPORT_REPORT, error=CheckpointError).get(
             "preprocessing", ""
         )
     for name, key in (

@@ -25,7 +25,7 @@ _MAX_SHARD_BYTES = 5_000_000_000
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written by tools/export_hf.py: hashes of the files and tensors of an export.
-CERTIFICATE = "hive_export.json"
+EXPORT_REPORT = "hive_export.json"
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -144,7 +144,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
     The model card may be edited.
     """
-    path = folder / CERTIFICATE
+    path = folder / EXPORT_REPORT
     if not path.is_file():
         return {}
     about = read_json(path, error=CheckpointError)
@@ -159,7 +159,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     if changed:
         raise CheckpointError(
             f"{folder}: {', '.join(changed)} changed or missing since the export. Get the "
-            f"folder again, or remove {CERTIFICATE} if the change is yours."
+            f"folder again, or remove {EXPORT_REPORT} if the change is yours."
         )
     return hashes
 
@@ -214,7 +214,7 @@ def _open(path: Path, hashes: dict) -> dict[str, Tensor]:
         ) from None
     if hashes and not set(names) <= set(hashes):
         unknown = ", ".join(sorted(set(names) - set(hashes)))
-        raise CheckpointError(f"{path}: {unknown} is not in {CERTIFICATE}")
+        raise CheckpointError(f"{path}: {unknown} is not in {EXPORT_REPORT}")
     return {name: _tensor(file, path, name, hashes.get(name)) for name in names}
 
 
@@ -226,9 +226,9 @@ def _tensor(file, path: Path, name: str, expected_hash: str | None) -> Tensor:
         array = file.get_tensor(name)
         if expected_hash is not None and tensor_hash(array) != expected_hash:
             raise CheckpointError(
-                f"{path}: {name!r} does not have the hash in {CERTIFICATE}: it was "
+                f"{path}: {name!r} does not have the hash in {EXPORT_REPORT}: it was "
                 "changed or damaged after the export. Get the folder again, or remove "
-                f"{CERTIFICATE} if the change is yours."
+                f"{EXPORT_REPORT} if the change is yours."
             )
         return require_finite(array, name, path)
 

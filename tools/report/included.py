@@ -6,7 +6,7 @@ from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation import tables
 from hive_jax.export.verify import summary
 from hive_jax.io import read_json
-from hive_jax.weights.safetensors import CERTIFICATE
+from hive_jax.weights.safetensors import EXPORT_REPORT
 from tools.report import page, sections
 
 _DEPTHS = "depths.png"
@@ -22,8 +22,8 @@ def included(folder: str) -> list[tuple[str, str]]:
       DataError: it is damaged.
     """
     root, found = Path(folder), []
-    if (root / CERTIFICATE).is_file():
-        found.append((f"Export {root.name}", _certificate(root / CERTIFICATE)))
+    if (root / EXPORT_REPORT).is_file():
+        found.append((f"Export {root.name}", _export_report(root / EXPORT_REPORT)))
     if (root / tables.COMPARISON).is_file():
         rows = tables.read(root)
         header, *lines = tables.scores(rows)
@@ -45,13 +45,13 @@ def included(folder: str) -> list[tuple[str, str]]:
     return found
 
 
-def _certificate(path: Path) -> str:
+def _export_report(path: Path) -> str:
     try:
         about = read_json(path)
         rows = [("component", about["component"]), ("dtype", about["dtype"])]
         rows.append(("from", f"{about['run']['name']}, step {about['run']['step']}"))
         checks = summary(about["verification"]).splitlines()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no certificate: {error!r}") from None
+        raise DataError(f"{path} is no export report: {error!r}") from None
     rows += [("check", line.strip()) for line in checks]
     return page.table(["", ""], rows, words=True)
