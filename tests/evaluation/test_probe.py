@@ -42,7 +42,7 @@ HOW = SourceOptions(64, "hf_bicubic")
 
 @pytest.fixture(scope="module")
 def encoder():
-    return model.load_encoder("base", BUILTIN)
+    return model.load_encoder(BUILTIN, "base")
 
 
 @pytest.fixture(scope="module")
@@ -314,37 +314,31 @@ def test_the_config(arguments):
 
 def test_a_run_is_an_encoder(tmp_path):
     save_random(run_config("hive"), str(tmp_path / "run"))
-    found = model.load_encoder("run", str(tmp_path / "run"))
+    found = model.load_encoder(str(tmp_path / "run"), "run")
     assert found.config == run_config("hive").model.encoder
     assert found.preprocessing == "hf_bicubic"
-    other = model.load_encoder("base", BUILTIN)
+    other = model.load_encoder(BUILTIN, "base")
     assert found.fingerprint != other.fingerprint
-    assert other.fingerprint == model.load_encoder("again", BUILTIN).fingerprint
+    assert other.fingerprint == model.load_encoder(BUILTIN, "again").fingerprint
 
 
 def test_zero_shot(tmp_path):
     config = dataclasses.replace(SMALL, probe="zero_shot")
-    found = zero_shot.evaluate_towers(
-        config, zero_shot.load_towers("base", BUILTIN), tmp_path
-    )
+    found = zero_shot.evaluate_towers(config, model.load(BUILTIN), tmp_path)
     result, samples = read(tmp_path / "zero_shot")
     assert result == found and len(samples) == 100
     # Shapes are named in its texts, materials hardly ever.
     shapes = [s["output"].split()[1] == s["answers"][0].split()[1] for s in samples]
     assert np.mean(shapes) > 0.8
     assert found["scores"]["accuracy_top5"] > found["scores"]["accuracy"] > 5
-    again = zero_shot.evaluate_towers(
-        config, zero_shot.load_towers("base", BUILTIN), tmp_path
-    )
+    again = zero_shot.evaluate_towers(config, model.load(BUILTIN), tmp_path)
     assert again == found
 
 
 def test_retrieval(tmp_path):
     test = "tabletop:vague,split=test,take=first:60"
     config = dataclasses.replace(SMALL, probe="retrieval", test=test)
-    found = zero_shot.evaluate_towers(
-        config, zero_shot.load_towers("base", BUILTIN), tmp_path
-    )
+    found = zero_shot.evaluate_towers(config, model.load(BUILTIN), tmp_path)
     scores = found["scores"]
     for way in ("image_to_text", "text_to_image"):
         one, five, ten = (scores[f"{way}_recall@{k}"] for k in zero_shot.RANKS)
