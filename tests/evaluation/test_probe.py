@@ -353,116 +353,33 @@ def test_ranks():
     assert zero_shot._ranks(likeness, np.array([2, 0])).tolist() == [1, 0]
 
 
-def test_equal_texts_are_equally_good():
-    images = np.eye(4, dtype=np.float32)[[0, 1, 2]]
+def test_equal_texts_are_equally_good(monkeypatch):
     words = {"a": [0, 1, 0, 0], "b": [0, 0, 1, 0]}
 
-    class Embedder:
-        def images(self, source):
-            return images
-
-        def texts(self, texts):
+    class Model:
+        def embed_texts(self, texts):
             return np.array([words[text] for text in texts], np.float32)
 
     def sample(text):
         return Sample(None, (Segment(text + "\n"),))
 
+    images = np.eye(4, dtype=np.float32)[[0, 1, 2]]
+    monkeypatch.setattr(zero_shot, "_embed_images", lambda *unused: images)
     source = [sample(text) for text in ("a", "a", "b")]
-    _, scores, _ = zero_shot._retrieval(SMALL, Embedder(), source)
+    _, scores, _ = zero_shot._retrieval(SMALL, Model(), source)
     # The second and third image find their text; both texts find one of their images.
     assert scores["text_to_image_recall@1"] == 100.0
     assert scores["image_to_text_recall@1"] == 100.0
 
 
-def test_one_tower_is_not_two(tmp_path):
+def test_zero_shot_needs_a_text_tower(tmp_path):
     save_random(run_config("hive"), str(tmp_path / "run"))
+    config = dataclasses.replace(SMALL, probe="zero_shot")
+    one_tower = model.load(tmp_path / "run")
     with pytest.raises(CheckpointError, match="has no text tower"):
-        zero_shot.load_towers("run", str(tmp_path / "run"))
+        zero_shot.evaluate_towers(config, one_tower, tmp_path)
+    with pytest.raises(CheckpointError, match="has no text tower"):
+        one_tower.embed_texts(["a"])
     save_random(run_config("contrastive"), str(tmp_path / "two"))
-    found = zero_shot.load_towers("two", str(tmp_path / "two"))
-    assert {"img", "txt"} <= set(found.params) and found.ending == "\n"
-
-
-# What goes out.
-
-
-@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
-@pytest.mark.parametrize("depth", [8, 5])
-def test_export_of_a_linear_probe(depth, encoder, tmp_path):
-    import torch
-    import transformers
-
-    config = dataclasses.replace(SMALL, depth=depth, num_seeds=1, epochs=5)
-    _, fitted, work = probe(config, encoder, tmp_path / "probe")
-    out = str(tmp_path / "export")
-    export_classifier(
-        *(out, encoder.config, encoder.params, depth),
-        *(fitted[0][0], work.classes, "hf_bicubic"),
-    )
-    load = transformers.SiglipForImageClassification.from_pretrained
-    model, loading = load(out, output_loading_info=True)
-    assert not loading["missing_keys"] and not loading["unexpected_keys"]
-    source = whole_source(SMALL.test, HOW)
-    images = np.stack([source[i].image for i in range(100)])
-    processor = transformers.SiglipImageProcessor.from_pretrained(out)
-    inputs = processor(images=[*images], return_tensors="pt")
-    with torch.no_grad():
-        logits = model.eval()(**inputs).logits.numpy()
-    found = [model.config.id2label[i] for i in logits.argmax(-1).tolist()]
-    folder = "probe_linear" + (f"_depth{depth}" if depth != 8 else "")
-    _, samples = read(tmp_path / "probe" / folder)
-    assert found == [sample["output"][0] for sample in samples]
-    features = np.asarray(work._extractor(images))[0]
-    classifier = fitted[0][0]["classifier"]
-    wanted = features @ classifier["kernel"] + classifier["bias"][None]
-    np.testing.assert_allclose(logits, wanted, atol=2e-4)
-
-
-# The command.
-
-
-def run_command(folder, *arguments):
-    line = [sys.executable, "-m", "hive_jax.probe"]
-    line += ["--config", f"{ROOT}/configs/probe.py", *arguments]
-    line += ["--config.epochs=3", "--config.train=tabletop:classes,take=first:200"]
-    line += ["--config.test=tabletop:classes,split=test,take=first:50"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    return subprocess.run(
-        line, check=False, cwd=folder, env=environment, capture_output=True, text=True
-    )
-
-
-def test_the_command(tmp_path):
-    done = run_command(
-        tmp_path,
-        *("--run", f"one={BUILTIN}", f"two={BUILTIN}"),
-        "--sweep_depths",
-        "--out=out",
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out/depths.json").read_text())
-    assert list(found["encoders"]) == ["one", "two"]
-    assert found["encoders"]["one"] == found["encoders"]["two"]
-    assert found["encoders"]["one"]["depths"] == list(range(1, 9))
-    assert found["chance"] == pytest.approx(100 / 36)
-    assert width(tmp_path / "out/depths.png") > 600
-    assert "one, depth 8" in done.stdout
-    assert (tmp_path / "out/two/probe_linear_depth4/result.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config.prob=linear"], "config.prob is not a key; did you mean 'probe'"),
-        (
-            ["--config.probe=zero_shot", "--sweep_depths"],
-            "expected linear or attentive",
-        ),
-        (["--config.probe=attentive", "--export=x"], "--export is for one encoder"),
-        (["--run=nowhere"], "nowhere"),
-    ],
-)
-def test_commands_that_cannot_be(arguments, message, tmp_path):
-    done = run_command(tmp_path, *arguments)
-    assert done.returncode in (64, 66) and message in done.stderr
-    assert not list(tmp_path.iterdir())
+    embeddings = model.load(tmp_path / "two").embed_texts(["a red star", "a cube"])
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
