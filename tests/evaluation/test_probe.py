@@ -1,15 +1,10 @@
 """Probes of frozen encoders: labels, features, classifiers, towers, what goes out."""
 
 import dataclasses
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from export.test_export import run_config
 from helpers.random_runs import save_random
 from PIL import Image
@@ -23,7 +18,6 @@ from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, ConfigError, DataError, HiveError
 from hive_jax.evaluation import zero_shot
 from hive_jax.evaluation.probe import Probe, probe
-from hive_jax.export.classifier import export_classifier
 from hive_jax.inference import model
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.training.objectives import normalize_images

@@ -230,7 +230,7 @@ def test_batches_are_sharded_over_data_and_fsdp(meshes):
     assert rows.shard_shape((12, 5)) == (3, 5)
     with pytest.raises(ConfigError, match="batches of 6 samples .* = 4 devices"):
         batch_sharding(meshes["mixed"], 6)
-    with pytest.raises(ConfigError, match="= 8 devices; make it a multiple"):
+    with pytest.raises(ConfigError, match="= 8 devices; expected a multiple of 8"):
         batch_sharding(meshes["fsdp"], 12)
 
 
