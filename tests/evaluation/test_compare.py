@@ -232,3 +232,17 @@ def test_the_command(tmp_path, capsys):
     with Image.open(out / "compare.png") as picture:
         assert picture.width > 300
     assert compare_command(["base=nowhere", f"hive={other}"]) == 66
+
+
+def test_validation_prints_the_losses_of_runs(tmp_path, capsys):
+    losses = {"loss": 1.0, "image_gain": 0.25, "image_gain/colour": 2.0}
+    result = json.dumps({"step": 1, "validation": losses})
+    (tmp_path / "result.json").write_text(result)
+    assert compare_command(["--validation", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header, _, row = [line.split(" | ") for line in lines]
+    cells = dict(zip(header, row, strict=True))
+    assert cells["loss"] == "1.000" and cells["gain"] == "0.250"
+    assert cells["gain, colour |"] == "2.000 |" and cells["no image"].strip() == ""
+    assert compare_command(["--validation", str(tmp_path / "no")]) == 66
+    assert "has not finished" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """The commands in tools/, and the paper's recipe at full size."""
 
 import importlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -125,17 +124,3 @@ def test_tokenizer_is_reproducible(tmp_path):
     assert code == 0, output
     made = (tmp_path / "tokenizer.json").read_bytes()
     assert made == (ROOT / "hive_jax/assets/tokenizer.json").read_bytes()
-
-
-def test_results_table(tmp_path):
-    validation = {"loss": 1.0, "image_gain": 0.25, "image_gain/colour": 2.0}
-    result = json.dumps({"step": 1, "validation": validation})
-    (tmp_path / "result.json").write_text(result)
-    code, output = tool("results", str(tmp_path))
-    assert code == 0, output
-    header, _, row = [line.split(" | ") for line in output.splitlines()]
-    cells = dict(zip(header, row, strict=True))
-    assert cells["loss"] == "1.000" and cells["gain"] == "0.250"
-    assert cells["gain, colour"] == "2.000" and cells["no image"].strip() == ""
-    code, output = tool("results", str(tmp_path / "no"))
-    assert code == 66 and "has not finished" in output

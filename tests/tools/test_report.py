@@ -256,7 +256,7 @@ def test_the_run_itself_is_not_beside_itself(runs, tmp_path):
     trained = load_run(runs["hive"])
     shown = captioned_scenes(trained.config, 1)
     found = visualize(trained, shown, str(tmp_path), beside={"hive": runs["hive"]})
-    assert "'hive' is what the run itself is called" in found["left_out"]["flow"]
+    assert "'hive' is the name of the run itself" in found["left_out"]["flow"]
 
 
 def test_what_cannot_be_reported(runs, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 
 import pytest
 from conftest import ROOT
@@ -61,15 +62,23 @@ def test_all_fusions_have_the_same_data_and_steps(tmp_path):
     assert {config.seed for config in hive} == {3}
 
 
+def initial_weights(command):
+    """Paths that a command reads weights from: --KEY=PATH, --run [NAME=]PATH ..."""
+    for flag in command:
+        key, _, path = flag.partition("=")
+        if key in ("--config.init", "--config.init_encoder", "--run") and path:
+            yield path
+    if "--run" in command:
+        after = command[command.index("--run") + 1 :]
+        for argument in itertools.takewhile(lambda a: not a.startswith("--"), after):
+            yield argument.partition("=")[2] or argument
+
+
 def test_each_step_starts_from_one_before_it(tmp_path):
     made = set()
     for step in todo(tmp_path, seeds=2):
-        for flag in step.command:
-            key, _, value = flag.partition("=")
-            if key in ("--config.init", "--config.init_encoder", "--run"):
-                paths = [part.partition("=")[2] or part for part in value.split(",")]
-                for path in paths:
-                    assert path.startswith("builtin:") or path in made, step
+        for path in initial_weights(step.command):
+            assert path.startswith("builtin:") or path in made, step
         made.add(str(step.done.parent))
     assert len({step.name for step in todo(tmp_path)}) == len(todo(tmp_path))
 
