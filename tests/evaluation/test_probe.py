@@ -9,8 +9,10 @@ from export.test_export import run_config
 from helpers.random_runs import save_random
 from PIL import Image
 
+import hive_jax.probe as command
 from configs import probe as probe_config
 from hive_jax.config import ProbeConfig, from_dict
+from hive_jax.console import parse_unique_paths
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.tabletop.scene import MATERIALS, SHAPES
@@ -281,12 +283,16 @@ def test_configs_that_cannot_be(changes, message):
 
 
 def test_weights_are_named_by_the_user_or_by_their_path():
-    parse = model.parse_named_weights
+    def parse(arguments):
+        return parse_unique_paths(arguments, command._default_name)
+
     assert parse(["a/b/stage3"]) == {"stage3": "a/b/stage3"}
     assert parse(["x=a", "y=b"]) == {"x": "a", "y": "b"}
     assert parse([BUILTIN]) == {"tabletop_siglip": BUILTIN}
     for arguments in (["x=a", "x=b"], ["x="], ["=a"], ["a/b", "c/b"]):
-        with pytest.raises(ConfigError, match="names that differ"):
+        with pytest.raises(
+            ConfigError, match="expected a name for each|expected NAME=PATH"
+        ):
             parse(arguments)
 
 
