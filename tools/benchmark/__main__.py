@@ -223,11 +223,11 @@ def _positive(text: str) -> int:
 
 
 @report_errors
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     # Read when JAX first looks for devices: peers share the memory of one GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    arguments = _parser().parse_args()
-    arguments.run(arguments)
+    options = _parser().parse_args(arguments)
+    options.run(options)
     return 0
 
 
