@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.console import report_errors
+from hive_jax.console import parse_named_paths, report_errors
 from hive_jax.evaluation import compare, tables
 
 _EXAMPLES = """examples:
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.validation:
         print(tables.validation(compare.parse_unique_paths(options.runs)))
         return 0
-    rows = compare.compare(compare.named(options.runs))
+    rows = compare.compare(parse_named_paths(options.runs))
     print(tables.write(Path(options.out), rows, options.paper), end="")
     print(f"\n{Path(options.out) / 'compare.png'}")
     return 0
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("runs", nargs="+", metavar="NAME=FOLDER", help="the first is the reference")
+    add("runs", nargs="+", metavar="NAME=PATH", help="the first is the reference")
     add("--out", default="comparison", help="folder to write (default: comparison)")
     add("--paper", action="store_true", help="add the paper's numbers (default: off)")
     add(

@@ -9,10 +9,10 @@ from hive_jax.analysis.attention import attention_maps
 from hive_jax.analysis.examples import CaptionedImage, make_batch
 from hive_jax.analysis.gradients import feature_gradients
 from hive_jax.config import RunConfig
+from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import Scene, Thing, scene
 from hive_jax.data.tabletop.templates import TAG_NAMES, mark
 from hive_jax.data.tokenizer import Tokenizer
-from hive_jax.evaluation.tables import draw
 
 _BATCH = 50
 
@@ -129,7 +129,7 @@ def _captioned_scene(whole: Scene, size: int) -> CaptionedImage:
     ]
     segment = mark(f"there is {' and '.join(nouns)} on the table.")
     return CaptionedImage(
-        "localization", draw(whole, size), segment.text.strip(), segment.tags
+        "localization", render(whole, size), segment.text.strip(), segment.tags
     )
 
 

@@ -90,34 +90,6 @@ class ScoreComparison:
     differences: dict[str, Difference]
 
 
-def named(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """NAME=FOLDER arguments by name; the evaluations of several seeds have one name.
-
-    Raises ConfigError.
-    """
-    found = {}
-    for argument in arguments:
-        name, equals, folder = argument.partition("=")
-        if not equals:
-            name, folder = Path(argument).name, argument
-        if not name or not folder:
-            raise ConfigError(f"{argument!r}; expected NAME=FOLDER")
-        found.setdefault(name, []).append(folder)
-    return found
-
-
-def parse_unique_paths(arguments: Sequence[str]) -> dict[str, str]:
-    """The same, where each name has one folder. Raises ConfigError."""
-    found = named(arguments)
-    for name, folders in found.items():
-        if len(folders) > 1:
-            raise ConfigError(
-                f"{name!r} names {' and '.join(folders)}; expected a name for each, as "
-                "in hive=FOLDER cascaded=FOLDER"
-            )
-    return {name: folder for name, (folder,) in found.items()}
-
-
 def read_evaluations(folder: str) -> dict[str, Evaluation]:
     """Reads the evaluations, by task, in a workdir of a run or a folder of evaluations.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hive_jax.errors import OutputError
+from hive_jax.errors import HiveError, OutputError
 from hive_jax.io import read_json, write_json
 
 # Dense bfloat16 FLOP/s by the beginning of `device_kind`, from the data sheets:
@@ -62,8 +62,8 @@ def measured_matmul_rate() -> float:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(caches, "hive_jax", "matmul_rate.json")
     key, rates = machine_fingerprint(), {}
-    with contextlib.suppress(OutputError):
-        rates = read_json(path) or {}
+    with contextlib.suppress(HiveError):  # no cache yet, or a damaged one
+        rates = read_json(path)
     rate = rates.get(key)
     if isinstance(rate, int | float) and rate > 0:
         return rate

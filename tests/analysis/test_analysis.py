@@ -32,6 +32,7 @@ from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import scene
 from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError, MissingInputError
+from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.training.losses import next_token_nll
 from hive_jax.training.objectives import build_model, normalize_images
 
@@ -100,9 +101,8 @@ def test_offsets_of_zero_change_nothing():
 
 def test_scanned_blocks_have_the_same_gradients():
     config = run("hive")
-    encoder = dataclasses.replace(config.model.encoder, scan=True, remat="full")
-    model = dataclasses.replace(config.model, encoder=encoder)
-    changed = dataclasses.replace(config, model=model)
+    execution = ModelExecution(encoder=Execution(scan=True, remat="full"))
+    changed = dataclasses.replace(config, execution=execution)
     batch = make_batch(shown(), TOKENIZER)
     np.testing.assert_allclose(
         feature_gradients(changed, params("hive"), batch),
@@ -285,7 +285,7 @@ def test_patches_of_a_toy():
         assert patches[mask].mean() > 5 * patches[~mask].mean()
 
 
-def test_the_planted_check_finds_nothing_where_nothing_is():
+def test_localization_finds_nothing_in_random_weights():
     config, weights = run("hive"), params("hive")
     found = measure_localization(config, weights, TOKENIZER, 60)
     assert [*found.attention] == [2, 4] == [*found.hit_rate]

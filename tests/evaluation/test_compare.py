@@ -8,6 +8,7 @@ import scipy.stats
 from PIL import Image
 
 from hive_jax.compare import main as compare_command
+from hive_jax.console import parse_named_paths
 from hive_jax.errors import ConfigError, DataError, HiveError
 from hive_jax.evaluation import compare, tables
 from hive_jax.evaluation.benchmarks.base import Example
@@ -205,7 +206,7 @@ def test_tasks_that_one_lacks_are_left_out(tmp_path):
 )
 def test_arguments_that_cannot_be(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        compare.compare(compare.named(arguments))
+        compare.compare(parse_named_paths(arguments))
 
 
 def test_folders_that_are_none(tmp_path):

@@ -14,6 +14,7 @@ from hive_jax.errors import HiveError
 from hive_jax.evaluation import runner
 from hive_jax.evaluation.benchmarks.registry import TASKS
 from hive_jax.inference.generate import Generator
+from hive_jax.inference.model import TrainedModel
 
 FOUR = ("gqa", "mme", "okvqa", "scienceqa")
 
@@ -126,7 +127,7 @@ def test_an_evaluation_that_was_cut_goes_on(
 
 
 def test_a_finished_evaluation_is_not_done_again(run, data, evaluated, monkeypatch):
-    monkeypatch.delattr(runner, "make_generator")
+    monkeypatch.delattr(TrainedModel, "generator")
     again = runner.evaluate(
         run, FOUR, data, str(evaluated), batch_size=5, max_new_tokens=8
     )

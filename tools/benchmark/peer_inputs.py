@@ -74,8 +74,14 @@ def random_batch(size: Size, seed: int = 0) -> Batch:
 
 
 def write_batch(path: Path, batch: Batch) -> None:
-    """The fields of a batch as an .npz."""
-    np.savez(path, **vars(batch))
+    """Writes the fields of a batch as an .npz.
+
+    Args:
+      path: file to write.
+      batch: without tags.
+    """
+    fields = {name: value for name, value in vars(batch).items() if value is not None}
+    np.savez(path, **fields)
 
 
 def multipliers(run: RunConfig) -> dict[str, float | None]:
