@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.console import parse_named_paths, report_errors
+from hive_jax.console import parse_named_paths, parse_unique_paths, report_errors
 from hive_jax.evaluation import compare, tables
 
 _EXAMPLES = """examples:
@@ -23,7 +23,7 @@ _EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.validation:
-        print(tables.validation(compare.parse_unique_paths(options.runs)))
+        print(tables.validation(parse_unique_paths(options.runs)))
         return 0
     rows = compare.compare(parse_named_paths(options.runs))
     print(tables.write(Path(options.out), rows, options.paper), end="")
