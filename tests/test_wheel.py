@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = ("--config.total_steps=1", "--config.batch_size=4")
-TINY = (*SHORT, "--config.data.validation_size=4")
+SHORT = ("--config.total_steps=1", "--config.batch_size=8")
+TINY = (*SHORT, "--config.data.validation_size=8")
 
 
 @pytest.fixture(scope="module")
