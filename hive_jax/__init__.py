@@ -35,7 +35,8 @@ __all__ = [
 if TYPE_CHECKING:
     from hive_jax.config import RunConfig
     from hive_jax.config.cli import get_config
-    from hive_jax.inference.model import Encoder, TrainedModel, load, load_encoder
+    from hive_jax.inference.encoder import Encoder, load_encoder
+    from hive_jax.inference.model import TrainedModel, load
     from hive_jax.models.decoder import Decoder, DecoderConfig
     from hive_jax.models.hive import Hive, HiveConfig
     from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
 # Module -> public names that it defines.
 _MODULES = {
     "hive_jax.models.decoder": ("Decoder", "DecoderConfig"),
-    "hive_jax.inference.model": ("Encoder", "TrainedModel", "load", "load_encoder"),
+    "hive_jax.inference.encoder": ("Encoder", "load_encoder"),
+    "hive_jax.inference.model": ("TrainedModel", "load"),
     "hive_jax.models.hive": ("Hive", "HiveConfig"),
     "hive_jax.config": ("RunConfig",),
     "hive_jax.models.siglip": ("SiglipConfig", "SiglipEncoder"),

@@ -11,6 +11,7 @@ from hive_jax.evaluation import zero_shot
 from hive_jax.evaluation.probe import probe
 from hive_jax.export.classifier import export_classifier
 from hive_jax.inference import model
+from hive_jax.inference.encoder import load_encoder
 from hive_jax.io import require_absent, write_json
 from hive_jax.plotting import draw_depths
 from hive_jax.training import runtime
@@ -55,7 +56,7 @@ def _probe_features(
     rows, curves, chance = [], {}, 0.0
     for name, path in paths.items():
         folder = _folder(options, name, path, len(paths) > 1)
-        encoder = model.load_encoder(path, name)
+        encoder = load_encoder(path, name)
         results, fitted, work = probe(config, encoder, folder, options.sweep_depths)
         rows += [_row(name, depth, one) for depth, one in results.items()]
         curves[name] = {

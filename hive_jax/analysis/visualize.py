@@ -23,7 +23,8 @@ from hive_jax.analysis.plots import read_curves
 from hive_jax.console import log, progress_bar
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import ConfigError, MissingInputError
-from hive_jax.inference.model import TrainedModel, load_encoder, load_run
+from hive_jax.inference.encoder import load_encoder
+from hive_jax.inference.model import TrainedModel, load_run
 from hive_jax.io import require_writable, write_json
 from hive_jax.training.objectives import compute_dtype
 

@@ -19,7 +19,7 @@ from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.transforms import load_pixels
 from hive_jax.errors import DataError
-from hive_jax.inference.model import Encoder
+from hive_jax.inference.encoder import Encoder
 from hive_jax.models.norms import layer_norm
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.training import sharding

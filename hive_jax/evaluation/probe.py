@@ -27,7 +27,7 @@ from hive_jax.evaluation.frozen_features import (
     split_batches,
 )
 from hive_jax.evaluation.results import ResultStore, open_store
-from hive_jax.inference.model import Encoder
+from hive_jax.inference.encoder import Encoder
 from hive_jax.plotting import draw_confusion
 from hive_jax.training import sharding
 from hive_jax.training.objectives import compute_dtype

@@ -15,7 +15,8 @@ from hive_jax.data.transforms import load_pixels
 from hive_jax.errors import CheckpointError, DataError
 from hive_jax.evaluation.frozen_features import split_batches
 from hive_jax.evaluation.results import open_store
-from hive_jax.inference.model import TrainedModel, fingerprint
+from hive_jax.inference.encoder import fingerprint
+from hive_jax.inference.model import TrainedModel
 from hive_jax.models.siglip import l2_normalize
 
 RANKS = (1, 5, 10)

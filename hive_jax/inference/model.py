@@ -13,146 +13,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from PIL import Image
 
 from hive_jax.config import DataConfig, MeshConfig, RunConfig
 from hive_jax.data.tokenizer import BUILTIN, Tokenizer, encode_sample, load_tokenizer
-from hive_jax.data.transforms import prepare_image
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, DataError
+from hive_jax.inference.encoder import BATCH_SIZE, Encoder, Images, split_batches
 from hive_jax.inference.generate import END, Decoding, Generator, Prompt
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import (
-    EncoderOutput,
-    SiglipConfig,
-    SiglipEncoder,
     TextTower,
     l2_normalize,
 )
 from hive_jax.training import sharding
-from hive_jax.training.objectives import compute_dtype, normalize_images
-from hive_jax.training.resolve import open_weights
+from hive_jax.training.objectives import compute_dtype
 from hive_jax.training.stored_run import is_run, open_run
-from hive_jax.weights import save_encoder
 from hive_jax.weights.components import open_components
 from hive_jax.weights.hf_folder import TOKENIZER_FILES, locate
 from hive_jax.weights.sources import WeightSource
-
-Images = np.ndarray | Sequence[Image.Image | np.ndarray]
-# Images or texts of one compiled call; longer inputs take several.
-_BATCH_SIZE = 64
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Encoder:
-    """A vision encoder with the image preprocessing of its training.
-
-    Attributes:
-      config: architecture.
-      params: nested dict of float32 arrays, as `SiglipEncoder.apply` takes them.
-      preprocessing: name of the image preprocessing; see hive_jax/data/transforms.py.
-      name: for messages and tables; by default the path it was loaded from.
-      dtype: of the computation: "float32", "bfloat16" or "auto".
-    """
-
-    config: SiglipConfig
-    params: dict
-    preprocessing: str = "hf_bicubic"
-    name: str = ""
-    dtype: str = "auto"
-
-    def __call__(self, images: Images, depths: Sequence[int] = ()) -> EncoderOutput:
-        """Encodes images.
-
-        Args:
-          images: as for `preprocess`.
-          depths: blocks, counted from 1, whose outputs are returned as `features`.
-
-        Returns:
-          tokens [B, P, D] after the final norm, pooled [B, D], and features
-          [M, B, P, D] of the M requested depths (None without any).
-
-        Raises:
-          DataError: an image of another type, dtype or shape.
-          ValueError: a depth that the encoder does not have.
-        """
-        depths = tuple(depths)
-        if not all(1 <= depth <= self.config.depth for depth in depths):
-            raise ValueError(
-                f"depths are {depths}; expected numbers from 1 to {self.config.depth}"
-            )
-        pixels = self.preprocess(images)
-        outputs = [
-            self._compiled(self._device_params, batch, depths)
-            for batch in _batches(pixels)
-        ]
-        tokens, pooled, features = zip(
-            *((o.tokens, o.pooled, o.features) for o in outputs), strict=True
-        )
-        count = len(pixels)
-        return EncoderOutput(
-            jnp.concatenate(tokens)[:count],
-            jnp.concatenate(pooled)[:count],
-            jnp.concatenate(features, axis=1)[:, :count] if depths else None,
-        )
-
-    def preprocess(self, images: Images) -> np.ndarray:
-        """Resizes images as in training: uint8[B, image_size, image_size, 3].
-
-        Args:
-          images: PIL images or uint8 arrays [height, width, 3], each of any size; or
-            one array uint8[B, height, width, 3].
-
-        Raises:
-          DataError: no image, or an image of another type, dtype or shape.
-        """
-        if isinstance(images, Image.Image) or not len(images):
-            raise DataError(
-                f"images is {'empty' if not isinstance(images, Image.Image) else 'one image'}"
-                "; expected a sequence of images, such as [image]"
-            )
-        size = self.config.image_size
-        return np.stack(
-            [
-                prepare_image(image, size, self.preprocessing, f"image {number}")
-                for number, image in enumerate(images)
-            ]
-        )
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any bit of any parameter."""
-        return fingerprint(flatten_dict(self.params, sep="/"))
-
-    def save(self, path: str | os.PathLike, format: str = "huggingface") -> None:
-        """Writes the encoder for other libraries; see `hive_jax.save_encoder`.
-
-        Args:
-          path: folder ("huggingface") or .npz file ("big_vision") that does not exist.
-          format: "huggingface" or "big_vision".
-
-        Raises:
-          OutputError: `path` exists or cannot be written.
-        """
-        save_encoder(
-            path, self.config, self.params, format, preprocessing=self.preprocessing
-        )
-
-    @functools.cached_property
-    def _device_params(self) -> dict:
-        return jax.tree.map(jnp.asarray, self.params)
-
-    @functools.cached_property
-    def _compiled(self) -> Callable:
-        model = SiglipEncoder(self.config, compute_dtype(self.dtype))
-
-        def apply(params, images, depths):
-            return model.apply({"params": params}, normalize_images(images), depths)
-
-        return jax.jit(apply, static_argnums=2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,7 +121,7 @@ class TrainedModel:
             for number, (text, image) in enumerate(zip(prompts, pixels, strict=True))
         ]
         generator = self.generator(decoding)
-        size = min(len(requests), _BATCH_SIZE)
+        size = min(len(requests), BATCH_SIZE)
         texts = []
         for start in range(0, len(requests), size):
             texts += generator(requests[start : start + size], size)
@@ -294,7 +173,8 @@ class TrainedModel:
             ]
         )
         outputs = [
-            self._text_tower(self.params["txt"], batch) for batch in _batches(tokens)
+            self._text_tower(self.params["txt"], batch)
+            for batch in split_batches(tokens)
         ]
         return np.concatenate(outputs)[: len(tokens)]
 
@@ -365,33 +245,6 @@ def load(path: str | os.PathLike) -> TrainedModel:
     return load_run(path) if is_run(path) else _load_weights(path)
 
 
-def load_encoder(path: str | os.PathLike, name: str = "") -> Encoder:
-    """Loads a vision encoder.
-
-    Args:
-      path: as for `load`.
-      name: for messages and tables; by default the path.
-
-    Raises:
-      MissingInputError: nothing is at `path`, or a file of it is missing.
-      CheckpointError: damaged, or without an image tower of a known family.
-    """
-    path = os.fspath(path)
-    source = open_weights(path, "encoder")
-    preprocessing = source.preprocessing or "hf_bicubic"
-    params = unflatten_dict(dict(source.leaves()), sep="/")
-    return Encoder(source.config, params, preprocessing, name or path)
-
-
-def fingerprint(leaves: Mapping[str, np.ndarray]) -> str:
-    """Returns 16 hexadecimal digits that change with any bit of any array."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(leaves.items()):
-        digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def load_run(workdir: str) -> TrainedModel:
     """Loads the newest checkpoint of a run.
 
@@ -450,11 +303,3 @@ def _tokenizer_of(path: str, sources: Mapping[str, WeightSource]) -> str:
     folder = locate(path)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     return str(folder) if has_tokenizer else ""
-
-
-def _batches(array: np.ndarray) -> list[np.ndarray]:
-    """Splits axis 0; the last batch repeats rows, so all of them have one shape."""
-    size = min(len(array), _BATCH_SIZE)
-    padding = -len(array) % size
-    array = np.concatenate([array, np.repeat(array[:1], padding, axis=0)])
-    return np.split(array, len(array) // size)

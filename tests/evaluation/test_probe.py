@@ -21,6 +21,7 @@ from hive_jax.errors import CheckpointError, ConfigError, DataError, HiveError
 from hive_jax.evaluation import zero_shot
 from hive_jax.evaluation.probe import Probe, probe
 from hive_jax.inference import model
+from hive_jax.inference.encoder import load_encoder
 from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.training.objectives import normalize_images
 
@@ -38,7 +39,7 @@ HOW = SourceOptions(64, "hf_bicubic")
 
 @pytest.fixture(scope="module")
 def encoder():
-    return model.load_encoder(BUILTIN, "base")
+    return load_encoder(BUILTIN, "base")
 
 
 @pytest.fixture(scope="module")
@@ -314,12 +315,12 @@ def test_the_config(arguments):
 
 def test_a_run_is_an_encoder(tmp_path):
     save_random(run_config("hive"), str(tmp_path / "run"))
-    found = model.load_encoder(str(tmp_path / "run"), "run")
+    found = load_encoder(str(tmp_path / "run"), "run")
     assert found.config == run_config("hive").model.encoder
     assert found.preprocessing == "hf_bicubic"
-    other = model.load_encoder(BUILTIN, "base")
+    other = load_encoder(BUILTIN, "base")
     assert found.fingerprint != other.fingerprint
-    assert other.fingerprint == model.load_encoder(BUILTIN, "again").fingerprint
+    assert other.fingerprint == load_encoder(BUILTIN, "again").fingerprint
 
 
 def test_zero_shot(tmp_path):
