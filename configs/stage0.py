@@ -5,7 +5,7 @@
 
 A SigLIP tower trained contrastively on captions that seldom name a material, so that
 there is something left for HIVE to teach; and a decoder trained on text alone. Each
-is exported by tools/export_hf.py. At scale, start from the released SigLIP and Gemma
+is exported by hive_jax.export_hf. At scale, start from the released SigLIP and Gemma
 weights instead.
 """
 

@@ -210,7 +210,7 @@ class RunConfig:
       objective: "caption" (next token of the text, given the image), or
         "contrastive" (SigLIP's loss between `model.encoder` and `text_tower`).
       seed: of random parameters, the order of samples and augmentation.
-      init: workdir of a run, or of tools/import_weights.py, whose newest parameters
+      init: workdir of a run, or of hive_jax.import_weights, whose newest parameters
         this run starts from; empty for those of `previous`.
       previous: name of the previous stage, whose default workdir is used if `init` is
         empty; empty for none.

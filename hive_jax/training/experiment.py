@@ -161,7 +161,7 @@ class Experiment:
             if not images:
                 raise DataError(
                     f"config.whiten_patches: no image of {self.config.data.source} can "
-                    "be read; look at them with tools/prepare_data.py check"
+                    "be read; run `python -m hive_jax.prepare_data check`"
                 )
             params = whiten_patch_embedding(params, np.stack(images))
         return params

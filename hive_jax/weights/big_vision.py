@@ -325,7 +325,7 @@ def decoder_config(shapes: Shapes) -> DecoderConfig:
         raise CheckpointError(
             f"{shapes.source}: a decoder with norms after its blocks, a Gemma 2 or 3. Its "
             "soft-caps, windows and rotary bases are not in the file: name the model "
-            "with --decoder_config (tools/import_weights.py), config= (load_decoder), "
+            "with --decoder_config (hive_jax.import_weights), config= (load_decoder), "
             "or set all of config.model.decoder"
         )
     return DecoderConfig(

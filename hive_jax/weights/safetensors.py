@@ -24,7 +24,7 @@ DTYPES = {
 _MAX_SHARD_BYTES = 5_000_000_000
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Written by tools/export_hf.py: hashes of the files and tensors of an export.
+# Written by hive_jax.export_hf: hashes of the files and tensors of an export.
 EXPORT_REPORT = "hive_export.json"
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -103,7 +103,7 @@ def _is_finite(array: np.ndarray) -> bool:
 def open_safetensors(folder: Path) -> dict[str, Tensor]:
     """Opens a folder with model.safetensors, or with shards and their index.
 
-    If the folder has hashes of `tools/export_hf.py`, other files are compared with them
+    If the folder has hashes of hive_jax.export_hf, other files are compared with them
     now, and each tensor when it is read.
 
     Returns:

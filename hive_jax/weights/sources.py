@@ -177,7 +177,7 @@ _DECODER = ("llm", DecoderConfig, big_vision.decoder_config)
 
 
 def open_hive(path: str) -> WeightSource:
-    """Opens the whole model in a folder of `tools/export_hf.py`, "vlm" or "hive".
+    """Opens the whole model in a folder of hive_jax.export_hf, "vlm" or "hive".
 
     Raises:
       MissingInputError, CheckpointError: as for `open_encoder`.
@@ -211,7 +211,7 @@ def _hive_config(hf: dict, path: str) -> HiveConfig:
         return dataclasses.replace(config, connections=config.resolved_connections())
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: config.json was not written by tools/export_hf.py: {error}"
+            f"{path}: config.json was not written by hive_jax.export_hf: {error}"
         ) from None
 
 

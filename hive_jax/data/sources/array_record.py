@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> dict:
     file = folder / MANIFEST
     if not file.is_file():
         raise MissingInputError(
-            f"{folder} holds no {MANIFEST}; expected a folder of tools/prepare_data.py "
+            f"{folder} holds no {MANIFEST}; expected a folder of hive_jax.prepare_data "
             f"that is complete (run its command again to go on)"
         )
     manifest = read_json(file)
@@ -106,7 +106,7 @@ def read_manifest(folder: Path) -> dict:
         } if all(map(_is_shard, shards)) and all(isinstance(t, str) for t in tag_names):
             return manifest
     raise DataError(
-        f"{file} is not one of tools/prepare_data.py: choose another folder, or prepare "
+        f"{file} is not one of hive_jax.prepare_data: choose another folder, or prepare "
         f"the set again"
     )
 

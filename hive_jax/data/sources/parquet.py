@@ -38,7 +38,7 @@ class ParquetStore:
     """The images in a column of Parquet files, by row number, and other columns' values.
 
     Parquet is read a row group at a time: a shuffled run over a large dataset reads a
-    whole group for nearly every image. Use tools/prepare_data.py to convert these.
+    whole group for nearly every image. Use hive_jax.prepare_data to convert these.
 
     Args:
       files: read as one table, in order.
