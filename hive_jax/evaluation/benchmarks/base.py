@@ -1,4 +1,4 @@
-"""Data types of benchmarks: Example (a question), Examples (with images), Scores."""
+"""Data types of benchmarks: Example (one question), Examples (with images), Scores."""
 
 import dataclasses
 import hashlib
@@ -14,14 +14,15 @@ class Example:
     """One question.
 
     Attributes:
-      id: unique in the benchmark.
-      question: as in lmms-eval's prompts.
-      answers: correct answers: the letter of a choice; the answers of all annotators.
-      image: name of an image of the benchmark, or None for text alone.
-      choices: texts of the choices A, B, ..., if there are any.
-      hint: text to read before the question; empty for none.
-      group: name of a group of examples scored together; empty for none.
-      kinds: categories, each of which has a sub-score.
+      id: unique within the benchmark.
+      question: text of the question, as lmms-eval puts it into a prompt.
+      answers: correct answers: one letter for multiple choice, otherwise the answers
+        of all annotators.
+      image: name of the image file, or None for a text-only question.
+      choices: texts of the options A, B, ...; empty for open questions.
+      hint: context that precedes the question; empty for none.
+      group: examples with the same group are scored together; empty for none.
+      kinds: categories of the example; each category gets a sub-score.
     """
 
     id: str
@@ -36,13 +37,14 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Scores of the predictions on a benchmark.
+    """Scores of a set of predictions on a benchmark.
 
     Attributes:
-      totals: name -> score of the benchmark, in percent; for MME, in its points.
-      parts: kind -> name -> score of the examples of this kind, and their number "n".
-      parsed: the answer extracted from each prediction.
-      correct: score of each example, 0 to 1.
+      totals: score name -> score on the whole benchmark, in percent (MME: in points).
+      parts: category -> score name -> score on that category, with the number of its
+        examples as "n".
+      parsed: answer extracted from each prediction, in the order of the examples.
+      correct: score of each example, from 0 to 1, in the same order.
     """
 
     totals: dict[str, float]
@@ -52,11 +54,20 @@ class Scores:
 
 
 class Examples(Sequence):
-    """The examples of a benchmark, in the order of its files.
+    """Sequence of the examples of a benchmark, in file order, with their images.
+
+    Attributes:
+      path: folder of the benchmark.
+      fingerprint: 16 hexadecimal digits of a hash over all examples (without pixels).
+
+    Args:
+      path: folder of the benchmark.
+      examples: all examples.
+      store: image store with `has(name)` and `read(name)`.
 
     Raises:
-      DataError: there is none, or two have one id.
-      MissingInputError: images are not there; says how many.
+      DataError: there are no examples, or two share an id.
+      MissingInputError: some images are missing; the message gives their number.
     """
 
     def __init__(self, path: str, examples: Iterable[Example], store):
@@ -77,6 +88,7 @@ class Examples(Sequence):
                 f"none in {store.path}; the first: {missing[0]}. Scores over a part "
                 f"compare with nothing; add the images"
             )
+        # JSON can encode lone surrogates, which plain UTF-8 refuses.
         content = repr(self._examples).encode("utf-8", "surrogatepass")
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
 
@@ -87,15 +99,22 @@ class Examples(Sequence):
         return self._examples[index]
 
     def image(self, example: Example) -> bytes | None:
-        """Bytes of an example's image file; None for text alone. Raises InvalidSample."""
+        """Returns the bytes of an example's image file, or None for a text-only example.
+
+        Raises:
+          InvalidSample: the image file cannot be read.
+        """
         return None if example.image is None else self._store.read(example.image)
 
 
 def format_prompt(template: str, example: Example) -> str:
-    """Fills a template of `registry.TASKS` with an example.
+    """Fills in a prompt template of `registry.TASKS`.
 
-    Fields are {question}, {context} (the hint on a line of its own, or nothing), {options} (the
-    choices on a line each) and {inline} (the choices on one line).
+    Args:
+      template: text with the fields {question}, {context} (the hint on its own line, or
+        nothing), {options} (one option per line) and {inline} (all options on one
+        line).
+      example: example to take the fields from.
     """
     choices = list(zip(LETTERS, example.choices))
     return template.format(
@@ -107,14 +126,23 @@ def format_prompt(template: str, example: Example) -> str:
 
 
 def percent(correct: Sequence[float]) -> float:
-    """The mean, times 100."""
+    """Returns the mean of scores between 0 and 1, in percent."""
     return 100 * (sum(correct) / len(correct))
 
 
 def by_kind(
     examples: Sequence[Example], correct: Sequence[float]
 ) -> dict[str, dict[str, float]]:
-    """Kind -> {"accuracy": percent correct, "n": number of examples}."""
+    """Averages the scores of the examples of each category.
+
+    Args:
+      examples: examples with their categories.
+      correct: score of each example, from 0 to 1.
+
+    Returns:
+      Category -> {"accuracy": mean score in percent, "n": number of examples}. An
+      example counts in each of its categories.
+    """
     by_name = {}
     for example, value in zip(examples, correct, strict=True):
         for kind in example.kinds:

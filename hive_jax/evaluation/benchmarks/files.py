@@ -1,4 +1,4 @@
-"""The files of benchmarks: JSON, Parquet and images below a folder, checked."""
+"""Validated access to benchmark files: JSON fields, Parquet tables and images."""
 
 import functools
 from pathlib import Path
@@ -12,7 +12,17 @@ _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def expect(value, kind: type, where: str):
-    """The value, if it is of the kind. Raises DataError."""
+    """Checks the type of a JSON value and returns it.
+
+    Args:
+      value: value to check.
+      kind: expected type: str, int, list or dict.
+      where: location of the value, for the error message.
+
+    Raises:
+      DataError: the value has another type, or is text that is not valid UTF-8.
+    """
+    # bool is a subclass of int, but true and false are not numbers in JSON.
     right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not right or kind is str and not is_utf8(value):
         raise DataError(f"{where} is {_shown(value)}; expected {_NAMES[kind]}")
@@ -20,7 +30,17 @@ def expect(value, kind: type, where: str):
 
 
 def field(record: dict, key: str, kind: type, where: str):
-    """The value of a key that must be there. Raises DataError."""
+    """Returns the value of a required key.
+
+    Args:
+      record: JSON object.
+      key: name of the field.
+      kind: expected type; see `expect`.
+      where: location of the record, for the error message.
+
+    Raises:
+      DataError: the key is missing, or its value has another type.
+    """
     if key not in record:
         known = ", ".join(sorted(map(str, record))) or "nothing"
         raise DataError(f"{where} has no {key!r}; it has {known}")
@@ -28,7 +48,16 @@ def field(record: dict, key: str, kind: type, where: str):
 
 
 def text(record: dict, key: str, where: str) -> str:
-    """A text of at least one letter. Raises DataError."""
+    """Returns the text of a required key.
+
+    Args:
+      record: JSON object.
+      key: name of the field.
+      where: location of the record, for the error message.
+
+    Raises:
+      DataError: the key is missing, is not text, or is blank.
+    """
     value = field(record, key, str, where)
     if not value.strip():
         raise DataError(f"{where}: {key} is empty; expected text")
@@ -36,21 +65,45 @@ def text(record: dict, key: str, where: str) -> str:
 
 
 def identity(record: dict, key: str, where: str) -> str:
-    """An id, a number or a text, as text. Raises DataError."""
+    """Returns an id as text; the file may have it as an integer or as text.
+
+    Args:
+      record: JSON object.
+      key: name of the field.
+      where: location of the record, for the error message.
+
+    Raises:
+      DataError: the key is missing, or is neither an integer nor text.
+    """
     kind = str if isinstance(record.get(key), str) else int
     return str(field(record, key, kind, where))
 
 
 def texts(record: dict, key: str, where: str) -> tuple[str, ...]:
-    """A list of texts. Raises DataError."""
+    """Returns the list of strings of a required key.
+
+    Args:
+      record: JSON object.
+      key: name of the field.
+      where: location of the record, for the error message.
+
+    Raises:
+      DataError: the key is missing, or is not a list of strings.
+    """
     values = field(record, key, list, where)
     return tuple(expect(v, str, f"{where}: {key}[{i}]") for i, v in enumerate(values))
 
 
 def image_store(root: Path, top: str):
-    """Images named `top`/...: a folder below `root`, or the zip `top`.zip in it.
+    """Opens the images of a benchmark, which are named `top`/....
 
-    Raises MissingInputError, DataError.
+    Args:
+      root: folder of the benchmark.
+      top: name of the folder in `root`, or of the archive `top`.zip in it.
+
+    Raises:
+      MissingInputError: neither the folder nor the archive exists.
+      DataError: the archive is damaged.
     """
     if (root / top).is_dir():
         return FolderStore(str(root))
@@ -60,20 +113,25 @@ def image_store(root: Path, top: str):
 
 
 def has_parquet(root: Path) -> bool:
+    """Returns whether there is a Parquet file anywhere below `root`."""
     return next(root.glob("**/*.parquet"), None) is not None
 
 
 class Table:
-    """The rows of Parquet files as Hugging Face has them: part/.../SPLIT-*.parquet.
+    """Rows of a Hugging Face dataset in Parquet files: part/.../SPLIT-*.parquet.
 
-    And the store of their images, by the number of the row.
+    Also serves as the image store of these rows; an image is named by its row number.
 
     Args:
-      part: a folder of one configuration; where there is none, all below `root`.
-      split: what names of files begin with.
-      images: the column of the images; empty for none.
+      root: folder of the benchmark.
+      part: subfolder of one configuration; if it does not exist, all files below `root`
+        are searched.
+      split: name of the split, with which the file names begin.
+      images: name of the image column; empty for none.
 
-    Raises MissingInputError, DataError.
+    Raises:
+      MissingInputError: there is no file of this split.
+      DataError: a file is damaged.
     """
 
     def __init__(self, root: Path, part: str, split: str, images: str = "image"):
@@ -89,9 +147,17 @@ class Table:
         self.path, self._store = str(folder), ParquetStore(files, images)
 
     def rows(self, *columns: str, also: str = "") -> list[tuple[str, str, dict]]:
-        """(where, the name of the image, the values in the columns) of each row.
+        """Reads the given columns of all rows.
 
-        With those of the column `also`, if there is one.
+        Args:
+          *columns: names of required columns.
+          also: name of an optional column, returned only if the table has it.
+
+        Returns:
+          (location for error messages, image name, column -> value) of each row.
+
+        Raises:
+          DataError: a required column is missing.
         """
         self._require(columns)
         columns += (also,) if also in self._store.columns else ()
@@ -102,6 +168,7 @@ class Table:
         ]
 
     def has(self, name: str) -> bool:
+        """Returns whether the row with this number has an image."""
         return name in self._with_image
 
     @functools.cached_property
@@ -109,7 +176,7 @@ class Table:
         return {str(row) for row, there in enumerate(self._store.present()) if there}
 
     def read(self, name: str) -> bytes:
-        """The bytes of an image. Raises InvalidSample."""
+        """Returns the bytes of an image. Raises InvalidSample if it cannot be read."""
         return self._store.read(name)
 
     def _require(self, columns) -> None:

@@ -1,4 +1,4 @@
-"""GQA: questions about what is where in a photo, one word or phrase to answer.
+"""GQA: compositional questions about photos, answered by a word or phrase.
 
 testdev_balanced_questions.json, an object of question ids, and images/ or images.zip:
 
@@ -29,7 +29,12 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def read(folder: str) -> Examples:
-    """The questions of testdev_balanced. Raises MissingInputError, DataError."""
+    """Reads the questions of the testdev_balanced split.
+
+    Raises:
+      MissingInputError: a file or an image is missing.
+      DataError: a file is malformed.
+    """
     root = Path(folder)
     if files.has_parquet(root):
         return _from_parquet(root)
@@ -45,10 +50,14 @@ def read(folder: str) -> Examples:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
-    """The share of answers that are the right one.
+    """Computes the share of correct answers, in percent.
 
-    exact_match   by lmms-eval: in lower case and without any punctuation
-    official      by GQA's authors and LLaVA: in lower case, without a period at the end
+    exact_match   as in lmms-eval: compared in lower case, without any punctuation
+    official      as by GQA's authors and LLaVA: in lower case, without a final period
+
+    Args:
+      examples: questions with their correct answers.
+      predictions: generated text of each example, in the same order.
     """
     parsed = tuple(_bare(prediction.strip()) for prediction in predictions)
     correct = tuple(
@@ -64,7 +73,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
 
 
 def _bare(text: str) -> str:
-    # No longer than it was: lmms-eval's NumPy cuts what becomes of the Turkish capital I.
+    # The lower case of the Turkish capital I has two characters. lmms-eval lowers in a
+    # fixed-width NumPy array, which truncates the result to the original length.
     return text.lower()[: len(text)].translate(_NO_PUNCTUATION)
 
 

@@ -1,12 +1,12 @@
-"""MME: two yes/no questions an image, in 14 categories.
+"""MME: two yes/no questions per image, in 14 categories.
 
-As its authors have it, a folder a category, with the images and the questions side by
-side or in two folders:
+The authors' release has a folder for each category, with images and questions side by
+side or in two subfolders:
 
     existence/0001.jpg, existence/0001.txt
     artwork/images/0001.jpg, artwork/questions_answers_YN/0001.txt
 
-A text has a line a question, "Is there a dog in this image? Please answer yes or no."
+A text file has one question per line, "Is there a dog in this image? Please answer yes or no."
 and, after a tab, "Yes" or "No". Or Parquet with the columns question_id, image, question,
 answer and category.
 """
@@ -34,7 +34,12 @@ _IMAGES = (".jpg", ".png", ".jpeg")
 
 
 def read(folder: str) -> Examples:
-    """Both questions of every image. Raises MissingInputError, DataError."""
+    """Reads both questions of every image.
+
+    Raises:
+      MissingInputError: there are no category folders, or an image is missing.
+      DataError: a file is malformed, or an image does not have two questions.
+    """
     root = Path(folder)
     if files.has_parquet(root):
         table = files.Table(root, "", "test")
@@ -64,11 +69,18 @@ def parse(prediction: str) -> str:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
-    """Points of a category: 100 x the share of questions that are right (acc), and
-    100 x the share of images with both right (acc+). Perception and cognition are sums
-    over the categories that there are.
+    """Computes MME's points, as its authors and lmms-eval do.
 
-    Raises DataError if an image does not have two questions.
+    The score of a category is acc + acc+, at most 200: the percentage of questions
+    answered correctly, plus the percentage of images with both questions correct.
+    Perception and cognition are sums over the categories present.
+
+    Args:
+      examples: questions with their correct answers.
+      predictions: generated text of each example, in the same order.
+
+    Raises:
+      DataError: an image does not have two questions.
     """
     parsed = tuple(map(parse, predictions))
     correct = tuple(
@@ -92,7 +104,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
 
 
 def _points(pairs: list[list[float]]) -> dict[str, float]:
-    """What a category is worth: (0 or 1, 0 or 1) of each image."""
+    """Scores a category from the (0 or 1, 0 or 1) of each image's two questions."""
+    # acc + acc+ of one image: a correct question is half of acc (50 points).
     points = [50 * sum(pair) + 100 * all(pair) for pair in pairs]
     return {
         "score": sum(points) / len(points),
@@ -103,7 +116,7 @@ def _points(pairs: list[list[float]]) -> dict[str, float]:
 
 
 def _lines_of(root: Path, category: str, store: FolderStore):
-    """(where, group, question, answer, category, image) of a category's questions."""
+    """Yields (location, group, question, answer, category, image) of each question."""
     inner = "questions_answers_YN"
     apart = (root / category / inner).is_dir()
     texts = f"{category}/{inner}" if apart else category
@@ -138,6 +151,7 @@ def _examples(folder: str, found, store) -> Examples:
         if right not in ("yes", "no"):
             raise DataError(f"{where}: the answer is {answer!r}; expected Yes or No")
         number[category, group] += 1
+        # lmms-eval replaces this instruction by the one of its prompt.
         question = question.strip().replace(_SUFFIX, "")
         name = f"{group}#{number[category, group]}"
         examples.append(
@@ -148,7 +162,7 @@ def _examples(folder: str, found, store) -> Examples:
 
 
 def _require_pairs(questions: dict[tuple[str, str], int]) -> None:
-    """(category, image) -> its questions must be two. Raises DataError."""
+    """Raises DataError unless each (category, image) has two questions."""
     for (category, group), number in questions.items():
         if number != 2:
             raise DataError(

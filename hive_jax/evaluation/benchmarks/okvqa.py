@@ -1,4 +1,4 @@
-"""OK-VQA: questions about COCO photos that need to know something; ten answers each.
+"""OK-VQA: questions about COCO photos that need outside knowledge, ten answers each.
 
 OpenEnded_mscoco_val2014_questions.json, mscoco_val2014_annotations.json, and val2014/ or
 val2014.zip with COCO's images:
@@ -31,7 +31,12 @@ _ANNOTATIONS = "mscoco_val2014_annotations.json"
 
 
 def read(folder: str) -> Examples:
-    """The questions of val2014. Raises MissingInputError, DataError."""
+    """Reads the questions of val2014.
+
+    Raises:
+      MissingInputError: a file or an image is missing.
+      DataError: a file is malformed, or a question does not have ten answers.
+    """
     root = Path(folder)
     if files.has_parquet(root):
         return _from_parquet(root)
@@ -56,9 +61,13 @@ def read(folder: str) -> Examples:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
-    """Agreement of the predictions with ten annotators; see `vqa_metric.agreement`.
+    """Computes the mean VQA accuracy, in percent; see `vqa_metric.agreement`.
 
-    exact_match   by lmms-eval: after the server's normalisation
+    exact_match   as in lmms-eval: with the normalisation of the VQA evaluation server
+
+    Args:
+      examples: questions with their correct answers.
+      predictions: generated text of each example, in the same order.
     """
     parsed, correct = [], []
     for example, prediction in zip(examples, predictions, strict=True):
@@ -71,7 +80,7 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
 
 
 def _listed(whole, key: str, path: Path | str):
-    """(where, record) of the objects in the list of a file's key."""
+    """Yields (location, record) of each object in the list under a key."""
     files.expect(whole, dict, str(path))
     for number, record in enumerate(files.field(whole, key, list, str(path))):
         where = f"{path}, {key}[{number}]"
@@ -79,7 +88,7 @@ def _listed(whole, key: str, path: Path | str):
 
 
 def _annotations(path: Path) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """question_id -> its answers, and the name of its type."""
+    """Reads question_id -> (ten answers, (name of the question type,))."""
     whole, found = read_json(path), {}
     for where, record in _listed(whole, "annotations", path):
         said = _listed(record, "answers", where)

@@ -1,4 +1,4 @@
-"""POPE: is there such a thing in the photo? Half of the questions are of what is not.
+"""POPE: yes/no questions on whether an object is in a photo; half the answers are no.
 
 coco_pope_random.json, coco_pope_popular.json and coco_pope_adversarial.json, JSON lines,
 and val2014/ or val2014.zip with COCO's images:
@@ -27,7 +27,12 @@ _KINDS = ("random", "popular", "adversarial")
 
 
 def read(folder: str) -> Examples:
-    """The questions of all kinds that are there. Raises MissingInputError, DataError."""
+    """Reads the questions of all sampling settings present in the folder.
+
+    Raises:
+      MissingInputError: there is no question file, or an image is missing.
+      DataError: a file is malformed.
+    """
     root = Path(folder)
     if files.has_parquet(root):
         table = files.Table(root, "", "test")
@@ -54,9 +59,15 @@ def read(folder: str) -> Examples:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
-    """Accuracy; precision, recall and F1 of "yes"; all by lmms-eval, in percent.
+    """Computes accuracy, and precision, recall and F1 of "yes", as lmms-eval does.
 
-    Its yes_ratio is the share of "yes" among the right answers, not the predictions.
+    All are in percent. A prediction counts only if it is exactly "yes" or "no" after
+    lower-casing and stripping. As in lmms-eval, yes_ratio is the share of "yes" among
+    the correct answers, not among the predictions.
+
+    Args:
+      examples: questions with their correct answers.
+      predictions: generated text of each example, in the same order.
     """
     parsed = tuple(prediction.lower().strip() for prediction in predictions)
     right = [example.answers[0] for example in examples]

@@ -21,12 +21,12 @@ class Task:
     """A benchmark.
 
     Attributes:
-      read: folder of the benchmark -> its examples.
-      score: (examples, a prediction for each) -> scores.
-      prompts: variant -> template, for `base.format_prompt`. "lmms_eval"
-        is lmms-eval's of LLaVA; "plain" has the question without instructions.
-      max_new_tokens: lmms-eval's limit of an answer.
-      stop: strings that end an answer.
+      read: reads the examples from the folder of the benchmark.
+      score: scores (examples, one prediction for each).
+      prompts: variant -> template for `base.format_prompt`. "lmms_eval" is lmms-eval's
+        default prompt for LLaVA; "plain" is the question without instructions.
+      max_new_tokens: limit of an answer in tokens, as in lmms-eval.
+      stop: strings that end an answer, as in lmms-eval.
     """
 
     read: Callable[[str], Examples]
@@ -43,7 +43,8 @@ def _prompts(instruction: str) -> dict[str, str]:
 TASKS = {
     "mme": Task(mme.read, mme.score, _prompts(_ONE_WORD)),
     "gqa": Task(gqa.read, gqa.score, _prompts(_ONE_WORD)),
-    # The two for which lmms-eval sets no limit but LLaVA's own.
+    # lmms-eval's tasks ok_vqa and textvqa set no limit of their own, so that the default
+    # of its LLaVA class applies: 1024 tokens.
     "okvqa": Task(
         okvqa.read,
         okvqa.score,
@@ -81,7 +82,11 @@ def find_task(name: str) -> Task:
 
 
 def read_task(name: str, data: str) -> Examples:
-    """Reads the examples of data/NAME.
+    """Reads the examples of a benchmark from data/NAME.
+
+    Args:
+      name: name of the task in `TASKS`.
+      data: folder with a subfolder for each task.
 
     Raises:
       ConfigError: unknown task.

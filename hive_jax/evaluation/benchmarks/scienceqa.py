@@ -1,4 +1,4 @@
-"""ScienceQA: a school's questions with options, about half of them with an image.
+"""ScienceQA: multiple-choice school questions, about half of them with an image.
 
 problems.json, pid_splits.json, and the images of the split test in images/test/ or
 test/, or in test.zip:
@@ -30,9 +30,11 @@ _SPLIT = "test"
 
 
 def read(folder: str) -> Examples:
-    """The questions of the split test, with and without images.
+    """Reads the questions of the test split, with and without images.
 
-    Raises MissingInputError, DataError.
+    Raises:
+      MissingInputError: a file or an image is missing.
+      DataError: a file is malformed.
     """
     root = Path(folder)
     if files.has_parquet(root):
@@ -53,9 +55,10 @@ def read(folder: str) -> Examples:
 
 
 def parse(prediction: str) -> str:
-    """The letter that is the whole answer, or that it begins with as in "B. yes".
+    """Extracts the letter of the chosen option, as lmms-eval does.
 
-    Small where it stands alone and is: "b" is an answer, "b. yes" is not. Empty for none.
+    Accepts a single character in either case ("B", "b"), or an upper-case letter and a
+    period at the start ("B. yes", but not "b. yes"). Returns "" for anything else.
     """
     said = prediction.strip()
     if len(said) == 1:
@@ -64,10 +67,14 @@ def parse(prediction: str) -> str:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
-    """The share of right letters, by lmms-eval.
+    """Computes the share of correct letters, in percent, as lmms-eval does.
 
-    full         all questions, if there are some without an image: its task scienceqa
-    image_only   those with an image: its task scienceqa_img, LLaVA's SQA-I
+    full         all questions, if some have no image: lmms-eval's task scienceqa
+    image_only   questions with an image: its task scienceqa_img, SQA-I of LLaVA
+
+    Args:
+      examples: questions with their correct answers.
+      predictions: generated text of each example, in the same order.
     """
     parsed = tuple(map(parse, predictions))
     correct = tuple(

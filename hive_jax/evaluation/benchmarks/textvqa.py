@@ -1,4 +1,4 @@
-"""TextVQA: questions about what is written in a photo; ten answers each.
+"""TextVQA: questions about the text in a photo, ten answers each.
 
 TextVQA_0.5.1_val.json, and train_images/ or train_images.zip:
 
@@ -20,7 +20,12 @@ _FILE = "TextVQA_0.5.1_val.json"
 
 
 def read(folder: str) -> Examples:
-    """The questions of the validation split. Raises MissingInputError, DataError."""
+    """Reads the questions of the validation split.
+
+    Raises:
+      MissingInputError: a file or an image is missing.
+      DataError: a file is malformed, or a question does not have ten answers.
+    """
     root = Path(folder)
     if files.has_parquet(root):
         table = files.Table(root, "", "validation")
@@ -39,7 +44,14 @@ def read(folder: str) -> Examples:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
-    """exact_match: how far people agree, by lmms-eval; see `answers.agreement`."""
+    """Computes the mean VQA accuracy, in percent; see `vqa_metric.agreement`.
+
+    exact_match   as in lmms-eval: with the normalisation of the VQA evaluation server
+
+    Args:
+      examples: questions with their correct answers.
+      predictions: generated text of each example, in the same order.
+    """
     parsed = tuple(map(normalised, predictions))
     correct = tuple(
         agreement(said, list(map(normalised, example.answers)))
@@ -51,7 +63,7 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
 def _example(record: dict, image: str, where: str) -> Example:
     return Example(
         files.identity(record, "question_id", where),
-        files.text(record, "question", where).capitalize(),
+        files.text(record, "question", where).capitalize(),  # as lmms-eval does
         of_ten(files.texts(record, "answers", where), where),
         image,
     )

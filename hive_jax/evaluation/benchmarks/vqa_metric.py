@@ -1,4 +1,4 @@
-"""Open answers against those of ten people, as VQA's evaluation server scores them."""
+"""VQA accuracy: open answers against ten annotators, as the VQA server computes it."""
 
 import re
 import statistics
@@ -14,8 +14,10 @@ _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS.split())} | 
 _ARTICLES = ("a", "an", "the")
 _MARKS = ';/[]"{}()=+\\_-><@`!'
 _PERIOD = re.compile(r"\.(?!\d)")
-_PERIODS = 32  # that are dropped; the server means a flag where it gives this count
-# Endings, and the words that they are written onto.
+# The server passes re.UNICODE (32) to re.sub in the position of `count`, so that at most
+# 32 periods are removed.
+_PERIODS = 32
+# Ending -> words it attaches to; spells out the server's table of contractions.
 _CONTRACTED = {
     "n't": "ai are ca could did does do had has have is might must need ought sha "
     "should was were wo would",
@@ -31,7 +33,7 @@ _CONTRACTED = {
 
 
 def _misspelt() -> dict[str, str]:
-    """A contraction with any one of its apostrophes left out -> the contraction."""
+    """Maps each contraction with one apostrophe left out to its correct spelling."""
     right = [w + end for end, words in _CONTRACTED.items() for w in words.split()]
     found = {
         word[:i] + word[i + 1 :]: word
@@ -39,20 +41,25 @@ def _misspelt() -> dict[str, str]:
         for i, letter in enumerate(word)
         if letter == "'"
     }
-    return found | {"somebody'd": "somebodyd"}  # the server's, the wrong way round
+    return found | {"somebody'd": "somebodyd"}  # reversed in the server's table
 
 
 _MISSPELT = _misspelt()
 
 
 def normalised(answer: str) -> str:
-    """An answer as the server compares it: no case, punctuation or articles; digits.
+    """Normalises an answer as the VQA server does before it compares answers.
+
+    Lower-cases, removes punctuation and articles, writes number words up to ten as
+    digits, and restores the apostrophes of contractions.
 
     >>> normalised("The two dogs, at ten oclock.")
     "2 dogs at 10 o'clock"
     """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.strip().replace("\n", " ").replace("\t", " ")
+    # The server deletes a mark that stands next to a space anywhere in the text, and
+    # replaces any other mark by a space.
     spaced = [m for m in _MARKS if f"{m} " in text or f" {m}" in text]
     for mark in _MARKS:
         text = text.replace(mark, "" if mark in spaced else " ")
@@ -62,9 +69,15 @@ def normalised(answer: str) -> str:
 
 
 def agreement(answer: str, people: Sequence[str]) -> float:
-    """The mean over every choice of all people but one of min(1, matches / 3).
+    """Computes the VQA accuracy of an answer, 0 to 1.
 
-    Both the answer and those of the people as `normalised` gives them.
+    An answer is fully correct if three annotators gave it: min(1, matches / 3), averaged
+    over all subsets that leave one annotator out, as the VQA server does to be
+    comparable with human accuracy.
+
+    Args:
+      answer: answer after `normalised`.
+      people: answers of all annotators, also after `normalised`.
     """
     matches = [person == answer for person in people]
     total = sum(matches)
@@ -72,7 +85,15 @@ def agreement(answer: str, people: Sequence[str]) -> float:
 
 
 def of_ten(answers: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """The answers, if there are ten, and none is empty. Raises DataError."""
+    """Checks that a question has ten answers, and returns them.
+
+    Args:
+      answers: answers of all annotators.
+      where: location of the question, for the error message.
+
+    Raises:
+      DataError: there are not ten answers, or one is blank.
+    """
     if len(answers) != PEOPLE or not all(answer.strip() for answer in answers):
         empty = sum(not answer.strip() for answer in answers)
         raise DataError(
