@@ -43,13 +43,32 @@ class AttentiveProbe(nn.Module):
 
 
 def batch_and_steps(config: ProbeConfig, count: int) -> tuple[int, int]:
-    """Batch size and number of steps over `count` images."""
+    """Computes the batch size and the number of training steps.
+
+    Args:
+      config: recipe.
+      count: number of training images; a smaller set is one batch.
+
+    Returns:
+      (batch size, number of steps).
+    """
     batch_size = min(config.batch_size, count)
     return batch_size, max(1, round(config.epochs * count / batch_size))
 
 
 def batch_indices(config: ProbeConfig, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Yields the image indices of each step: shuffled epochs."""
+    """Yields the image indices of each training step, in shuffled epochs.
+
+    A batch may straddle two epochs, so all batches have one shape.
+
+    Args:
+      config: recipe.
+      count: number of training images.
+      seed: of the shuffling.
+
+    Yields:
+      int64[batch_size], indices below `count`.
+    """
     batch_size, total = batch_and_steps(config, count)
     order = ShuffledSampler(count, seed)
     for step in range(total):
@@ -58,13 +77,13 @@ def batch_indices(config: ProbeConfig, count: int, seed: int) -> Iterator[np.nda
 
 
 class ClassifierTrainer:
-    """Trains classifiers one after the other; compiles once.
+    """Trains classifiers one after another with a training step compiled once.
 
     Args:
       module: the classifier.
       config: recipe.
-      example: features of a batch, for their shape.
-      count: images of an epoch.
+      example: features [1, ...], from which the parameters are initialized.
+      count: number of images in an epoch.
     """
 
     def __init__(self, module: nn.Module, config: ProbeConfig, example, count: int):
@@ -75,6 +94,8 @@ class ClassifierTrainer:
             OptimizerConfig(
                 peak_lr=config.peak_lr,
                 warmup_steps=round(config.warmup_epochs * count / batch_size),
+                # `make_optimizer` decays independently of the learning rate, optax's
+                # AdamW by their product; the recipe states the latter.
                 weight_decay=config.peak_lr * config.weight_decay,
                 clip_norm=config.clip_norm,
             ),
@@ -108,11 +129,12 @@ class ClassifierTrainer:
         """Trains a classifier.
 
         Args:
-          batches: (features, classes int32[B]) of each step; class -1 for no loss.
-          seed: initialization.
+          batches: (features, classes int32[B]) of each step; rows of class -1 are
+            masked out of the loss.
+          seed: of the initialization.
 
         Returns:
-          Its parameters.
+          Nested dict of the trained parameters, as NumPy arrays.
         """
         flat, opt_state = self._start(seed)
         with progress_bar(f"probe, seed {seed}", self._total, 0) as bar:
@@ -123,7 +145,10 @@ class ClassifierTrainer:
 
 
 def make_predict(module: nn.Module):
-    """(parameters of several classifiers, features) -> classes int32[classifiers, B]."""
+    """Returns a compiled function that predicts with several classifiers at once.
+
+    It maps (parameters stacked along axis 0, features) to classes int32[classifiers, B].
+    """
 
     @jax.jit
     def predict(stacked, features):

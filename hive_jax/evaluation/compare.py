@@ -1,8 +1,9 @@
 """Comparison of evaluations: differences from a reference, with statistics.
 
-A score is a sum over strata of means over groups: for most benchmarks one stratum with a
-question a group; for MME a stratum is a category, and a group the two questions of an
-image. Intervals are of a paired bootstrap, p values of an exact test of the signs.
+A score is a sum over strata of means over groups. Most benchmarks have a single stratum
+in which each question is a group; in MME a stratum is a category, and a group the two
+questions of an image. Intervals come from a paired bootstrap, p values from a sign-flip
+permutation test.
 """
 
 import collections
@@ -34,7 +35,7 @@ _SAME = (
 # MME has two scores: sums over its categories of perception, and of cognition.
 _MME = {"perception": mme.PERCEPTION, "cognition": mme.COGNITION}
 DRAWS = 2000
-_LEVEL = 95  # percent of the draws that an interval holds
+_LEVEL = 95  # confidence level of the intervals, in percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _rows(task: str, by_name: Mapping[str, list[Evaluation]]) -> list[ScoreCompa
 
 
 def _answers(several: list[Evaluation], categories: Sequence[str]) -> np.ndarray:
-    """Scores[seeds, questions] of these categories, or of all."""
+    """Returns float[seeds, questions], scores within the categories, or all if empty."""
     return np.array(
         [[s["score"] for s in one.samples if _is_of(s, categories)] for one in several]
     )
@@ -211,7 +212,7 @@ def _answers(several: list[Evaluation], categories: Sequence[str]) -> np.ndarray
 def _strata(
     several: list[Evaluation], categories: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """Stratum -> values[seeds, groups], in points of the score."""
+    """Returns stratum -> values[seeds, groups], in points of the score."""
     if not categories:
         return {"all": 100 * _answers(several, ())}
     points = {}
@@ -221,6 +222,7 @@ def _strata(
             if _is_of(sample, categories):
                 pairs[sample["kinds"][0]][sample["group"]].append(sample["score"])
         for category, groups in pairs.items():
+            # acc + acc+ of each image; see `mme.score`.
             values = [50 * sum(pair) + 100 * all(pair) for pair in groups.values()]
             points.setdefault(category, []).append(values)
     return {category: np.array(values) for category, values in points.items()}
@@ -231,20 +233,25 @@ def _is_of(sample: dict, categories: Sequence[str]) -> bool:
 
 
 def total(strata: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The score of each seed, from values[seeds, groups] of each stratum."""
+    """Returns the score of each seed, float[seeds], from stratum -> values[seeds, groups]."""
     return np.sum([values.mean(axis=1) for values in strata.values()], axis=0)
 
 
 def interval(
     reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % interval of other - reference by a paired bootstrap.
+    """Computes the 95 % interval of other - reference by a paired bootstrap.
 
-    Each draw takes groups, the same of both, within each stratum, and seeds, of both
-    apart, with replacement.
+    Each draw resamples groups within each stratum, the same ones for both models because
+    both answered the same questions, and seeds, independently for each model.
 
     Args:
-      reference, other: stratum -> values[seeds, groups]; groups in the same order.
+      reference: stratum -> values[seeds, groups].
+      other: same for the other model, with the groups in the same order.
+      seed: random seed of the draws.
+
+    Returns:
+      (low, high), in points of the score.
     """
     rng = np.random.default_rng(seed)
     picked = [_counts(rng, len(next(iter(x.values())))) for x in (reference, other)]
@@ -264,15 +271,17 @@ def difference(
     other: Mapping[str, np.ndarray],
     answers: tuple[np.ndarray, np.ndarray],
 ) -> Difference:
-    """Difference of two scores, with its interval and test.
+    """Computes the difference of two scores, with its interval and p value.
 
     Args:
-      reference, other: as for `interval`.
-      answers: scores[seeds, questions] of both.
+      reference: stratum -> values[seeds, groups], as for `interval`.
+      other: same for the other model.
+      answers: scores float[seeds, questions] of the reference and the other model.
     """
     low, high = interval(reference, other)
     before, after = answers
     pairs = after[None] - before[:, None]
+    # Means such as 0.3 + 0.3 and 0.6 differ by rounding alone; they are ties.
     pairs[np.isclose(pairs, 0)] = 0
     wins, losses, ties = (
         float((np.sign(pairs) == sign).mean(axis=(0, 1)).sum()) for sign in (1, -1, 0)
@@ -283,11 +292,12 @@ def difference(
 
 
 def _sign_test(differences: np.ndarray) -> float:
-    """Two-sided p of the mean of float[questions], if the signs were random."""
+    """Returns the two-sided p value of the mean of float[questions] under random signs."""
     uneven = differences[differences != 0]
     if not len(uneven):
         return 1.0
     if np.allclose(np.abs(uneven), np.abs(uneven[0])):
+        # With equal magnitudes the test is a binomial test of the signs, which is exact.
         wins = int((uneven > 0).sum())
         return float(scipy.stats.binomtest(wins, len(uneven)).pvalue)
     test = scipy.stats.permutation_test(
@@ -302,5 +312,5 @@ def _sign_test(differences: np.ndarray) -> float:
 
 
 def _counts(rng: np.random.Generator, size: int) -> np.ndarray:
-    """How often each of `size` is drawn, as shares, float[DRAWS, size]."""
+    """Draws bootstrap weights float[DRAWS, size]: how often each item occurs, over size."""
     return rng.multinomial(size, np.full(size, 1 / size), DRAWS) / size

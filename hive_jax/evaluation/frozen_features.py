@@ -1,10 +1,10 @@
-"""Features of a frozen encoder, cached in memory where they fit.
+"""Features of a frozen encoder, and their extraction for whole datasets.
 
     linear      the mean of the tokens, [n, D]
     attentive   all tokens, [n, P, D]
 
-The features of the last depth are those after the final norm. Those of the others are
-normalised in the same way, without its learnt scale and bias.
+At the last depth, features are taken after the final norm. At other depths they are
+layer-normalised without scale and bias, since the learnt ones fit the last depth only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,12 +30,12 @@ _BATCH = 128
 
 
 class FeatureExtractor:
-    """images uint8[B, size, size, 3] -> features of some depths, float32[M, B, ...].
+    """Maps images uint8[B, size, size, 3] to features of M depths, float32[M, B, ...].
 
     Args:
-      encoder: frozen weights.
-      depths: counted from 1.
-      pooled: mean over tokens; False for all tokens.
+      encoder: encoder with frozen weights.
+      depths: encoder blocks to take features from, counted from 1.
+      pooled: average over tokens, [M, B, D]; False for all tokens, [M, B, P, D].
       dtype: of the computation.
       mesh: devices to split batches over; None for one device.
     """
@@ -79,15 +79,19 @@ class FeatureExtractor:
 
 
 class LabelledImages:
-    """Images of a source with class indices.
+    """Preprocessed images of a dataset with their class indices.
+
+    Attributes:
+      bad: index -> error message of each unreadable image so far.
 
     Args:
       source: dataset with labels.
-      classes: names of all classes.
-      preprocessing: of the images.
-      image_size: side in pixels.
-      threads: that decode images.
-      strict: raise on an unreadable image; False counts and skips it.
+      classes: names of all classes; their order defines the class indices.
+      preprocessing: name of the image preprocessing.
+      image_size: side length in pixels.
+      threads: number of image decoding threads.
+      strict: raise DataError on an unreadable image; False records it in `bad` and
+        yields class -1.
     """
 
     def __init__(
@@ -114,9 +118,12 @@ class LabelledImages:
 
         Args:
           chosen: arrays of indices.
-          seed: of augmentation; None for none.
+          seed: random seed of the augmentation; None for no augmentation.
 
-        The class of an unreadable image is -1.
+        An unreadable image is black and has the class -1.
+
+        Raises:
+          DataError: an image is unreadable or of an unknown class, and `strict` is set.
         """
         chosen = [*chosen]
         starts = np.cumsum([0, *map(len, chosen)]).tolist()
@@ -150,7 +157,7 @@ class LabelledImages:
             return np.zeros((self._size, self._size, 3), np.uint8), -1
 
     def require(self, max_bad_fraction: float) -> None:
-        """Raises DataError if too many of those read so far are bad."""
+        """Raises DataError if more than this fraction of all images is unreadable."""
         if len(self.bad) > max_bad_fraction * len(self):
             raise DataError(
                 f"{len(self.bad)} of {len(self)} images to train on cannot be read, more "
@@ -160,7 +167,12 @@ class LabelledImages:
 
 
 def fits_in_memory(extractor: FeatureExtractor, count: int) -> bool:
-    """Whether the features of `count` images fit in MAX_CACHED_BYTES."""
+    """Returns whether the float32 features of all images fit in MAX_CACHED_BYTES.
+
+    Args:
+      extractor: extractor, which defines the shape of the features.
+      count: number of images.
+    """
     return (
         4 * count * len(extractor.depths) * int(np.prod(extractor.shape))
         <= MAX_CACHED_BYTES
@@ -173,9 +185,12 @@ def extract(
     """Extracts features float32[M, n, ...] and classes int32[n] of all images, in order.
 
     Args:
-      extractor: of the encoder.
-      images: n images.
-      name: for the progress bar.
+      extractor: extractor of the encoder.
+      images: dataset of n images.
+      name: label of the progress bar.
+
+    Raises:
+      DataError: an image is unreadable, and `images` is strict.
     """
     chosen = split_batches(len(images))
     features = np.empty(
@@ -193,7 +208,7 @@ def extract(
 
 
 def split_batches(count: int) -> list[np.ndarray]:
-    """Indices 0, ..., count - 1 in order, split into batches."""
+    """Splits the indices 0, ..., count - 1, in order, into batches of at most 128."""
     return [
         np.arange(start, min(start + _BATCH, count))
         for start in range(0, count, _BATCH)

@@ -34,14 +34,19 @@ from hive_jax.training.objectives import compute_dtype
 
 
 class Probe:
-    """Classifiers on the features of one encoder.
+    """Trains and applies classifiers on the frozen features of one encoder.
 
     Attributes:
-      classes: names, in the order of the classifiers' outputs.
+      classes: class names, in the order of the classifiers' outputs.
+
+    Args:
+      config: data and recipe.
+      encoder: encoder with frozen weights.
+      depths: encoder blocks to probe, counted from 1.
 
     Raises:
-      ConfigError: the encoder has no such depth.
-      DataError: the data has no classes.
+      ConfigError: the encoder does not have one of the depths.
+      DataError: the training data has fewer than two classes.
     """
 
     def __init__(self, config: ProbeConfig, encoder: Encoder, depths: tuple[int, ...]):
@@ -79,7 +84,7 @@ class Probe:
         self._predict = make_predict(self._module)
 
     def settings(self, depth: int) -> dict:
-        """All that the result depends on."""
+        """Returns all settings that the result at a depth depends on, as JSON values."""
         config = self.config
         last = self.encoder.config.depth
         names = (
@@ -100,7 +105,18 @@ class Probe:
         }
 
     def fitted(self) -> list[list[dict]]:
-        """For each depth the classifiers' parameters, one for each seed."""
+        """Trains the classifiers.
+
+        Features are extracted once and cached if they fit in memory and images are not
+        augmented; otherwise they are computed anew for each batch.
+
+        Returns:
+          The classifiers' parameters by depth and seed.
+
+        Raises:
+          ConfigError: several depths are probed, but features cannot be cached.
+          DataError: too many images are unreadable.
+        """
         if self.config.augment or not fits_in_memory(self._extractor, len(self._train)):
             return self._fitted_on_the_way()
         features, classes = extract(self._extractor, self._train, self.encoder.name)
@@ -142,7 +158,11 @@ class Probe:
         return [made]
 
     def predicted(self, fitted: list[list[dict]]) -> tuple[np.ndarray, np.ndarray]:
-        """Classes int32[depths, seeds, n] by the classifiers, and the right ones [n]."""
+        """Returns predicted classes int32[depths, seeds, n] and labels int32[n].
+
+        Raises:
+          DataError: a test image is unreadable.
+        """
         stacked = [
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
             for params in fitted
@@ -172,16 +192,22 @@ def probe(
 ) -> tuple[dict[int, dict], list[list[dict]] | None, Probe]:
     """Probes an encoder; returns the stored results of the same settings if complete.
 
-    Args:
-      config: data and recipe.
-      encoder: frozen weights.
-      out: folder to write.
-      every_depth: probe every depth, not config.depth alone.
-
     Writes out/TASK/result.json, samples.jsonl and confusion.png for each depth.
 
+    Args:
+      config: data and recipe.
+      encoder: encoder with frozen weights.
+      out: folder to write.
+      every_depth: probe every depth instead of config.depth only.
+
     Returns:
-      Results by depth; classifiers, None if all results were stored; the probe.
+      (results by depth, classifiers' parameters by depth and seed, the probe). The
+      parameters are None if all results were stored already.
+
+    Raises:
+      ConfigError: the encoder does not have the depth, or the settings do not go together.
+      DataError: the data has no classes, or too many images are unreadable.
+      OutputError: `out` has results of other settings, or cannot be written.
     """
     last = encoder.config.depth
     depths = tuple(range(1, last + 1)) if every_depth else (config.depth or last,)
@@ -213,9 +239,10 @@ def probe(
 def _finish(
     store: ResultStore, classes, predicted: np.ndarray, labels: np.ndarray
 ) -> dict:
-    """predicted int32[seeds, n], labels int32[n]."""
+    """Scores predicted int32[seeds, n] against labels int32[n] and stores the result."""
     hits = predicted == labels[None]
     each = 100 * hits.mean(axis=1)
+    # Sample standard deviation (ddof=1): the seeds are a sample of all possible ones.
     std = float(each.std(ddof=1)) if len(each) > 1 else 0.0
     scores = {"accuracy": float(each.mean()), "accuracy_std": std}
     parts = {
@@ -240,7 +267,7 @@ def _finish(
 
 
 def _confusion(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """int[labels, predicted], over all seeds."""
+    """Counts int[label, predicted class] over all seeds."""
     matrix = np.zeros((count, count), int)
     np.add.at(matrix, (np.broadcast_to(labels, predicted.shape), predicted), 1)
     return matrix

@@ -1,7 +1,7 @@
 """Resumable on-disk record of one evaluation: settings, answers, scores.
 
-OUT/answers.jsonl    during evaluation: the settings, then one answer a line
-OUT/samples.jsonl    at the end: question, answer and score, one a line
+OUT/answers.jsonl    during evaluation: the settings, then one answer per line
+OUT/samples.jsonl    at the end: question, answer and score, one example per line
 OUT/result.json      settings and scores
 """
 
@@ -31,12 +31,12 @@ _OUTCOMES = ("scores", "parts", "version", "date")
 
 
 class ResultStore:
-    """Answers and result of one evaluation, on disk as soon as given; see `open_store`.
+    """Answers and result of one evaluation, written to disk at once; see `open_store`.
 
     Attributes:
-      folder: folder of this evaluation alone.
-      answers: id -> record of the answers given so far under the same settings.
-      result: content of result.json once finished; else None.
+      folder: folder of this evaluation only.
+      answers: id -> record of each answer so far under the same settings.
+      result: content of result.json once finished, else None.
     """
 
     def __init__(self, folder: Path, settings: Mapping):
@@ -51,22 +51,29 @@ class ResultStore:
             self._read()
 
     def add(self, records: Iterable[Mapping]) -> None:
-        """Writes records with an "id" each. Raises OutputError."""
+        """Appends records, each with an "id", to the stored answers.
+
+        Raises:
+          OutputError: the file cannot be written.
+        """
         records = list(records)
         self.answers |= {record["id"]: record for record in records}
         path = self.folder / _ANSWERS
         with output_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json_lines(records))
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # so that a preempted machine loses no answer
 
     def finish(self, samples: Iterable[Mapping], scores: dict, parts: dict) -> dict:
         """Writes samples.jsonl and, last, result.json; returns the result.
 
         Args:
-          samples: a record for each question.
-          scores: name -> score.
-          parts: kind of question -> name -> score.
+          samples: one record for each example.
+          scores: score name -> score.
+          parts: category -> score name -> score.
+
+        Raises:
+          OutputError: a file cannot be written.
         """
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         outcomes = (scores, parts, hive_jax.__version__, date)

@@ -45,7 +45,7 @@ def evaluate(
       data: folder with a folder for each task.
       out: folder to write: out/TASK/samples.jsonl and result.json.
       prompt_variant: "lmms_eval" or "plain"; empty for the style of the training data.
-      batch_size: questions a batch; does not change the answers.
+      batch_size: questions per batch; does not change the answers.
       max_new_tokens: limit of an answer; None for the task's own.
       temperature: see `Decoding`.
       top_p: see `Decoding`.
@@ -86,7 +86,7 @@ def evaluate(
 
 
 def table(results: dict[str, dict]) -> str:
-    """Formats scores as a text table, one a line."""
+    """Formats scores as a text table with one score per line."""
     rows = [
         (f"{name} {score}", f"{value:.2f}", str(result["n"]))
         for name, result in results.items()
@@ -161,8 +161,8 @@ def _answer(
 def _batches(
     indices: Sequence[int], texts: Sequence[str], generator: Generator, size: int
 ) -> Iterator[list[int]]:
-    """Yields batches of questions padded to the same length, so that no answer depends
-    on the rest of its batch."""
+    """Yields batches of question indices, bucketed by padded prompt length, so that no
+    answer depends on the rest of its batch."""
     by_length = {}
     for i in indices:
         by_length.setdefault(generator.length(Prompt(texts[i])), []).append(i)

@@ -33,7 +33,7 @@ _COLOURS = ("#7f7f7f", "#2a7f9e", "#9ecae1", "#d1495b", "#edae49", "#66a182")
 
 
 def scores(rows: Sequence[ScoreComparison]) -> list[list[str]]:
-    """A header, and a line for each score: all that are compared."""
+    """Returns table rows of the scores: a header, then a row per score, a column per name."""
     names = _names(rows)
     lines = [
         [row.title, *(_score(row.seeds[n]) if n in row.seeds else "" for n in names)]
@@ -43,7 +43,7 @@ def scores(rows: Sequence[ScoreComparison]) -> list[list[str]]:
 
 
 def differences(rows: Sequence[ScoreComparison]) -> list[list[str]]:
-    """A header, and a line for each score and each name but the first."""
+    """Returns table rows of the differences from the first name, the reference."""
     lines = [["task", "", "difference", "95 %", "better", "worse", "equal", "p"]]
     for row in rows:
         for name, one in row.differences.items():
@@ -55,7 +55,7 @@ def differences(rows: Sequence[ScoreComparison]) -> list[list[str]]:
 
 
 def about(rows: Sequence[ScoreComparison]) -> str:
-    """What `differences` shows."""
+    """Returns the caption of the table of `differences`."""
     return (
         f"Against {_names(rows)[0]}, with a paired bootstrap over questions and seeds; "
         "questions answered better, worse and equally well; p of the signs of their "
@@ -64,7 +64,12 @@ def about(rows: Sequence[ScoreComparison]) -> str:
 
 
 def markdown(rows: Sequence[ScoreComparison], paper: bool = False) -> str:
-    """The scores of all, then each against the first."""
+    """Formats a comparison as Markdown: scores, then differences from the reference.
+
+    Args:
+      rows: compared scores.
+      paper: append the paper's results.
+    """
     parts = [_table(scores(rows))]
     seeds = max(len(values) for row in rows for values in row.seeds.values())
     if seeds > 1:
@@ -83,7 +88,13 @@ def markdown(rows: Sequence[ScoreComparison], paper: bool = False) -> str:
 def write(folder: Path, rows: Sequence[ScoreComparison], paper: bool = False) -> str:
     """Writes compare.md, compare.json and compare.png; returns the Markdown.
 
-    Raises OutputError.
+    Args:
+      folder: folder to write; made if it does not exist.
+      rows: compared scores.
+      paper: include the paper's results.
+
+    Raises:
+      OutputError: a file cannot be written.
     """
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +110,11 @@ def write(folder: Path, rows: Sequence[ScoreComparison], paper: bool = False) ->
 
 
 def read(folder: Path) -> list[ScoreComparison]:
-    """The rows that `write` has written. Raises DataError."""
+    """Reads the rows of a compare.json written by `write`.
+
+    Raises:
+      DataError: the file is missing or malformed.
+    """
     try:
         found = read_json(folder / COMPARISON)["rows"]
         return [
@@ -142,7 +157,12 @@ def _final_validation(workdir: str) -> dict[str, float]:
 
 
 def draw(path: Path, rows: Sequence[ScoreComparison]) -> None:
-    """A panel for each score: means, seeds, and intervals of the differences."""
+    """Draws a panel for each score: mean bars, seeds as dots, intervals as lines.
+
+    Args:
+      path: PNG file to write.
+      rows: compared scores.
+    """
     names = _names(rows)
     columns = min(4, len(rows))
     lines = math.ceil(len(rows) / columns)
@@ -160,6 +180,8 @@ def draw(path: Path, rows: Sequence[ScoreComparison]) -> None:
                 start = np.mean(row.seeds[names[0]])
                 ends = [start + one.low, start + one.high]
                 axes.plot([place, place], ends, color="black", lw=1.2, zorder=2)
+        # Scores differ by little, so the axis does not start at 0; the lower bounds keep
+        # equal scores from giving an empty axis.
         every = np.concatenate([*row.seeds.values()])
         room = max(np.ptp(every), 0.02 * abs(every.max()), 1e-6)
         axes.set_ylim(max(0, every.min() - 1.5 * room), every.max() + room)

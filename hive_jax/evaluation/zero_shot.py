@@ -23,19 +23,23 @@ RANKS = (1, 5, 10)
 
 
 def evaluate_towers(config: ProbeConfig, model: TrainedModel, out: Path) -> dict:
-    """Zero-shot classification or retrieval, by config.probe.
+    """Evaluates zero-shot classification or retrieval, depending on config.probe.
 
-    Writes out/TASK/result.json and samples.jsonl; returns the result.
+    Writes out/TASK/result.json and samples.jsonl.
 
     Args:
-      config: of the evaluation; its preprocessing and tokenizer, if they are set,
-        replace those of the model.
-      model: with an image tower and a text tower.
+      config: settings of the evaluation; its preprocessing and tokenizer, if set,
+        override those of the model.
+      model: model with an image tower and a text tower.
       out: folder to write.
+
+    Returns:
+      The result, as in result.json.
 
     Raises:
       CheckpointError: the model has no text tower.
-      DataError: config.test has no classes, or an image that cannot be read.
+      DataError: config.test has no classes, or an unreadable image.
+      OutputError: `out` has a result of other settings, or cannot be written.
     """
     if "txt" not in model.params:
         raise CheckpointError(
@@ -64,7 +68,7 @@ def evaluate_towers(config: ProbeConfig, model: TrainedModel, out: Path) -> dict
 
 
 def _with_settings(model: TrainedModel, config: ProbeConfig) -> TrainedModel:
-    """The model with the tokenizer, preprocessing and dtype of the evaluation."""
+    """Returns the model with the tokenizer, preprocessing and dtype of the evaluation."""
     data = dataclasses.replace(
         model.config.data,
         tokenizer=config.tokenizer or model.config.data.tokenizer,
@@ -104,6 +108,7 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
         model.embed_texts([template.format(name) for name in names])
         for template in config.templates
     ]
+    # Prompt ensembling as in CLIP: the normalised mean of the templates' embeddings.
     mean = np.asarray(l2_normalize(jnp.asarray(np.mean(by_template, axis=0))))
     likeness = _embed_images(config, model, source) @ mean.T
     labels = [source[index].label for index in range(len(source))]
@@ -137,13 +142,17 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
 
 
 def _retrieval(config: ProbeConfig, model: TrainedModel, source: DataSource):
-    """recall@K in percent, both ways. An equal text is as good as an image's own."""
+    """Computes recall@K in percent in both directions.
+
+    Images with equal texts share one candidate text, so that none of them counts as
+    wrong for another.
+    """
     texts = [source[index].segments[0].text.strip() for index in range(len(source))]
     numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     own = np.array([numbers[text] for text in texts])
     likeness = _embed_images(config, model, source) @ model.embed_texts([*numbers]).T
     to_text = _ranks(likeness, own)
-    # For a text, the best of its images.
+    # A text retrieves correctly if any of its images is among the first K.
     to_image = np.array(
         [
             (likeness[:, text] > likeness[own == text, text].max()).sum()
@@ -170,6 +179,6 @@ def _retrieval(config: ProbeConfig, model: TrainedModel, source: DataSource):
 
 
 def _ranks(likeness: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """How many columns of likeness[n, m] are above the right one, int[n]."""
+    """Counts the columns of likeness[n, m] above the correct one: ranks int[n] from 0."""
     own = np.take_along_axis(likeness, right[:, None], axis=1)
     return (likeness > own).sum(axis=1)

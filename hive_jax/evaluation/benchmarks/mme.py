@@ -61,7 +61,10 @@ def read(folder: str) -> Examples:
 
 
 def parse(prediction: str) -> str:
-    """What a prediction says, yes, no or other, by all of it or its first 4 letters."""
+    """Extracts "yes", "no" or "other" from a prediction, as MME's authors do.
+
+    Accepts a single letter, or "yes" or "no" within the first four characters.
+    """
     said = prediction.lower().strip().replace(".", "")
     if len(said) == 1:
         return {"y": "yes", "n": "no"}.get(said, "other")
