@@ -1,4 +1,4 @@
-"""Figures: matplotlib without a screen, PNG files written atomically."""
+"""Figures: matplotlib without a display, PNG files written atomically."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +11,30 @@ _MAX_LABELS = 60  # more class names than these are illegible
 
 
 def new_figure(width: float, height: float):
-    """A matplotlib figure of `width` x `height` inches that needs no display."""
+    """Creates an empty matplotlib figure that needs no display.
+
+    Args:
+      width: in inches.
+      height: in inches.
+    """
+    # Figure instead of pyplot: no global state and no GUI backend. Imported here because
+    # most commands draw nothing.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure, path: Path, dpi: int = 120) -> None:
-    """Writes a figure as PNG, atomically. Raises OutputError."""
+    """Writes a figure as PNG, atomically.
+
+    Args:
+      figure: matplotlib figure.
+      path: PNG file to write.
+      dpi: resolution in pixels per inch.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
 
@@ -26,13 +42,13 @@ def save(figure, path: Path, dpi: int = 120) -> None:
 def draw_confusion(
     path: Path, matrix: np.ndarray, classes: Sequence[str], title: str
 ) -> None:
-    """Draws a confusion matrix, each row as shares of its sum.
+    """Draws a confusion matrix, each row normalised by its sum.
 
     Args:
       path: PNG file to write.
-      matrix: int[classes, classes], true class by predicted class.
-      classes: names in the order of the rows.
-      title: start of the figure's title.
+      matrix: int[classes, classes] counts; rows are true classes, columns predicted.
+      classes: class names in the order of the rows.
+      title: start of the figure's title; the accuracy is appended.
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     named = len(classes) <= _MAX_LABELS
@@ -53,12 +69,12 @@ def draw_confusion(
 
 
 def draw_depths(path: Path, encoders: Mapping[str, Mapping], chance: float) -> None:
-    """Draws accuracy against depth.
+    """Draws the accuracy of probes against encoder depth.
 
     Args:
       path: PNG file to write.
       encoders: name -> {"depths": [...], "accuracy": [...], "std": [...]}, in percent.
-      chance: accuracy of a guess, in percent.
+      chance: accuracy of random guessing, in percent.
     """
     figure = new_figure(6.4, 4)
     axes = figure.add_subplot()

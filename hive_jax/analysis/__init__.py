@@ -1,4 +1,4 @@
-"""What a model does, to look at: gradients, attention, features, curves."""
+"""Analysis of trained models: gradients, attention, features, training curves."""
 
 from hive_jax.analysis.attention import WordAttention, attention_maps
 from hive_jax.analysis.examples import CaptionedImage, captioned_file, captioned_scenes

@@ -22,9 +22,9 @@ class WordAttention:
     """The words of a caption and their attention to the image.
 
     Attributes:
-      words: in the order of the caption, without punctuation.
+      words: words in the order of the caption, without punctuation.
       weights: attention weights float32[M, heads, words, P] of each connection, from
-        early to deep; mean over the positions that predict the word's tokens.
+        early to deep, averaged over the positions that predict the word's tokens.
       layers: decoder layer of each connection.
       depths: encoder depth of each connection.
     """
@@ -43,8 +43,17 @@ def attention_maps(
 ) -> list[WordAttention]:
     """Computes the attention weights of each caption's words.
 
-    The weights of a word are those at the positions that predict its tokens, each one
-    before the token.
+    The weights of a word are averaged over the positions that predict its tokens: the
+    model attends to the image there to choose the word, one position before the token.
+
+    Args:
+      config: config of the run.
+      params: nested dict of its parameters.
+      tokenizer: tokenizer of the run.
+      examples: images with non-empty captions.
+
+    Returns:
+      The words of each caption with their attention weights.
 
     Raises:
       ConfigError: the model has no cross-attention, or a caption has no word.
@@ -87,8 +96,17 @@ def _maps(model: Hive, params: dict, batch: Batch) -> jax.Array:
 def word_positions(
     caption: str, tokenizer: Tokenizer, length: int
 ) -> dict[tuple[str, int], list[int]]:
-    """(word, start index) -> positions that predict its tokens; words beyond `length`
-    tokens are left out."""
+    """Finds the positions that predict the tokens of each word of a caption.
+
+    Args:
+      caption: text without a newline at the end.
+      tokenizer: tokenizer of the run.
+      length: number of tokens of the padded sequence; words beyond it are omitted.
+
+    Returns:
+      (word, index of its first character) -> positions, in the order of the caption.
+    """
+    # The newline ends the text in training and may change the last tokens.
     _, spans = tokenizer.encode(f"{caption}\n")
     first = 0 if tokenizer.bos_id is None else 1
     by_word = {}

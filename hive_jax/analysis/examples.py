@@ -13,7 +13,7 @@ from hive_jax.data.transforms import decode
 from hive_jax.data.types import Batch, Sample, Segment
 from hive_jax.errors import MissingInputError
 
-_MAX_TOKENS = 256  # of a caption; the rest is cut
+_MAX_TOKENS = 256  # per caption; longer ones are truncated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,10 @@ class CaptionedImage:
     """An image and its caption.
 
     Attributes:
-      name: for titles and file names.
-      image: uint8[size, size, 3] of the model's image size.
-      caption: without a newline at the end; empty for none.
-      tags: (start, end, tag) spans of the caption, where known.
+      name: name used in titles and file names.
+      image: uint8[size, size, 3], in the model's image size.
+      caption: text without a newline at the end; empty for none.
+      tags: (start, end, tag) spans of characters in the caption, where known.
     """
 
     name: str
@@ -33,21 +33,22 @@ class CaptionedImage:
     tags: tuple[tuple[int, int, str], ...] = ()
 
     def sample(self) -> Sample:
+        """Returns a training sample of the image and its caption."""
         text = f"{self.caption.strip()}\n" if self.caption.strip() else ""
         return Sample(self.image, (Segment(text, tags=self.tags),))
 
 
 def captioned_file(path: str, caption: str, config: RunConfig) -> CaptionedImage:
-    """Loads an image file of any size.
+    """Loads an image file of any size, preprocessed for a model.
 
     Args:
-      path: of the file.
-      caption: of the image; empty for none.
-      config: of the model that it is for.
+      path: image file.
+      caption: caption of the image; empty for none.
+      config: config of the model's run.
 
     Raises:
       MissingInputError: the file cannot be read.
-      InvalidSample: it is no image.
+      InvalidSample: the file is not a valid image.
     """
     try:
         content = Path(path).read_bytes()
@@ -61,7 +62,13 @@ def captioned_file(path: str, caption: str, config: RunConfig) -> CaptionedImage
 def captioned_scenes(
     config: RunConfig, count: int, first: int = 0
 ) -> list[CaptionedImage]:
-    """Makes `count` scenes of the built-in world's test split."""
+    """Renders captioned scenes of the test split of the built-in tabletop dataset.
+
+    Args:
+      config: config of the run, which defines the image size.
+      count: number of scenes.
+      first: index of the first scene in the split.
+    """
     source = Tabletop("test", image_size=config.model.encoder.image_size)
     scenes = []
     for index in range(first, first + count):
@@ -83,9 +90,9 @@ def make_batch(
     """Batches examples, padded to the longest caption.
 
     Args:
-      examples: images of one size.
-      tokenizer: of the model.
-      tag_names: of the tokens' tags; without them the batch has none.
+      examples: images, all of one size, with captions.
+      tokenizer: tokenizer of the model.
+      tag_names: names of the token tags to encode; empty for a batch without tags.
     """
     samples = [one.sample() for one in examples]
     longest = max(count_tokens(sample, tokenizer) for sample in samples)

@@ -1,4 +1,4 @@
-"""Encoder features by depth: as colours, and compared with another encoder's."""
+"""Encoder features by depth: extraction, PCA colours, comparison of two encoders."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,16 @@ _BATCH = 32
 def extract_features(
     config: SiglipConfig, params: dict, images: np.ndarray, dtype=jnp.float32
 ) -> np.ndarray:
-    """Outputs of every block, float32[L, n, P, D].
+    """Computes the outputs of every encoder block.
 
     Args:
       config: architecture of the encoder.
       params: nested dict of its parameters.
       images: uint8[n, size, size, 3].
-      dtype: of the computation.
+      dtype: dtype of the computation.
+
+    Returns:
+      float32[L, n, P, D].
     """
     model = SiglipEncoder(config, dtype)
     depths = tuple(range(1, config.depth + 1))
@@ -42,7 +45,8 @@ def principal_colours(features: np.ndarray) -> np.ndarray:
     """Maps the first three principal components of patches to red, green and blue.
 
     Args:
-      features: [n, P, D] of one depth; the images share their colours.
+      features: float[n, P, D] of one depth; the components are shared by all images, so
+        their colours are comparable.
 
     Returns:
       float[n, P, 3] in 0 to 1.
@@ -50,11 +54,13 @@ def principal_colours(features: np.ndarray) -> np.ndarray:
     flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
     centred = flat - flat.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    # The sign of a direction is free; its largest part is made positive.
+    # The SVD leaves the sign of a direction open; make its largest entry positive, so
+    # that colours are reproducible.
     largest = np.abs(directions).argmax(axis=1)
     signs = np.sign(directions[np.arange(len(directions)), largest])
     projected = centred @ (directions * signs[:, None])[:3].T
     projected = np.pad(projected, ((0, 0), (0, 3 - projected.shape[1])))
+    # Percentiles instead of extremes: outlier patches would use up the colour range.
     low, high = np.percentile(projected, (1, 99), axis=0)
     colours = (projected - low) / np.maximum(high - low, 1e-12)
     return np.clip(colours, 0, 1).reshape(*features.shape[:-1], 3)
@@ -63,11 +69,16 @@ def principal_colours(features: np.ndarray) -> np.ndarray:
 def compare_features(
     features: np.ndarray, base: np.ndarray
 ) -> dict[str, Sequence[float]]:
-    """Compares features with those of a base encoder, both [L, n, P, D], by depth.
+    """Compares features with those of a base encoder at each depth.
+
+    Args:
+      features: float[L, n, P, D].
+      base: float[L, n, P, D] of the base encoder on the same images.
 
     Returns:
-      "cka": linear centred kernel alignment over all patches (Kornblith et al., 2019),
-      1 for the same up to rotation and scale; "distance": |F - F0| / |F0|.
+      L values each. "cka": linear centred kernel alignment over all patches (Kornblith
+      et al., 2019), 1 for features equal up to rotation and scale; "distance": relative
+      Frobenius distance |F - F0| / |F0|.
     """
     pairs = [
         (a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]))
@@ -84,7 +95,15 @@ def compare_features(
 
 
 def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
-    """|A^T B|^2 / (|A^T A| |B^T B|) of centred rows, a[n, D] and b[n, E]."""
+    """Computes the linear CKA, |A^T B|^2 / (|A^T A| |B^T B|), of column-centred A and B.
+
+    Args:
+      a: float[n, D].
+      b: float[n, E], of the same n inputs.
+
+    Returns:
+      Similarity from 0 to 1.
+    """
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     cross = np.linalg.norm(a.T @ b) ** 2
     return float(cross / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)))

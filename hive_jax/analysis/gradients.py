@@ -1,6 +1,7 @@
 """Gradients of the loss with respect to the features of every encoder layer.
 
-As in the paper's figures 4 to 11; by differentiating at zero offsets added to features.
+As in the paper's figures 4 to 11. Gradients are taken with respect to zero offsets that
+are added to the features.
 """
 
 import functools
@@ -20,10 +21,10 @@ from hive_jax.training.objectives import build_model, normalize_images
 
 
 def make_feature_gradients(model: Hive):
-    """(params, batch) -> d loss / d F_l, float32[L, B, P, D], for l = 1 .. L.
+    """Returns a function (params, batch) -> d loss / d F_l, float32[L, B, P, D], l = 1..L.
 
-    The loss is the mean over each caption's supervised tokens, and then a sum over the
-    captions, so that no image changes the gradient of another.
+    The loss is averaged over the supervised tokens of each caption and summed over
+    captions, so that an image's gradient does not depend on the rest of the batch.
     """
     config = model.config
 
@@ -55,7 +56,7 @@ def feature_gradients(config: RunConfig, params: dict, batch: Batch) -> np.ndarr
       batch: images with captions.
 
     Raises:
-      ConfigError: the model does not read an image.
+      ConfigError: the model's text does not attend to images.
     """
     return np.asarray(_sizes(require_image_reader(config), params, batch))
 
@@ -68,7 +69,18 @@ def _sizes(model: Hive, params: dict, batch: Batch) -> jax.Array:
 def gradient_flow(
     runs: Mapping[str, tuple[RunConfig, dict]], batch: Batch
 ) -> dict[str, np.ndarray]:
-    """Mean gradient norm at each layer's features, float32[L], for each named run."""
+    """Computes the mean gradient norm at each encoder layer for several runs.
+
+    Args:
+      runs: name -> (config, parameters).
+      batch: images with captions, the same for all runs.
+
+    Returns:
+      Name -> float32[L], averaged over images and patches.
+
+    Raises:
+      ConfigError: the text of a model does not attend to images.
+    """
     return {
         name: feature_gradients(config, params, batch).mean(axis=(1, 2))
         for name, (config, params) in runs.items()
@@ -78,14 +90,16 @@ def gradient_flow(
 def share_towers(first: dict, other: dict) -> dict:
     """Combines the towers of one run with the fusion of another.
 
-    The fusion is the first run's too if the shapes are equal, as in hive and cascaded.
+    This isolates the effect of the fusion on the gradients. If the fusion parameters have
+    equal shapes, as in hive and cascaded, those of the first run are used as well, and
+    only the wiring differs.
 
     Args:
-      first: parameters with the towers to take.
-      other: parameters of another fusion.
+      first: nested dict of parameters that provides the towers.
+      other: nested dict of parameters that provides the fusion.
 
     Raises:
-      ConfigError: the towers differ in size.
+      ConfigError: the towers of the two runs differ in shape.
     """
 
     def equal(branch: str) -> bool:
@@ -102,7 +116,11 @@ def share_towers(first: dict, other: dict) -> dict:
 
 
 def require_image_reader(config: RunConfig) -> Hive:
-    """Builds the model of a run; raises ConfigError if its text does not read images."""
+    """Builds the model of a run.
+
+    Raises:
+      ConfigError: the model has no text that attends to images.
+    """
     model = build_model(config)
     if not isinstance(model, Hive) or not config.model.fusion_class.uses_image:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Localization on scenes of one or two toys: attention and gradients at the toy."""
+"""Localization on scenes of one or two toys: attention and gradients on the toy."""
 
 import dataclasses
 import itertools
@@ -22,13 +22,15 @@ class Localization:
     """Localization of toys, by encoder depth of a connection or by layer.
 
     Attributes:
-      attention: depth -> attention weight of a patch of the toy over that of another
-        patch, when its colour is predicted; mean over scenes.
-      hit_rate: depth -> share of scenes where that ratio exceeds 1.
-      gradient: for each layer, gradient norm of the loss on the material's word at a
-        patch of the toy over that at another patch.
-      distinguished: depth -> share of toys, in scenes of two that differ in colour and
-        shape, with more attention than the other toy when their shape is predicted.
+      attention: depth -> ratio of the mean attention weight on the toy's patches to that
+        on the other patches while its colour is predicted, averaged over scenes; 1 is
+        no localization.
+      hit_rate: depth -> share of scenes in which this ratio exceeds 1.
+      gradient: for each encoder layer, the same ratio for the gradient norm of the loss
+        on the word of the material.
+      distinguished: depth -> share of toys that get more attention than the other toy
+        while their shape is predicted, in scenes of two toys that differ in colour and
+        shape; 0.5 is chance.
     """
 
     attention: dict[int, float]
@@ -45,8 +47,8 @@ def measure_localization(
     Args:
       config: config of the run.
       params: nested dict of its parameters.
-      tokenizer: the one of the run.
-      count: number of scenes of each.
+      tokenizer: tokenizer of the run.
+      count: number of scenes with one toy, and of scenes with two.
 
     Raises:
       ConfigError: the model has no cross-attention.
@@ -80,7 +82,7 @@ def measure_localization(
 def _distinguished(
     config: RunConfig, params: dict, tokenizer: Tokenizer, count: int
 ) -> np.ndarray:
-    """Share of toys with more attention than the other one, float[connections]."""
+    """Computes `Localization.distinguished` for each connection, float[connections]."""
     size, grid = config.model.encoder.image_size, _grid(config)
     scenes = (scene("test", 0, index, toys=2) for index in itertools.count())
     differ = (
@@ -107,7 +109,15 @@ def _distinguished(
 
 
 def toy_mask(thing: Thing, grid: int) -> np.ndarray:
-    """bool[grid * grid]: patches whose centre is in the toy's disc, or the nearest one."""
+    """Marks the patches whose centre lies in a toy's disc, or else the nearest patch.
+
+    Args:
+      thing: toy, with position and radius as fractions of the image side.
+      grid: number of patches along a side.
+
+    Returns:
+      bool[grid * grid], with at least one patch set.
+    """
     middle = (np.arange(grid) + 0.5) / grid
     across, down = middle[None] - thing.x, middle[:, None] - thing.y
     squared = (across**2 + down**2).reshape(-1)
@@ -115,14 +125,14 @@ def toy_mask(thing: Thing, grid: int) -> np.ndarray:
 
 
 def _density(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Ratio of the means inside and outside the mask, [..., P] -> [...]."""
+    """Returns the ratio of the means inside and outside the mask, [..., P] -> [...]."""
     inside = (values * mask).sum(-1) / mask.sum(-1)
     outside = (values * ~mask).sum(-1) / np.maximum((~mask).sum(-1), 1)
     return inside / np.maximum(outside, 1e-30)
 
 
 def _captioned_scene(whole: Scene, size: int) -> CaptionedImage:
-    """A scene with a caption of all attributes of all toys."""
+    """Renders a scene with a caption that names all attributes of all toys."""
     nouns = [
         f"a {one.size}|size {one.material}|material {one.colour}|colour {one.shape}|shape"
         for one in whole.things
@@ -138,7 +148,7 @@ def _grid(config: RunConfig) -> int:
 
 
 def _mean_by_depth(depths: list[int], values: np.ndarray) -> dict[str, float]:
-    """Means over the connections of each depth; a cascade has several of one."""
+    """Averages over the connections of each depth; a cascade reads one several times."""
     return {
         depth: float(
             np.mean([v for d, v in zip(depths, values, strict=True) if d == depth])

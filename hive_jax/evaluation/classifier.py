@@ -94,8 +94,8 @@ class ClassifierTrainer:
             OptimizerConfig(
                 peak_lr=config.peak_lr,
                 warmup_steps=round(config.warmup_epochs * count / batch_size),
-                # `make_optimizer` decays independently of the learning rate, optax's
-                # AdamW by their product; the recipe states the latter.
+                # The recipe's decay is multiplied by the learning rate, as in AdamW;
+                # that of `make_optimizer` is not.
                 weight_decay=config.peak_lr * config.weight_decay,
                 clip_norm=config.clip_norm,
             ),

@@ -281,7 +281,7 @@ def difference(
     low, high = interval(reference, other)
     before, after = answers
     pairs = after[None] - before[:, None]
-    # Means such as 0.3 + 0.3 and 0.6 differ by rounding alone; they are ties.
+    # Scores that differ by rounding alone are ties.
     pairs[np.isclose(pairs, 0)] = 0
     wins, losses, ties = (
         float((np.sign(pairs) == sign).mean(axis=(0, 1)).sum()) for sign in (1, -1, 0)
