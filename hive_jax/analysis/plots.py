@@ -13,7 +13,8 @@ from hive_jax.analysis.examples import CaptionedImage
 from hive_jax.errors import MissingInputError
 from hive_jax.plotting import new_figure, save
 
-# Title -> keys of metrics.jsonl, of which the first present is drawn.
+# Title -> keys of metrics.jsonl; the first key present is drawn. Which one there is depends
+# on the objective.
 CURVES = {
     "loss": ("train/loss",),
     "validation loss": ("validation/loss",),
@@ -22,14 +23,22 @@ CURVES = {
     "images per second": ("train/images_per_second",),
     "model FLOPs utilization": ("train/mfu",),
 }
-_MAX_WORDS = 16  # in a figure
+_MAX_WORDS = 16  # columns per figure; more are illegible
 _HEAT = "inferno"
 _COLOURS = ("#2a7f9e", "#edae49", "#d1495b", "#66a182", "#7f7f7f", "#9467bd")
 _DASHES = ("-", "--", ":")
 
 
 def read_curves(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Reads title -> (steps, values) from a run's metrics.jsonl, without torn lines.
+    """Reads the training curves of a run from its metrics.jsonl.
+
+    Lines that are not valid JSON, as after a crash, are skipped.
+
+    Args:
+      workdir: folder of the run.
+
+    Returns:
+      Title -> (steps, values), for the titles in `CURVES` with data.
 
     Raises:
       MissingInputError: the file does not exist.
@@ -57,7 +66,7 @@ def read_curves(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def as_grid(values: np.ndarray) -> np.ndarray:
-    """[..., P] of a square image -> [..., rows, columns]."""
+    """Reshapes values [..., P] of the patches of a square image to [..., rows, columns]."""
     side = round(values.shape[-1] ** 0.5)
     return values.reshape(*values.shape[:-1], side, side)
 
@@ -67,9 +76,9 @@ def draw_gradients(path: Path, example: CaptionedImage, sizes: np.ndarray) -> No
 
     Args:
       path: PNG file to write.
-      example: the image.
-      sizes: |d loss / d F_l|, float32[L, P]; above each layer on its own scale, below
-        all on one.
+      example: image and caption.
+      sizes: gradient norms |d loss / d F_l|, float32[L, P]. The upper row has a colour
+        scale for each layer, the lower row one for all layers.
     """
     grids = as_grid(sizes)
     count = len(grids)
@@ -92,8 +101,16 @@ def draw_gradients(path: Path, example: CaptionedImage, sizes: np.ndarray) -> No
 
 
 def draw_attention(path: Path, example: CaptionedImage, words: WordAttention) -> None:
-    """WordAttention along the top, connected layers down the side; the mean over heads, each
-    panel on a scale of its own."""
+    """Draws attention maps, a column per word and a row per connected decoder layer.
+
+    Weights are averaged over heads. Each panel has its own colour scale, since words and
+    layers differ widely in their attention to the image.
+
+    Args:
+      path: PNG file to write.
+      example: image and caption.
+      words: words of the caption with their attention weights.
+    """
     grids = as_grid(words.weights.mean(axis=1))[:, :_MAX_WORDS]
     names = [
         f"LLM layer {layer}\nreads depth {depth}"
@@ -105,7 +122,14 @@ def draw_attention(path: Path, example: CaptionedImage, words: WordAttention) ->
 def draw_heads(
     path: Path, example: CaptionedImage, words: WordAttention, connection: int
 ) -> None:
-    """The same for the heads of one connection, counted from 0."""
+    """Draws attention maps, a column per word and a row per head of one connection.
+
+    Args:
+      path: PNG file to write.
+      example: image and caption.
+      words: words of the caption with their attention weights.
+      connection: index of the connection, from 0.
+    """
     grids = as_grid(words.weights[connection])[:, :_MAX_WORDS]
     layer, depth = words.layers[connection], words.depths[connection]
     names = [
@@ -118,7 +142,13 @@ def draw_heads(
 def draw_layers(
     path: Path, examples: Sequence[CaptionedImage], colours: np.ndarray
 ) -> None:
-    """Features as colours [L, n, P, 3]: a line for each image, a column for a depth."""
+    """Draws features as colours, a row per image and a column per depth.
+
+    Args:
+      path: PNG file to write.
+      examples: n images.
+      colours: float[L, n, P, 3], from 0 to 1; see `features.principal_colours`.
+    """
     depth, count = colours.shape[:2]
     figure = new_figure(1.2 * (depth + 1), 1.25 * count + 0.4)
     panels = figure.subplots(count, depth + 1, squeeze=False)
@@ -140,7 +170,7 @@ def _draw_grid(
     names: Sequence[str],
     words: WordAttention,
 ):
-    """grids [rows, words, height, width]."""
+    """Draws heat maps grids[rows, words, height, width] over the image."""
     count = grids.shape[1]
     figure = new_figure(1.15 * (count + 1) + 0.6, 1.3 * len(grids) + 0.6)
     panels = figure.subplots(len(grids), count + 1, squeeze=False)
@@ -160,7 +190,7 @@ def _draw_grid(
 
 
 def _overlay(axes, image: np.ndarray, grid: np.ndarray, top: float):
-    """A heat map over a pale image; returns what a colour bar needs."""
+    """Draws a heat map over the image in grey; returns the artist for a colour bar."""
     grey = image.mean(axis=-1)
     side = image.shape[0]
     axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
@@ -187,13 +217,19 @@ def _format_scale(top: float) -> str:
 
 def _shorten(text: str, length: int) -> str:
     text = " ".join(text.split())
-    # A dollar sign would begin a formula.
+    # matplotlib would typeset text between dollar signs as a formula.
     text = text if len(text) <= length else f"{text[: length - 3]}..."
     return text.replace("$", r"\$")
 
 
 def draw_flow(path: Path, flow: Mapping[str, np.ndarray], title: str) -> None:
-    """The mean size of the gradient at each layer: as it is, and relative to the last."""
+    """Draws the mean gradient norm by layer: absolute, and relative to the last layer.
+
+    Args:
+      path: PNG file to write.
+      flow: name -> float32[L]; see `gradients.gradient_flow`.
+      title: title of the figure.
+    """
     figure = new_figure(9, 3.6)
     raw, relative = figure.subplots(1, 2)
     for sizes, style in _styled(flow):
@@ -213,7 +249,13 @@ def draw_flow(path: Path, flow: Mapping[str, np.ndarray], title: str) -> None:
 
 
 def draw_changes(path: Path, changes: Mapping[str, Mapping[str, Sequence]]) -> None:
-    """CKA with the base encoder, and the distance from it, by depth."""
+    """Draws CKA with the base encoder, and the distance from it, by depth.
+
+    Args:
+      path: PNG file to write.
+      changes: name -> {"cka": [...], "distance": [...]}, a value per depth; see
+        `features.compare_features`.
+    """
     figure = new_figure(9, 3.4)
     for axes, key, label in zip(
         figure.subplots(1, 2),
@@ -230,7 +272,12 @@ def draw_changes(path: Path, changes: Mapping[str, Mapping[str, Sequence]]) -> N
 
 
 def draw_curves(path: Path, runs: Mapping[str, Mapping[str, tuple]]) -> None:
-    """A panel for each title of CURVES, a line for each run."""
+    """Draws training curves, a panel per title of `CURVES` and a line per run.
+
+    Args:
+      path: PNG file to write.
+      runs: name -> curves of the run; see `read_curves`.
+    """
     titles = [*dict.fromkeys(title for curves in runs.values() for title in curves)]
     columns = min(3, max(1, len(titles)))
     rows = math.ceil(len(titles) / columns) or 1
@@ -250,7 +297,7 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, tuple]]) -> None:
 
 
 def _styled(named: Mapping) -> Iterator[tuple]:
-    """Each value, and how its line looks: dashed where the colours have run out."""
+    """Yields (value, line style) of each entry; dashed once the colours are used up."""
     styles = cycle(product(_DASHES, _COLOURS))
     for (name, value), (dash, colour) in zip(named.items(), styles, strict=False):
         yield value, {"label": name, "color": colour, "linestyle": dash}

@@ -1,4 +1,4 @@
-"""All figures of a run in a folder, and their numbers in figures.json."""
+"""Draws all figures of a run into a folder, with their numbers in figures.json."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,20 +48,24 @@ def visualize(
     beside: Mapping[str, str] | None = None,
     curves: Mapping[str, str] | None = None,
 ) -> dict:
-    """Draws all figures that apply to a run, and reports the others with the reason.
+    """Draws all figures that apply to a run, and records why others do not apply.
 
     Args:
       trained: model of the run.
       examples: images with or without captions.
       out: folder to write.
-      base: path of an encoder to compare features with, as `load_encoder` takes it;
-        empty for none.
-      beside: name -> workdir of other fusions, for the gradient flow with shared
-        towers; None to skip that figure.
-      curves: name -> workdir of runs to draw training curves of; None to skip.
+      base: path of an encoder to compare features with, as for `load_encoder`; empty
+        for none.
+      beside: name -> workdir of runs with other fusions, to compare the gradient flow
+        with shared towers; None to skip this figure.
+      curves: name -> workdir of runs whose training curves to draw; None to skip.
 
     Returns:
-      Content of figures.json: "pictures" by kind, the numbers, and "left_out".
+      Content of figures.json: file names by kind under "pictures", the numbers of the
+      figures, and kind -> reason under "left_out".
+
+    Raises:
+      OutputError: `out` cannot be written.
     """
     folder = Path(out)
     require_writable(folder)

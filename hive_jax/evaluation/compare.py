@@ -45,8 +45,8 @@ class Difference:
     Attributes:
       value: the difference.
       low, high: ends of its 95 % interval.
-      wins, losses, ties: questions answered better, worse, equally well; means over all
-        pairs of a seed of either.
+      wins, losses, ties: numbers of questions answered better, worse, equally well,
+        averaged over all pairs of seeds.
       p: p value of a two-sided sign-flip permutation test on the mean difference of
         questions (9999 resamples); with one seed each and binary scores exact, which is
         McNemar's test.
@@ -66,7 +66,7 @@ class Evaluation:
     """One evaluation of one task.
 
     Attributes:
-      folder: where it was read from.
+      folder: folder with the two files below.
       result: content of result.json.
       samples: content of samples.jsonl.
     """
@@ -95,8 +95,8 @@ def read_evaluations(folder: str) -> dict[str, Evaluation]:
     """Reads the evaluations, by task, in a workdir of a run or a folder of evaluations.
 
     Raises:
-      MissingInputError: there is none.
-      DataError: one is malformed.
+      MissingInputError: the folder has no evaluations.
+      DataError: an evaluation is malformed.
     """
     root = Path(folder)
     root = root / "evaluation" if (root / "evaluation").is_dir() else root

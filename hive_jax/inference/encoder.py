@@ -24,7 +24,7 @@ from hive_jax.training.resolve import open_weights
 from hive_jax.weights import save_encoder
 
 Images = np.ndarray | Sequence[Image.Image | np.ndarray]
-# Images or texts of one compiled call; longer inputs take several.
+# Images or texts per compiled call; longer inputs take several calls.
 BATCH_SIZE = 64
 
 
@@ -36,8 +36,8 @@ class Encoder:
       config: architecture.
       params: nested dict of float32 arrays, as `SiglipEncoder.apply` takes them.
       preprocessing: name of the image preprocessing; see hive_jax/data/transforms.py.
-      name: for messages and tables; by default the path it was loaded from.
-      dtype: of the computation: "float32", "bfloat16" or "auto".
+      name: name in messages and tables; by default the path it was loaded from.
+      dtype: dtype of the computation: "float32", "bfloat16" or "auto".
     """
 
     config: SiglipConfig
@@ -106,7 +106,7 @@ class Encoder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with any bit of any parameter."""
+        """Hash of all parameters, 16 hexadecimal digits."""
         return fingerprint(flatten_dict(self.params, sep="/"))
 
     def save(self, path: str | os.PathLike, format: str = "huggingface") -> None:
@@ -142,11 +142,11 @@ def load_encoder(path: str | os.PathLike, name: str = "") -> Encoder:
 
     Args:
       path: as for `load`.
-      name: for messages and tables; by default the path.
+      name: name in messages and tables; by default the path.
 
     Raises:
-      MissingInputError: nothing is at `path`, or a file of it is missing.
-      CheckpointError: damaged, or without an image tower of a known family.
+      MissingInputError: `path` does not exist, or a file in it is missing.
+      CheckpointError: the weights are damaged, or have no image tower of a known family.
     """
     path = os.fspath(path)
     source = open_weights(path, "encoder")
@@ -156,7 +156,7 @@ def load_encoder(path: str | os.PathLike, name: str = "") -> Encoder:
 
 
 def fingerprint(leaves: Mapping[str, np.ndarray]) -> str:
-    """Returns 16 hexadecimal digits that change with any bit of any array."""
+    """Returns a hash of names, shapes, dtypes and bits of arrays, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, leaf in sorted(leaves.items()):
         digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
@@ -165,7 +165,10 @@ def fingerprint(leaves: Mapping[str, np.ndarray]) -> str:
 
 
 def split_batches(array: np.ndarray) -> list[np.ndarray]:
-    """Splits axis 0; the last batch repeats rows, so all of them have one shape."""
+    """Splits axis 0 into batches of one shape; the last one is padded by the first row.
+
+    Equal shapes avoid compiling a second program. Callers drop the surplus rows.
+    """
     size = min(len(array), BATCH_SIZE)
     padding = -len(array) % size
     array = np.concatenate([array, np.repeat(array[:1], padding, axis=0)])

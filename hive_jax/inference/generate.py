@@ -1,4 +1,4 @@
-"""Generation: batched prompts, a KV cache, programs of few static shapes.
+"""Text generation: batched prompts, a KV cache, few compiled shapes.
 
 generator = Generator(config, params, tokenizer, Decoding(max_new_tokens=16))
 generator([Prompt("What colour is the star?", image)])  ->  ["red"]
@@ -19,8 +19,10 @@ from hive_jax.errors import ConfigError, DataError
 from hive_jax.models.hive import Hive, unstack_layers
 from hive_jax.training import objectives, sharding
 
-_MIN_LENGTH = 16  # prompts are padded to this many tokens, or 2, 4, 8, ... times that
-# Ends every text in this project's data; see hive_jax/data/sources/llava.py.
+# Prompts are padded to 16 tokens or the next power of two, so that few programs are
+# compiled and at most half of a longer row is padding.
+_MIN_LENGTH = 16
+# End of every text in the training data; see hive_jax/data/sources/llava.py.
 END = "\n"
 
 
@@ -55,12 +57,13 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """An image followed by a text, to be continued.
+    """Prompt of an image, or none, followed by a text.
 
     Attributes:
-      text: a question; empty for a caption.
-      image: uint8[size, size, 3] of the model's image size, or None.
-      number: varies the random samples of equal prompts.
+      text: question; empty to ask for a caption.
+      image: uint8[size, size, 3] in the model's image size, or None.
+      number: index of the prompt, folded into the random seed: equal prompts with other
+        numbers are sampled independently.
     """
 
     text: str
@@ -68,23 +71,27 @@ class Prompt:
     number: int = 0
 
     def sample(self) -> Sample:
+        """Returns the prompt as a training sample without supervised tokens."""
         words = self.text.strip()
         text = f"{words}{END}" if words else ""
         return Sample(self.image, (Segment(text, target=False),))
 
 
 class Generator:
-    """Continues prompts; compiled once for each padded length and batch size.
+    """Generates texts after prompts; compiles once per padded length and batch size.
 
-    Rows are padded on the right, and each continues at its own end, so an answer does
-    not depend on the other prompts of its batch.
+    Rows are padded on the right, and each row continues at its own last token, so that an
+    answer does not depend on the other prompts of its batch.
 
     Args:
       config: config of the run that trained `params`.
-      params: nested dict, in checkpoint layout.
-      tokenizer: the one of the run.
+      params: nested dict of parameters, in checkpoint layout.
+      tokenizer: tokenizer of the run.
       decoding: sampling settings.
       mesh: devices to split batches over; None for one device.
+
+    Raises:
+      ConfigError: the model has no decoder.
     """
 
     def __init__(
@@ -107,6 +114,8 @@ class Generator:
         ends = {tokenizer.eos_id} - {None}
         ends = ends.union(*map(tokenizer.ids_with, (END, *decoding.stop)))
         vocab_size = config.model.decoder.vocab_size
+        # The embedding table may be padded beyond the tokenizer's vocabulary. Such ids, and
+        # special tokens that do not end a text, must never be sampled.
         written = np.arange(vocab_size) < tokenizer.vocab_size
         special = {tokenizer.pad_id, tokenizer.bos_id} - ends - {None}
         written[list(special)] = False
@@ -116,7 +125,11 @@ class Generator:
         )
 
     def length(self, prompt: Prompt) -> int:
-        """Number of tokens a prompt is padded to. Raises DataError if it has no token."""
+        """Returns the number of tokens a prompt is padded to.
+
+        Raises:
+          DataError: the prompt has no tokens.
+        """
         count = count_tokens(prompt.sample(), self.tokenizer)
         if not count:
             raise DataError(
@@ -129,8 +142,12 @@ class Generator:
         """Generates a text for each prompt, stripped of stop strings and white space.
 
         Args:
-          prompts: at most `batch_size`.
-          batch_size: rows of the compiled program; 0 for the number of prompts.
+          prompts: at most `batch_size` prompts.
+          batch_size: number of rows of the compiled program, to avoid recompiling for a
+            smaller last batch; 0 for the number of prompts.
+
+        Raises:
+          DataError: a prompt has no tokens, or an image of another shape or dtype.
         """
         ids = self.ids(prompts, batch_size)
         texts = [self.tokenizer.decode(row) for row in ids]
@@ -139,7 +156,18 @@ class Generator:
         return [text.strip() for text in texts]
 
     def ids(self, prompts: Sequence[Prompt], batch_size: int = 0) -> list[list[int]]:
-        """Generates token ids for each prompt, the final EOS or stop token included."""
+        """Generates token ids for each prompt, including the final EOS or stop token.
+
+        Args:
+          prompts: at most `batch_size` prompts.
+          batch_size: number of rows of the compiled program; 0 for the number of prompts.
+
+        Returns:
+          At most `max_new_tokens` ids for each prompt.
+
+        Raises:
+          DataError: a prompt has no tokens, or an image of another shape or dtype.
+        """
         length = max(map(self.length, prompts))
         num_rows = batch_size or len(prompts)
         if self._mesh is not None:
@@ -169,7 +197,7 @@ class Generator:
         return [row[:count].tolist() for row, count in pairs]
 
     def _to_device(self, rows: list, count: int) -> jax.Array:
-        """Stacks rows into an array of `count`, filled up with copies of the first row."""
+        """Stacks rows into an array of `count` rows, padded by copies of the first."""
         array = np.stack([*rows, *rows[:1] * (count - len(rows))])
         if array.dtype == np.int64:
             array = array.astype(np.int32)
@@ -181,20 +209,26 @@ class Generator:
 def make_generate(
     model: Hive, decoding: Decoding, ends: np.ndarray, written: np.ndarray
 ) -> Callable:
-    """(params, images uint8, tokens, image_mask, lengths, numbers) -> tokens
-    int32[B, max_new_tokens] and how many of each row are written, int32[B].
+    """Returns the generation function: prefill, then a loop of `decode_step`.
+
+    It maps (params, images uint8[B, size, size, 3], tokens int32[B, T], image_mask
+    bool[B, T], lengths int32[B], numbers int32[B]) to tokens int32[B, max_new_tokens]
+    and the number of tokens generated in each row, int32[B].
 
     Args:
-      ends: ids of the tokens that end a text.
-      written: bool[V], tokens that may be written.
+      model: model, as built from the config of the run.
+      decoding: sampling settings.
+      ends: int[K], ids of the tokens that end a text.
+      written: bool[V], True for tokens that may be generated.
     """
 
     def choose(hidden, params, numbers, step):
-        """hidden [B, E] -> tokens int32[B]."""
+        """Samples tokens int32[B] from hidden states [B, E]."""
         logits = model.apply({"params": params}, hidden[:, None], method="logits")[:, 0]
         logits = jnp.where(written[None], logits, -jnp.inf)
         if not decoding.temperature:
             return logits.argmax(-1).astype(jnp.int32)
+        # A key per step and prompt number, so that samples do not depend on batching.
         key = jax.random.fold_in(jax.random.key(decoding.seed), step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
         logits = nucleus(logits / decoding.temperature, decoding.top_p)
@@ -207,6 +241,7 @@ def make_generate(
         hidden, position, state = model.apply(
             variables, images, tokens, image_mask, max_new_tokens, method="prefill"
         )
+        # Start from the last token of each row instead of the padding behind it.
         last = (lengths - 1)[:, None]
         position = jnp.take_along_axis(position, last, axis=1)
         hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0]
@@ -237,12 +272,23 @@ def make_generate(
 
 
 def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-    """logits[B, V] with -inf for all but the likeliest tokens whose probability together
-    reaches top_p (Holtzman et al., arXiv 1904.09751); the likeliest always stays."""
+    """Restricts logits to the nucleus (Holtzman et al., arXiv 1904.09751).
+
+    The nucleus is the smallest set of likeliest tokens whose total probability reaches
+    `top_p`; it has at least one token.
+
+    Args:
+      logits: float[B, V].
+      top_p: probability mass, above 0 and at most 1.
+
+    Returns:
+      float[B, V], -inf outside the nucleus.
+    """
     if top_p == 1.0:
         return logits
     descending = -jnp.sort(-logits, axis=-1)
     probability = jax.nn.softmax(descending, axis=-1)
+    # Exclusive cumulative sum: a token stays if those before it fall short of top_p.
     kept = jnp.cumsum(probability, axis=-1) - probability < top_p
     least = jnp.where(kept, descending, jnp.inf).min(-1, keepdims=True)
     return jnp.where(logits >= least, logits, -jnp.inf)

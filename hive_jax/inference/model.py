@@ -39,10 +39,10 @@ class TrainedModel:
     """A model with everything needed to use it: weights, tokenizer, preprocessing.
 
     Attributes:
-      config: of the run; of weights in files, a config with their architecture.
-      params: nested dict of float32 arrays by branch: img, llm and fusion as far as
-        they are there, or img, txt, t, b of a two-tower SigLIP.
-      source: path it was loaded from.
+      config: config of the run; for weights in files, one with their architecture.
+      params: nested dict of float32 arrays by branch: those present of img, llm and
+        fusion, or img, txt, t and b of a two-tower SigLIP.
+      source: path the model was loaded from.
       checkpoint: provenance: run name, fusion, step and fingerprint of the parameters;
         empty for weights in files.
     """
@@ -94,17 +94,17 @@ class TrainedModel:
           images: one image for each prompt, as for `preprocess`; None for text alone.
           prompts: texts, or one text for all images; the empty text asks for a caption.
           max_new_tokens: longest output in tokens.
-          temperature: of sampling; 0 is greedy.
-          top_p: nucleus sampling keeps the likeliest tokens of this total probability.
-          seed: of sampling.
+          temperature: softmax temperature; 0 for greedy decoding.
+          top_p: probability mass of nucleus sampling.
+          seed: random seed of sampling.
 
         Returns:
-          The generated texts, without prompt and end token.
+          Generated texts, without the prompt and the end token.
 
         Raises:
           CheckpointError: the model has no decoder or no tokenizer.
-          ConfigError: a sampling parameter out of range.
-          DataError: unusable images, or another number of them than of prompts.
+          ConfigError: a sampling parameter is out of range.
+          DataError: an image is unusable, or the numbers of images and prompts differ.
         """
         self._require("llm", "decoder")
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
@@ -128,8 +128,14 @@ class TrainedModel:
         return texts
 
     def generator(self, decoding: Decoding) -> Generator:
-        """Returns the compiled text generator of given decoding parameters, on all
-        devices of this process. Raises ConfigError if there is no decoder."""
+        """Returns the text generator for sampling settings, on all local devices.
+
+        It is cached, so that equal settings compile once.
+
+        Raises:
+          CheckpointError: the model has no tokenizer.
+          ConfigError: the model has no decoder.
+        """
         if decoding not in self._generators:
             devices, params = jax.local_devices(), self.params
             mesh = (
@@ -207,7 +213,11 @@ class TrainedModel:
 
     @property
     def _text_ending(self) -> str:
-        """End of every text in training; the built-in tokenizer has no other."""
+        """End of every text in training.
+
+        A newline for models trained by this project and for the built-in tokenizer, which
+        has no other end; released SigLIP weights saw texts without one.
+        """
         trained_here = bool(self.checkpoint) or self.config.data.tokenizer == BUILTIN
         return END if trained_here else ""
 
@@ -238,8 +248,8 @@ def load(path: str | os.PathLike) -> TrainedModel:
         .npz, or "builtin:NAME".
 
     Raises:
-      MissingInputError: nothing is at `path`, or a file of it is missing.
-      CheckpointError: damaged, or a model of an unknown family.
+      MissingInputError: `path` does not exist, or a file in it is missing.
+      CheckpointError: the weights are damaged, or of an unknown family.
     """
     path = os.fspath(path)
     return load_run(path) if is_run(path) else _load_weights(path)
@@ -264,7 +274,7 @@ def load_run(workdir: str) -> TrainedModel:
 
 
 def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
-    """One fingerprint for the parameters of a checkpoint."""
+    """Combines the fingerprints of all parameters of a checkpoint into one."""
     lines = [f"{k} {v}" for k, v in fingerprints.items() if k.startswith("params/")]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
@@ -296,7 +306,7 @@ def _load_weights(path: str) -> TrainedModel:
 
 
 def _tokenizer_of(path: str, sources: Mapping[str, WeightSource]) -> str:
-    """The tokenizer that came with weights, or the one in their folder; "" for none."""
+    """Finds the tokenizer stored with weights, or in their folder; "" for none."""
     for source in sources.values():
         if source.tokenizer:
             return source.tokenizer
