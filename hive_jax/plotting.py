@@ -11,14 +11,28 @@ _MAX_LABELS = 60  # more class names than these are illegible
 
 
 def new_figure(width: float, height: float):
-    """A matplotlib figure of `width` x `height` inches that needs no display."""
+    """Returns a matplotlib figure that needs no display.
+
+    Args:
+      width: in inches.
+      height: in inches.
+    """
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure, path: Path, dpi: int = 120) -> None:
-    """Writes a figure as PNG, atomically. Raises OutputError."""
+    """Writes a figure as PNG, atomically.
+
+    Args:
+      figure: a matplotlib figure.
+      path: of the file; one that exists is replaced.
+      dpi: pixels per inch.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)
 

@@ -81,6 +81,12 @@ class Loader:
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of steps start, ..., stop - 1, on the devices.
 
+        Samples are read ahead in threads; closing the iterator stops them.
+
+        Args:
+          start: first step.
+          stop: step to end before.
+
         Raises:
           DataError: too many samples are invalid, or a batch has no supervised token.
         """

@@ -83,6 +83,12 @@ class LengthBucketSampler(ShuffledSampler):
         self._bucket = np.searchsorted(buckets, tokens).astype(np.uint8)
 
     def padded_length(self, position: int, num_tokens: int) -> int:
+        """Returns the bucket of the longest text in the batch, in tokens.
+
+        Args:
+          position: of any sample of the batch in the run.
+          num_tokens: length where a text is longer than the last bucket.
+        """
         first = position - position % self._batch_size
         batch = [self.index(first + row) for row in range(self._batch_size)]
         return (*self._buckets, num_tokens)[self._bucket[batch].max()]

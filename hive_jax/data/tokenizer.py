@@ -260,7 +260,12 @@ def encode_sample(
 
 
 def count_tokens(sample: Sample, tokenizer: Tokenizer) -> int:
-    """Tokens of a sample that is not cut, with the begin-of-sequence token."""
+    """Returns the length of a sample's text in tokens, before any truncation.
+
+    Args:
+      sample: its segments are joined before they are tokenised.
+      tokenizer: adds the begin-of-sequence token, if it has one, to the count.
+    """
     text = "".join(segment.text for segment in sample.segments)
     return len(tokenizer.encode(text)[0]) + (tokenizer.bos_id is not None)
 

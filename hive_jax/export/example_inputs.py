@@ -24,7 +24,12 @@ def example_images(config: SiglipConfig) -> dict[str, np.ndarray]:
 
 
 def example_tokens(shape: tuple[int, int], vocab_size: int) -> np.ndarray:
-    """Random token ids, int64[shape], below `vocab_size`."""
+    """Returns random token ids, int64[shape], the same in every call.
+
+    Args:
+      shape: (batch, tokens).
+      vocab_size: exclusive upper bound of the ids.
+    """
     return np.random.default_rng(0).integers(0, vocab_size, shape)
 
 

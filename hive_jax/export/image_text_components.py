@@ -43,6 +43,12 @@ class ImageTextComponent(Component):
 
     @classmethod
     def is_in(cls, run: RunConfig, branches: set[str]) -> bool:
+        """Returns whether a run has this component: its branches, and a fusion of its kind.
+
+        Args:
+          run: config of the run.
+          branches: top-level names of its parameter tree.
+        """
         kind = fusion_named(run.model.fusion).export_kind
         return kind == cls.name and super().is_in(run, branches)
 
@@ -85,6 +91,17 @@ class ImageTextComponent(Component):
         return tokens
 
     def reference_outputs(self, inputs, generated) -> dict[str, jax.Array]:
+        """Returns the logits of the text, and the greedy tokens after the prompt.
+
+        Args:
+          inputs: as from `example_inputs`; image tokens before the text are dropped, for
+            hive_jax inserts the image by itself.
+          generated: int[B, NEW_TOKENS], the tokens that transformers generated.
+
+        Returns:
+          "logits", float32[B, T, vocab_size], and "greedy", int[B, NEW_TOKENS], the argmax
+          at each position of `generated`.
+        """
         model = Hive(self.computed_config(), execution=SCANNED)
         params, images = self.params, images_of(inputs)
 
@@ -167,6 +184,15 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
 
     @classmethod
     def from_folder(cls, folder: Path, report: Mapping) -> Self:
+        """Loads the component from an exported folder, with its image token.
+
+        Args:
+          folder: as `export` writes it.
+          report: content of its hive_export.json.
+
+        Raises:
+          MissingInputError, CheckpointError: files are missing, damaged or changed.
+        """
         component = super().from_folder(folder, report)
         image_token_id = report.get("image_token", {}).get("id")
         return dataclasses.replace(component, image_token_id=image_token_id)

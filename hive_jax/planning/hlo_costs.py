@@ -60,9 +60,15 @@ def collectives(module: Module) -> dict[str, Collective]:
 
 
 def group_size(line: Instruction, partitions: int) -> int:
-    """Number of chips in a replica group. XLA writes groups in three ways, of 2 x 8 chips:
+    """Returns the number of chips in a replica group.
+
+    XLA writes groups in three ways, here two groups of 8 chips each:
 
     {{0,1,2,3,4,5,6,7},{8,...}}    [2,8]<=[16]    mesh['a'=2,'b'=8] {'b'}
+
+    Args:
+      line: a collective instruction.
+      partitions: chips of the program, one group where the instruction lists none.
     """
     text = line.attributes
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):

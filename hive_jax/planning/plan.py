@@ -179,7 +179,11 @@ class Plan:
 
 
 def make_plan(config: RunConfig, topology: Topology) -> Plan:
-    """Compiles the train step of a run for a machine.
+    """Compiles the train step of a run for a machine, without running it.
+
+    Args:
+      config: the run; dtype "auto" is resolved for the chip of the topology.
+      topology: the machine to plan for.
 
     Raises:
       ConfigError: the mesh does not fit the number of chips, or the batch the mesh.

@@ -231,6 +231,10 @@ def plan_all(
 def write(content, path: str) -> None:
     """Writes JSON atomically.
 
+    Args:
+      content: anything that `json.dumps` takes.
+      path: of the file; one that exists is replaced.
+
     Raises:
       OutputError: the file cannot be written.
     """

@@ -74,7 +74,12 @@ def sentence(template: str) -> str:
 
 
 def pick(options, rng: np.random.Generator):
-    """A random element of a sequence."""
+    """Returns a random element of a sequence.
+
+    Args:
+      options: a non-empty sequence; all elements are equally likely.
+      rng: advanced by one draw.
+    """
     return options[int(rng.integers(len(options)))]
 
 
