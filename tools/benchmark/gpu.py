@@ -24,8 +24,17 @@ _TOGETHER = 6  # programs that are compiled at once
 
 
 def ceilings(size: Size, dtype: str) -> Iterator[dict]:
-    """Copy bandwidth, and matrix products and attention at the shapes of this size:
-    what any implementation is limited by."""
+    """Measures copy bandwidth, matrix products and attention at the shapes of a size.
+
+    These are upper bounds for any implementation on this device.
+
+    Args:
+      size: towers, text length and batch size.
+      dtype: of the matrix products and attention; copies are float32.
+
+    Yields:
+      A row for each operation: "what", and "bytes_per_second" or "flop_per_second".
+    """
     dtype = jnp.dtype(compute_dtype(dtype))
     e, d, batch = size.encoder, size.decoder, size.batch_size
     patches, tokens = batch * e.num_patches, batch * size.num_tokens
@@ -84,8 +93,16 @@ def _time(function: Callable, *arguments) -> float:
 
 
 def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
-    """HIVE in each stage at the size's batch; then self-attention, HIVE and the cascade
-    at half of it."""
+    """Measures HIVE in each stage at the full batch, then all fusions at half of it.
+
+    Self-attention does not fit the full batch, so ratios are taken at half of it.
+
+    Args:
+      size: towers, text length and batch size.
+      rules: optimizer rules by stage.
+      dtype: of the computation.
+      minutes: time limit; cases past it are left out.
+    """
     half = max(1, size.batch_size // 2)
     both = ("self_attention", "hive")
     order = ((size.batch_size, ("hive",)), (half, both), (half, ("cascaded",)))
@@ -117,7 +134,14 @@ def _against_self_attention(rows: Iterable[dict]) -> Iterator[dict]:
 
 
 def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
-    """HIVE with one thing changed at a time, in each of the given stages."""
+    """Measures HIVE with one setting changed at a time, in each of the given stages.
+
+    Args:
+      size: towers, text length and batch size.
+      rules: optimizer rules by stage.
+      dtype: of the computation, except in the case "float32".
+      minutes: time limit; cases past it are left out.
+    """
 
     def towers(**execution) -> Callable[[RunConfig], RunConfig]:
         both = Execution(**execution)

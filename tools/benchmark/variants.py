@@ -84,7 +84,13 @@ def _python_path() -> list[str]:
 
 
 def write_inputs(folder: Path, size: Size, names: Iterable[str]) -> None:
-    """Writes what the variants of these names need of weights, and the batch."""
+    """Writes the weights of each fusion that the variants use, and the common batch.
+
+    Args:
+      folder: to create.
+      size: towers, text length and batch size.
+      names: keys of VARIANTS.
+    """
     folder.mkdir()
     for fusion in {VARIANTS[name].fusion for name in names}:
         model = HiveConfig(size.encoder, size.decoder, fusion)

@@ -122,9 +122,16 @@ def on_cpus(count: int) -> Iterator[None]:
 def in_turns(
     workers: Sequence[Worker], rounds: int, steps: int
 ) -> dict[str, list[dict]]:
-    """The answers of each worker by its name, one for each round: in a round every
-    worker makes `steps` steps while the others wait. Before the first of `rounds` there
-    is one that is not counted."""
+    """Runs all workers in turns and returns their answers by worker name.
+
+    In a round each worker makes `steps` steps while the others wait. A warm-up round
+    before the first is not counted.
+
+    Args:
+      workers: started workers.
+      rounds: counted rounds; 0 runs nothing.
+      steps: train steps of a worker in a round.
+    """
     answers = {worker.name: [] for worker in workers}
     for number in range(rounds + 1 if rounds else 0):
         for worker in workers:
