@@ -21,9 +21,10 @@ from hive_jax.data.transforms import load_pixels
 from hive_jax.data.types import Batch, Sample
 from hive_jax.errors import DataError
 
-# Batches that are read ahead of the one in training.
+# Batches read ahead of the training step: one to use, one to absorb slow files.
 _PREFETCH = 2
-# A batch of so many rows without a supervised token is no accident.
+# Smaller batches may lack a supervised token by chance; at this size the template or
+# num_tokens is wrong.
 _MIN_UNSUPERVISED_ROWS = 8
 
 
@@ -104,7 +105,7 @@ class Loader:
                 yield self._stack(step, self._spec(step), batch)
 
     def image(self, index: int) -> np.ndarray:
-        """The image of a sample without augmentation, uint8[image_size, image_size, 3].
+        """Returns a sample's image, not augmented, uint8[image_size, image_size, 3].
 
         Raises:
           InvalidSample: it cannot be read.

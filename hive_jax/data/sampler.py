@@ -17,7 +17,7 @@ from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.base import DataSource
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, truncate_text
 
-# Samples that a thread counts at a time: a task for each would cost more than the count.
+# Samples per thread task: a task for each would cost more than the count.
 _CHUNK = 256
 
 
@@ -35,16 +35,16 @@ class ShuffledSampler:
         self._epoch = functools.lru_cache(maxsize=2)(self._permutation)
 
     def index(self, position: int) -> int:
-        """The sample at a position of the run."""
+        """Returns the index of the sample at a position of the run."""
         epoch, row = divmod(position, self.size)
         return row if self.seed is None else int(self._epoch(epoch)[row])
 
     def padded_length(self, position: int, num_tokens: int) -> int:
-        """Tokens that the batch at a position is padded to.
+        """Returns the padded length of the batch at a position, in tokens.
 
         Args:
-          position: of any of its samples.
-          num_tokens: that longer texts are cut at.
+          position: of any sample of the batch in the run.
+          num_tokens: length that longer texts are truncated to.
         """
         return num_tokens
 
@@ -116,14 +116,17 @@ def count_all_tokens(
     threads: int,
     progress: Callable[[int], None],
 ) -> np.ndarray:
-    """The length of each sample's text; the same in every process of a job, each of
-    which reads its share of the samples.
+    """Counts the tokens of each sample's text.
+
+    Each process of a job reads its share of the samples, and all return the same
+    counts.
 
     Args:
-      source: the dataset, best opened without images: none is looked at.
+      source: the dataset, best opened without images, which are not used.
       tokenizer: for its text.
-      num_tokens: that texts will be cut at; the end of far longer ones is not counted.
-      threads: that read.
+      num_tokens: length that texts will be truncated to; far longer ones are counted
+        only in part.
+      threads: number of reading threads.
       progress: called with the number of samples read since the last call.
 
     Returns:

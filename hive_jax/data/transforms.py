@@ -42,14 +42,14 @@ def load_pixels(
     where: str,
     augment: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """A sample's image as uint8[size, size, 3]; zeros for None.
+    """Returns a sample's image as uint8[size, size, 3]; zeros for None.
 
     Args:
       image: of a Sample.
       size: height and width, in pixels.
       preprocessing: one of PREPROCESSING.
       where: the file and record, for errors.
-      augment: (seed, position in the run) to augment for; None for none.
+      augment: (seed, position in the run) of the augmentation; None to skip it.
 
     Raises:
       InvalidSample: a file that is not an image.
@@ -73,7 +73,7 @@ def load_pixels(
 
 
 def decode(content: bytes, size: int, preprocessing: str, where: str) -> np.ndarray:
-    """An image file as uint8[size, size, 3].
+    """Decodes and resizes an image file to uint8[size, size, 3].
 
     Args:
       content: the bytes of the file.

@@ -196,7 +196,8 @@ model.generate(**tokenizer("a", return_tensors="pt"), max_new_tokens=32)"""
 
     def example_inputs(self) -> dict[str, np.ndarray]:
         shape = NUM_IMAGES, NUM_TOKENS
-        # Longer than the window: local layers must see less than global ones.
+        # Longer than the window, or local and global layers would attend alike and a
+        # missing window would pass the verification.
         if self.config.local_layers and self.config.window <= _LONGEST_WINDOW:
             shape = 1, max(NUM_TOKENS, self.config.window + 8)
         return {"input_ids": example_tokens(shape, self.config.vocab_size)}
@@ -206,7 +207,7 @@ model.generate(**tokenizer("a", return_tensors="pt"), max_new_tokens=32)"""
 
         Args:
           inputs: as from `example_inputs`; only input_ids are read.
-          generated: ignored: decoding is verified with the image-text components.
+          generated: ignored: the logits alone are compared.
 
         Returns:
           "logits", float32[B, T, vocab_size].

@@ -110,17 +110,20 @@ def export(
 def load_component(
     workdir: str, name: str, target: str = "v5"
 ) -> tuple[Component, RunConfig, int]:
-    """A component of a run's last checkpoint, the config of the run, and the step.
+    """Loads a component of a run's last checkpoint.
 
     Args:
       workdir: of the run.
       name: key of COMPONENTS.
       target: version of transformers to write for, "v4" or "v5".
 
+    Returns:
+      The component, the config of the run, and the step of the checkpoint.
+
     Raises:
       MissingInputError: there is no run, or its tokenizer is missing.
-      CheckpointError: the run has no such component, or another tokenizer is in place
-        of its own.
+      CheckpointError: the run has no such component, or its tokenizer was replaced by
+        another one.
     """
     stored = open_run(workdir)
     run, (params, meta) = stored.config, stored.read_params()
@@ -236,7 +239,7 @@ def _require_readable(folder: Path, component: Component) -> None:
 def _verification(
     component: Component, folder: Path, dtype: np.dtype, verify: bool, python: str
 ) -> dict:
-    """As `verify_export`, or the reason why it is not run."""
+    """Verifies an export; returns the reason instead where it is skipped."""
     if not verify:
         return skipped("it was not asked for")
     if component.needs_transformers_4() and not python:
@@ -252,7 +255,7 @@ def _read_result(workdir: str) -> dict | None:
 
 
 def _file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file but the tensors, which have their own hashes."""
+    """Returns the SHA-256 of each file except tensor files, hashed tensor by tensor."""
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.iterdir())

@@ -83,11 +83,11 @@ class ImageTextComponent(Component):
 
     @property
     def num_text_tokens(self) -> int:
-        """All token ids below this one are text."""
+        """Exclusive upper bound of the token ids of text."""
         return self.config.decoder.vocab_size
 
     def after_image(self, tokens: np.ndarray) -> np.ndarray:
-        """Token ids of a text, int[B, T], after those of the image, int[B, P + T]."""
+        """Prepends P image tokens: int[B, T] -> int[B, P + T]. None by default."""
         return tokens
 
     def reference_outputs(self, inputs, generated) -> dict[str, jax.Array]:
@@ -121,7 +121,7 @@ class ImageTextComponent(Component):
         }
 
     def computed_config(self) -> HiveConfig:
-        """Config of the model that the transformers class computes."""
+        """Returns the config of the model that the transformers class computes."""
         return self.config
 
     def torch_outputs(self) -> dict[str, list]:
@@ -204,7 +204,7 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
         return export_tokenizer(tokenizer_file(self.tokenizer_source), image_token=True)
 
     def for_transformers(self) -> Self:
-        """With an embedding of the image token, a new row where the table has none.
+        """Adds an embedding of the image token, in a new row where the table has none.
 
         New rows are copies of the first one, so that their logits never exceed it.
         """

@@ -35,8 +35,9 @@ class Collective:
 def collectives(module: Module) -> dict[str, Collective]:
     """Sums collectives by kind over the program, each times its executions.
 
-    An operation that is split into a start, continuations beside other work (in other
-    loops, even) and an end is one: its parts share a channel, and the start counts.
+    An asynchronous collective is split into a start, continuations that overlap with
+    other work (possibly in other loops) and an end. They share a channel id and count
+    as one, with the executions of the start.
     """
     by_channel = {}
     for computation, outer, times in module.executed():

@@ -23,7 +23,7 @@ class Size:
 
 
 SIZES = {
-    # Runs through in no time: for tests.
+    # Runs within seconds: for tests.
     "micro": Size(
         SiglipConfig(32, 4, 64, 2, patch_size=8, image_size=32),
         DecoderConfig(128, 32, 4, 64, 2, 1, 16, qk_norm=True, post_norms=True),

@@ -18,7 +18,7 @@ from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step
 
 _BUCKETS, _LONGEST = (32, 48, 64), 77
-_CAPTIONS = (10, _LONGEST)  # tokens of a caption, all numbers between alike
+_CAPTIONS = (10, _LONGEST)  # tokens of a caption, uniformly distributed
 _BATCHES = 200
 
 

@@ -20,7 +20,7 @@ from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, noise
 
 _WARM_UP, _TIMED, _IN_A_ROW = 3, 15, 10
-_TOGETHER = 6  # programs that are compiled at once
+_TOGETHER = 6  # programs compiled concurrently
 
 
 def ceilings(size: Size, dtype: str) -> Iterator[dict]:
@@ -95,7 +95,7 @@ def _time(function: Callable, *arguments) -> float:
 def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
     """Measures HIVE in each stage at the full batch, then all fusions at half of it.
 
-    Self-attention does not fit the full batch, so ratios are taken at half of it.
+    Rows at half the batch have a `speed_up` over self-attention.
 
     Args:
       size: towers, text length and batch size.
