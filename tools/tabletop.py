@@ -175,7 +175,7 @@ def make_tokenizer(args: argparse.Namespace) -> None:
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """Every kind of text of 5000 scenes."""
+    """Yields every kind of text of 5000 scenes."""
     for mode in ("captions", "vague", "questions"):
         source = Tabletop("train", text=mode, with_image=False)
         for index in range(5000):

@@ -169,7 +169,7 @@ def _write_state_dict(out: str, component: Component, dtype: np.dtype) -> None:
 def _report(
     component: Component, run: RunConfig, step: int, dtype: np.dtype
 ) -> dict[str, object]:
-    """hive_export.json before anything is written."""
+    """Returns hive_export.json as far as it is known before files are written."""
     preprocessing = component.preprocessing
     return {
         "hive_jax": hive_jax.__version__,
@@ -225,8 +225,11 @@ def _write_model(
 
 
 def _require_readable(folder: Path, component: Component) -> None:
-    """Raises CheckpointError unless all tensors are there and config.json describes
-    the model, including what short example texts do not show, such as windows."""
+    """Reads the folder back: all tensors must exist, and its config be the model's.
+
+    This covers settings that short example texts do not exercise, such as windows.
+    Raises CheckpointError.
+    """
     config = component.open(str(folder)).config
     again = dataclasses.replace(component, config=config)
     if again.layout().config != component.layout().config:
@@ -249,7 +252,7 @@ def _verification(
 
 
 def _read_result(workdir: str) -> dict | None:
-    """The result.json of a run; None if it has not finished."""
+    """Returns the result.json of a run; None if it has not finished."""
     path = Path(workdir) / "result.json"
     return read_json(path, error=CheckpointError) if path.is_file() else None
 

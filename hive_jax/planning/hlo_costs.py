@@ -109,8 +109,10 @@ def _true_kind(kind: str, owner: Computation, line: Instruction) -> str:
 
 
 def _group_bytes(line: Instruction, group: int) -> float:
-    """Bytes of the array over the whole group. The result of a start op also carries
-    operands and counters."""
+    """Returns the bytes of the array over the whole group.
+
+    The result of a start op also carries operands and counters.
+    """
     if line.opcode == "all-gather-start":
         return max(array.bytes for array in line.result)
     if line.opcode == "collective-permute-start":
@@ -148,7 +150,7 @@ _VIEWS = ("bitcast", "get-tuple-element", "copy-done", "slice-done")
 
 
 def memory_traffic(module: Module) -> float:
-    """Bytes that one chip reads from and writes to HBM in one call of the program.
+    """Returns the bytes that one chip reads from and writes to HBM in one call.
 
     Each operation reads its operands and writes its result once; where an array is
     only sliced, or updated in place, the slice counts. Arrays in a faster memory
@@ -196,7 +198,7 @@ def _bytes_read(module: Module, computation: Computation, line: Instruction) -> 
 def _operand_bytes(
     module: Module, line: Instruction, position: int, whole: float
 ) -> float:
-    """How much of operand `position`, of `whole` bytes, an operation reads."""
+    """Returns the bytes read of operand `position`, which has `whole` bytes."""
     if _is_free(line):
         return 0.0
     if line.opcode in _WINDOWS:
@@ -250,7 +252,7 @@ def _bytes_written(
 
 
 def _new_bytes(module: Module, computation: Computation, name: str) -> float:
-    """Bytes of `name` that are new: of an array updated in place, the update."""
+    """Returns the written bytes of `name`: for an in-place update, the update alone."""
     line = computation[name]
     if line.opcode in _VIEWS:
         return _new_bytes(module, computation, line.operands[0])

@@ -35,7 +35,7 @@ _BATCH = 32
 
 
 def reading(image_size: int, count: int, threads: int) -> Iterator[dict]:
-    """Images per second of the parts and of the whole, row by row.
+    """Measures images per second of each step of the loader, then of all together.
 
     Args:
       image_size: that images are resized to.
@@ -64,7 +64,7 @@ def reading(image_size: int, count: int, threads: int) -> Iterator[dict]:
 
 
 def photograph(number: int) -> bytes:
-    """A JPEG with what makes photographs slow: noise on soft shapes."""
+    """Returns a JPEG as slow to decode as a photograph: noise on soft shapes."""
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
     soft = np.asarray(small.resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC))

@@ -97,7 +97,7 @@ def padding(size: Size, rules: Rules, dtype: str, rounds: int) -> Iterator[dict]
 
 
 def _shares(batch_size: int) -> dict[int, float]:
-    """The share of an epoch's batches that is padded to each length."""
+    """Returns the share of an epoch's batches that is padded to each length."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(_CAPTIONS[0], _CAPTIONS[1] + 1, _BATCHES * batch_size)
     order = LengthBucketSampler(tokens, 0, batch_size=batch_size, buckets=_BUCKETS)

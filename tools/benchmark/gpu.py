@@ -181,7 +181,7 @@ def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[
 def _measured(
     named: Iterable[tuple[str, RunConfig]], dtype: str, minutes: float
 ) -> Iterator[dict]:
-    """A row for each config: some are compiled at once, then timed one by one."""
+    """Yields a row for each config: several compile at once, then run one by one."""
     ends = time.monotonic() + 60 * minutes
     rate, longest = matmul_rate(compute_dtype(dtype)), 0.0
     named = list(named)
@@ -200,7 +200,7 @@ def _measured(
 
 
 def _compiled(config: RunConfig) -> Step | None:
-    """None if the device's memory is too small for trying the kernels."""
+    """Compiles the train step; None if autotuning its kernels exhausts the memory."""
     try:
         return Step(config)
     except jax.errors.JaxRuntimeError as error:

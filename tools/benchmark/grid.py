@@ -26,7 +26,7 @@ Rules = Mapping[int, tuple]  # stage -> rules
 
 
 def _cells(size: Size, rules: Rules, dtype: str, what: str) -> Iterator[tuple]:
-    """(stage, fusion, config) of the whole grid, with a progress bar."""
+    """Yields (stage, fusion, config) of the whole grid, with a progress bar."""
     grid = [(stage, fusion) for stage in rules for fusion in FUSIONS]
     for stage, fusion in tqdm(grid, desc=what):
         yield stage, fusion, case(size, fusion, rules[stage], dtype)

@@ -21,8 +21,10 @@ _CODE = Path(hive_jax.__path__[0]) / "export/torch"
 
 
 def layout(model: HiveConfig) -> hf_models.Layout:
-    """The model as a class of transformers has it; the last token of the vocabulary
-    stands for the image."""
+    """Returns the layout of the transformers class for a model.
+
+    The last token of the vocabulary stands for the image.
+    """
     if model.fusion_class.export_kind == "vlm":
         return hf_models.vlm(model, model.decoder.vocab_size - 1)
     return hf_models.hive(model)
@@ -103,8 +105,7 @@ def write_batch(path: Path, batch: Batch) -> None:
 
 
 def multipliers(run: RunConfig) -> dict[str, float | None]:
-    """Name of each tensor in the files of `write_weights` -> the factor on its learning
-    rate, None for a frozen one.
+    """Returns tensor name -> learning rate multiplier, None for a frozen tensor.
 
     Raises:
       ConfigError: the rules do not fit the model, name some layers of a stack, or train

@@ -29,7 +29,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 class PeersDisagree(HiveError):
-    """Two programs that should compute the same do not: their times say nothing."""
+    """Two programs compute different losses, so their times cannot be compared."""
 
     exit_code = 70
 

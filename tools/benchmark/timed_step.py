@@ -149,6 +149,6 @@ def noise(shape: tuple[int, ...], dtype, scale: float = 1.0) -> jax.Array:
 
 
 def compute_dtype(dtype: str) -> str:
-    """What "auto" stands for on this machine."""
+    """Resolves the dtype "auto" for this machine."""
     on_cpu = jax.default_backend() == "cpu"
     return {"auto": "float32" if on_cpu else "bfloat16"}.get(dtype, dtype)

@@ -22,17 +22,17 @@ from hive_jax.errors import HiveError
 
 
 class WorkerError(HiveError):
-    """A worker that ended, or answered otherwise than agreed."""
+    """A worker exited, or violated the protocol."""
 
     exit_code = 70
 
 
 class OutOfMemory(WorkerError):
-    """A worker whose device is too small for its job."""
+    """A worker ran out of device memory."""
 
 
 class Worker:
-    """A running worker; what it writes to its standard error is kept in a log.
+    """A running worker process; its standard error goes to a log file.
 
     Attributes:
       name: for messages.
@@ -69,7 +69,7 @@ class Worker:
         self.about = self._answer()["ready"]
 
     def run(self, steps: int) -> dict:
-        """The answer to {"steps": steps}.
+        """Makes train steps and returns the worker's answer.
 
         Raises:
           OutOfMemory, WorkerError: the worker has ended.
@@ -80,7 +80,7 @@ class Worker:
         return self._answer()
 
     def close(self) -> None:
-        """Lets the worker end, and waits for it."""
+        """Asks the worker to exit, and waits for it."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -106,8 +106,10 @@ class Worker:
 
 @contextlib.contextmanager
 def on_cpus(count: int) -> Iterator[None]:
-    """Processes started in this block run on the first `count` of this one's CPUs, so
-    that libraries which make a thread for each CPU make equally many."""
+    """Pins processes started in this block to the first `count` CPUs.
+
+    Libraries that start a thread for each CPU then all start equally many.
+    """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return

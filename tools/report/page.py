@@ -113,7 +113,7 @@ def picture(path: Path, caption: str, large: bool = False) -> str:
 
 
 class Raw(str):
-    """HTML, to stand in a cell as it is."""
+    """HTML that is inserted in a cell unescaped."""
 
     __slots__ = ()
 

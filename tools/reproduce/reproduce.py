@@ -73,7 +73,7 @@ def _require_same(root: Path, scale: steps.Scale) -> None:
 
 
 def _run(step: steps.Step, logs: Path) -> None:
-    """One command, with what it says in a file of its own."""
+    """Runs one command with its output in a log file."""
     program, *arguments = step.command
     tool = _ROOT / "tools" / f"{program}.py"
     start = [str(tool)] if tool.is_file() else ["-m", f"hive_jax.{program}"]

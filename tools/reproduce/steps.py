@@ -12,7 +12,7 @@ TASKS = ("mme", "gqa", "okvqa", "scienceqa")
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much of everything.
+    """Numbers of training steps and images.
 
     Attributes:
       stages: steps of the three stages, the same for all fusions.
@@ -40,7 +40,7 @@ QUICK = Scale((40, 40, 80), (30, 100), 70, 2000, 500, depths=False)
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command, and the file that is there once it has done its work.
+    """A command, and a file that exists once it has succeeded.
 
     Attributes:
       command: module or tool, then its arguments.
@@ -128,7 +128,7 @@ def _stages(scale: Scale, folder: Path, name: str, fusion: str, seed: int):
 
 
 def _judged(scale: Scale, out: Path, folder: Path, name: str, encoder: str, seed: int):
-    """The probe, the VLM on the encoder, and its answers."""
+    """Yields the probe, the VLM on the encoder, and its benchmark answers."""
     vlm1, vlm2, found = folder / "vlm1", folder / "vlm2", folder / "evaluation"
     yield Step(
         f"{name}, probe",

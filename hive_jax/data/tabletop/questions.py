@@ -73,14 +73,14 @@ class Question:
 
 
 def questions(scene: Scene) -> list[Question]:
-    """One question of every kind possible for the scene, in the order of ASKERS."""
+    """Asks one question of every possible kind, in the order of ASKERS."""
     rng = scene.stream(2)
     found = [asker(scene, rng) for asker in ASKERS.values()]
     return [question for question in found if question]
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """One question, its kind uniform over those possible for the scene.
+    """Asks one question, its kind uniform over those possible for the scene.
 
     Args:
       scene: the scene.

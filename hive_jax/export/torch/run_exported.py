@@ -119,7 +119,7 @@ def generate(model, inputs: dict, new_tokens: int) -> torch.Tensor:
 def run_processors(
     folder: str, model, inputs: dict, request: dict
 ) -> dict[str, torch.Tensor]:
-    """Outputs of the folder's image processor, tokenizer and chat template.
+    """Runs the folder's image processor, tokenizer and chat template.
 
     Args:
       folder: that holds them.
@@ -160,7 +160,7 @@ def run_processors(
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor of the same dtype."""
+    """Returns the array as a tensor of the same dtype."""
     return torch.from_numpy(np.ascontiguousarray(array))
 
 

@@ -132,7 +132,7 @@ def _pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 def _features(tower: nn.Module, pixels: torch.Tensor, depth: int, dtype: torch.dtype):
-    """The outputs of blocks 1 to `depth`; without a graph where none of them trains."""
+    """Returns the outputs of blocks 1 to `depth`, without a graph where none trains."""
     blocks = tower.encoder.layers[:depth]
     trains = any(weight.requires_grad for weight in tower.parameters())
     features = []
@@ -145,7 +145,7 @@ def _features(tower: nn.Module, pixels: torch.Tensor, depth: int, dtype: torch.d
 
 
 def _masks(config, length: int, device: torch.device) -> dict | None:
-    """What each kind of decoder layer sees, made once; None where it is all before."""
+    """Builds the mask of each kind of decoder layer; None for a plain causal one."""
     if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
         return None
     position = torch.arange(length, device=device)
