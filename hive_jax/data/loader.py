@@ -75,6 +75,7 @@ class Loader:
         )
         self._sampler, self._augment_seed = sampler, augment_seed
         self._preprocessing, self._threads = preprocessing, threads
+        # The rows of this process, from its first device's to its last one's.
         rows = sharding.addressable_devices_indices_map((batch_size,)).values()
         bounds = [index[0].indices(batch_size)[:2] for index in rows]
         self._rows = range(min(b[0] for b in bounds), max(b[1] for b in bounds))

@@ -97,6 +97,7 @@ class LengthBucketSampler(ShuffledSampler):
         rng = self._rng(epoch)
         order = rng.permutation(self.size)
         order = order[np.argsort(self._bucket[order], kind="stable")]
+        # Odd epochs descend, so that the batch across two epochs has similar lengths.
         if epoch % 2:
             order = order[::-1]
         # The batch that began in the epoch before takes its last rows from this one.

@@ -150,6 +150,7 @@ model.get_image_features(**pixels)"""
         zimg, ztxt, t, b = apply(
             {"params": self.params}, images_of(inputs), inputs["input_ids"]
         )
+        # transformers returns the same sum as logits_per_image.
         logits = jnp.einsum("id,td->it", zimg, ztxt) * t[0] + b[0]
         return {"image embeddings": zimg, "text embeddings": ztxt, "logits": logits}
 

@@ -43,7 +43,7 @@ class ImageTextComponent(Component):
 
     @classmethod
     def is_in(cls, run: RunConfig, branches: set[str]) -> bool:
-        """Returns whether a run has this component: its branches, and a fusion of its kind.
+        """Returns whether a run has this component: branches and a matching fusion.
 
         Args:
           run: config of the run.
@@ -94,13 +94,13 @@ class ImageTextComponent(Component):
         """Returns the logits of the text, and the greedy tokens after the prompt.
 
         Args:
-          inputs: as from `example_inputs`; image tokens before the text are dropped, for
-            hive_jax inserts the image by itself.
+          inputs: as from `example_inputs`; image tokens before the text are dropped,
+            for hive_jax inserts the image by itself.
           generated: int[B, NEW_TOKENS], the tokens that transformers generated.
 
         Returns:
-          "logits", float32[B, T, vocab_size], and "greedy", int[B, NEW_TOKENS], the argmax
-          at each position of `generated`.
+          "logits", float32[B, T, vocab_size], and "greedy", int[B, NEW_TOKENS], the
+          argmax at each position of `generated`.
         """
         model = Hive(self.computed_config(), execution=SCANNED)
         params, images = self.params, images_of(inputs)
@@ -117,6 +117,7 @@ class ImageTextComponent(Component):
         likeliest = logits(params, images, whole).argmax(-1)
         return {
             "logits": logits(params, images, text),
+            # The logits at a position predict the next token.
             "greedy": likeliest[:, -NEW_TOKENS - 1 : -1],
         }
 

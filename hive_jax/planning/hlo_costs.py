@@ -75,6 +75,7 @@ def group_size(line: Instruction, partitions: int) -> int:
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
         size = 1
+        # 'a':(1)2 is a sub-axis: 2 of the devices along 'a'.
         for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2]):
             size *= int(part or sizes[axis])
         return size
@@ -145,7 +146,9 @@ _NO_TRAFFIC = {
     "tuple",
     "while",
 }
+# These read only the slice that they return.
 _WINDOWS = ("dynamic-slice", "slice", "gather")
+# These alias their operand.
 _VIEWS = ("bitcast", "get-tuple-element", "copy-done", "slice-done")
 
 

@@ -38,6 +38,7 @@ def ceilings(size: Size, dtype: str) -> Iterator[dict]:
     dtype = jnp.dtype(compute_dtype(dtype))
     e, d, batch = size.encoder, size.decoder, size.batch_size
     patches, tokens = batch * e.num_patches, batch * size.num_tokens
+    # 1 GiB on an accelerator, far more than its caches hold.
     x = noise((2**22 if jax.default_backend() == "cpu" else 2**28,), jnp.float32)
     seconds = _time(lambda x: x + 1.0, x)
     yield {"what": "copy", "bytes_per_second": 2 * x.nbytes / seconds}

@@ -37,7 +37,7 @@ def _program(config: RunConfig) -> Program:
 
 
 def flops(size: Size, rules: Rules) -> list[dict]:
-    """Counts the FLOPs of one example, by hive_jax's formula and by XLA's cost analysis.
+    """Counts the FLOPs of one example, by hive_jax and by XLA's cost analysis.
 
     XLA's count includes more than matrix products. Nothing is compiled.
 

@@ -117,6 +117,8 @@ def matmul_rate(dtype: str, seconds: float = 1.0) -> float:
       dtype: of the matrices.
       seconds: to measure for.
     """
+    # Large enough to be limited by compute, not by memory; several products in a row
+    # hide the launch and the synchronization.
     size = 2048 if jax.default_backend() == "cpu" else 8192
     count = 1 if jax.default_backend() == "cpu" else 20
     x = noise((size, size), dtype, scale=size**-0.5)

@@ -24,8 +24,8 @@ def _load(folder: str) -> nn.Module:
 def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
     """Returns the loss function of HIVE, with the modeling code of exported models.
 
-    Logits are computed for supervised tokens only, and encoder layers beyond the deepest
-    connection are skipped.
+    Logits are computed for supervised tokens only, and encoder layers beyond the
+    deepest connection are skipped.
 
     Args:
       model: HiveForConditionalGeneration.
@@ -61,8 +61,8 @@ def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
 def llava_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
     """Returns the loss function of LLaVA, optimized.
 
-    Logits are computed for supervised tokens only, and encoder layers beyond the feature
-    layer are skipped.
+    Logits are computed for supervised tokens only, and encoder layers beyond the
+    feature layer are skipped.
 
     Args:
       model: LlavaForConditionalGeneration.
