@@ -148,7 +148,7 @@ _NO_TRAFFIC = {
 }
 # These read only the slice that they return.
 _WINDOWS = ("dynamic-slice", "slice", "gather")
-# These alias their operand.
+# These pass the data of their operand through.
 _VIEWS = ("bitcast", "get-tuple-element", "copy-done", "slice-done")
 
 
