@@ -96,7 +96,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def convert(source: DataSource, args: argparse.Namespace) -> int:
-    """Writes --out, or continues it."""
+    """Writes --out as array records, or resumes an interrupted conversion.
+
+    Args:
+      source: the dataset to convert.
+      args: the parsed command line.
+
+    Returns:
+      The exit status, 0.
+    """
     images = [args.size, args.preprocessing] if args.size else None
     plan = plan_conversion(args.source, source, images, args.shard_size)
     resize = functools.partial(_resize, args.size, args.preprocessing)
@@ -116,7 +124,19 @@ def convert(source: DataSource, args: argparse.Namespace) -> int:
 
 
 def check(source: DataSource, args: argparse.Namespace) -> int:
-    """Reads all of --from and reports it in --out; 65 if any sample is invalid."""
+    """Reads the whole dataset and writes a report of it to --out.
+
+    Args:
+      source: the dataset to validate.
+      args: the parsed command line.
+
+    Returns:
+      The exit status: 65 if any sample is invalid, else 0.
+
+    Raises:
+      ConfigError: --out is not empty.
+      OutputError: --out cannot be written.
+    """
     out = require_writable(args.out)
     if any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another --out")

@@ -27,7 +27,13 @@ MARGIN, PADDING, LEADING = 28, 14, 19
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Breaks text into lines of at most `width` pixels."""
+    """Breaks text into lines of at most `width` pixels.
+
+    Args:
+      text: words are kept whole, so one that is wider has a line of its own.
+      font: to measure with.
+      width: in pixels.
+    """
     lines = [""]
     # An option's letter stays with its option.
     for word in re.split(r"(?<!\)) |\n", text.strip()):
@@ -40,7 +46,14 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def lines_beneath(sample, asked, width: int, fonts) -> list[tuple]:
-    """The text under a picture as (gap above, line, font, colour)."""
+    """Returns the text under a picture as (gap above, line, font, colour).
+
+    Args:
+      sample: of the scene, with its caption.
+      asked: questions about it.
+      width: of a line, in pixels.
+      fonts: "text" for the caption, "small" for questions.
+    """
     lines = []
     for segment in sample.segments:
         for line in wrap(segment.text, fonts["text"], width):
@@ -53,14 +66,25 @@ def lines_beneath(sample, asked, width: int, fonts) -> list[tuple]:
 
 
 def enlarge(image, width: int) -> Image.Image:
-    """Whole-number magnification, so that small pictures show their pixels."""
+    """Magnifies by a whole number, so that small pictures show their pixels.
+
+    Args:
+      image: uint8[size, size, 3].
+      width: largest width of the result, in pixels; never below that of `image`.
+    """
     times = max(1, width // image.shape[1])
     side = image.shape[1] * times
     return Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
 
 
 def contact_sheet(source: Tabletop, start: int, count: int) -> Image.Image:
-    """Cards of `count` scenes in four columns, each row as tall as its longest."""
+    """Draws scenes in four columns, each row as tall as its tallest card.
+
+    Args:
+      source: the dataset.
+      start: index of the first scene.
+      count: number of scenes; fewer at the end of the split.
+    """
     fonts = {
         "title": ImageFont.load_default(size=22),
         "text": ImageFont.load_default(size=15),
@@ -107,7 +131,14 @@ def card_height(card) -> int:
 
 
 def draw_card(sheet: Image.Image, card, box, fonts) -> None:
-    """One scene: the picture, then its index, caption, questions and answers."""
+    """Draws one scene: the picture, then its index, caption, questions and answers.
+
+    Args:
+      sheet: drawn on.
+      card: (name, picture, lines), the lines as from `lines_beneath`.
+      box: (left, top, width, height), in pixels.
+      fonts: "small" is that of the name.
+    """
     name, picture, lines = card
     left, top, width, height = box
     pen = ImageDraw.Draw(sheet)
@@ -144,7 +175,7 @@ def make_tokenizer(args: argparse.Namespace) -> None:
 
 
 def tokenizer_texts() -> Iterator[str]:
-    """Every kind of text of 5000 scenes."""
+    """Yields every kind of text of 5000 scenes."""
     for mode in ("captions", "vague", "questions"):
         source = Tabletop("train", text=mode, with_image=False)
         for index in range(5000):

@@ -12,10 +12,10 @@ from PIL import Image, UnidentifiedImageError
 
 from hive_jax.data.invalid import InvalidSample
 
-# Told by content, not by suffix. EPS and others are left out: Pillow reads them by
-# starting another program.
+# Detected from the content, not the suffix. EPS and others are excluded, because Pillow
+# starts another program to read them.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_ANIMATED = ("PNG", "WEBP", "GIF")  # a JPEG of several frames is one of a phone
+_ANIMATED = ("PNG", "WEBP", "GIF")  # phones write still JPEGs of several frames
 MAX_SIDE = 30_000
 MAX_PIXELS = 40_000_000  # each up to 20 bytes while decoding (lossless WebP)
 MAX_BYTES = 64_000_000
@@ -28,8 +28,8 @@ _DECODING_ERRORS = (
     struct.error,
     zlib.error,
 )
-# The C library keeps freed blocks of up to 32 MiB, for each thread anew; larger ones go
-# back to the system.
+# malloc caches freed blocks of up to 32 MiB in each thread; larger ones are returned
+# to the system, so that decoding in many threads does not accumulate memory.
 Image.core.set_block_size(2**29)
 
 
@@ -72,20 +72,20 @@ def open_image(
 
 
 def image_mode(content: bytes) -> str:
-    """PIL's mode of an image file: RGB, L, CMYK, ..."""
+    """Returns PIL's mode of an image file: RGB, L, CMYK, ..."""
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         return image.mode
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """uint8[height, width, 3] as the bytes of a lossless file."""
+    """Encodes uint8[height, width, 3] as a PNG file."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image in RGB; of 16 bits per channel, the upper 8."""
+    """Converts a Pillow image to RGB; of 16 bits per channel, the upper 8 are used."""
     image.load()
     if image.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
         image = image.point(lambda value: value / 256).convert("L")
@@ -113,7 +113,7 @@ class _Budget:
     """An amount of memory that threads share.
 
     Args:
-      total: what all of them may reserve at one time.
+      total: limit of all concurrent reservations together.
     """
 
     def __init__(self, total: int):

@@ -13,10 +13,10 @@ from pathlib import Path
 from hive_jax.errors import DataError, OutputError
 from hive_jax.io import json_lines, write_text
 
-# The fraction is taken of so many samples at least: one invalid sample among the first
-# eight is not yet an eighth of the dataset.
+# Smallest denominator of the fraction: one invalid sample among the first eight does
+# not mean that an eighth of the dataset is invalid.
 _MIN_SAMPLES = 1000
-# The keys of a line of the file that are read again.
+# Required keys of a line, with their types, when the file is read back.
 _KEYS = {"split": str, "position": int, "index": int, "reason": str}
 
 
@@ -110,7 +110,11 @@ class InvalidSampleLog:
                 print(f"{self._path} cannot be written: {error}", file=sys.stderr)
 
     def include(self, reasons: Mapping[int, str]) -> None:
-        """Counts samples of another process, or of the file: index -> reason."""
+        """Counts invalid samples of another process or of the file.
+
+        Args:
+          reasons: index -> reason.
+        """
         for index, reason in reasons.items():
             # The file may be of another dataset, which had more samples.
             if 0 <= index < self._size:
@@ -128,11 +132,14 @@ class InvalidSampleLog:
         return _count(self._named)
 
     def check(self, read: int, last: InvalidSample) -> None:
-        """Raises DataError if too many samples are invalid.
+        """Checks that the share of invalid samples is within `max_fraction`.
 
         Args:
           read: samples read so far.
           last: the latest invalid one, for the message.
+
+        Raises:
+          DataError: too many samples are invalid.
         """
         seen = max(min(read, self._size), min(_MIN_SAMPLES, self._size))
         invalid = len(self._reasons)
@@ -150,7 +157,7 @@ class InvalidSampleLog:
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """Reason -> number as text: "2 missing, 1 damaged"."""
+    """Formats reason -> number as text: "2 missing, 1 damaged"."""
     return ", ".join(f"{n} {reason}" for reason, n in counts.items()) or "none"
 
 

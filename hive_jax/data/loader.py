@@ -21,9 +21,10 @@ from hive_jax.data.transforms import load_pixels
 from hive_jax.data.types import Batch, Sample
 from hive_jax.errors import DataError
 
-# Batches that are read ahead of the one in training.
+# Batches read ahead of the training step: one to use, one to absorb slow files.
 _PREFETCH = 2
-# A batch of so many rows without a supervised token is no accident.
+# Smaller batches may lack a supervised token by chance; at this size the template or
+# num_tokens is wrong.
 _MIN_UNSUPERVISED_ROWS = 8
 
 
@@ -74,12 +75,19 @@ class Loader:
         )
         self._sampler, self._augment_seed = sampler, augment_seed
         self._preprocessing, self._threads = preprocessing, threads
+        # The rows of this process, from its first device's to its last one's.
         rows = sharding.addressable_devices_indices_map((batch_size,)).values()
         bounds = [index[0].indices(batch_size)[:2] for index in rows]
         self._rows = range(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yields the batches of steps start, ..., stop - 1, on the devices.
+
+        Samples are read ahead in threads; closing the iterator stops them.
+
+        Args:
+          start: first step.
+          stop: step to end before.
 
         Raises:
           DataError: too many samples are invalid, or a batch has no supervised token.
@@ -98,7 +106,7 @@ class Loader:
                 yield self._stack(step, self._spec(step), batch)
 
     def image(self, index: int) -> np.ndarray:
-        """The image of a sample without augmentation, uint8[image_size, image_size, 3].
+        """Returns a sample's image, not augmented, uint8[image_size, image_size, 3].
 
         Raises:
           InvalidSample: it cannot be read.

@@ -17,7 +17,7 @@ from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.base import DataSource
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, truncate_text
 
-# Samples that a thread counts at a time: a task for each would cost more than the count.
+# Samples per thread task: a task for each would cost more than the count.
 _CHUNK = 256
 
 
@@ -35,16 +35,16 @@ class ShuffledSampler:
         self._epoch = functools.lru_cache(maxsize=2)(self._permutation)
 
     def index(self, position: int) -> int:
-        """The sample at a position of the run."""
+        """Returns the index of the sample at a position of the run."""
         epoch, row = divmod(position, self.size)
         return row if self.seed is None else int(self._epoch(epoch)[row])
 
     def padded_length(self, position: int, num_tokens: int) -> int:
-        """Tokens that the batch at a position is padded to.
+        """Returns the padded length of the batch at a position, in tokens.
 
         Args:
-          position: of any of its samples.
-          num_tokens: that longer texts are cut at.
+          position: of any sample of the batch in the run.
+          num_tokens: length that longer texts are truncated to.
         """
         return num_tokens
 
@@ -83,6 +83,12 @@ class LengthBucketSampler(ShuffledSampler):
         self._bucket = np.searchsorted(buckets, tokens).astype(np.uint8)
 
     def padded_length(self, position: int, num_tokens: int) -> int:
+        """Returns the bucket of the longest text in the batch, in tokens.
+
+        Args:
+          position: of any sample of the batch in the run.
+          num_tokens: length where a text is longer than the last bucket.
+        """
         first = position - position % self._batch_size
         batch = [self.index(first + row) for row in range(self._batch_size)]
         return (*self._buckets, num_tokens)[self._bucket[batch].max()]
@@ -91,6 +97,7 @@ class LengthBucketSampler(ShuffledSampler):
         rng = self._rng(epoch)
         order = rng.permutation(self.size)
         order = order[np.argsort(self._bucket[order], kind="stable")]
+        # Odd epochs descend, so that the batch across two epochs has similar lengths.
         if epoch % 2:
             order = order[::-1]
         # The batch that began in the epoch before takes its last rows from this one.
@@ -110,14 +117,17 @@ def count_all_tokens(
     threads: int,
     progress: Callable[[int], None],
 ) -> np.ndarray:
-    """The length of each sample's text; the same in every process of a job, each of
-    which reads its share of the samples.
+    """Counts the tokens of each sample's text.
+
+    Each process of a job reads its share of the samples, and all return the same
+    counts.
 
     Args:
-      source: the dataset, best opened without images: none is looked at.
+      source: the dataset, best opened without images, which are not used.
       tokenizer: for its text.
-      num_tokens: that texts will be cut at; the end of far longer ones is not counted.
-      threads: that read.
+      num_tokens: length that texts will be truncated to; far longer ones are counted
+        only in part.
+      threads: number of reading threads.
       progress: called with the number of samples read since the last call.
 
     Returns:

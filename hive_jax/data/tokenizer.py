@@ -55,11 +55,11 @@ class Tokenizer:
         return next((id for id in ids if id is not None), None)
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids, and the character span (start, end) of each in `text`."""
+        """Returns token ids, and the character span (start, end) of each in `text`."""
         return self._backend.encode(text)
 
     def decode(self, ids) -> str:
-        """The text of `ids`, without special tokens."""
+        """Returns the text of `ids`, without special tokens."""
         special = {self.pad_id, self.bos_id, self.eos_id}
         return self._backend.decode([int(id) for id in ids if int(id) not in special])
 
@@ -126,10 +126,10 @@ class _SentencePiece:
 
 
 def load_tokenizer(source: str) -> Tokenizer:
-    """The tokenizer at "builtin:tabletop", a file, or a (Hugging Face) folder.
+    """Loads the tokenizer at "builtin:tabletop", a file, or a (Hugging Face) folder.
 
     Raises:
-      MissingInputError: there is none.
+      MissingInputError: the file or folder does not exist.
       DataError: the file is not a tokenizer.
     """
     return Tokenizer(tokenizer_file(source))
@@ -153,17 +153,20 @@ def keep_tokenizer(source: str, folder: Path) -> None:
 
 
 def is_builtin(source: str) -> bool:
-    """Whether it is the tokenizer of this package, or a copy of it."""
+    """Returns whether a source is the built-in tokenizer, or a copy of it."""
     return load_tokenizer(source).fingerprint == load_tokenizer(BUILTIN).fingerprint
 
 
 def require_fitting(tokenizer: Tokenizer, name: str, num_rows: int) -> None:
-    """Raises ConfigError if a tokenizer has more tokens than an embedding table.
+    """Checks that a tokenizer has no more tokens than an embedding table.
 
     Args:
       tokenizer: the tokenizer.
-      name: of it, for the message.
+      name: of the tokenizer, for the message.
       num_rows: of the embedding table.
+
+    Raises:
+      ConfigError: it has more.
     """
     if tokenizer.vocab_size > num_rows:
         raise ConfigError(
@@ -197,7 +200,11 @@ def copy_tokenizer(source: str, folder: Path) -> None:
 
 
 def tokenizer_file(source: str) -> Path:
-    """The file of `load_tokenizer`'s argument. Raises MissingInputError."""
+    """Returns the tokenizer file at a source, given as for `load_tokenizer`.
+
+    Raises:
+      MissingInputError: the file does not exist, or the folder has none.
+    """
     path = Path(_BUILTIN.get(source, source))
     if path.is_dir():
         files = [path / name for name in _FILES if (path / name).is_file()]
@@ -218,7 +225,7 @@ def encode_sample(
     num_tokens: int,
     tag_names: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
-    """The text arrays of one sample, each [num_tokens]; see Batch.
+    """Returns the text arrays of one sample, each [num_tokens]; see Batch.
 
     A begin-of-sequence token comes first where the vocabulary has one. An image before
     the first segment precedes everything, this token included, as in PaliGemma.
@@ -226,7 +233,7 @@ def encode_sample(
     Args:
       sample: the sample.
       tokenizer: for its text.
-      num_tokens: longer text is cut, and the end of `truncate_text` not even tokenised.
+      num_tokens: T; longer text is truncated, shorter text padded.
       tag_names: of the dataset, for the array "tag"; empty to leave it out.
     """
     sample = truncate_text(sample, num_tokens)
@@ -260,7 +267,12 @@ def encode_sample(
 
 
 def count_tokens(sample: Sample, tokenizer: Tokenizer) -> int:
-    """Tokens of a sample that is not cut, with the begin-of-sequence token."""
+    """Returns the length of a sample's text in tokens, before any truncation.
+
+    Args:
+      sample: its segments are joined before they are tokenised.
+      tokenizer: adds the begin-of-sequence token, if it has one, to the count.
+    """
     text = "".join(segment.text for segment in sample.segments)
     return len(tokenizer.encode(text)[0]) + (tokenizer.bos_id is not None)
 

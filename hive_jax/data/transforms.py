@@ -42,14 +42,14 @@ def load_pixels(
     where: str,
     augment: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """A sample's image as uint8[size, size, 3]; zeros for None.
+    """Returns a sample's image as uint8[size, size, 3]; zeros for None.
 
     Args:
       image: of a Sample.
       size: height and width, in pixels.
       preprocessing: one of PREPROCESSING.
       where: the file and record, for errors.
-      augment: (seed, position in the run) to augment for; None for none.
+      augment: (seed, position in the run) of the augmentation; None to skip it.
 
     Raises:
       InvalidSample: a file that is not an image.
@@ -73,7 +73,7 @@ def load_pixels(
 
 
 def decode(content: bytes, size: int, preprocessing: str, where: str) -> np.ndarray:
-    """An image file as uint8[size, size, 3].
+    """Decodes and resizes an image file to uint8[size, size, 3].
 
     Args:
       content: the bytes of the file.
@@ -91,7 +91,7 @@ def decode(content: bytes, size: int, preprocessing: str, where: str) -> np.ndar
 def prepare_image(
     image: Image.Image | np.ndarray, size: int, preprocessing: str, where: str = "image"
 ) -> np.ndarray:
-    """An image in memory, of any size, as uint8[size, size, 3].
+    """Resizes an image in memory, of any size, to uint8[size, size, 3].
 
     Args:
       image: a PIL image of any mode, or a uint8 array [height, width, 3], or
@@ -119,12 +119,12 @@ def prepare_image(
 
 
 def pads(preprocessing: str) -> bool:
-    """Whether images are padded to squares before they are resized."""
+    """Returns whether images are padded to squares before they are resized."""
     return preprocessing.endswith(_PAD)
 
 
 def resize_image(image: Image.Image, size: int, preprocessing: str) -> np.ndarray:
-    """An RGB image as uint8[size, size, 3].
+    """Resizes an RGB image to uint8[size, size, 3].
 
     Args:
       image: the image.
@@ -148,7 +148,7 @@ def resize_image(image: Image.Image, size: int, preprocessing: str) -> np.ndarra
 
 
 def _pad_to_square(image: Image.Image) -> Image.Image:
-    """The image centred in a square; of odd padding the larger half comes last."""
+    """Centres an image in a square; the larger half of odd padding comes last."""
     if image.width == image.height:
         return image
     side = max(image.size)
@@ -158,8 +158,11 @@ def _pad_to_square(image: Image.Image) -> Image.Image:
 
 
 def _bilinear(image: Image.Image, size: int) -> np.ndarray:
-    """Interpolates between the four nearest pixels, in float32 and in TensorFlow's order
-    of operations: in another, some values would truncate to the number below."""
+    """Interpolates between the four nearest pixels in float32.
+
+    The order of operations is TensorFlow's: in another, some values would truncate to
+    the number below.
+    """
     top, bottom, down = _neighbours(image.height, size)
     left, right, across = _neighbours(image.width, size)
     out = np.empty((size, size, 3), np.uint8)
@@ -186,8 +189,9 @@ def _lerp(first: np.ndarray, last: np.ndarray, weight: np.ndarray) -> np.ndarray
 
 
 def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The pixels before and after the centre of each output pixel, and the weight of
-    the latter."""
+    """Returns the pixels before and after each output pixel's centre, and the weight of
+    the latter.
+    """
     centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
     coordinates = centres * (np.float32(length) / np.float32(size)) - np.float32(0.5)
     floor = np.floor(coordinates)
@@ -277,8 +281,7 @@ def apply_augmentation(
 def _draw_box(
     rng: np.random.Generator, width: int, height: int
 ) -> tuple[int, int, int, int]:
-    """Ten tries for a box inside the image, then the largest central one of an allowed
-    ratio."""
+    """Draws a crop box: ten tries, then the largest central one of an allowed ratio."""
     for _ in range(10):
         area = width * height * rng.uniform(*AREA)
         ratio = math.exp(rng.uniform(*map(math.log, RATIO)))

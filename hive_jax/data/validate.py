@@ -27,7 +27,7 @@ _MAX_HISTOGRAM = 4000  # tokens
 
 @dataclasses.dataclass
 class DatasetReport:
-    """What a dataset is made of.
+    """Statistics of a dataset and its invalid samples.
 
     Attributes:
       num_tokens: of a sample in training; longer text is cut.
@@ -53,7 +53,7 @@ class DatasetReport:
     cut: int = 0
 
     def to_dict(self) -> dict:
-        """The report as JSON, without the list of invalid samples."""
+        """Returns the report as JSON values, without the list of invalid samples."""
         counts = np.asarray(self.tokens or [0])
         percentiles = (0, 5, 50, 95, 100)
         reasons = collections.Counter(sample["reason"] for sample in self.invalid)
@@ -76,7 +76,7 @@ class DatasetReport:
         }
 
     def to_text(self) -> str:
-        """The report for people."""
+        """Formats the report as text for the terminal."""
         report = self.to_dict()
         reasons = f" ({format_counts(report['bad_by_reason'])})" * bool(self.invalid)
         low, middle, high = (report["tokens"][p] for p in ("0%", "50%", "100%"))

@@ -70,7 +70,7 @@ def export_classifier(
 
 
 def _truncated(params: Mapping, depth: int, full_depth: int) -> dict[str, np.ndarray]:
-    """Parameters by name of the blocks up to `depth`, without the pooling head.
+    """Returns parameters by name of the blocks up to `depth`, without the pooling head.
 
     Below the full depth, features are normalised without learned scale and bias, so
     the final norm becomes the identity.

@@ -64,6 +64,16 @@ out.last_hidden_state"""
         return example_images(self.config)
 
     def reference_outputs(self, inputs, generated=None) -> dict[str, jax.Array]:
+        """Returns the tokens at every depth, and the pooled output of the head.
+
+        Args:
+          inputs: as from `example_inputs`; only pixel_values are read.
+          generated: ignored, for an encoder generates no text.
+
+        Returns:
+          "depth 1" to "depth N" and "tokens", float32[B, P, width], and "pooled",
+          float32[B, width], where the encoder has a pooling head.
+        """
         depths = tuple(range(1, self.config.depth + 1))
         encoder = SiglipEncoder(self.config, execution=SCANNED.encoder)
         apply = jax.jit(encoder.apply, static_argnames="depths")
@@ -126,10 +136,21 @@ model.get_image_features(**pixels)"""
         return example_images(image) | {"input_ids": tokens}
 
     def reference_outputs(self, inputs, generated=None) -> dict[str, jax.Array]:
+        """Returns the embeddings of both towers and their similarity logits.
+
+        Args:
+          inputs: as from `example_inputs`; pixel_values and input_ids are read.
+          generated: ignored, for the towers generate no text.
+
+        Returns:
+          "image embeddings" and "text embeddings", float32[B, width], and "logits",
+          float32[B, B], images by texts: scaled and biased as in SigLIP's loss.
+        """
         apply = jax.jit(TwoTowers(*self.config, execution=SCANNED).apply)
         zimg, ztxt, t, b = apply(
             {"params": self.params}, images_of(inputs), inputs["input_ids"]
         )
+        # transformers returns the same sum as logits_per_image.
         logits = jnp.einsum("id,td->it", zimg, ztxt) * t[0] + b[0]
         return {"image embeddings": zimg, "text embeddings": ztxt, "logits": logits}
 
@@ -176,12 +197,22 @@ model.generate(**tokenizer("a", return_tensors="pt"), max_new_tokens=32)"""
 
     def example_inputs(self) -> dict[str, np.ndarray]:
         shape = NUM_IMAGES, NUM_TOKENS
-        # Longer than the window: local layers must see less than global ones.
+        # Longer than the window, or local and global layers would attend alike and a
+        # missing window would pass the verification.
         if self.config.local_layers and self.config.window <= _LONGEST_WINDOW:
             shape = 1, max(NUM_TOKENS, self.config.window + 8)
         return {"input_ids": example_tokens(shape, self.config.vocab_size)}
 
     def reference_outputs(self, inputs, generated=None) -> dict[str, jax.Array]:
+        """Returns the logits of one forward pass.
+
+        Args:
+          inputs: as from `example_inputs`; only input_ids are read.
+          generated: ignored: the logits alone are compared.
+
+        Returns:
+          "logits", float32[B, T, vocab_size].
+        """
         apply = jax.jit(Decoder(self.config, execution=SCANNED.decoder).apply)
         return {"logits": apply({"params": self.params}, inputs["input_ids"])}
 

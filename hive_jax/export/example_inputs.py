@@ -9,13 +9,13 @@ from hive_jax.models.siglip import SiglipConfig
 
 NUM_IMAGES = 4
 NEW_TOKENS = 16
-# The same length as one prompt token and all generated ones: a single compilation.
+# As long as the prompt and the generated tokens: one compilation serves both.
 NUM_TOKENS = 1 + NEW_TOKENS
 TEXT = "a small red star stands on the table"
 
 
 def example_images(config: SiglipConfig) -> dict[str, np.ndarray]:
-    """The entries image_file and pixel_values of `Component.example_inputs`."""
+    """Returns the entries image_file and pixel_values of `Component.example_inputs`."""
     size = config.image_size
     scenes = Tabletop("test", image_size=size)
     images = np.stack([scenes[i].image for i in range(NUM_IMAGES)])
@@ -24,15 +24,20 @@ def example_images(config: SiglipConfig) -> dict[str, np.ndarray]:
 
 
 def example_tokens(shape: tuple[int, int], vocab_size: int) -> np.ndarray:
-    """Random token ids, int64[shape], below `vocab_size`."""
+    """Returns random token ids, int64[shape], the same in every call.
+
+    Args:
+      shape: (batch, tokens).
+      vocab_size: exclusive upper bound of the ids.
+    """
     return np.random.default_rng(0).integers(0, vocab_size, shape)
 
 
 def images_of(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """pixel_values as hive_jax takes images, float32[B, size, size, 3]."""
+    """Returns pixel_values in hive_jax's layout, float32[B, size, size, 3]."""
     return inputs["pixel_values"].transpose(0, 2, 3, 1)
 
 
 def normalize(images: np.ndarray) -> np.ndarray:
-    """uint8[B, H, W, 3] -> float32[B, 3, H, W] in [-1, 1]."""
+    """Maps uint8[B, H, W, 3] to float32[B, 3, H, W] in [-1, 1]."""
     return (images.astype(np.float32) / 127.5 - 1.0).transpose(0, 3, 1, 2)

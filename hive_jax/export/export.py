@@ -110,17 +110,20 @@ def export(
 def load_component(
     workdir: str, name: str, target: str = "v5"
 ) -> tuple[Component, RunConfig, int]:
-    """A component of a run's last checkpoint, the config of the run, and the step.
+    """Loads a component of a run's last checkpoint.
 
     Args:
       workdir: of the run.
       name: key of COMPONENTS.
       target: version of transformers to write for, "v4" or "v5".
 
+    Returns:
+      The component, the config of the run, and the step of the checkpoint.
+
     Raises:
       MissingInputError: there is no run, or its tokenizer is missing.
-      CheckpointError: the run has no such component, or another tokenizer is in place
-        of its own.
+      CheckpointError: the run has no such component, or its tokenizer was replaced by
+        another one.
     """
     stored = open_run(workdir)
     run, (params, meta) = stored.config, stored.read_params()
@@ -166,7 +169,7 @@ def _write_state_dict(out: str, component: Component, dtype: np.dtype) -> None:
 def _report(
     component: Component, run: RunConfig, step: int, dtype: np.dtype
 ) -> dict[str, object]:
-    """hive_export.json before anything is written."""
+    """Returns hive_export.json as far as it is known before files are written."""
     preprocessing = component.preprocessing
     return {
         "hive_jax": hive_jax.__version__,
@@ -222,8 +225,11 @@ def _write_model(
 
 
 def _require_readable(folder: Path, component: Component) -> None:
-    """Raises CheckpointError unless all tensors are there and config.json describes
-    the model, including what short example texts do not show, such as windows."""
+    """Reads the folder back: all tensors must exist, and its config be the model's.
+
+    This covers settings that short example texts do not exercise, such as windows.
+    Raises CheckpointError.
+    """
     config = component.open(str(folder)).config
     again = dataclasses.replace(component, config=config)
     if again.layout().config != component.layout().config:
@@ -236,7 +242,7 @@ def _require_readable(folder: Path, component: Component) -> None:
 def _verification(
     component: Component, folder: Path, dtype: np.dtype, verify: bool, python: str
 ) -> dict:
-    """As `verify_export`, or the reason why it is not run."""
+    """Verifies an export; returns the reason instead where it is skipped."""
     if not verify:
         return skipped("it was not asked for")
     if component.needs_transformers_4() and not python:
@@ -246,13 +252,13 @@ def _verification(
 
 
 def _read_result(workdir: str) -> dict | None:
-    """The result.json of a run; None if it has not finished."""
+    """Returns the result.json of a run; None if it has not finished."""
     path = Path(workdir) / "result.json"
     return read_json(path, error=CheckpointError) if path.is_file() else None
 
 
 def _file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file but the tensors, which have their own hashes."""
+    """Returns the SHA-256 of each file except tensor files, hashed tensor by tensor."""
     return {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(folder.iterdir())

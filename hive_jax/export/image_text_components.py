@@ -43,6 +43,12 @@ class ImageTextComponent(Component):
 
     @classmethod
     def is_in(cls, run: RunConfig, branches: set[str]) -> bool:
+        """Returns whether a run has this component: branches and a matching fusion.
+
+        Args:
+          run: config of the run.
+          branches: top-level names of its parameter tree.
+        """
         kind = fusion_named(run.model.fusion).export_kind
         return kind == cls.name and super().is_in(run, branches)
 
@@ -77,14 +83,25 @@ class ImageTextComponent(Component):
 
     @property
     def num_text_tokens(self) -> int:
-        """All token ids below this one are text."""
+        """Exclusive upper bound of the token ids of text."""
         return self.config.decoder.vocab_size
 
     def after_image(self, tokens: np.ndarray) -> np.ndarray:
-        """Token ids of a text, int[B, T], after those of the image, int[B, P + T]."""
+        """Prepends P image tokens: int[B, T] -> int[B, P + T]. None by default."""
         return tokens
 
     def reference_outputs(self, inputs, generated) -> dict[str, jax.Array]:
+        """Returns the logits of the text, and the greedy tokens after the prompt.
+
+        Args:
+          inputs: as from `example_inputs`; image tokens before the text are dropped,
+            for hive_jax inserts the image by itself.
+          generated: int[B, NEW_TOKENS], the tokens that transformers generated.
+
+        Returns:
+          "logits", float32[B, T, vocab_size], and "greedy", int[B, NEW_TOKENS], the
+          argmax at each position of `generated`.
+        """
         model = Hive(self.computed_config(), execution=SCANNED)
         params, images = self.params, images_of(inputs)
 
@@ -100,11 +117,12 @@ class ImageTextComponent(Component):
         likeliest = logits(params, images, whole).argmax(-1)
         return {
             "logits": logits(params, images, text),
+            # The logits at a position predict the next token.
             "greedy": likeliest[:, -NEW_TOKENS - 1 : -1],
         }
 
     def computed_config(self) -> HiveConfig:
-        """Config of the model that the transformers class computes."""
+        """Returns the config of the model that the transformers class computes."""
         return self.config
 
     def torch_outputs(self) -> dict[str, list]:
@@ -167,6 +185,15 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
 
     @classmethod
     def from_folder(cls, folder: Path, report: Mapping) -> Self:
+        """Loads the component from an exported folder, with its image token.
+
+        Args:
+          folder: as `export` writes it.
+          report: content of its hive_export.json.
+
+        Raises:
+          MissingInputError, CheckpointError: files are missing, damaged or changed.
+        """
         component = super().from_folder(folder, report)
         image_token_id = report.get("image_token", {}).get("id")
         return dataclasses.replace(component, image_token_id=image_token_id)
@@ -178,7 +205,7 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
         return export_tokenizer(tokenizer_file(self.tokenizer_source), image_token=True)
 
     def for_transformers(self) -> Self:
-        """With an embedding of the image token, a new row where the table has none.
+        """Adds an embedding of the image token, in a new row where the table has none.
 
         New rows are copies of the first one, so that their logits never exceed it.
         """

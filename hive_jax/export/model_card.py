@@ -15,7 +15,7 @@ def model_card(
     name: str,
     result: Mapping | None = None,
 ) -> str:
-    """Markdown with what the model is, how to load it, and how it was verified.
+    """Returns Markdown about the model, how to load it, and its verification.
 
     Args:
       component: that is exported.
@@ -49,7 +49,7 @@ def model_card(
 def _training(
     component: Component, run: RunConfig, step: int, result: Mapping | None
 ) -> str:
-    """A table of the settings and of the validation at the end."""
+    """Returns a table of the training settings and the final validation."""
     rows = {
         "step": f"{step:,} of {run.total_steps:,}",
         "images an optimizer step": f"{run.batch_size:,}",

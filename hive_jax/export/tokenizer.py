@@ -70,7 +70,7 @@ class ExportedTokenizer:
     newline: str | None
 
     def ending_with_newline(self) -> "ExportedTokenizer":
-        """The tokenizer with the newline as its end token.
+        """Returns the tokenizer with the newline as its end token.
 
         For programs that end answers at that token only. Some tokenizers then encode
         two newlines in a row as two tokens instead of one.
@@ -87,7 +87,7 @@ class ExportedTokenizer:
         return dataclasses.replace(self, special=special)
 
     def special_ids(self) -> dict[str, int | None]:
-        """Entries of config.json."""
+        """Returns the special token ids as entries of config.json."""
         return {
             "pad_token_id": self.pad_id,
             "bos_token_id": self.bos_id,

@@ -110,14 +110,14 @@ def verify_export(component: Component, folder: Path, python: str = "") -> dict:
 
 
 def skipped(reason: str) -> dict:
-    """The entry "verification" of an export that was not verified."""
+    """Returns the entry "verification" of an export that was not verified."""
     return {"run": False, "reason": reason}
 
 
 def _run_exported(
     folder: Path, request: Mapping, inputs: Mapping, python: str
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """The report and the outputs of torch/run_exported.py."""
+    """Runs torch/run_exported.py; returns its report and outputs."""
     with tempfile.TemporaryDirectory() as temporary:
         inputs_path = os.path.join(temporary, "inputs.npz")
         outputs_path = os.path.join(temporary, "outputs.npz")
@@ -152,7 +152,7 @@ def _run_exported(
 def _compare(
     report: Mapping, outputs: Mapping, expected: Mapping
 ) -> tuple[list[str], dict[str, float]]:
-    """What differs, a line each; and the largest difference of each float output."""
+    """Returns a line for each problem, and each float output's largest difference."""
     keys = {kind: report[kind] for kind in report if kind.endswith("_keys")}
     problems = [f"{kind}: {names}" for kind, names in keys.items() if names]
     differences = {}
@@ -179,7 +179,7 @@ def _compare(
 
 
 def summary(verification: Mapping) -> str:
-    """The entry "verification" of hive_export.json as text, one output a line."""
+    """Formats the entry "verification" of hive_export.json, one output a line."""
     if not verification["run"]:
         return f"not verified: {verification['reason']}"
     versions = (

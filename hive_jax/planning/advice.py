@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from hive_jax.planning.hardware import GIB, slice_shapes
 from hive_jax.planning.plan import Plan, divisors
 
-# Shares of the memory above which a plan is tight, below which it has room to spare.
+# Share of the memory above which a plan is tight, because compiler versions differ, and
+# share below which larger micro-batches are worth a suggestion.
 _CLOSE, _ROOMY = 0.9, 0.6
 
 
@@ -42,7 +43,7 @@ def advise(plan: Plan) -> Iterator[str]:
 
 
 def accumulate_that_fits(plan: Plan) -> int | None:
-    """The smallest number of micro-batches that fits in memory; None if none does."""
+    """Returns the smallest number of micro-batches that fits in memory, or None."""
     static = plan.state.parameters + plan.state.moments + plan.state.trainable
     budget = _Budget(plan.available, static, max(plan.needed - static, 0.0))
     return _micro_batches(plan, budget)
@@ -116,7 +117,7 @@ def _if_roomy(plan: Plan, budget: _Budget) -> Iterator[str]:
 
 
 def _if_links_limit(plan: Plan, budget: _Budget) -> Iterator[str]:
-    """Where the links decide how long a step takes."""
+    """Advises where the interconnect determines the step time."""
     limits = plan.limits
     if "interconnect" not in limits or "compute" not in limits:
         return
@@ -156,7 +157,7 @@ def _micro_batches(plan: Plan, budget: _Budget) -> int | None:
 
 
 def _more_chips(plan: Plan, budget: _Budget) -> tuple[str, int] | None:
-    """The next slices of the chip, by the memory that all chips need together."""
+    """Returns the next larger slice that fits, as (topology, chips), or None."""
     chip = plan.topology.chip
     if not chip.axes:
         return None

@@ -178,7 +178,7 @@ def find_topology(name: str) -> Topology:
 
 
 def slice_shapes(chip: Chip) -> list[tuple[int, ...]]:
-    """Slices of whole hosts in growing order, each twice the size of the one before."""
+    """Returns slices of whole hosts, each twice the size of the one before."""
     shape, result = (2, 2, 1)[: chip.axes], []
     while max(shape) <= chip.largest and math.prod(shape) <= 4096:
         result.append(shape)

@@ -48,7 +48,7 @@ class Instruction:
 
     @functools.cached_property
     def calls(self) -> dict[str, str]:
-        """calls, to_apply, body and condition, as far as it has them."""
+        """Called computations: calls, to_apply, body and condition, where present."""
         return dict(_CALLS.findall(self.attributes))
 
     @functools.cached_property
@@ -160,7 +160,7 @@ def _parsed(text: str) -> tuple[dict[str, Computation], str]:
 
 
 def _closing(text: str) -> int:
-    """The index after the bracket that closes the first one."""
+    """Returns the index after the bracket that closes the first one."""
     depth = 0
     for index, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -170,7 +170,7 @@ def _closing(text: str) -> int:
 
 
 def _arrays(text: str) -> tuple[Array, ...]:
-    """ "(f32[2,3]{1,0}, s32[])" -> its arrays."""
+    """Parses the arrays of a type such as "(f32[2,3]{1,0}, s32[])"."""
     found = []
     for dtype, shape, layout in _ARRAY.findall(text):
         size = 1
@@ -185,7 +185,7 @@ def _arrays(text: str) -> tuple[Array, ...]:
 
 
 def _trip_count(computation, given, loop, condition, body, computations):
-    """Trip count of a `while` (None if unknown), and its loop-invariant constants.
+    """Returns the trip count of a `while`, or None, and its loop-invariant constants.
 
     A loop counts from a constant by a constant to a constant, as every `lax.scan`
     does; these may be passed in from outside (`given`, by index).
@@ -225,7 +225,7 @@ def _trip_count(computation, given, loop, condition, body, computations):
 
 
 def _elements(computation, name, given) -> dict[int, int]:
-    """index -> value, of the elements of the tuple `name` that are constants."""
+    """Returns index -> value for the constant elements of the tuple `name`."""
     line = computation[name]
     if line.opcode != "tuple":
         return {}
@@ -234,7 +234,7 @@ def _elements(computation, name, given) -> dict[int, int]:
 
 
 def _value(computation, name, given) -> int | None:
-    """The integer that `name` is, if it is a constant."""
+    """Returns the integer value of `name` if it is a constant, else None."""
     line = _source(computation, name)
     if line.opcode == "constant":
         found = re.fullmatch(r"-?\d+", line.argument)
@@ -244,7 +244,7 @@ def _value(computation, name, given) -> int | None:
 
 
 def _source(computation, name):
-    """The instruction whose value `name` copies."""
+    """Follows copies from `name` to the instruction that defines its value."""
     line = computation[name]
     while line.opcode in _PASS_THROUGH:
         line = computation[line.operands[0]]
@@ -252,7 +252,7 @@ def _source(computation, name):
 
 
 def _element_index(computation, name) -> int | None:
-    """i, if `name` is element i of the computation's parameter."""
+    """Returns i if `name` is element i of the computation's parameter, else None."""
     line = _source(computation, name)
     if line.opcode != "get-tuple-element":
         return None
@@ -277,7 +277,7 @@ def _loop_limit(condition, given, computations):
 
 
 def _loop_step(body, name, index, given, computations) -> int | None:
-    """What the body adds to element `index`, whose next value is `name`."""
+    """Returns the increment of element `index`, whose next value is `name`."""
     line, terms = _terms(body, _source(body, name), given, computations)
     if line.opcode not in ("add", "subtract") or len(terms) != 2:
         return None

@@ -35,8 +35,9 @@ class Collective:
 def collectives(module: Module) -> dict[str, Collective]:
     """Sums collectives by kind over the program, each times its executions.
 
-    An operation that is split into a start, continuations beside other work (in other
-    loops, even) and an end is one: its parts share a channel, and the start counts.
+    An asynchronous collective is split into a start, continuations that overlap with
+    other work (possibly in other loops) and an end. They share a channel id and count
+    as one, with the executions of the start.
     """
     by_channel = {}
     for computation, outer, times in module.executed():
@@ -60,14 +61,21 @@ def collectives(module: Module) -> dict[str, Collective]:
 
 
 def group_size(line: Instruction, partitions: int) -> int:
-    """Number of chips in a replica group. XLA writes groups in three ways, of 2 x 8 chips:
+    """Returns the number of chips in a replica group.
+
+    XLA writes groups in three ways, here two groups of 8 chips each:
 
     {{0,1,2,3,4,5,6,7},{8,...}}    [2,8]<=[16]    mesh['a'=2,'b'=8] {'b'}
+
+    Args:
+      line: a collective instruction.
+      partitions: chips of the program, one group where the instruction lists none.
     """
     text = line.attributes
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
         size = 1
+        # 'a':(1)2 is a sub-axis: 2 of the devices along 'a'.
         for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2]):
             size *= int(part or sizes[axis])
         return size
@@ -102,8 +110,10 @@ def _true_kind(kind: str, owner: Computation, line: Instruction) -> str:
 
 
 def _group_bytes(line: Instruction, group: int) -> float:
-    """Bytes of the array over the whole group. The result of a start op also carries
-    operands and counters."""
+    """Returns the bytes of the array over the whole group.
+
+    The result of a start op also carries operands and counters.
+    """
     if line.opcode == "all-gather-start":
         return max(array.bytes for array in line.result)
     if line.opcode == "collective-permute-start":
@@ -136,12 +146,14 @@ _NO_TRAFFIC = {
     "tuple",
     "while",
 }
+# These read only the slice that they return.
 _WINDOWS = ("dynamic-slice", "slice", "gather")
+# These pass the data of their operand through.
 _VIEWS = ("bitcast", "get-tuple-element", "copy-done", "slice-done")
 
 
 def memory_traffic(module: Module) -> float:
-    """Bytes that one chip reads from and writes to HBM in one call of the program.
+    """Returns the bytes that one chip reads from and writes to HBM in one call.
 
     Each operation reads its operands and writes its result once; where an array is
     only sliced, or updated in place, the slice counts. Arrays in a faster memory
@@ -189,7 +201,7 @@ def _bytes_read(module: Module, computation: Computation, line: Instruction) -> 
 def _operand_bytes(
     module: Module, line: Instruction, position: int, whole: float
 ) -> float:
-    """How much of operand `position`, of `whole` bytes, an operation reads."""
+    """Returns the bytes read of operand `position`, which has `whole` bytes."""
     if _is_free(line):
         return 0.0
     if line.opcode in _WINDOWS:
@@ -243,7 +255,7 @@ def _bytes_written(
 
 
 def _new_bytes(module: Module, computation: Computation, name: str) -> float:
-    """Bytes of `name` that are new: of an array updated in place, the update."""
+    """Returns the written bytes of `name`: for an in-place update, the update alone."""
     line = computation[name]
     if line.opcode in _VIEWS:
         return _new_bytes(module, computation, line.operands[0])

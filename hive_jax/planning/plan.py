@@ -67,16 +67,16 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one step on one chip.
+    """Compiler's figures for one step on one chip.
 
     Attributes:
       memory: None if the program is too large to be compiled.
       needed, available: bytes, of a program that is too large.
-      xla_flops: by XLA's count, which takes the body of a loop once.
-      traffic: bytes to and from HBM, loops as often as they run; None if not read.
+      xla_flops: by XLA's count, which counts the body of a loop once.
+      traffic: bytes to and from HBM, times the iterations of loops; None if unknown.
       collectives: kind -> count and bytes, likewise.
-      unknown_loops: loops whose rounds are decided by the data; they count once.
-      seconds: that compiling took.
+      unknown_loops: loops with a data-dependent trip count; they count once.
+      seconds: compile time.
     """
 
     memory: Memory | None
@@ -167,19 +167,23 @@ class Plan:
         return max((seconds for *_, seconds in self.limits.values()), default=None)
 
     def at_mfu(self, utilisation: float) -> float | None:
-        """Seconds of a step at an MFU of `utilisation`; None if below the roofline."""
+        """Returns seconds of a step at this MFU; None if below the roofline."""
         if "compute" not in self.limits:
             return None
         seconds = self.limits["compute"][2] / utilisation
         return seconds if seconds >= self.roofline else None
 
     def hours(self, seconds: float) -> float:
-        """Hours of the whole stage at `seconds` a step."""
+        """Returns hours of the whole stage at `seconds` a step."""
         return seconds * self.config.total_steps / 3600
 
 
 def make_plan(config: RunConfig, topology: Topology) -> Plan:
-    """Compiles the train step of a run for a machine.
+    """Compiles the train step of a run for a machine, without running it.
+
+    Args:
+      config: the run; dtype "auto" is resolved for the chip of the topology.
+      topology: the machine to plan for.
 
     Raises:
       ConfigError: the mesh does not fit the number of chips, or the batch the mesh.
@@ -201,7 +205,7 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
 
 
 def _static_bytes(program: Program, topology: Topology) -> dict[int, float]:
-    """See `Plan.static_bytes`; of every fsdp size that divides the chips."""
+    """Computes `Plan.static_bytes` for each fsdp size that divides the chips."""
     tensor = program.config.mesh.tensor
     params = flatten_dict(program.abstract_params, sep="/")
 
@@ -219,12 +223,12 @@ def _static_bytes(program: Program, topology: Topology) -> dict[int, float]:
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors of a positive number, in growing order."""
+    """Returns all divisors of a positive number, in increasing order."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def argument_bytes(program: Program) -> State:
-    """Bytes of state and batch on each chip."""
+    """Returns the bytes of state and batch on each chip."""
     state, assigned = program.abstract_state, program.assigned
     names = jax.tree_util.tree_leaves_with_path(state.params)
     trainable = 0.0
@@ -242,7 +246,7 @@ def argument_bytes(program: Program) -> State:
 
 
 def shard_bytes(leaf: jax.ShapeDtypeStruct) -> float:
-    """Bytes of a sharded array on each device."""
+    """Returns the bytes of a sharded array on each device."""
     return float(np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
 
 

@@ -158,7 +158,7 @@ def _stage(plan: Plan) -> str:
 
 
 def to_dict(plan: Plan) -> dict:
-    """A plan as JSON values: bytes, FLOPs, seconds, hours."""
+    """Returns a plan as JSON values: bytes, FLOPs, seconds, hours."""
     config, chip, compiled = plan.config, plan.topology.chip, plan.compiled
     stage = {}
     if plan.roofline is not None and plan.fits is not False:
@@ -231,6 +231,10 @@ def plan_all(
 def write(content, path: str) -> None:
     """Writes JSON atomically.
 
+    Args:
+      content: anything that `json.dumps` takes.
+      path: of the file; one that exists is replaced.
+
     Raises:
       OutputError: the file cannot be written.
     """
@@ -240,7 +244,7 @@ def write(content, path: str) -> None:
 
 
 def require_writable(path: str) -> None:
-    """Raises OutputError if `write` could not write to `path`."""
+    """Checks that `write` can write to `path`. Raises OutputError otherwise."""
     with _partial(path) as partial:
         partial.write_text("", "utf-8")
         partial.unlink()
@@ -250,7 +254,7 @@ def require_writable(path: str) -> None:
 
 @contextlib.contextmanager
 def _partial(path: str) -> Iterator[Path]:
-    """A temporary file that becomes the one at `path`, in the same folder."""
+    """Yields a temporary file in the folder of `path`, for an atomic rename."""
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

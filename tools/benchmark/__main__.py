@@ -27,7 +27,7 @@ _FULL = "siglip_l16_384+gemma3_1b"
 
 
 def rules(stages) -> dict[int, tuple]:
-    """The rules of each stage, from its config file."""
+    """Loads the optimizer rules of each stage from its config file."""
     modules = {
         stage: importlib.import_module(f"configs.stage{stage}") for stage in stages
     }

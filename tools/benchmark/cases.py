@@ -23,7 +23,7 @@ class Size:
 
 
 SIZES = {
-    # Runs through in no time: for tests.
+    # Runs within seconds: for tests.
     "micro": Size(
         SiglipConfig(32, 4, 64, 2, patch_size=8, image_size=32),
         DecoderConfig(128, 32, 4, 64, 2, 1, 16, qk_norm=True, post_norms=True),
@@ -50,9 +50,15 @@ SIZES = {
 
 
 def case(size: Size, fusion: str, rules: tuple, dtype: str = "auto") -> RunConfig:
-    """A run on one device; `rules` are those of a stage, from its config file.
+    """Returns the config of a run on one device.
 
     Replace fields of the result for variants: execution, batch_size.
+
+    Args:
+      size: towers, text length and batch size.
+      fusion: name of the fusion.
+      rules: optimizer rules of a stage, from its config file.
+      dtype: of the computation; "auto" for that of the device.
     """
     return RunConfig(
         name=f"benchmark_{fusion}",

@@ -35,7 +35,7 @@ _BATCH = 32
 
 
 def reading(image_size: int, count: int, threads: int) -> Iterator[dict]:
-    """Images per second of the parts and of the whole, row by row.
+    """Measures images per second of each step of the loader, then of all together.
 
     Args:
       image_size: that images are resized to.
@@ -64,7 +64,7 @@ def reading(image_size: int, count: int, threads: int) -> Iterator[dict]:
 
 
 def photograph(number: int) -> bytes:
-    """A JPEG with what makes photographs slow: noise on soft shapes."""
+    """Returns a JPEG as slow to decode as a photograph: noise on soft shapes."""
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
     soft = np.asarray(small.resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC))
@@ -86,7 +86,16 @@ def _augmented(content: bytes, image_size: int, position: int) -> None:
 
 
 def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
-    """The same set in every form; (what it is, source)."""
+    """Yields the same dataset in every storage format, as (format, source).
+
+    ArrayRecord is left out, with a message, where its package is not installed.
+
+    Args:
+      folder: an empty folder to write the files to.
+      files: JPEG files, one a sample.
+      image_size: side of the images that training reads, in pixels.
+      threads: number of threads that write ArrayRecord.
+    """
     how = SourceOptions(image_size, "hf_bicubic")
     records = []
     (folder / "images").mkdir()
@@ -123,7 +132,15 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
 def loader(
     source, image_size: int, threads: int, batch_size: int, num_tokens: int = 32
 ) -> Loader:
-    """Of the samples in a random order; none of them may be bad."""
+    """Returns a loader of one process and device, in shuffled order.
+
+    Args:
+      source: the dataset; a single invalid sample ends the benchmark.
+      image_size: side of the images, in pixels.
+      threads: number of reading threads.
+      batch_size: samples of a batch.
+      num_tokens: text length.
+    """
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     return Loader(
         source,

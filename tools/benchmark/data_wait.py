@@ -18,15 +18,27 @@ from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step
 
 _BUCKETS, _LONGEST = (32, 48, 64), 77
-_CAPTIONS = (10, _LONGEST)  # tokens of a caption, all numbers between alike
+_CAPTIONS = (10, _LONGEST)  # tokens of a caption, uniformly distributed
 _BATCHES = 200
 
 
 def waiting(
     size: Size, rules: Rules, dtype: str, steps: int, threads: int
 ) -> Iterator[dict]:
-    """For each stage the share of the time in which HIVE's step waits for its images,
-    which are read from files of 480 x 640 pixels."""
+    """Measures the share of each stage's step time that HIVE waits for images.
+
+    Images are JPEG files of 480 x 640 pixels, read from a folder.
+
+    Args:
+      size: towers, text length and batch size.
+      rules: optimizer rules by stage.
+      dtype: of the computation.
+      steps: measured steps, after one that is not.
+      threads: number of reading threads.
+
+    Yields:
+      A row for each stage: "stage", "threads" and the fields of `Throughput`.
+    """
     image_size = size.encoder.image_size
     files = [photograph(number) for number in range(16 * size.batch_size)]
     with tempfile.TemporaryDirectory() as folder:
@@ -50,8 +62,18 @@ def waiting(
 
 
 def padding(size: Size, rules: Rules, dtype: str, rounds: int) -> Iterator[dict]:
-    """For each stage HIVE's step with all texts padded to the longest, and the mean of
-    an epoch's steps with texts of about the same length side by side."""
+    """Compares padding all texts to the longest with length bucketing.
+
+    Args:
+      size: towers and batch size; its text length is not used.
+      rules: optimizer rules by stage.
+      dtype: of the computation.
+      rounds: measurements of each length, taken in turns.
+
+    Yields:
+      A row for each stage: seconds and FLOPs of HIVE's step at the longest text, and
+      their means over the steps of a bucketed epoch.
+    """
     shares = _shares(size.batch_size)
     for stage in rules:
         steps = {}
@@ -75,7 +97,7 @@ def padding(size: Size, rules: Rules, dtype: str, rounds: int) -> Iterator[dict]
 
 
 def _shares(batch_size: int) -> dict[int, float]:
-    """The share of an epoch's batches that is padded to each length."""
+    """Returns the share of an epoch's batches that is padded to each length."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(_CAPTIONS[0], _CAPTIONS[1] + 1, _BATCHES * batch_size)
     order = LengthBucketSampler(tokens, 0, batch_size=batch_size, buckets=_BUCKETS)

@@ -20,15 +20,25 @@ from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, noise
 
 _WARM_UP, _TIMED, _IN_A_ROW = 3, 15, 10
-_TOGETHER = 6  # programs that are compiled at once
+_TOGETHER = 6  # programs compiled concurrently
 
 
 def ceilings(size: Size, dtype: str) -> Iterator[dict]:
-    """Copy bandwidth, and matrix products and attention at the shapes of this size:
-    what any implementation is limited by."""
+    """Measures copy bandwidth, matrix products and attention at the shapes of a size.
+
+    These are upper bounds for any implementation on this device.
+
+    Args:
+      size: towers, text length and batch size.
+      dtype: of the matrix products and attention; copies are float32.
+
+    Yields:
+      A row for each operation: "what", and "bytes_per_second" or "flop_per_second".
+    """
     dtype = jnp.dtype(compute_dtype(dtype))
     e, d, batch = size.encoder, size.decoder, size.batch_size
     patches, tokens = batch * e.num_patches, batch * size.num_tokens
+    # 1 GiB on an accelerator, far more than its caches hold.
     x = noise((2**22 if jax.default_backend() == "cpu" else 2**28,), jnp.float32)
     seconds = _time(lambda x: x + 1.0, x)
     yield {"what": "copy", "bytes_per_second": 2 * x.nbytes / seconds}
@@ -84,8 +94,16 @@ def _time(function: Callable, *arguments) -> float:
 
 
 def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
-    """HIVE in each stage at the size's batch; then self-attention, HIVE and the cascade
-    at half of it."""
+    """Measures HIVE in each stage at the full batch, then all fusions at half of it.
+
+    Rows at half the batch have a `speed_up` over self-attention.
+
+    Args:
+      size: towers, text length and batch size.
+      rules: optimizer rules by stage.
+      dtype: of the computation.
+      minutes: time limit; cases past it are left out.
+    """
     half = max(1, size.batch_size // 2)
     both = ("self_attention", "hive")
     order = ((size.batch_size, ("hive",)), (half, both), (half, ("cascaded",)))
@@ -117,7 +135,14 @@ def _against_self_attention(rows: Iterable[dict]) -> Iterator[dict]:
 
 
 def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]:
-    """HIVE with one thing changed at a time, in each of the given stages."""
+    """Measures HIVE with one setting changed at a time, in each of the given stages.
+
+    Args:
+      size: towers, text length and batch size.
+      rules: optimizer rules by stage.
+      dtype: of the computation, except in the case "float32".
+      minutes: time limit; cases past it are left out.
+    """
 
     def towers(**execution) -> Callable[[RunConfig], RunConfig]:
         both = Execution(**execution)
@@ -157,7 +182,7 @@ def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[
 def _measured(
     named: Iterable[tuple[str, RunConfig]], dtype: str, minutes: float
 ) -> Iterator[dict]:
-    """A row for each config: some are compiled at once, then timed one by one."""
+    """Yields a row for each config: several compile at once, then run one by one."""
     ends = time.monotonic() + 60 * minutes
     rate, longest = matmul_rate(compute_dtype(dtype)), 0.0
     named = list(named)
@@ -176,7 +201,7 @@ def _measured(
 
 
 def _compiled(config: RunConfig) -> Step | None:
-    """None if the device's memory is too small for trying the kernels."""
+    """Compiles the train step; None if autotuning its kernels exhausts the memory."""
     try:
         return Step(config)
     except jax.errors.JaxRuntimeError as error:

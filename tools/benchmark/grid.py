@@ -26,7 +26,7 @@ Rules = Mapping[int, tuple]  # stage -> rules
 
 
 def _cells(size: Size, rules: Rules, dtype: str, what: str) -> Iterator[tuple]:
-    """(stage, fusion, config) of the whole grid, with a progress bar."""
+    """Yields (stage, fusion, config) of the whole grid, with a progress bar."""
     grid = [(stage, fusion) for stage in rules for fusion in FUSIONS]
     for stage, fusion in tqdm(grid, desc=what):
         yield stage, fusion, case(size, fusion, rules[stage], dtype)
@@ -37,12 +37,17 @@ def _program(config: RunConfig) -> Program:
 
 
 def flops(size: Size, rules: Rules) -> list[dict]:
-    """FLOPs of one example by our count and by XLA's, which also has what is not a
-    matrix product. Nothing is compiled.
+    """Counts the FLOPs of one example, by hive_jax and by XLA's cost analysis.
 
-    XLA counts the body of a loop once and a call of cuDNN not at all, so layers are
-    unrolled, attention is plain, and the batch is so small that all logits are made
-    at once; what an optimizer update costs whatever the batch is taken off.
+    XLA's count includes more than matrix products. Nothing is compiled.
+
+    XLA counts the body of a loop once and a cuDNN call not at all, so layers are
+    unrolled and attention is plain. The batch is so small that all logits are computed
+    at once. The cost of an optimizer update, which no batch changes, is subtracted.
+
+    Args:
+      size: towers and text length; the batch size is not used.
+      rules: optimizer rules by stage.
     """
     plain = Execution(flash=False)
     execution = ModelExecution(encoder=plain, decoder=plain)
@@ -80,9 +85,21 @@ def _update_flops(program: Program) -> float:
 
 
 def memory(size: Size, rules: Rules, dtype: str, batch_size: int) -> list[dict]:
-    """Bytes of a compiled step on one device: state and batch, temporaries
-    (activations, gradients), and the peak of both. Layers are scanned and keep the
-    results of matrix products, as the paper's configs do."""
+    """Returns the memory of a compiled step on one device, in bytes.
+
+    Layers are scanned and keep the results of matrix products, as in the paper's
+    configs.
+
+    Args:
+      size: towers and text length.
+      rules: optimizer rules by stage.
+      dtype: of the computation.
+      batch_size: in place of that of `size`.
+
+    Returns:
+      A row for each stage and fusion: "state" (with the batch), "temporary"
+      (activations and gradients), and "peak", which is their sum.
+    """
     size = dataclasses.replace(size, batch_size=batch_size)
     scanned = Execution(scan=True, remat="dots")
     execution = ModelExecution(encoder=scanned, decoder=scanned)
@@ -106,8 +123,21 @@ def memory(size: Size, rules: Rules, dtype: str, batch_size: int) -> list[dict]:
 def step(
     size: Size, rules: Rules, dtype: str, rounds: int, steps: int = 3
 ) -> list[dict]:
-    """Seconds of a step, all programs taking turns so that whatever else the machine
-    does falls on all of them alike; `steps` in a row, as training makes them."""
+    """Times the train step of every stage and fusion.
+
+    The programs take turns, so that other load on the machine affects all alike.
+
+    Args:
+      size: towers, text length and batch size.
+      rules: optimizer rules by stage.
+      dtype: of the computation.
+      rounds: measurements of each program.
+      steps: consecutive steps of a measurement, as in training.
+
+    Returns:
+      A row for each stage and fusion: "seconds" is the median over the rounds, and
+      "matmul_share" the FLOP rate as a share of `matmul_rate`.
+    """
     timed = {
         (stage, fusion): Step(config).start()
         for stage, fusion, config in _cells(size, rules, dtype, "compiling")

@@ -1,4 +1,4 @@
-"""A process that trains with hive_jax on request; `workers.py` has the protocol.
+"""Trains with hive_jax on request; `worker_process.py` has the protocol.
 
 python -m tools.benchmark.jax_worker JOB.json
 
@@ -51,7 +51,7 @@ def main(job_path: str) -> int:
 
 
 def _prepared(job: dict) -> Callable[[int], list[float]]:
-    """A function that makes so many train steps and returns their losses."""
+    """Returns a function that makes some train steps and returns their losses."""
     config = from_dict(job["config"])
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     program = Program(config, mesh)

@@ -9,7 +9,7 @@ from hive_jax.training.peak_flops import available_cpus, processor_name
 
 
 def machine() -> dict[str, str | int]:
-    """Device, cores and versions, as JSON values."""
+    """Returns device, cores and versions as JSON values."""
     device = jax.devices()[0]
     names = ("jax", "jaxlib", "flax", "optax", "torch", "transformers")
     return {
@@ -22,7 +22,7 @@ def machine() -> dict[str, str | int]:
 
 
 def described(machine: dict) -> str:
-    """One line for tables and charts."""
+    """Formats the machine as one line for tables and charts."""
     return (
         f"{machine['device']}, {machine['cores']} cores, Python {machine['python']}, "
         f"jax {machine['jax']}"

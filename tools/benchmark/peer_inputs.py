@@ -21,8 +21,10 @@ _CODE = Path(hive_jax.__path__[0]) / "export/torch"
 
 
 def layout(model: HiveConfig) -> hf_models.Layout:
-    """The model as a class of transformers has it; the last token of the vocabulary
-    stands for the image."""
+    """Returns the layout of the transformers class for a model.
+
+    The last token of the vocabulary stands for the image.
+    """
     if model.fusion_class.export_kind == "vlm":
         return hf_models.vlm(model, model.decoder.vocab_size - 1)
     return hf_models.hive(model)
@@ -31,9 +33,14 @@ def layout(model: HiveConfig) -> hf_models.Layout:
 def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
     """Writes random float32 weights of a model as a Hugging Face folder.
 
+    Args:
+      folder: to create.
+      model: config of the model.
+      seed: of the weights.
+
     Raises:
       CheckpointError: no class of transformers computes this model.
-      OutputError: the folder is there already, or cannot be written.
+      OutputError: the folder exists, or cannot be written.
     """
     theirs = layout(model)
     arrays = random_params(param_shapes(model), seed)
@@ -45,8 +52,15 @@ def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
 
 
 def random_params(shapes: dict[str, tuple[int, ...]], seed: int) -> dict:
-    """Float32 parameters by name, none of them zero: gates are open, biases and the
-    scales of norms count, and activations stay of the order of one."""
+    """Returns random float32 parameters by name, none of them zero.
+
+    Non-zero gates, biases and norm scales make every parameter count in the loss, and
+    the scale keeps activations of the order of one.
+
+    Args:
+      shapes: shape of each parameter, by name.
+      seed: of the values.
+    """
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in shapes.items():
@@ -58,8 +72,14 @@ def random_params(shapes: dict[str, tuple[int, ...]], seed: int) -> dict:
 
 
 def random_batch(size: Size, seed: int = 0) -> Batch:
-    """Images of noise, each before a caption of random tokens without padding: all but
-    its first token are supervised."""
+    """Returns a batch of noise images with captions of random tokens, without padding.
+
+    All tokens but the first are supervised.
+
+    Args:
+      size: batch size, text length, image size and vocabulary.
+      seed: of the values.
+    """
     rng = np.random.default_rng(seed)
     spec = Batch.spec(size.batch_size, size.num_tokens, size.encoder.image_size)
     text = spec.tokens.shape
@@ -85,8 +105,7 @@ def write_batch(path: Path, batch: Batch) -> None:
 
 
 def multipliers(run: RunConfig) -> dict[str, float | None]:
-    """Name of each tensor in the files of `write_weights` -> the factor on its learning
-    rate, None for a frozen one.
+    """Returns tensor name -> learning rate multiplier, None for a frozen tensor.
 
     Raises:
       ConfigError: the rules do not fit the model, name some layers of a stack, or train

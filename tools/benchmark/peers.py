@@ -29,7 +29,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 class PeersDisagree(HiveError):
-    """Two programs that should compute the same do not: their times say nothing."""
+    """Two programs compute different losses, so their times cannot be compared."""
 
     exit_code = 70
 
@@ -143,8 +143,18 @@ def measure(jobs: Mapping[str, dict], setting: Setting, what: str) -> dict[str, 
 def require_agreement(
     entries: Mapping[str, Mapping], tolerance: float, what: str
 ) -> None:
-    """Raises PeersDisagree unless each `losses` is its reference's, within `tolerance`
-    of the value, after UPDATES updates. Entries without losses are passed over."""
+    """Checks the loss of each entry against that of its reference.
+
+    Entries without losses are skipped.
+
+    Args:
+      entries: by variant name; "losses" maps the number of updates to the loss.
+      tolerance: largest difference, relative to the reference.
+      what: start of the error message.
+
+    Raises:
+      PeersDisagree: a loss differs after one of UPDATES.
+    """
     for name, entry in entries.items():
         reference = VARIANTS[name].reference
         for updates in UPDATES if "losses" in entry else ():

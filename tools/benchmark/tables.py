@@ -13,7 +13,12 @@ _COLOURS = {"hive": "#2a7f9e", "cascaded": "#9ecae1", "self_attention": "#d1495b
 
 
 def ratios(rows: list[dict], key: str) -> dict[tuple[int, str], float]:
-    """(stage, fusion) -> the value over that of self-attention in the same stage."""
+    """Returns (stage, fusion) -> the value relative to self-attention in that stage.
+
+    Args:
+      rows: of the grid, self-attention included in each stage.
+      key: of the value in a row.
+    """
     values = {(row["stage"], row["fusion"]): row[key] for row in rows}
     return {
         (stage, fusion): value / values[stage, "self_attention"]
@@ -161,7 +166,17 @@ def _table(header: list[str], rows: list[dict], cells: Callable) -> str:
 
 
 def write(folder: Path, name: str, about: dict, rows: list[dict]) -> None:
-    """FOLDER/NAME.json with the machine beside the rows. Raises OutputError."""
+    """Writes the rows of a benchmark to FOLDER/NAME.json.
+
+    Args:
+      folder: created if it does not exist.
+      name: of the benchmark.
+      about: settings, written beside the rows.
+      rows: the measurements.
+
+    Raises:
+      OutputError: the file cannot be written.
+    """
     content = {"benchmark": name, **about, "machine": machine(), "rows": rows}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +186,13 @@ def write(folder: Path, name: str, about: dict, rows: list[dict]) -> None:
 
 
 def bars(path: Path, values: dict[str, float], label: str) -> None:
-    """A bar for each name, from the top."""
+    """Draws one horizontal bar for each name, from the top.
+
+    Args:
+      path: of the image file to write.
+      values: by name; PyTorch variants have a colour of their own.
+      label: of the value axis, with its unit.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1.0 + 0.28 * len(values)), layout="constrained")
@@ -189,8 +210,17 @@ def bars(path: Path, values: dict[str, float], label: str) -> None:
 
 
 def chart(path: Path, rows: list[dict], key: str, unit: float, label: str) -> None:
-    """Bars by stage and fusion, each with its ratio to self-attention; the dashed
-    line is where the paper's ratio would have HIVE."""
+    """Draws bars by stage and fusion, each with its ratio to self-attention.
+
+    A dashed line marks where HIVE would be by the paper's ratio.
+
+    Args:
+      path: of the image file to write; its stem is a key of PAPER.
+      rows: of the grid.
+      key: of the value in a row.
+      unit: that values are divided by.
+      label: of the value axis, with its unit.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.2), layout="constrained")

@@ -108,11 +108,17 @@ def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
 
 
 def matmul_rate(dtype: str, seconds: float = 1.0) -> float:
-    """FLOP/s of large square matrix products in a row: what this machine can do.
+    """Measures the FLOP/s of consecutive large square matrix products.
 
-    The numbers are random and stay of the same size, for chips that save power on
-    zeros are faster on them.
+    The inputs are random, and scaled so that products stay of the same size: chips that
+    save power on zeros would be faster on those.
+
+    Args:
+      dtype: of the matrices.
+      seconds: to measure for.
     """
+    # Large enough to be limited by compute, not by memory; several products in a row
+    # hide the launch and the synchronization.
     size = 2048 if jax.default_backend() == "cpu" else 8192
     count = 1 if jax.default_backend() == "cpu" else 20
     x = noise((size, size), dtype, scale=size**-0.5)
@@ -129,7 +135,13 @@ def matmul_rate(dtype: str, seconds: float = 1.0) -> float:
 
 
 def noise(shape: tuple[int, ...], dtype, scale: float = 1.0) -> jax.Array:
-    """Normally distributed numbers, always the same ones."""
+    """Returns normally distributed numbers, the same in every call.
+
+    Args:
+      shape: of the array.
+      dtype: of the array.
+      scale: standard deviation.
+    """
 
     @jax.jit
     def make():
@@ -139,6 +151,6 @@ def noise(shape: tuple[int, ...], dtype, scale: float = 1.0) -> jax.Array:
 
 
 def compute_dtype(dtype: str) -> str:
-    """What "auto" stands for on this machine."""
+    """Resolves the dtype "auto" for this machine."""
     on_cpu = jax.default_backend() == "cpu"
     return {"auto": "float32" if on_cpu else "bfloat16"}.get(dtype, dtype)

@@ -26,7 +26,7 @@ class Variant:
 
     @property
     def command(self) -> list[str]:
-        """What makes a worker of a job; see `workers.py`."""
+        """Command that starts a worker for a job; see `worker_process.py`."""
         if self.peer:
             script = Path(__file__).parent / "torch/worker.py"
             return [sys.executable, str(script)]
@@ -44,7 +44,7 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How all variants run.
+    """Settings shared by all variants.
 
     Attributes:
       device: "cpu" or "gpu".
@@ -62,7 +62,7 @@ class Setting:
     steps: int
 
     def environment(self) -> dict[str, str]:
-        """Variables for the workers."""
+        """Environment variables of the workers."""
         variables = {
             "HF_HUB_OFFLINE": "1",
             "JAX_PLATFORMS": "cpu" if self.device == "cpu" else "cuda,cpu",
@@ -84,7 +84,13 @@ def _python_path() -> list[str]:
 
 
 def write_inputs(folder: Path, size: Size, names: Iterable[str]) -> None:
-    """Writes what the variants of these names need of weights, and the batch."""
+    """Writes the weights of each fusion that the variants use, and the common batch.
+
+    Args:
+      folder: to create.
+      size: towers, text length and batch size.
+      names: keys of VARIANTS.
+    """
     folder.mkdir()
     for fusion in {VARIANTS[name].fusion for name in names}:
         model = HiveConfig(size.encoder, size.decoder, fusion)
@@ -95,7 +101,7 @@ def write_inputs(folder: Path, size: Size, names: Iterable[str]) -> None:
 def make_jobs(
     folder: Path, size: Size, rules: tuple, names: Iterable[str], setting: Setting
 ) -> dict[str, dict]:
-    """Name of a variant -> its job, on the files of `write_inputs`.
+    """Returns variant name -> its job, on the files of `write_inputs`.
 
     The learning rate is the same in all steps.
 

@@ -22,17 +22,17 @@ from hive_jax.errors import HiveError
 
 
 class WorkerError(HiveError):
-    """A worker that ended, or answered otherwise than agreed."""
+    """A worker exited, or violated the protocol."""
 
     exit_code = 70
 
 
 class OutOfMemory(WorkerError):
-    """A worker whose device is too small for its job."""
+    """A worker ran out of device memory."""
 
 
 class Worker:
-    """A running worker; what it writes to its standard error is kept in a log.
+    """A running worker process; its standard error goes to a log file.
 
     Attributes:
       name: for messages.
@@ -69,7 +69,7 @@ class Worker:
         self.about = self._answer()["ready"]
 
     def run(self, steps: int) -> dict:
-        """The answer to {"steps": steps}.
+        """Makes train steps and returns the worker's answer.
 
         Raises:
           OutOfMemory, WorkerError: the worker has ended.
@@ -80,7 +80,7 @@ class Worker:
         return self._answer()
 
     def close(self) -> None:
-        """Lets the worker end, and waits for it."""
+        """Asks the worker to exit, and waits for it."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -106,8 +106,10 @@ class Worker:
 
 @contextlib.contextmanager
 def on_cpus(count: int) -> Iterator[None]:
-    """Processes started in this block run on the first `count` of this one's CPUs, so
-    that libraries which make a thread for each CPU make equally many."""
+    """Pins processes started in this block to the first `count` CPUs.
+
+    Libraries that start a thread for each CPU then all start equally many.
+    """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -122,9 +124,16 @@ def on_cpus(count: int) -> Iterator[None]:
 def in_turns(
     workers: Sequence[Worker], rounds: int, steps: int
 ) -> dict[str, list[dict]]:
-    """The answers of each worker by its name, one for each round: in a round every
-    worker makes `steps` steps while the others wait. Before the first of `rounds` there
-    is one that is not counted."""
+    """Runs all workers in turns and returns their answers by worker name.
+
+    In a round each worker makes `steps` steps while the others wait. A warm-up round
+    before the first is not counted.
+
+    Args:
+      workers: started workers.
+      rounds: counted rounds; 0 runs nothing.
+      steps: train steps of a worker in a round.
+    """
     answers = {worker.name: [] for worker in workers}
     for number in range(rounds + 1 if rounds else 0):
         for worker in workers:

@@ -14,7 +14,7 @@ _CHARTS = ("flops", "memory", "step", "input", "peers")
 
 
 def included(folder: str) -> list[tuple[str, str]]:
-    """(heading, HTML) of all that is in a folder of hive_jax.compare, hive_jax.probe
+    """Returns (heading, HTML) of a folder of hive_jax.compare, hive_jax.probe
     --sweep_depths, tools/export_hf.py or tools.benchmark.
 
     Raises:

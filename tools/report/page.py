@@ -41,7 +41,13 @@ details { margin: .5rem 0; } summary { cursor: pointer; color: var(--mark); }
 
 
 def page(title: str, about: str, sections: Sequence[tuple[str, str]]) -> str:
-    """A whole document of (heading, HTML) sections; those without content are left out."""
+    """Returns a whole HTML document with a table of contents.
+
+    Args:
+      title: as text, not HTML.
+      about: paragraph under the title, as text.
+      sections: (heading, HTML) pairs; those with empty HTML are left out.
+    """
     sections = [(heading, body) for heading, body in sections if body]
     links = "".join(
         f'<a href="#s{number}">{text(heading)}</a>'
@@ -74,8 +80,13 @@ def heading(value: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence], words: bool = False) -> str:
-    """A table that scrolls where it is too wide. Cells are text, or HTML as `Raw`;
-    those of `words` read from the left."""
+    """Returns an HTML table that scrolls where it is too wide; empty without rows.
+
+    Args:
+      header: a cell for each column.
+      rows: cells, as text or, with `Raw`, as HTML.
+      words: align the cells left, as prose, rather than as numbers.
+    """
     if not rows:
         return ""
     kind = ' class="text"' if words else ""
@@ -87,7 +98,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence], words: bool = False) 
 
 
 def picture(path: Path, caption: str, large: bool = False) -> str:
-    """A PNG file within the page; a `large` one scrolls on a narrow screen."""
+    """Embeds a PNG file in the page, with a caption.
+
+    Args:
+      path: of the file.
+      caption: as text; also the alternative text.
+      large: scroll the image on a narrow screen rather than shrink it.
+    """
     kind = ' class="large"' if large else ""
     return (
         f'<figure{kind}><img alt="{text(caption)}" src="{_embedded(path.read_bytes())}">'
@@ -96,18 +113,28 @@ def picture(path: Path, caption: str, large: bool = False) -> str:
 
 
 class Raw(str):
-    """HTML, to stand in a cell as it is."""
+    """HTML that is inserted in a cell unescaped."""
 
     __slots__ = ()
 
 
 def scene(png: bytes, alt: str) -> Raw:
-    """A small image for a cell."""
+    """Returns a small image for a table cell.
+
+    Args:
+      png: content of a PNG file.
+      alt: alternative text.
+    """
     return Raw(f'<img class="scene" alt="{text(alt)}" src="{_embedded(png)}">')
 
 
 def folded(title: str, body: str) -> str:
-    """What is shown on request."""
+    """Returns a collapsed section; empty without a body.
+
+    Args:
+      title: as text; shown while collapsed.
+      body: HTML.
+    """
     return f"<details><summary>{text(title)}</summary>{body}</details>" if body else ""
 
 

@@ -110,8 +110,7 @@ def _drawn(
 def _other_fusions(
     runs: Mapping[str, str], trained_models: Mapping[str, TrainedModel]
 ) -> dict[str, str]:
-    """The first run of each fusion but the first run's, by its fusion; of runs that have
-    one."""
+    """Returns the first run of each fusion other than the first run's, by fusion."""
     first, found = next(iter(trained_models.values())).config.model.fusion, {}
     for name, trained in trained_models.items():
         fusion = trained.config.model.fusion

@@ -15,8 +15,7 @@ _SAMPLES = 6
 
 
 def samples(trained_models: Mapping[str, TrainedModel]) -> str:
-    """What runs say of the same scenes beside what is right, a table for captions and
-    one for answers."""
+    """Tabulates the captions and answers of runs beside the correct ones."""
     tables = {}
     for name, trained in trained_models.items():
         try:
@@ -37,7 +36,7 @@ def samples(trained_models: Mapping[str, TrainedModel]) -> str:
 def _table(
     said: Mapping[str, tuple[list[tuple[CaptionedImage, str]], list[str]]],
 ) -> str:
-    """A line for each scene; name -> (scenes with questions, answers)."""
+    """Returns a row for each scene; name -> (scenes with questions, answers)."""
     scenes = next(iter(said.values()))[0]
     rows = [
         [
@@ -51,7 +50,7 @@ def _table(
 
 
 def _asked(trained: TrainedModel) -> list[tuple[CaptionedImage, str]]:
-    """Scenes of the built-in world, with a question where the run learnt to answer."""
+    """Returns built-in scenes, with a question where the run was trained to answer."""
     config = trained.config
     if config.data.source != "tabletop:questions":
         return [(one, "") for one in captioned_scenes(config, _SAMPLES, first=100)]

@@ -17,7 +17,7 @@ from tools.report import page
 
 
 def results(runs: Mapping[str, str]) -> str:
-    """The final validation of each run, name -> workdir."""
+    """Tabulates the final validation of each run, name -> workdir."""
     found = {name: _result(run).get("validation", {}) for name, run in runs.items()}
     keys = dict.fromkeys(key for values in found.values() for key in values)
     rows = [
@@ -34,7 +34,7 @@ def results(runs: Mapping[str, str]) -> str:
 
 
 def evaluations(runs: Mapping[str, str]) -> str:
-    """Probes and benchmarks in the workdirs: all scores, and how they compare."""
+    """Tabulates probes and benchmarks in the workdirs, and their comparison."""
     having = {}
     for name, workdir in runs.items():
         try:
@@ -64,7 +64,7 @@ def evaluations(runs: Mapping[str, str]) -> str:
 
 
 def comparison(rows: Sequence[ScoreComparison]) -> str:
-    """Each score with its intervals, and the tests."""
+    """Tabulates each score with its intervals, and the tests."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "compare.png"
         tables.draw(path, rows)
@@ -76,7 +76,7 @@ def comparison(rows: Sequence[ScoreComparison]) -> str:
 
 
 def moved(runs: Mapping[str, str]) -> str:
-    """How far each part is from where its run started."""
+    """Tabulates how far each component has moved since the start of its run."""
     found = {n: _result(run).get("relative_distance", {}) for n, run in runs.items()}
     parts = dict.fromkeys(part for one in found.values() for part in one)
     rows = [
@@ -88,7 +88,7 @@ def moved(runs: Mapping[str, str]) -> str:
 
 
 def configuration(trained_models: Mapping[str, TrainedModel]) -> str:
-    """The keys that differ; and all of them, folded."""
+    """Tabulates the config keys that differ, and all of them, collapsed."""
     flat = {
         name: flatten_dict(to_dict(one.config), sep=".")
         for name, one in trained_models.items()

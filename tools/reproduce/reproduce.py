@@ -24,14 +24,20 @@ class StepError(HiveError):
 
 
 def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
-    """Runs everything; returns the folder of the tables.
+    """Runs all steps of a reproduction; returns the folder of the tables.
 
-    After each seed the tables of all seeds so far are written.
+    After each seed the tables of all seeds so far are written. Finished steps are
+    skipped, so an interrupted reproduction is resumed.
+
+    Args:
+      out: folder for the runs, logs and tables.
+      scale: steps and images.
+      seeds: number of seeds, from 0 on.
 
     Raises:
       ConfigError: `seeds` is not 1 or more.
       OutputError: `out` has a reproduction of another scale.
-      StepError: a command failed; says which, and where its output is.
+      StepError: a command failed; the message names it and its log.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}; expected 1 or more")
@@ -67,7 +73,7 @@ def _require_same(root: Path, scale: steps.Scale) -> None:
 
 
 def _run(step: steps.Step, logs: Path) -> None:
-    """One command, with what it says in a file of its own."""
+    """Runs one command with its output in a log file."""
     program, *arguments = step.command
     tool = _ROOT / "tools" / f"{program}.py"
     start = [str(tool)] if tool.is_file() else ["-m", f"hive_jax.{program}"]

@@ -12,7 +12,7 @@ TASKS = ("mme", "gqa", "okvqa", "scienceqa")
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How much of everything.
+    """Numbers of training steps and images.
 
     Attributes:
       stages: steps of the three stages, the same for all fusions.
@@ -40,7 +40,7 @@ QUICK = Scale((40, 40, 80), (30, 100), 70, 2000, 500, depths=False)
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command, and the file that is there once it has done its work.
+    """A command, and a file that exists once it has succeeded.
 
     Attributes:
       command: module or tool, then its arguments.
@@ -52,7 +52,13 @@ class Step:
 
 
 def steps_of_seed(scale: Scale, out: Path, seed: int) -> Iterator[Step]:
-    """All encoders of a seed, a VLM on each, and what both are worth."""
+    """Yields the training of each encoder and of a VLM on it, and their evaluations.
+
+    Args:
+      scale: steps and images.
+      out: folder of the reproduction.
+      seed: of all runs.
+    """
     for arm in (BASE, *FUSIONS):
         folder, encoder = out / f"seed{seed}" / arm, _BASE_ENCODER
         name = f"seed {seed}, {arm}"
@@ -63,14 +69,24 @@ def steps_of_seed(scale: Scale, out: Path, seed: int) -> Iterator[Step]:
 
 
 def benchmarks(scale: Scale, out: Path) -> Step:
-    """The files of the four benchmarks."""
+    """Returns the step that writes the files of the four benchmarks.
+
+    Args:
+      scale: its `images` is the size of each benchmark.
+      out: folder of the reproduction.
+    """
     folder = out / "benchmarks"
     command = ("tabletop", "benchmarks", f"--out={folder}", f"--count={scale.images}")
     return Step("benchmarks", command, folder / "scienceqa/pid_splits.json")
 
 
 def depths(scale: Scale, out: Path) -> Step:
-    """Accuracy of probes at every depth of the encoders of seed 0."""
+    """Returns the step that probes the encoders of seed 0 at every depth.
+
+    Args:
+      scale: images of the probes.
+      out: folder of the reproduction.
+    """
     arms = {arm: str(out / f"seed0/{arm}/stage3") for arm in FUSIONS}
     encoders = {BASE: _BASE_ENCODER} | arms
     runs = [f"{name}={path}" for name, path in encoders.items()]
@@ -80,7 +96,14 @@ def depths(scale: Scale, out: Path) -> Step:
 
 
 def comparison(out: Path, seeds: int) -> Step:
-    """The tables over the first seeds."""
+    """Returns the step that writes the comparison tables of the first seeds.
+
+    Its `done` file never exists: the step runs each time.
+
+    Args:
+      out: folder of the reproduction.
+      seeds: number of seeds to compare.
+    """
     runs = [
         f"{arm}={out}/seed{seed}/{arm}"
         for arm in (BASE, *FUSIONS)
@@ -105,7 +128,7 @@ def _stages(scale: Scale, folder: Path, name: str, fusion: str, seed: int):
 
 
 def _judged(scale: Scale, out: Path, folder: Path, name: str, encoder: str, seed: int):
-    """The probe, the VLM on the encoder, and its answers."""
+    """Yields the probe, the VLM on the encoder, and its benchmark answers."""
     vlm1, vlm2, found = folder / "vlm1", folder / "vlm2", folder / "evaluation"
     yield Step(
         f"{name}, probe",

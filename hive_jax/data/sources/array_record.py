@@ -85,7 +85,7 @@ class ArrayRecordSource:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a folder.
+    """Reads the manifest of a folder.
 
     Raises:
       MissingInputError: there is none.
@@ -158,7 +158,7 @@ def _open_shard(path: Path, expected: int):
 
 
 def import_array_record():
-    """The module that reads and writes ArrayRecord. MissingInputError without it."""
+    """Imports the ArrayRecord package. Raises MissingInputError without it."""
     try:
         from array_record.python import array_record_module
     except ImportError:
@@ -169,18 +169,18 @@ def import_array_record():
 
 
 def pack(sample: Sample) -> bytes:
-    """The record of a sample whose image is the bytes of a file, or None."""
+    """Encodes a sample as a record; its image is the bytes of a file, or None."""
     segments = [[s.text, s.target, s.tags] for s in sample.segments]
     return msgpack.packb([sample.image, segments, sample.image_before])
 
 
 def pack_invalid(invalid: InvalidSample) -> bytes:
-    """The record of an invalid sample."""
+    """Encodes an invalid sample as a record."""
     return msgpack.packb([invalid.reason, invalid.where, invalid.detail])
 
 
 def unpack(content: bytes, where: str, tag_names: tuple[str, ...] = ()) -> Sample:
-    """The sample of a record.
+    """Decodes the sample of a record.
 
     Args:
       content: the record.

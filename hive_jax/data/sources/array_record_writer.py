@@ -39,7 +39,7 @@ _PLAN = "plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class ConversionPlan:
-    """What a folder will hold; a folder with another plan is not overwritten.
+    """Intended content of a folder; a folder with another plan is not overwritten.
 
     Attributes:
       source: as in data.source.
@@ -69,7 +69,7 @@ class ConversionPlan:
 def plan_conversion(
     name: str, source: DataSource, images: list | None, shard_size: int
 ) -> ConversionPlan:
-    """The plan to convert all of a dataset.
+    """Plans the conversion of a whole dataset.
 
     Args:
       name: as in data.source.
@@ -95,7 +95,7 @@ def write_array_record(
     resize: Callable[[bytes, str], bytes] | None,
     progress: Callable[[int], None],
 ) -> dict:
-    """Writes a dataset as a folder of ArrayRecord; continues after a kill.
+    """Writes a dataset as a folder of ArrayRecord; resumes after an interruption.
 
     A shard appears when it is complete; a later call goes on with the first that is
     missing. On a complete folder it changes nothing.
@@ -165,7 +165,7 @@ def _begin(folder: Path, plan: ConversionPlan) -> None:
 def _shards(
     source, plan: ConversionPlan, folder: Path, threads: int, resize, progress
 ) -> Iterator[dict]:
-    """The manifest's entry of each shard; writes those that are missing."""
+    """Yields the manifest's entry of each shard; writes missing shards."""
     for number, start in enumerate(range(0, plan.samples, plan.shard_size)):
         indices = range(start, min(start + plan.shard_size, plan.samples))
         path = folder / f"data-{number:05d}.array_record"
@@ -244,5 +244,5 @@ def _read_shard_info(path: Path) -> dict | None:
 
 
 def _shard_info(path: Path) -> Path:
-    """The file that says that a shard is complete."""
+    """Returns the path of the file that marks a shard as complete."""
     return path.with_suffix(".json")

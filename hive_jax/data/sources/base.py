@@ -59,7 +59,7 @@ class SourceOptions:
 
 
 class MalformedRecord(str):
-    """Stands in for a record that cannot be used, and says why."""
+    """Placeholder for a record that cannot be parsed, with the reason."""
 
 
 def is_utf8(text: str) -> bool:
@@ -148,7 +148,7 @@ def _shared(names: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def take(source: DataSource, text: str, seed: int) -> Subset:
-    """The subset that a `take` option names.
+    """Returns the subset that a `take` option names.
 
     Args:
       source: the dataset.
@@ -202,7 +202,7 @@ def train_validation_split(source: DataSource, split: str, size: int) -> Subset:
 
 
 def normalize_weights(weights: Sequence[float]) -> list[float]:
-    """Positive weights of any magnitude as shares that sum to 1."""
+    """Scales positive weights so that they sum to 1."""
     largest = max(weights)
     weights = [weight / largest for weight in weights]  # else the sum may overflow
     return [weight / sum(weights) for weight in weights]
@@ -233,7 +233,9 @@ def largest_remainder(total: int, shares: Sequence[float]) -> list[int]:
 def require_epoch_length(
     names: Sequence[str], sizes: Sequence[int], shares: Sequence[float]
 ) -> None:
-    """Raises ConfigError if an epoch of a weighted mixture is mostly repetition.
+    """Checks that an epoch of a weighted mixture is not mostly repetition.
+
+    Raises ConfigError.
 
     Args:
       names: of the datasets.

@@ -27,10 +27,10 @@ class ImageStore(Protocol):
     path: str
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file. Raises InvalidSample."""
+        """Returns the bytes of a file. Raises InvalidSample."""
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file; it may still be damaged."""
+        """Returns whether a file exists; its content is not checked."""
 
 
 def open_store(path: str, key: str) -> ImageStore:
@@ -118,7 +118,7 @@ class ZipStore:
 
 
 def _read_regular(descriptor: int, where: str) -> bytes:
-    """The bytes of an open file, which must be a regular one and not too large."""
+    """Reads an open file, which must be a regular one of bounded size."""
     about = os.fstat(descriptor)
     if not stat.S_ISREG(about.st_mode):
         raise InvalidSample("unsafe path", where, "is not a regular file")
@@ -128,7 +128,7 @@ def _read_regular(descriptor: int, where: str) -> bytes:
 
 
 def _is_safe(name: str) -> bool:
-    """Whether the name stays below the root on every system."""
+    """Returns whether the name stays below the root on every system."""
     return not (
         not name
         or len(name) > 1024

@@ -70,7 +70,7 @@ class ImageTextSource:
 
 
 def require_text(text: str, where: str) -> str:
-    """The text without space around it.
+    """Returns the text without surrounding whitespace.
 
     Args:
       text: the text, which may be a MalformedRecord.
@@ -89,12 +89,12 @@ def require_text(text: str, where: str) -> str:
 
 
 def class_caption(name: str) -> str:
-    """The caption of an image of which only the class is known."""
+    """Returns a caption for an image of which only the class is known."""
     return f"a photo of a {name.replace('_', ' ')}"
 
 
 def class_name(label: int, names: Sequence[str]) -> str:
-    """The name of class number `label`; a MalformedRecord if there is none.
+    """Returns the name of class number `label`, or a MalformedRecord.
 
     Args:
       label: counts from 0.

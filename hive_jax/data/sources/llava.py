@@ -138,7 +138,7 @@ class LlavaSource:
 
 
 def read_records(path: str) -> tuple[list, ParquetStore | None]:
-    """All records of a dataset, and the store of the images in its own files.
+    """Reads all records of a dataset, and opens the images in its own files.
 
     With such a store, the `image` of a record is its row number, as text. Records that
     cannot be parsed are MalformedRecord.
@@ -193,7 +193,7 @@ def _parquet_records(files: list[Path]) -> tuple[list, ParquetStore]:
 
 
 def _parse_record(record, form: str) -> _Conversation | str:
-    """A record in the given form, or what is wrong with it."""
+    """Parses a record of the given form; a MalformedRecord names what is wrong."""
     if isinstance(record, MalformedRecord):
         return str(record)
     if not isinstance(record, dict):

@@ -92,7 +92,7 @@ class ParquetStore:
         self._lock = threading.Lock()
 
     def values(self, column: str) -> list:
-        """All values of a column; one that is no Python value is a MalformedRecord."""
+        """Returns a whole column; values without a Python type are MalformedRecord."""
         values = []
         for number, group in self._groups:
             with self._parquet_errors(self._files[number]):
@@ -100,7 +100,7 @@ class ParquetStore:
         return values
 
     def present(self) -> list[bool]:
-        """For each row, whether it has an image."""
+        """Returns for each row whether it has an image."""
         present = []
         for number, group in self._groups:
             leaves = _leaves(self._footers[number], self._column)
@@ -115,7 +115,7 @@ class ParquetStore:
         return True
 
     def read(self, name: str) -> bytes:
-        """The bytes of the image in row number `name`. Raises InvalidSample."""
+        """Returns the image bytes in row number `name`. Raises InvalidSample."""
         row = int(name)
         position = bisect.bisect_right(self._starts, row) - 1
         where = f"{self._files[self._groups[position][0]]}, row {row}"

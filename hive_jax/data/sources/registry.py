@@ -73,7 +73,7 @@ _KINDS = {
 
 
 def parse(text: str) -> tuple[Source, ...]:
-    """The sources of a string, "2*llava:a.json,images=a.zip + 1*folder:DIR".
+    """Parses sources such as "2*llava:a.json,images=a.zip + 1*folder:DIR".
 
     Raises:
       ConfigError: it is malformed, or names no such kind or option.
@@ -105,7 +105,7 @@ def _parse_one(text: str) -> Source:
 
 
 def to_text(sources: str | Sequence[Source]) -> str:
-    """Sources in the string form, which `parse` reads again."""
+    """Formats sources in the string form, which `parse` reads."""
     if isinstance(sources, str):
         return sources
 
@@ -118,7 +118,7 @@ def to_text(sources: str | Sequence[Source]) -> str:
 
 
 def checked_sources(sources: str | Sequence[Source]) -> tuple[Source, ...]:
-    """The sources of a config, in either form.
+    """Validates the sources of a config, in either form.
 
     Raises:
       ConfigError: a kind, path, option or weight cannot be used, or sources cannot be
@@ -169,7 +169,7 @@ def _check(source: Source) -> None:
 def make_source(
     config: DataConfig, split: str, *, image_size: int, with_image: bool
 ) -> DataSource:
-    """The dataset of one split of a run.
+    """Opens the dataset of one split of a run.
 
     Args:
       config: of the run's data.
@@ -212,7 +212,7 @@ def make_source(
 
 
 def whole_source(source: str | Sequence[Source], options: SourceOptions) -> DataSource:
-    """All samples of a dataset, in order, without a validation split.
+    """Opens a whole dataset, in order, without a validation split.
 
     Args:
       source: as `data.source`, without weights; of tabletop the split "train" unless

@@ -64,7 +64,7 @@ VAGUE = Rates(size=0.40, material=0.05, colour=0.45, shape=0.90, refers=False)
 
 
 def segments(scene: Scene, mode: str) -> tuple[Segment, ...]:
-    """The text of a scene: one caption, or a question and its answer.
+    """Returns the text of a scene: one caption, or a question and its answer.
 
     Each segment ends with a newline, where generation stops.
 
@@ -81,13 +81,13 @@ def segments(scene: Scene, mode: str) -> tuple[Segment, ...]:
 
 
 def class_of(scene: Scene) -> str:
-    """The class of a scene of one toy, one of CLASSES."""
+    """Returns the class of a scene of one toy, one of CLASSES."""
     (thing,) = scene.things
     return f"{thing.material} {thing.shape}"
 
 
 def dialogue(question: Question) -> tuple[Segment, Segment]:
-    """A question as segments: the prompt, no target, and the answer."""
+    """Returns a question as segments: the prompt, not a target, and the answer."""
     answer = Segment(question.answer + "\n")
     if question.kind in TAG_NAMES:
         span = (0, len(question.answer), question.kind)
@@ -96,7 +96,7 @@ def dialogue(question: Question) -> tuple[Segment, Segment]:
 
 
 def caption(scene: Scene, rates: Rates, rng: np.random.Generator) -> str:
-    """A caption as a template; see templates.mark.
+    """Returns a caption as a template; see templates.mark.
 
     Args:
       scene: the scene.

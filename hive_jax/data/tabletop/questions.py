@@ -73,14 +73,14 @@ class Question:
 
 
 def questions(scene: Scene) -> list[Question]:
-    """One question of every kind possible for the scene, in the order of ASKERS."""
+    """Asks one question of every possible kind, in the order of ASKERS."""
     rng = scene.stream(2)
     found = [asker(scene, rng) for asker in ASKERS.values()]
     return [question for question in found if question]
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """One question, its kind uniform over those possible for the scene.
+    """Asks one question, its kind uniform over those possible for the scene.
 
     Args:
       scene: the scene.
@@ -189,6 +189,17 @@ def _claim_any_attribute(
 def claim_attribute(
     scene: Scene, true: bool, rng: np.random.Generator, attribute: str
 ) -> str | None:
+    """Asks whether a toy has a value of an attribute, as in "is the cube red?".
+
+    Args:
+      scene: the scene to ask about.
+      true: whether the right answer is yes.
+      rng: picks the toy, and the wrong value of a false claim.
+      attribute: a key of VALUES.
+
+    Returns:
+      The question; None if no toy of the scene can be named without the attribute.
+    """
     if (about := _about(scene, attribute, rng)) is None:
         return None
     thing, name = about
@@ -199,6 +210,13 @@ def claim_attribute(
 
 
 def claim_presence(scene: Scene, true: bool, rng: np.random.Generator) -> str:
+    """Asks whether the scene has a toy of some colour and shape.
+
+    Args:
+      scene: the scene to ask about.
+      true: whether the right answer is yes.
+      rng: picks a toy of the scene, or a combination that the scene does not have.
+    """
     thing = pick(scene.things, rng)
     looks = thing.colour, thing.shape
     here = {(thing.colour, thing.shape) for thing in scene.things}
@@ -208,6 +226,16 @@ def claim_presence(scene: Scene, true: bool, rng: np.random.Generator) -> str:
 
 
 def claim_relation(scene: Scene, true: bool, rng: np.random.Generator) -> str | None:
+    """Asks whether two toys stand in a spatial relation.
+
+    Args:
+      scene: the scene to ask about.
+      true: whether the right answer is yes; a false claim has the opposite relation.
+      rng: picks the toys and the relation.
+
+    Returns:
+      The question; None if the scene has no suitable pair.
+    """
     if (pair := _pair(scene, rng)) is None:
         return None
     toys, (first, second) = pair

@@ -71,12 +71,12 @@ class Scene:
     key: int
 
     def stream(self, purpose: int) -> np.random.Generator:
-        """Random numbers of this scene; an independent stream for each purpose."""
+        """Returns a random generator of this scene, independent for each purpose."""
         return np.random.default_rng([self.key, purpose])
 
 
 def describe(things: tuple[Thing, ...]) -> str:
-    """The canonical description, which decides the split of a scene.
+    """Returns the canonical description, which decides the split of a scene.
 
     Positions are rounded to 1/32, so that no other split has the same scene shifted
     by a fraction of a pixel.
@@ -91,12 +91,12 @@ def describe(things: tuple[Thing, ...]) -> str:
 
 
 def bucket(things: tuple[Thing, ...]) -> int:
-    """A checksum of the canonical description, 0 to 15; SPLITS assigns it to a split."""
+    """Returns a checksum of the description, 0 to 15; SPLITS assigns it to a split."""
     return zlib.crc32(describe(things).encode()) % 16
 
 
 def scene(split: str, seed: int, index: int, toys: int | None = None) -> Scene:
-    """Scene `index` of a split; a function of the arguments alone.
+    """Generates scene `index` of a split, a pure function of the arguments.
 
     Args:
       split: a key of SPLITS. Scenes of other splits' buckets are drawn again.
@@ -134,7 +134,7 @@ def relations(first: Thing, second: Thing) -> list[str]:
 
 
 def place(thing: Thing) -> str | None:
-    """The side of the table: "left", "right" or "middle", or None in between."""
+    """Returns the side of the table: "left", "right", "middle", or None in between."""
     if abs(thing.x - 0.5) < 0.06 and abs(thing.y - 0.56) < 0.12:
         return "middle"
     if abs(thing.x - 0.5) < 0.12:

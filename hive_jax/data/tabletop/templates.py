@@ -45,7 +45,7 @@ _REFERENCES = (
 
 
 def mark(template: str, target: bool = True) -> Segment:
-    """A template as a Segment: sentences capitalised, a newline at the end.
+    """Converts a template to a Segment: sentences capitalised, a newline at the end.
 
     Args:
       template: with tags.
@@ -63,23 +63,28 @@ def mark(template: str, target: bool = True) -> Segment:
 
 
 def strip_marks(template: str) -> str:
-    """A template as plain text."""
+    """Converts a template to plain text."""
     return _MARK.sub(lambda match: match[1].replace("_", " "), template)
 
 
 def sentence(template: str) -> str:
-    """A template as plain text that begins with a capital letter."""
+    """Converts a template to plain text that begins with a capital letter."""
     text = strip_marks(template)
     return text[0].upper() + text[1:]
 
 
 def pick(options, rng: np.random.Generator):
-    """A random element of a sequence."""
+    """Returns a random element of a sequence.
+
+    Args:
+      options: a non-empty sequence; all elements are equally likely.
+      rng: advanced by one draw.
+    """
     return options[int(rng.integers(len(options)))]
 
 
 def article(phrase: str) -> str:
-    """The phrase with "a" or "an" before it."""
+    """Prepends "a" or "an" to a phrase."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
@@ -90,7 +95,7 @@ def plural(shape: str) -> str:
 def refer(
     scene: Scene, thing: Thing, rng: np.random.Generator, hidden: str | None = None
 ) -> str | None:
-    """A template such as "the red|colour star|shape" that fits one toy only.
+    """Returns a template, such as "the red|colour star|shape", that fits one toy only.
 
     Args:
       scene: the scene of the toy.

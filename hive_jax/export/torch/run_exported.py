@@ -48,7 +48,16 @@ def main(folder: str, inputs_path: str, outputs_path: str) -> None:
 
 
 def load(folder: str, request: dict) -> tuple[torch.nn.Module, dict]:
-    """The model, float32 in eval mode, and the loading report of transformers."""
+    """Loads a model in float32 and eval mode.
+
+    Args:
+      folder: the exported folder.
+      request: its "auto_class" is the transformers class to load with, "remote_code"
+        whether to trust the folder's modeling code.
+
+    Returns:
+      The model, and the loading report of transformers (missing and unexpected keys).
+    """
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         config = json.load(file)
     # transformers 4 runs Gemma 2 with sdpa by default, which has no soft-cap.
@@ -67,7 +76,14 @@ def load(folder: str, request: dict) -> tuple[torch.nn.Module, dict]:
 
 
 def forward(model, inputs: dict, request: dict) -> dict[str, torch.Tensor]:
-    """The requested outputs of one forward pass."""
+    """Runs one forward pass and returns the requested outputs.
+
+    Args:
+      model: as from `load`.
+      inputs: arrays by name; input_ids and pixel_values are passed if present.
+      request: its "options" are further keyword arguments of the model, "outputs" maps
+        the name of each output to its keys in the model output.
+    """
     names = ("input_ids", "pixel_values")
     arrays = {name: to_tensor(inputs[name]) for name in names if name in inputs}
     out = model(**arrays, **request["options"])
@@ -78,7 +94,16 @@ def forward(model, inputs: dict, request: dict) -> dict[str, torch.Tensor]:
 
 
 def generate(model, inputs: dict, new_tokens: int) -> torch.Tensor:
-    """Greedy tokens after the prompt, int64[B, new_tokens], decoded with a cache."""
+    """Decodes greedily with a KV cache and returns the new tokens.
+
+    Args:
+      model: as from `load`.
+      inputs: prompt_ids, int64[B, T], and pixel_values, float32[B, 3, size, size].
+      new_tokens: number of tokens to generate, past any end-of-sequence token.
+
+    Returns:
+      int64[B, new_tokens].
+    """
     prompt = to_tensor(inputs["prompt_ids"])
     model.generation_config.eos_token_id = None  # or answers end early
     generated = model.generate(
@@ -94,7 +119,7 @@ def generate(model, inputs: dict, new_tokens: int) -> torch.Tensor:
 def run_processors(
     folder: str, model, inputs: dict, request: dict
 ) -> dict[str, torch.Tensor]:
-    """Outputs of the folder's image processor, tokenizer and chat template.
+    """Runs the folder's image processor, tokenizer and chat template.
 
     Args:
       folder: that holds them.
@@ -135,7 +160,7 @@ def run_processors(
 
 
 def to_tensor(array: np.ndarray) -> torch.Tensor:
-    """The array as a tensor of the same dtype."""
+    """Returns the array as a tensor of the same dtype."""
     return torch.from_numpy(np.ascontiguousarray(array))
 
 

@@ -13,7 +13,7 @@ _MAX_LOGITS = 2**27
 def supervised(
     hidden_states: Callable, embeddings: nn.Embedding, batch: dict, compile: str
 ) -> Callable:
-    """The function () -> mean loss of the supervised tokens, a scalar.
+    """Returns a function () -> mean loss of the supervised tokens, a scalar.
 
     Args:
       hidden_states: () -> [B, T, E] after the decoder's final norm.

@@ -22,8 +22,17 @@ def _load(folder: str) -> nn.Module:
 
 
 def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
-    """HIVE, of hive_jax/export/torch: logits of supervised tokens, and no more of the
-    encoder than is read."""
+    """Returns the loss function of HIVE, with the modeling code of exported models.
+
+    Logits are computed for supervised tokens only, and encoder layers beyond the
+    deepest connection are skipped.
+
+    Args:
+      model: HiveForConditionalGeneration.
+      batch: image, tokens and target, on the device.
+      job: its "dtype" is that of the computation, "compile" is passed on to
+        `losses.supervised`.
+    """
     image_class = sys.modules[type(model).__module__].Image
     depths = [depth for depth, _ in model.config.connections]
     connected = list(zip(depths, model.projectors, model.cross_attentions, strict=True))
@@ -50,8 +59,17 @@ def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
 
 
 def llava_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
-    """LLaVA, tuned: logits of supervised tokens, and no more of the encoder than is
-    read."""
+    """Returns the loss function of LLaVA, optimized.
+
+    Logits are computed for supervised tokens only, and encoder layers beyond the
+    feature layer are skipped.
+
+    Args:
+      model: LlavaForConditionalGeneration.
+      batch: image, tokens and target, on the device.
+      job: its "dtype" is that of the computation, "compile" is passed on to
+        `losses.supervised`.
+    """
     config = model.config
     llava = getattr(model, "model", model)
     tower = getattr(llava.vision_tower, "vision_model", llava.vision_tower)
@@ -76,8 +94,15 @@ def llava_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
 
 
 def llava_as_shipped(model: nn.Module, batch: Batch, job: dict) -> Callable:
-    """LLaVA as its own documentation calls it: image tokens in the text, labels through
-    the model, everything else by default."""
+    """Returns the loss function of LLaVA as documented: labels through the model.
+
+    Image tokens are part of the text; everything else is left at its default.
+
+    Args:
+      model: LlavaForConditionalGeneration.
+      batch: image, tokens and target, on the device.
+      job: not used.
+    """
     del job
     count = len(batch["tokens"]), model.config.image_seq_length
     tokens = batch["tokens"]
@@ -107,7 +132,7 @@ def _pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 def _features(tower: nn.Module, pixels: torch.Tensor, depth: int, dtype: torch.dtype):
-    """The outputs of blocks 1 to `depth`; without a graph where none of them trains."""
+    """Returns the outputs of blocks 1 to `depth`, without a graph where none trains."""
     blocks = tower.encoder.layers[:depth]
     trains = any(weight.requires_grad for weight in tower.parameters())
     features = []
@@ -120,7 +145,7 @@ def _features(tower: nn.Module, pixels: torch.Tensor, depth: int, dtype: torch.d
 
 
 def _masks(config, length: int, device: torch.device) -> dict | None:
-    """What each kind of decoder layer sees, made once; None where it is all before."""
+    """Builds the mask of each kind of decoder layer; None for a plain causal one."""
     if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
         return None
     position = torch.arange(length, device=device)

@@ -19,7 +19,7 @@ _BACKENDS = [
 
 
 def prepared(job: dict, load: Callable, make_loss: Callable, tuned: bool) -> Callable:
-    """The step () -> loss, a scalar on the device, which need not have finished it.
+    """Returns a function () -> loss that makes one step, asynchronously on a GPU.
 
     Args:
       job: see `worker.py`.
@@ -69,7 +69,7 @@ def _batch(path: str, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def _trainable(model: nn.Module, multipliers: dict) -> dict[float, list]:
-    """Multiplier -> the weights trained with it; all others no longer want gradients.
+    """Returns multiplier -> trained weights; all others stop requiring gradients.
 
     Raises:
       ValueError: the files and the model do not have the same tensors.
@@ -90,14 +90,16 @@ def _trainable(model: nn.Module, multipliers: dict) -> dict[float, list]:
 
 
 def _short(name: str) -> str:
-    """A name without what versions of transformers wrap models in."""
+    """Strips the prefixes that differ between versions of transformers from a name."""
     parts = name.split(".")
     return ".".join(part for part in parts if part not in ("model", "vision_model"))
 
 
 def _shorten_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Holds frozen matrices as the computation takes them, instead of converting them
-    in each step. Norms and biases stay float32."""
+    """Casts frozen matrices once to the dtype of the computation, not in each step.
+
+    Norms and biases stay float32.
+    """
     for weight in model.parameters():
         if not weight.requires_grad and weight.ndim > 1:
             weight.data = weight.data.to(dtype)

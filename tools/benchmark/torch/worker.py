@@ -1,4 +1,4 @@
-"""A process that trains with PyTorch on request; `../workers.py` has the protocol.
+"""Trains with PyTorch on request; `../worker_process.py` has the protocol.
 
     python worker.py JOB.json
 
