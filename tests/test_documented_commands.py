@@ -1,8 +1,9 @@
-"""Every command of README and docs that needs no network, GPU or files of the user.
+"""The commands of README and of the first pages that need no network, GPU or own files.
 
 The commands run in the order of the pages, in one process, with few steps and samples.
 """
 
+import json
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/quickstart.md")
+PAGES = ("README.md", "docs/quickstart.md", "docs/data.md", "docs/evaluation.md")
 # Module -> overrides that make it quick, unless the command sets the same key.
 QUICK = {
     "hive_jax.train": (
@@ -38,11 +39,6 @@ for module, arguments in json.load(sys.stdin):
     if code:
         sys.exit(f"exit code {code}")
 """
-
-
-def pages() -> list[Path]:
-    first = [ROOT / page for page in PAGES]
-    return [*first, *(p for p in sorted(ROOT.glob("docs/*.md")) if p not in first)]
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -86,8 +82,6 @@ def test_documented_commands_run(tmp_path):
 
     def run_modules():
         if modules:
-            import json
-
             subprocess.run(
                 [sys.executable, "-c", RUNNER],
                 input=json.dumps(modules),
@@ -99,8 +93,8 @@ def test_documented_commands_run(tmp_path):
             modules.clear()
 
     seen = set()
-    for page in pages():
-        for command in commands(page):
+    for page in PAGES:
+        for command in commands(ROOT / page):
             if command in seen:
                 continue
             seen.add(command)
