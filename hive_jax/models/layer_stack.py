@@ -81,11 +81,10 @@ def stacked_params(module: nn.Module, name: str, init: Callable):
     Returns:
       The tree with leaves [L, ...], or the UnstackedLayers that `apply` was given.
     """
-    # `module.param` compares shapes with those of `init`, which UnstackedLayers fail.
+    # `module.param` would trace `init` again, to compare shapes, in every `apply`; and
+    # UnstackedLayers have other shapes.
     if module.has_variable("params", name):
-        given = module.get_variable("params", name)
-        if isinstance(given, UnstackedLayers):
-            return given
+        return module.get_variable("params", name)
     return module.param(name, init)
 
 

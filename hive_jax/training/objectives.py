@@ -1,6 +1,7 @@
 """The model, the parameters and the loss of a training objective."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -81,13 +82,20 @@ def init_params(model: nn.Module, batch: Batch, seed: int) -> dict:
       batch: shapes of a batch; its size does not matter.
       seed: of the random numbers.
     """
+    size, num_tokens = batch.image.shape[1], batch.tokens.shape[1]
+    return _init(model, size, num_tokens, jax.random.key(seed))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _init(model: nn.Module, image_size: int, num_tokens: int, key: jax.Array) -> dict:
+    """Jitted, so that shapes and values of one model are traced once."""
     # One sample: shapes of parameters do not depend on the batch size.
-    images = jnp.zeros((1, *batch.image.shape[1:]), jnp.float32)
-    tokens = jnp.zeros((1, batch.tokens.shape[1]), jnp.int32)
+    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    tokens = jnp.zeros((1, num_tokens), jnp.int32)
     inputs = (images, tokens)
     if isinstance(model, Hive):
         inputs += (jnp.ones(tokens.shape, bool),)
-    return model.init(jax.random.key(seed), *inputs)["params"]
+    return model.init(key, *inputs)["params"]
 
 
 def abstract_params(model, batch: Batch, mesh) -> dict:

@@ -3,6 +3,7 @@
 The difference of the first two, `image_gain`, says how much the image helps.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -34,12 +35,14 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
     def caption_sums(params, batch: Batch):
         weight = batch.target[:, 1:].astype(jnp.float32)
         tag = jnp.zeros_like(batch.tokens) if batch.tag is None else batch.tag
+        # Jitted, so that three calls trace the model once.
+        losses = jax.jit(functools.partial(token_losses, model), inline=True)
         # One product sums by tag; tokens without a target count nowhere.
         tags = jax.nn.one_hot(tag[:, 1:], max(1, num_tags)) * weight[:, :, None]
 
         def by_tag(image, image_mask):
             altered = batch.replace(image=image, image_mask=image_mask)
-            nll = token_losses(model, params, altered)
+            nll = losses(params, altered)
             return (nll[:, :, None] * tags).sum((0, 1)), tags.sum((0, 1))
 
         no_image = jnp.zeros_like(batch.image_mask)
