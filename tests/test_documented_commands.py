@@ -1,4 +1,4 @@
-"""The commands of README and of the first pages that need no network, GPU or own files.
+"""The commands of the pages that need no network, GPU or own files.
 
 The commands run in the order of the pages, in one process, with few steps and samples.
 """
@@ -14,7 +14,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/quickstart.md", "docs/data.md", "docs/evaluation.md")
+# In this order: later pages use the runs of earlier ones.
+PAGES = (
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "quickstart",
+            "data",
+            "evaluation",
+            "weights",
+            "pictures",
+            "planning",
+            "recipes",
+            "performance",
+        )
+    ),
+)
 # Module -> overrides that make it quick, unless the command sets the same key.
 QUICK = {
     "hive_jax.train": (
@@ -28,6 +44,7 @@ QUICK = {
         "--config.train=tabletop:classes,take=first:64",
         "--config.test=tabletop:classes,split=test,take=first:64",
     ),
+    "tools.visualize": ("--scenes=1",),
 }
 RUNNER = """
 import json, runpy, sys
