@@ -13,8 +13,32 @@ from PIL import Image, UnidentifiedImageError
 from hive_jax.data.invalid import InvalidSample
 
 # Detected from the content, not the suffix. EPS and others are excluded, because Pillow
-# starts another program to read them.
+# starts another program to read them, and TIFF because libtiff prints to stderr.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+HEADER_BYTES = 32  # that `image_format` needs
+_SIGNATURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+}
+# Sizes of the second header of a BMP: of two letters alone, a text may begin with.
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+_UNREAD_SIGNATURES = {
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"8BPS": "Photoshop",
+    b"%!PS": "PostScript",
+    b"%PDF": "PDF",
+}
+_UNREAD_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC"}
+_UNREAD_BRANDS |= {b"mif1": "HEIC", b"msf1": "HEIC"}
 _ANIMATED = ("PNG", "WEBP", "GIF")  # phones write still JPEGs of several frames
 MAX_SIDE = 30_000
 MAX_PIXELS = 40_000_000  # each up to 20 bytes while decoding (lossless WebP)
@@ -31,6 +55,40 @@ _DECODING_ERRORS = (
 # malloc caches freed blocks of up to 32 MiB in each thread; larger ones are returned
 # to the system, so that decoding in many threads does not accumulate memory.
 Image.core.set_block_size(2**29)
+
+
+def image_format(header: bytes) -> str | None:
+    """Returns the format of an image file, of those that are read; None for others.
+
+    Args:
+      header: the first HEADER_BYTES of the file, or more.
+
+    Returns:
+      Pillow's name: JPEG, PNG, WEBP, GIF or BMP.
+    """
+    for signature, name in _SIGNATURES.items():
+        if header.startswith(signature):
+            return name
+    if header[:4] == b"RIFF" and header[8:12] == b"WEBP":
+        return "WEBP"
+    is_bmp = header[:2] == b"BM"
+    if is_bmp and int.from_bytes(header[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    return None
+
+
+def unread_format(header: bytes) -> str | None:
+    """Returns the name of an image format that is not read, such as TIFF; else None.
+
+    Args:
+      header: the first HEADER_BYTES of the file, or more.
+    """
+    if header[4:8] == b"ftyp":
+        return _UNREAD_BRANDS.get(header[8:12])
+    for signature, name in _UNREAD_SIGNATURES.items():
+        if header.startswith(signature):
+            return name
+    return "SVG" if header.lstrip().startswith(b"<svg") else None
 
 
 @contextlib.contextmanager
