@@ -62,7 +62,9 @@ def grey_of_16_bits(rng, size, kind: str, dtype: str, transparent=False) -> byte
     image = Image.fromarray(values.astype(dtype))
     options = {"transparency": 40_000} if transparent else {}
     content = encoded(image, kind)
-    return with_chunk(content, b"tRNS", struct.pack(">H", 40_000)) if options else content
+    return (
+        with_chunk(content, b"tRNS", struct.pack(">H", 40_000)) if options else content
+    )
 
 
 def colour_of_16_bits(rng, size, mode: str) -> bytes:
