@@ -6,8 +6,9 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from helpers.llava_sets import encoded
 from PIL import Image
+
+from helpers.llava_sets import encoded
 
 SIZES = [(1, 1), (1, 300), (300, 1), (7, 513), (60, 40), (33, 34), (224, 128)]
 # 16 bits of grey: the reference of hf_* clips them at 255, and the product does not.
@@ -57,14 +58,12 @@ def transparent_colour(rng, size, mode: str) -> bytes:
 
 
 def grey_of_16_bits(rng, size, kind: str, dtype: str, transparent=False) -> bytes:
-    values = np.asarray(drawn(rng, size, "L")).astype(np.uint16) * 257
+    values = np.asarray(drawn(rng, size, "L")) * np.uint16(257)
     values[0, 0] = 40_000
-    image = Image.fromarray(values.astype(dtype))
-    options = {"transparency": 40_000} if transparent else {}
-    content = encoded(image, kind)
-    return (
-        with_chunk(content, b"tRNS", struct.pack(">H", 40_000)) if options else content
-    )
+    content = encoded(Image.fromarray(values.astype(dtype)), kind)
+    if transparent:
+        content = with_chunk(content, b"tRNS", struct.pack(">H", 40_000))
+    return content
 
 
 def colour_of_16_bits(rng, size, mode: str) -> bytes:
