@@ -72,7 +72,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--preprocessing",
         choices=PREPROCESSING,
         default="hf_bicubic",
-        help="how images are resized; default: %(default)s",
+        help="how images become pixels in training; default: %(default)s",
     )
     parser.add_argument(
         "--shard_size", type=int, default=8192, help="samples; default: %(default)s"
@@ -143,7 +143,12 @@ def check(source: DataSource, args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.tokenizer)
     with tqdm(total=len(source), unit="sample") as bar:
         report = validate_source(
-            source, tokenizer, args.num_tokens, args.threads, bar.update
+            source,
+            tokenizer,
+            args.num_tokens,
+            args.threads,
+            bar.update,
+            args.preprocessing,
         )
     report.write(out)
     print(report.to_text())

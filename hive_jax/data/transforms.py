@@ -10,7 +10,8 @@ import math
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from hive_jax.data.image_io import open_image, to_rgb
+from hive_jax.data.image_io import open_image, pillow_errors
+from hive_jax.data.rgb_conversion import to_rgb
 from hive_jax.errors import DataError
 
 # PIL's filters, which antialias where they shrink, as transformers uses them.
@@ -60,7 +61,8 @@ def load_pixels(
     if isinstance(image, bytes):
         if augment is None:
             return decode(image, size, preprocessing, where)
-        with open_image(image, where) as whole:
+        drop_alpha = drops_alpha(preprocessing)
+        with open_image(image, where, drop_alpha=drop_alpha) as whole:
             return augment_image(whole, size, *augment)
     if image.shape != shape or image.dtype != np.uint8:
         raise DataError(
@@ -84,7 +86,10 @@ def decode(content: bytes, size: int, preprocessing: str, where: str) -> np.ndar
     Raises:
       InvalidSample: see `open_image`.
     """
-    with open_image(content, where, as_square=pads(preprocessing)) as image:
+    as_square, drop_alpha = pads(preprocessing), drops_alpha(preprocessing)
+    with open_image(
+        content, where, as_square=as_square, drop_alpha=drop_alpha
+    ) as image:
         return resize_image(image, size, preprocessing)
 
 
@@ -101,10 +106,12 @@ def prepare_image(
       where: names the image in errors.
 
     Raises:
-      DataError: another type, dtype or shape.
+      DataError: another type, dtype or shape; a damaged file; or see `to_rgb`.
     """
     if isinstance(image, Image.Image):
-        return resize_image(to_rgb(image), size, preprocessing)
+        with pillow_errors(where):
+            image = to_rgb(image, where, drops_alpha(preprocessing))
+        return resize_image(image, size, preprocessing)
     if not isinstance(image, np.ndarray):
         raise DataError(
             f"{where} is a {type(image).__name__}; expected a PIL image or a NumPy array"
@@ -115,12 +122,17 @@ def prepare_image(
             f"{where} is {image.dtype}{list(image.shape)}; expected "
             "uint8[height, width, 3]"
         )
-    return resize_image(to_rgb(Image.fromarray(image)), size, preprocessing)
+    return resize_image(Image.fromarray(image).convert("RGB"), size, preprocessing)
 
 
 def pads(preprocessing: str) -> bool:
     """Returns whether images are padded to squares before they are resized."""
     return preprocessing.endswith(_PAD)
+
+
+def drops_alpha(preprocessing: str) -> bool:
+    """Returns whether transparent images keep the colours under their alpha."""
+    return preprocessing == "bv_bilinear"
 
 
 def resize_image(image: Image.Image, size: int, preprocessing: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hive_jax.data.image_io import image_mode
+from hive_jax.data.image_io import ImageInfo, inspect_image
 from hive_jax.data.invalid import InvalidSample, format_counts
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.base import DataSource
@@ -18,10 +18,9 @@ from hive_jax.data.tokenizer import (
     encode_sample,
     truncate_text,
 )
-from hive_jax.data.transforms import decode
+from hive_jax.data.transforms import drops_alpha, pads
 from hive_jax.io import atomic_write, json_lines, write_json, write_text
 
-_IMAGE_SIZE = 32  # images are only decoded to see that they can be
 _MAX_HISTOGRAM = 4000  # tokens
 
 
@@ -34,7 +33,11 @@ class DatasetReport:
       samples: number of all samples.
       invalid: {index, reason, where, detail} of each that cannot be used.
       text_alone: samples without an image.
+      preprocessing: of the images in training.
       modes: PIL's image mode -> samples; all but RGB are converted when read.
+      transparent: samples whose image has transparent pixels.
+      rotated: samples whose image is to be rotated or mirrored, by its EXIF.
+      brightest: largest upper half of each image of 16 bits, 0 to 255.
       repeated: samples whose image is, bit for bit, that of an earlier one.
       tokens: of each valid sample, before any cut; the begin-of-sequence token counts.
       long: samples of so much text that its end is not even tokenised, in training and
@@ -43,10 +46,14 @@ class DatasetReport:
     """
 
     num_tokens: int
+    preprocessing: str = "hf_bicubic"
     samples: int = 0
     invalid: list[dict] = dataclasses.field(default_factory=list)
     text_alone: int = 0
     modes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    transparent: int = 0
+    rotated: int = 0
+    brightest: list[int] = dataclasses.field(default_factory=list)
     repeated: int = 0
     tokens: list[int] = dataclasses.field(default_factory=list)
     long: int = 0
@@ -63,6 +70,10 @@ class DatasetReport:
             "bad_by_reason": dict(reasons.most_common()),
             "text_alone": self.text_alone,
             "image_modes": dict(self.modes.most_common()),
+            "transparent_images": self.transparent,
+            "rotated_images": self.rotated,
+            "images_of_16_bits": len(self.brightest),
+            "brightest_of_16_bits": max(self.brightest, default=None),
             "repeated_images": self.repeated,
             "num_tokens": self.num_tokens,
             "cut": self.cut,
@@ -86,12 +97,30 @@ class DatasetReport:
                 f"cannot be used   {len(self.invalid):,}{reasons}",
                 f"text alone       {self.text_alone:,}",
                 f"image modes      {format_counts(report['image_modes'])}",
+                *self._conversions(),
                 f"repeated images  {self.repeated:,}",
                 f"tokens           {low} to {high}, median {middle}",
                 f"cut              {self.cut:,}, of more than {self.num_tokens} tokens",
                 f"long texts       {self.long:,}, of which only the start was tokenised",
             ]
         )
+
+    def _conversions(self) -> list[str]:
+        """A line for each kind of image that training sees otherwise than a viewer."""
+        lines = []
+        if self.transparent:
+            fate = f"on white, with {self.preprocessing}"
+            if drops_alpha(self.preprocessing):
+                fate = f"alpha dropped, with {self.preprocessing}"
+            lines.append(f"transparent      {self.transparent:,}, {fate}")
+        if self.rotated:
+            lines.append(f"rotated by EXIF  {self.rotated:,}, which is not applied")
+        if self.brightest:
+            lines.append(
+                f"16 bits a value  {len(self.brightest):,}, of which the upper 8 are "
+                f"used: the brightest is {max(self.brightest)} of 255"
+            )
+        return lines
 
     def write(self, folder: Path) -> None:
         """Writes report.json, bad_samples.jsonl and tokens.png. Raises OutputError."""
@@ -120,6 +149,7 @@ def validate_source(
     num_tokens: int,
     threads: int,
     progress: Callable[[int], None],
+    preprocessing: str = "hf_bicubic",
 ) -> DatasetReport:
     """Reads, decodes and tokenises every sample of a dataset.
 
@@ -129,12 +159,15 @@ def validate_source(
       num_tokens: of a sample in training.
       threads: that read.
       progress: called with the number of samples done since the last call.
+      preprocessing: of the images in training.
     """
-    report, images = DatasetReport(num_tokens), set()
+    report, images = DatasetReport(num_tokens, preprocessing), set()
 
     def check(index: int):
         try:
-            return _check_sample(source, index, tokenizer, num_tokens)
+            return _check_sample(
+                source, index, tokenizer, num_tokens, pads(preprocessing)
+            )
         except InvalidSample as invalid:
             return invalid
 
@@ -145,24 +178,32 @@ def validate_source(
             line = {"index": index, "reason": result.reason, "where": result.where}
             report.invalid.append(line | {"detail": result.detail})
             continue
-        mode, digest, tokens, is_long = result
+        image, digest, tokens, is_long = result
         report.tokens.append(tokens)
         report.long += is_long
         report.cut += is_long or tokens > num_tokens
-        if digest is None:
+        if image is None:
             report.text_alone += 1
             continue
-        report.modes[mode] += 1
+        report.modes[image.mode] += 1
+        report.transparent += image.is_transparent
+        report.rotated += image.is_rotated
+        if image.brightest is not None:
+            report.brightest.append(image.brightest)
         report.repeated += digest in images
         images.add(digest)
     return report
 
 
 def _check_sample(
-    source: DataSource, index: int, tokenizer: Tokenizer, num_tokens: int
-) -> tuple[str | None, bytes | None, int, bool]:
-    """(image mode, hash of the image, tokens, whether the text is a long one) of a
-    sample. Raises InvalidSample."""
+    source: DataSource,
+    index: int,
+    tokenizer: Tokenizer,
+    num_tokens: int,
+    as_square: bool,
+) -> tuple[ImageInfo | None, bytes | None, int, bool]:
+    """(image, hash of the image, tokens, whether the text is a long one) of a sample.
+    Raises InvalidSample."""
     whole = source[index]
     sample = truncate_text(whole, num_tokens)
     tokens = count_tokens(sample, tokenizer)
@@ -174,6 +215,5 @@ def _check_sample(
         return None, None, tokens, is_long
     digest = hashlib.sha256(sample.image).digest()
     if isinstance(sample.image, np.ndarray):
-        return "RGB", digest, tokens, is_long
-    decode(sample.image, _IMAGE_SIZE, "hf_bilinear", where)
-    return image_mode(sample.image), digest, tokens, is_long
+        return ImageInfo("RGB", False, False, None), digest, tokens, is_long
+    return inspect_image(sample.image, where, as_square), digest, tokens, is_long

@@ -10,12 +10,12 @@ from typing import ClassVar, Self
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from PIL import Image
 
 from hive_jax.config import RunConfig
 from hive_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
-from hive_jax.data.transforms import resize_image
-from hive_jax.export.example_inputs import TEXT, normalize
+from hive_jax.data.transforms import drops_alpha
+from hive_jax.export.example_inputs import TEXT
+from hive_jax.export.processor_images import expected_pixels
 from hive_jax.export.tokenizer import ExportedTokenizer, export_tokenizer
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
@@ -227,6 +227,11 @@ class Component(abc.ABC):
                 "`preprocessor_config.json` names its nearest, bilinear with "
                 "antialiasing, which is softer where an image shrinks."
             )
+        if drops_alpha(self.preprocessing):
+            note += (
+                " Transparent images: training dropped their alpha, and transformers "
+                "since 5.22 composites them on white."
+            )
         notes = [note]
         if run.objective == "caption" and self.encoder_config.map_head:
             notes.append(
@@ -243,7 +248,7 @@ class Component(abc.ABC):
         """Fixed inputs: built-in scenes and random tokens, the same every time.
 
         Returns:
-          As the component needs them: image_file uint8[height, width, 3],
+          As the component needs them: the image files of `image_files`,
           pixel_values float32[B, 3, size, size] in [-1, 1], input_ids int64[B, T],
           and prompt_ids int64[B, T'], after which NEW_TOKENS tokens are generated.
         """
@@ -273,23 +278,22 @@ class Component(abc.ABC):
     def reference_processor_outputs(
         self, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Preprocesses an image file and TEXT as training does.
+        """Preprocesses image files and TEXT as training does.
 
         Args:
           inputs: as from `example_inputs`.
 
         Returns:
-          "image processor", float32[1, 3, size, size], and "tokenizer", int[T], for
-          components with an image encoder and with text.
+          The pixels of `expected_pixels`, and "tokenizer", int[T], for components with
+          an image encoder and with text.
         """
         outputs = {}
         if self.encoder_config is not None:
-            image = resize_image(
-                Image.fromarray(inputs["image_file"]),
+            outputs |= expected_pixels(
+                inputs,
                 self.encoder_config.image_size,
                 hf_models.nearest_preprocessing(self.preprocessing),
             )
-            outputs["image processor"] = normalize(image[None])
         if self.has_text():
             ids, _ = self.tokenizer.encode(TEXT)
             bos_id = self.tokenizer.bos_id

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hive_jax.data.tabletop.dataset import Tabletop
+from hive_jax.export.processor_images import image_files, normalize
 from hive_jax.models.siglip import SiglipConfig
 
 NUM_IMAGES = 4
@@ -15,12 +16,11 @@ TEXT = "a small red star stands on the table"
 
 
 def example_images(config: SiglipConfig) -> dict[str, np.ndarray]:
-    """Returns the entries image_file and pixel_values of `Component.example_inputs`."""
+    """Returns the entries pixel_values and image_file... of `Component.example_inputs`."""
     size = config.image_size
     scenes = Tabletop("test", image_size=size)
     images = np.stack([scenes[i].image for i in range(NUM_IMAGES)])
-    larger = Tabletop("test", image_size=max(8, 3 * size // 2))
-    return {"image_file": larger[0].image, "pixel_values": normalize(images)}
+    return image_files(size) | {"pixel_values": normalize(images)}
 
 
 def example_tokens(shape: tuple[int, int], vocab_size: int) -> np.ndarray:
@@ -36,8 +36,3 @@ def example_tokens(shape: tuple[int, int], vocab_size: int) -> np.ndarray:
 def images_of(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Returns pixel_values in hive_jax's layout, float32[B, size, size, 3]."""
     return inputs["pixel_values"].transpose(0, 2, 3, 1)
-
-
-def normalize(images: np.ndarray) -> np.ndarray:
-    """Maps uint8[B, H, W, 3] to float32[B, 3, H, W] in [-1, 1]."""
-    return (images.astype(np.float32) / 127.5 - 1.0).transpose(0, 3, 1, 2)

@@ -73,12 +73,20 @@ def _training(
 def _check(verification: Mapping) -> str:
     if not verification["run"]:
         return f"## Check\n\n**Not run**: {verification['reason']}."
-    differences = dict(verification["max_abs_difference"])
-    differences.pop("image processor", None)
+    differences = {
+        name: difference
+        for name, difference in verification["max_abs_difference"].items()
+        if not name.startswith("image processor")
+    }
     name, largest = max(differences.items(), key=lambda item: item[1])
     return (
         f"## Check\n\nLoaded by `{verification['class']}` of transformers "
         f"{verification['transformers']} with no missing and no unexpected keys, and "
         "compared with hive_jax on fixed inputs: the largest difference is "
         f"{largest:.1e} ({name}). All figures are in `hive_export.json`."
+        + "".join(
+            f"\n\n{name.removeprefix('image processor, ').capitalize()} images get other "
+            f"pixels than in training: {known['reason']}."
+            for name, known in verification["known_deviations"].items()
+        )
     )

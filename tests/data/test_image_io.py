@@ -55,14 +55,6 @@ def test_extreme_shapes_are_resized(size):
     assert decoded(encoded(photograph(1, size), "PNG")).shape == (16, 16, 3)
 
 
-def test_a_suffix_does_not_matter_and_a_rotation_is_not_applied():
-    image = photograph(1)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    content = encoded(image, quality=95, exif=exif)
-    np.testing.assert_array_equal(decoded(content), decoded(encoded(image, quality=95)))
-
-
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_images_are_named_with_a_reason(name):
     content, reason = DAMAGED[name]

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import random
 import shutil
@@ -53,6 +54,18 @@ def most_said(example) -> str:
 def words(examples) -> list:
     """What does not depend on the form of the files."""
     return [(e.question, e.answers, e.choices, e.hint, e.group) for e in examples]
+
+
+def test_mme_images_have_any_suffix(official, tmp_path):
+    shutil.copytree(official / "mme", tmp_path / "mme")
+    images = sorted((tmp_path / "mme").glob("*/*.jpg"))
+    for path, suffix in zip(
+        images, itertools.cycle((".JPG", ".jfif", "")), strict=False
+    ):
+        path.rename(path.with_suffix(suffix))
+    examples = read_task("mme", str(tmp_path))
+    assert {bool(examples.image(example)) for example in examples} == {True}
+    assert {Path(e.image).suffix for e in examples} >= {".JPG", ".jfif", ""}
 
 
 @pytest.mark.parametrize("name", FOUR)

@@ -113,12 +113,19 @@ def test_stock_classes_compute_the_same(runs, tmp_path, kind, component, dtype, 
     verification = report["verification"]
     assert verification["run"] and verification["class"] == stock
     assert verification["missing_keys"] == verification["unexpected_keys"] == []
-    images = {"image processor"} if component != "decoder" else set()
+    kinds = ("", ", grey", ", palette", ", rotated", ", transparent")
+    has_images = component != "decoder"
+    images = {f"image processor{kind}" for kind in kinds if has_images}
     outputs = {
         "encoder": {"depth 1", "depth 2", "depth 3", "tokens", "pooled"},
         "two_towers": {"image embeddings", "text embeddings", "logits"},
     }.get(component, {"logits"})
     assert set(verification["max_abs_difference"]) == outputs | images
+    assert all(verification["max_abs_difference"][name] == 0 for name in images)
+    known = verification["known_deviations"]
+    assert list(known) == ["image processor, 16-bit"] * has_images
+    assert all(one["max_abs_difference"] > 1 for one in known.values())
+    assert ("16-bit images get other" in (out / "README.md").read_text()) == has_images
     tokens = {
         "encoder": [],
         "vlm": ["chat template", "chat template, one string", "greedy"],

@@ -26,7 +26,7 @@ DAMAGED = {
     "page": (b"<html>404 not found</html>", "not an image"),
     "vector": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
-    "start": (b"\xff\xd8\xff", "not an image"),
+    "start": (b"\xff\xd8\xff", "damaged"),
     "cut": (JPEG[:-500], "damaged"),
     "cut in the header": (PNG[:20], "damaged"),
     "cut png": (PNG[: len(PNG) // 2], "damaged"),

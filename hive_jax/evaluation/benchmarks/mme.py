@@ -15,6 +15,7 @@ import collections
 from collections.abc import Sequence
 from pathlib import Path
 
+from hive_jax.data.image_io import HEADER_BYTES, image_format
 from hive_jax.data.sources.image_store import FolderStore
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation.benchmarks import files
@@ -30,7 +31,6 @@ COGNITION = (
     "code_reasoning",
 )
 _SUFFIX = " Please answer yes or no."
-_IMAGES = (".jpg", ".png", ".jpeg")
 
 
 def read(folder: str) -> Examples:
@@ -124,12 +124,11 @@ def _lines_of(root: Path, category: str, store: FolderStore):
     apart = (root / category / inner).is_dir()
     texts = f"{category}/{inner}" if apart else category
     images = f"{category}/images" if apart else category
+    image_names = _image_names(root / images)
     for name in sorted(path.name for path in (root / texts).glob("*.txt")):
         content = decode_text(store.read(f"{texts}/{name}"), str(root / texts / name))
-        stem = f"{images}/{name.removesuffix('.txt')}"
-        image = next(
-            (stem + s for s in _IMAGES if store.has(stem + s)), stem + _IMAGES[0]
-        )
+        stem = name.removesuffix(".txt")
+        image = f"{images}/{image_names.get(stem, stem + '.jpg')}"
         group = f"{category}/{image.rpartition('/')[2]}"
         for number, line in enumerate(content.strip().split("\n"), 1):
             where = f"{root / texts / name}, line {number}"
@@ -139,6 +138,17 @@ def _lines_of(root: Path, category: str, store: FolderStore):
                     f"{where} is {line[:60]!r}; expected a question, a tab, Yes or No"
                 )
             yield where, group, question, answer, category, image
+
+
+def _image_names(folder: Path) -> dict[str, str]:
+    """Name of each image file in a folder, by its name without the suffix."""
+    names = {}
+    for path in sorted(folder.glob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                if image_format(file.read(HEADER_BYTES)):
+                    names.setdefault(path.stem, path.name)
+    return names
 
 
 def _examples(folder: str, found, store) -> Examples:

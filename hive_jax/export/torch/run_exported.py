@@ -9,6 +9,7 @@ these and the entry "report", JSON with versions and missing or unexpected keys.
 """
 
 import functools
+import io
 import json
 import operator
 import sys
@@ -124,15 +125,19 @@ def run_processors(
     Args:
       folder: that holds them.
       model: generates one token, to see that it takes what they return.
-      inputs: arrays, with image_file where there is an image processor.
+      inputs: arrays, with image files where there is an image processor: "image_file"
+        and "image_file, KIND", the bytes of each.
       request: names the processors.
     """
     outputs, batch = {}, {}
     if "image processor" in request["processors"]:
-        image = Image.fromarray(inputs["image_file"])
         processor = transformers.AutoImageProcessor.from_pretrained(folder)
+        for name in (name for name in inputs if name.startswith("image_file")):
+            one = Image.open(io.BytesIO(inputs[name].tobytes()))
+            output = name.replace("image_file", "image processor")
+            outputs[output] = processor(one, return_tensors="pt")["pixel_values"]
+        image = Image.open(io.BytesIO(inputs["image_file"].tobytes()))
         batch = dict(processor(image, return_tensors="pt"))
-        outputs["image processor"] = batch["pixel_values"]
     if "tokenizer" in request["processors"]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=request["remote_code"]
