@@ -147,13 +147,6 @@ def _tokenizer_json(
 
 def _template(file: Path, settings: Mapping) -> tuple[str, str]:
     """Returns the tokens that transformers puts before and after a text, "" for none."""
-    if "add_bos_token" in settings or "add_eos_token" in settings:
-        begin = _token(settings, "bos_token", "<bos>")
-        end = _token(settings, "eos_token", "<eos>")
-        return (
-            begin if settings.get("add_bos_token") else "",
-            end if settings.get("add_eos_token") else "",
-        )
     tokenizer = read_tokenizer_json(file)
     text = tokenizer.encode("a", add_special_tokens=False).tokens
     tokens = tokenizer.encode("a").tokens
@@ -164,6 +157,14 @@ def _template(file: Path, settings: Mapping) -> tuple[str, str]:
             f"{file}: its post-processor makes {tokens} of the text 'a'; expected at most "
             "one token before the text and one after it"
         )
+    for key, token in (("add_bos_token", begin), ("add_eos_token", end)):
+        if settings.get(key, bool(token)) != bool(token):
+            raise CheckpointError(
+                f"{file.parent}: {key} is {settings[key]} in {_SETTINGS}, and the "
+                f"post-processor of {file.name} makes {tokens} of the text 'a'; expected "
+                "that both agree. Save the tokenizer again, with the special tokens that "
+                "the tower was trained with"
+            )
     return begin, end
 
 
