@@ -32,4 +32,6 @@ def fill_template(template: str, name: str) -> str:
         article = ""
     else:
         article = "an " if _VOWEL.match(name) else "a "
-    return re.sub(r"\ba \{\}", lambda _: article + name, template).replace("{}", name)
+    return re.sub(
+        r"(\ba )?\{\}", lambda match: (article if match[1] else "") + name, template
+    )

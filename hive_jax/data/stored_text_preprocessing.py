@@ -8,23 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hive_jax.data.text_preprocessing import TextPreprocessing
-from hive_jax.data.tokenizer import (
-    read_sentencepiece,
-    read_tokenizer_json,
-    tokenizer_file,
-)
+from hive_jax.data.tokenizer import tokenizer_file
+from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
 from hive_jax.errors import CheckpointError
 from hive_jax.io import read_json
 
 _SETTINGS = "tokenizer_config.json"
-# Tokenizer classes of transformers, without "Fast" -> family. Folders of SigLIP 2 name
+# Tokenizer classes of transformers -> family, also with "Fast" at the end. Folders of SigLIP 2 name
 # either of two classes; its training lower-cased texts under both.
 _FAMILIES = {
     "SiglipTokenizer": "siglip",
     "Siglip2Tokenizer": "siglip2",
     "GemmaTokenizer": "siglip2",
     # These apply a tokenizer.json as it is.
-    "PreTrainedTokenizer": "json",
+    "PreTrainedTokenizerFast": "json",
     "TokenizersBackend": "json",
 }
 # Files of each family's vocabulary, the first that exists is read.
@@ -50,7 +47,9 @@ def stored_preprocessing(source: str, num_tokens: int) -> TextPreprocessing:
     folder, settings = Path(source), {}
     if (folder / _SETTINGS).is_file():
         settings = read_json(folder / _SETTINGS, error=CheckpointError)
-    name = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
+    name = str(settings.get("tokenizer_class") or "")
+    if name not in _FAMILIES:
+        name = name.removesuffix("Fast")
     if name == "GemmaTokenizer" and not _is_siglip(folder):
         name, settings = "", {}  # of a decoder: only the vocabulary counts
     family = _FAMILIES.get(name) if name else _family_of(tokenizer_file(source))

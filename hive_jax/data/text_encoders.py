@@ -8,7 +8,7 @@ import re
 import string
 from pathlib import Path
 
-from hive_jax.data.tokenizer import read_sentencepiece, read_tokenizer_json
+from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SPACE = "▁"  # as SentencePiece writes it
