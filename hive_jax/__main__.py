@@ -13,6 +13,7 @@ COMMANDS = {
     "visualize": "draw attention maps, gradients and features of a run",
     "export_hf": "export a component of a run to Hugging Face or big_vision format",
     "import_weights": "import pre-trained weights as the start of a run",
+    "make_tokenizer": "train a tokenizer on the texts of a dataset",
     "prepare_data": "check a dataset, or convert it to ArrayRecord",
 }
 

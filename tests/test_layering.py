@@ -41,6 +41,7 @@ COMMANDS = {
     "evaluate",
     "export_hf",
     "import_weights",
+    "make_tokenizer",
     "plan",
     "prepare_data",
     "probe",

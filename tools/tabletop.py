@@ -19,6 +19,7 @@ from hive_jax.data.tabletop.benchmarks import write_benchmarks
 from hive_jax.data.tabletop.language import MODES
 from hive_jax.data.tabletop.questions import questions
 from hive_jax.data.tabletop.scene import SPLITS, scene
+from hive_jax.data.train_tokenizer import train_tokenizer
 from hive_jax.evaluation.benchmarks.registry import read_task
 
 PAPER, CARD, INK, SOFT = "#f3f1ec", "#ffffff", "#222222", "#85807a"
@@ -157,19 +158,7 @@ def make_tokenizer(args: argparse.Namespace) -> None:
     """Trains the byte-level BPE of 512 tokens that the package ships.
 
     Any text can be written with it; the words of tabletop are single tokens."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"],  # Gemma's order
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(tokenizer_texts(), trainer)
+    tokenizer = train_tokenizer(tokenizer_texts(), vocab_size=512)
     tokenizer.save(args.out)
     print(f"{args.out}: {tokenizer.get_vocab_size()} tokens")
 

@@ -38,8 +38,8 @@ class ProbeConfig:
       peak_lr: learning rate at the end of the warm-up.
       weight_decay: of AdamW, multiplied by the learning rate.
       clip_norm: largest global norm of the gradients.
-      templates: prompts for zero_shot with {} for the class name; their text
-        embeddings are averaged.
+      templates: prompts for zero_shot with {} for the class name, "a {}" for the name
+        with its article; their text embeddings are averaged.
       max_bad_fraction: largest fraction of unreadable training images.
       dtype: of the computation, as for a run.
       threads: number of threads that read and decode.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
 from hive_jax.data.types import Sample
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import atomic_dir
@@ -63,6 +64,10 @@ class Tokenizer:
         special = {self.pad_id, self.bos_id, self.eos_id}
         return self._backend.decode([int(id) for id in ids if int(id) not in special])
 
+    def token_of(self, id: int) -> str:
+        """Returns the token of an id."""
+        return self._backend.token_of(id)
+
     def ids_with(self, text: str) -> list[int]:
         """Ids of the tokens that contain `text`."""
         ids = range(self.vocab_size)
@@ -71,14 +76,7 @@ class Tokenizer:
 
 class _TokenizerJson:
     def __init__(self, path: Path):
-        import tokenizers
-
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path} is not a tokenizer.json: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = read_tokenizer_json(path)
         # "<eos>" in a caption is text, not the end of it.
         self._tokenizer.encode_special_tokens = True
         # Text never has a special token after the vocabulary, and the embedding table
@@ -91,6 +89,9 @@ class _TokenizerJson:
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
+    def token_of(self, id: int) -> str:
+        return self._tokenizer.id_to_token(id)
+
     def encode(self, text: str):
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         return encoded.ids, encoded.offsets
@@ -101,21 +102,15 @@ class _TokenizerJson:
 
 class _SentencePiece:
     def __init__(self, path: Path):
-        try:
-            import sentencepiece
-        except ImportError:
-            raise MissingInputError(
-                f"{path} needs the package sentencepiece: pip install sentencepiece"
-            ) from None
-        try:
-            self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except RuntimeError as error:
-            raise DataError(f"{path} is not a SentencePiece model: {error}") from None
+        self._model = read_sentencepiece(path)
         self.vocab_size = self._model.vocab_size()
 
     def id_of(self, token: str) -> int | None:
         id = self._model.piece_to_id(token)
         return id if self._model.id_to_piece(id) == token else None
+
+    def token_of(self, id: int) -> str:
+        return self._model.id_to_piece(id)
 
     def encode(self, text: str):
         encoded = self._model.encode(text, return_type="offset_mapping")
@@ -285,7 +280,7 @@ def truncate_text(sample: Sample, num_tokens: int) -> Sample:
       sample: returned as it is, if there is no such text.
       num_tokens: of a sample in training.
     """
-    limit = max(_CHARACTERS, num_tokens * _CHARACTERS_PER_TOKEN)
+    limit = max_characters(num_tokens)
     if sum(len(segment.text) for segment in sample.segments) <= limit:
         return sample
     segments = []
@@ -294,6 +289,11 @@ def truncate_text(sample: Sample, num_tokens: int) -> Sample:
         segments.append(dataclasses.replace(segment, text=text))
         limit -= len(text)
     return dataclasses.replace(sample, segments=tuple(segments))
+
+
+def max_characters(num_tokens: int) -> int:
+    """Returns the length at which text of `num_tokens` tokens is cut before tokenizing."""
+    return max(_CHARACTERS, num_tokens * _CHARACTERS_PER_TOKEN)
 
 
 def _label_characters(sample: Sample) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.config import ProbeConfig
+from hive_jax.data.class_captions import fill_template
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.base import DataSource, SourceOptions
 from hive_jax.data.sources.registry import whole_source
@@ -55,6 +56,7 @@ def evaluate_towers(config: ProbeConfig, model: TrainedModel, out: Path) -> dict
         "data": source.fingerprint,
         "preprocessing": preprocessing,
         "image_size": size,
+        "texts": model.text_preprocessing.as_json(),
         "checkpoint": {"fingerprint": fingerprint(flatten_dict(model.params, sep="/"))},
     }
     zero_shot = config.probe == "zero_shot"
@@ -103,9 +105,8 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
             f"config.test is {config.test!r}, which has no classes; expected folder:, "
             "tfds: or table: with labels, or tabletop:classes"
         )
-    names = [name.replace("_", " ") for name in classes]
     by_template = [
-        model.embed_texts([template.format(name) for name in names])
+        model.embed_texts([fill_template(template, name) for name in classes])
         for template in config.templates
     ]
     # Prompt ensembling as in CLIP: the normalised mean of the templates' embeddings.

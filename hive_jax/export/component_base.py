@@ -275,6 +275,10 @@ class Component(abc.ABC):
         """Keyword arguments of the transformers model besides the inputs."""
         return {}
 
+    def tokenizer_options(self) -> dict:
+        """Keyword arguments of the transformers tokenizer besides the text."""
+        return {}
+
     def reference_processor_outputs(
         self, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:

@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.config import RunConfig
+from hive_jax.data.text_preprocessing import own_preprocessing
 from hive_jax.export.component_base import Component, softcap_notes
 from hive_jax.export.example_inputs import (
     NUM_IMAGES,
     NUM_TOKENS,
+    TEXT,
     example_images,
     example_tokens,
     images_of,
 )
 from hive_jax.export.image_text_components import HiveComponent, VlmComponent
+from hive_jax.export.tokenizer import ExportedTokenizer
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
@@ -108,11 +111,13 @@ class TwoTowersComponent(Component):
     pipeline_tag = "image-feature-extraction"
     auto_class = "AutoModel"
     loading_snippet = """\
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained('.')
-pixels = AutoImageProcessor.from_pretrained('.')(images=image, return_tensors="pt")
-model.get_image_features(**pixels)"""
+processor, model = AutoProcessor.from_pretrained('.'), AutoModel.from_pretrained('.')
+inputs = processor(text=texts, images=images, padding="max_length", truncation=True,
+                   return_tensors="pt")
+model(**inputs).logits_per_image"""
+    processor_class = "SiglipProcessor"
     open = staticmethod(sources.open_two_towers)
 
     @classmethod
@@ -161,9 +166,30 @@ model.get_image_features(**pixels)"""
             "logits": ["logits_per_image"],
         }
 
+    def exported_tokenizer(self) -> ExportedTokenizer:
+        return super().exported_tokenizer().for_text_tower(self.config[1].num_tokens)
+
+    def tokenizer_options(self) -> dict:
+        return {"padding": "max_length", "truncation": True}
+
+    def reference_processor_outputs(self, inputs) -> dict[str, np.ndarray]:
+        """Returns "image processor" as in the base class, and "tokenizer", int[T], the
+        input of the text tower.
+
+        Args:
+          inputs: as from `example_inputs`.
+        """
+        outputs = super().reference_processor_outputs(inputs)
+        preprocess = own_preprocessing(self.tokenizer_source, self.config[1].num_tokens)
+        return outputs | {"tokenizer": preprocess([TEXT])[0]}
+
     def card_notes(self, run: RunConfig) -> list[str]:
         num_tokens = self.config[1].num_tokens
-        note = f"Texts are padded with `<pad>` to {num_tokens} tokens."
+        note = (
+            f"Texts are stripped, end with a newline and are padded to {num_tokens} "
+            'tokens: the tokenizer does this, with `padding="max_length"` and '
+            "`truncation=True`."
+        )
         return [*super().card_notes(run), note]
 
 

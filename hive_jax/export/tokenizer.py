@@ -6,6 +6,7 @@ tokens of a "vlm", whose chat template writes it.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from hive_jax.data.tokenizer import Tokenizer
@@ -58,6 +59,7 @@ class ExportedTokenizer:
       image_token_id: None for a model without image tokens.
       newline_id, newline: id and token of the newline that ends captions and answers;
         None if it is not a single token.
+      settings: entries of tokenizer_config.json besides those of all components.
     """
 
     content: dict
@@ -68,6 +70,42 @@ class ExportedTokenizer:
     image_token_id: int | None
     newline_id: int | None
     newline: str | None
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def for_text_tower(self, num_tokens: int) -> "ExportedTokenizer":
+        """Returns the tokenizer with the text preprocessing of a text tower.
+
+        Its ids, padded and truncated by transformers, are those of `own_preprocessing`;
+        only the empty string lacks its newline, for normalizers do not see it.
+
+        Args:
+          num_tokens: length of the tower's input.
+        """
+        import tokenizers
+        from tokenizers import Regex, normalizers
+
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.content))
+        # Whitespace as str.strip has it.
+        space = r"[\s\x1c-\x1f]+"
+        steps = [
+            normalizers.Replace(Regex(r"\z"), "\n"),
+            normalizers.Replace(Regex(rf"{space}\z"), "\n"),
+            normalizers.Replace(Regex(rf"\A{space}(?=.)"), ""),
+            tokenizer.normalizer,
+        ]
+        steps = [step for step in steps if step is not None]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+        settings = {
+            "model_max_length": num_tokens,
+            "padding_side": "right",
+            # SigLIP attends to the padding too.
+            "model_input_names": ["input_ids"],
+            # "<eos>" in a caption is text, as in training.
+            "split_special_tokens": True,
+            "processor_class": "SiglipProcessor",
+        }
+        content = json.loads(tokenizer.to_str())
+        return dataclasses.replace(self, content=content, settings=settings)
 
     def ending_with_newline(self) -> "ExportedTokenizer":
         """Returns the tokenizer with the newline as its end token.
@@ -115,6 +153,7 @@ class ExportedTokenizer:
             # transformers 4 would return token_type_ids too, which no decoder takes.
             "model_input_names": ["input_ids", "attention_mask"],
             **self.special,
+            **self.settings,
         }
         if self.image_token_id is not None:
             settings["chat_template"] = _CHAT_TEMPLATE

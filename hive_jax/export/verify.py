@@ -86,6 +86,7 @@ def verify_export(component: Component, folder: Path, python: str = "") -> dict:
         "outputs": component.torch_outputs(),
         "processors": list(expected),
         "text": TEXT,
+        "tokenizer_options": component.tokenizer_options(),
         "generates": component.generates(),
         "new_tokens": NEW_TOKENS,
     }

@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from hive_jax.config import DataConfig, MeshConfig, RunConfig
-from hive_jax.data.tokenizer import BUILTIN, Tokenizer, encode_sample, load_tokenizer
-from hive_jax.data.types import Sample, Segment
+from hive_jax.data.stored_text_preprocessing import stored_preprocessing
+from hive_jax.data.text_preprocessing import TextPreprocessing, own_preprocessing
+from hive_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hive_jax.errors import CheckpointError, DataError
 from hive_jax.inference.encoder import BATCH_SIZE, Encoder, Images, split_batches
-from hive_jax.inference.generate import END, Decoding, Generator, Prompt
+from hive_jax.inference.generate import Decoding, Generator, Prompt
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import (
     TextTower,
@@ -45,12 +46,14 @@ class TrainedModel:
       source: path the model was loaded from.
       checkpoint: provenance: run name, fusion, step and fingerprint of the parameters;
         empty for weights in files.
+      trained_here: whether this project trained the model: a run, or an .npz of one.
     """
 
     config: RunConfig
     params: dict
     source: str
     checkpoint: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
+    trained_here: bool = False
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -67,12 +70,20 @@ class TrainedModel:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises CheckpointError if none came with the weights."""
-        if not self.config.data.tokenizer:
-            raise CheckpointError(
-                f"{self.source} has no tokenizer; expected a tokenizer.json or a "
-                "SentencePiece .model beside the weights"
-            )
-        return load_tokenizer(self.config.data.tokenizer)
+        return load_tokenizer(self._tokenizer_source())
+
+    @functools.cached_property
+    def text_preprocessing(self) -> TextPreprocessing:
+        """How texts become the input of the text tower: this project's rule for towers
+        that it trained, else that of the files beside the weights.
+
+        Raises:
+          CheckpointError: the model has no text tower or no tokenizer, or the files do
+            not tell the rule.
+        """
+        self._require("txt", "text tower")
+        make = own_preprocessing if self.trained_here else stored_preprocessing
+        return make(self._tokenizer_source(), self.config.text_tower.num_tokens)
 
     def preprocess(self, images: Images) -> np.ndarray:
         """Resizes images as in training; see `Encoder.preprocess`."""
@@ -163,21 +174,26 @@ class TrainedModel:
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Returns L2-normalised text embeddings float32[B, D] of a two-tower model.
 
+        Args:
+          texts: one text or more, as a person would write them: `text_preprocessing`
+            makes the tower's input of them.
+
         Raises:
-          CheckpointError: the model has no text tower or no tokenizer.
+          CheckpointError: as `text_preprocessing`, or the tokenizer has more tokens than
+            the text tower.
+          DataError: no text, or a single string.
         """
-        self._require("txt", "text tower")
-        length = self.config.text_tower.num_tokens
-        tokens = np.stack(
-            [
-                encode_sample(
-                    Sample(None, (Segment(text.strip() + self._text_ending),)),
-                    self.tokenizer,
-                    length,
-                )["tokens"]
-                for text in texts
-            ]
-        )
+        if isinstance(texts, str) or not len(texts):
+            raise DataError(
+                f"texts is {texts!r:.40}; expected a sequence of texts, such as [text]"
+            )
+        tokens = self.text_preprocessing(texts)
+        if tokens.max() >= self.config.text_tower.vocab_size:
+            raise CheckpointError(
+                f"{self.text_preprocessing.file} has the token id {tokens.max()}, the "
+                f"text tower a table of {self.config.text_tower.vocab_size}: choose the "
+                "tokenizer of these weights"
+            )
         outputs = [
             self._text_tower(self.params["txt"], batch)
             for batch in split_batches(tokens)
@@ -211,15 +227,14 @@ class TrainedModel:
             )
         return export(self.source, component, os.fspath(path), **options)
 
-    @property
-    def _text_ending(self) -> str:
-        """End of every text in training.
-
-        A newline for models trained by this project and for the built-in tokenizer, which
-        has no other end; released SigLIP weights saw texts without one.
-        """
-        trained_here = bool(self.checkpoint) or self.config.data.tokenizer == BUILTIN
-        return END if trained_here else ""
+    def _tokenizer_source(self) -> str:
+        if not self.config.data.tokenizer:
+            raise CheckpointError(
+                f"{self.source} has no tokenizer; expected one of "
+                f"{', '.join(TOKENIZER_FILES)} beside the weights, or the path of one as "
+                "`tokenizer`"
+            )
+        return self.config.data.tokenizer
 
     @functools.cached_property
     def _text_tower(self) -> Callable:
@@ -270,7 +285,7 @@ def load_run(workdir: str) -> TrainedModel:
         "step": meta["step"],
         "fingerprint": _joint_fingerprint(meta["fingerprints"]),
     }
-    return TrainedModel(run.config, params, workdir, checkpoint)
+    return TrainedModel(run.config, params, workdir, checkpoint, trained_here=True)
 
 
 def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
@@ -294,7 +309,7 @@ def _load_weights(path: str) -> TrainedModel:
         config = dataclasses.replace(
             config, objective="contrastive", model=model, text_tower=text
         )
-        return TrainedModel(config, first.params(), path)
+        return TrainedModel(config, first.params(), path, trained_here=first.exported)
     if isinstance(first.config, HiveConfig):
         config = dataclasses.replace(config, model=first.config)
         return TrainedModel(config, first.params(), path)

@@ -16,7 +16,7 @@ from hive_jax.weights.safetensors import EXPORT_REPORT, PICKLED, pickled_file_er
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
-_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.jinja"]
 _HUB_FOLDERS = ["*/*"]  # the same weights in formats of other programs
 TOKENIZER_FILES = (
     "tokenizer.json",

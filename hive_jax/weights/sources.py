@@ -68,6 +68,7 @@ class WeightSource:
       left_out: tensors of the same files that belong to other components.
       preprocessing: name of the image preprocessing; "" if the files do not record it.
       tokenizer: path, or "builtin:NAME"; "" if there is none.
+      exported: whether this project wrote the file, an .npz.
     """
 
     source: str
@@ -78,6 +79,7 @@ class WeightSource:
     left_out: list[str]
     preprocessing: str = ""
     tokenizer: str = ""
+    exported: bool = False
 
     def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields names and float32 arrays, one parameter at a time.
@@ -249,6 +251,7 @@ def _open_npz(path: str, file: Path, *branches: tuple, config=None) -> WeightSou
         source=path,
         preprocessing=metadata.get("preprocessing", default),
         tokenizer=metadata.get("tokenizer", ""),
+        exported=bool(metadata),
     )
 
 

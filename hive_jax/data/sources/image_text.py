@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from hive_jax.data.class_captions import class_caption
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
 from hive_jax.data.sources.image_store import FolderStore, ImageStore, open_store
@@ -86,11 +87,6 @@ def require_text(text: str, where: str) -> str:
     if not is_utf8(text):
         raise InvalidSample("record", where, "its text has half of a character")
     return text.strip()
-
-
-def class_caption(name: str) -> str:
-    """Returns a caption for an image of which only the class is known."""
-    return f"a photo of a {name.replace('_', ' ')}"
 
 
 def class_name(label: int, names: Sequence[str]) -> str:

@@ -9,9 +9,10 @@ import os
 import re
 from pathlib import Path
 
+from hive_jax.data.class_captions import class_caption
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions
-from hive_jax.data.sources.image_text import class_caption, class_name, require_text
+from hive_jax.data.sources.image_text import class_name, require_text
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import DataError, MissingInputError
 

@@ -139,10 +139,11 @@ def run_processors(
         image = Image.open(io.BytesIO(inputs["image_file"].tobytes()))
         batch = dict(processor(image, return_tensors="pt"))
     if "tokenizer" in request["processors"]:
+        options = request["tokenizer_options"]
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=request["remote_code"]
         )
-        tokens = dict(tokenizer(request["text"], return_tensors="pt"))
+        tokens = dict(tokenizer(request["text"], return_tensors="pt", **options))
         outputs["tokenizer"] = tokens["input_ids"][0]
         batch |= tokens
     if "chat template" in request["processors"]:

@@ -1,0 +1,41 @@
+"""Tokenizers as the libraries that define their formats read them."""
+
+from pathlib import Path
+
+from hive_jax.errors import DataError, MissingInputError
+
+
+def read_tokenizer_json(path: Path):
+    """Returns the `tokenizers.Tokenizer` of a file, without truncation and padding.
+
+    Raises:
+      DataError: the file is not a tokenizer.json.
+    """
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{path} is not a tokenizer.json: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def read_sentencepiece(path: Path):
+    """Returns the `sentencepiece.SentencePieceProcessor` of a file.
+
+    Raises:
+      MissingInputError: the package sentencepiece is not installed.
+      DataError: the file is not a SentencePiece model.
+    """
+    try:
+        import sentencepiece
+    except ImportError:
+        raise MissingInputError(
+            f"{path} needs the package sentencepiece: pip install sentencepiece"
+        ) from None
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path} is not a SentencePiece model: {error}") from None
