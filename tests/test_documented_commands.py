@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from kill_loop import FAST_COMPILATION
+
 ROOT = Path(__file__).resolve().parents[1]
 # In this order: later pages use the runs of earlier ones.
 PAGES = (
@@ -75,8 +77,9 @@ def commands(page: Path) -> Iterator[str]:
 
 
 def as_module(command: str) -> tuple[str, list[str]] | None:
-    """(module, arguments) of a command that runs one, or None for a shell command."""
-    words = [w for w in shlex.split(command) if not re.match(r"[A-Z_]+=", w)]
+    """(module, arguments) of a command that runs one; None for a shell command, or one
+    with environment variables of its own."""
+    words = shlex.split(command)
     if words[:2] == ["python", "-m"]:
         module, arguments = words[2], words[3:]
     elif words[0] == "python" and words[1].startswith("tools/"):
@@ -94,7 +97,12 @@ def as_module(command: str) -> tuple[str, list[str]] | None:
 def test_documented_commands_run(tmp_path):
     for name in ("configs", "docs", "tools"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "XLA_FLAGS": FAST_COMPILATION,  # one device, which compiles faster than eight
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+    }
     modules = []
 
     def run_modules():
