@@ -108,6 +108,7 @@ class TrainedModel:
         """
         self._require("llm", "decoder")
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
+        # One question for all images; without images, a single text.
         if isinstance(prompts, str):
             prompts = [prompts] * (1 if images is None else len(images))
         pixels = [None] * len(prompts) if images is None else self.preprocess(images)
@@ -116,11 +117,13 @@ class TrainedModel:
                 f"{len(pixels)} images and {len(prompts)} prompts; expected a prompt for "
                 "each image, or one text for all"
             )
+        # Numbered over all batches: samples of a prompt do not depend on its batch.
         requests = [
             Prompt(text, image, number)
             for number, (text, image) in enumerate(zip(prompts, pixels, strict=True))
         ]
         generator = self.generator(decoding)
+        # Batches of one size, so that the last one needs no program of its own.
         size = min(len(requests), BATCH_SIZE)
         texts = []
         for start in range(0, len(requests), size):
@@ -137,11 +140,13 @@ class TrainedModel:
           ConfigError: the model has no decoder.
         """
         if decoding not in self._generators:
+            # Local devices: each process of a job generates texts of its own.
             devices, params = jax.local_devices(), self.params
             mesh = (
                 sharding.make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
             )
             if mesh is not None:
+                # The default mesh is data-parallel: each device has all parameters.
                 abstract = sharding.sharded_params(mesh, params)
                 shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
                 params = jax.device_put(params, shardings)
@@ -167,6 +172,7 @@ class TrainedModel:
           CheckpointError: the model has no text tower or no tokenizer.
         """
         self._require("txt", "text tower")
+        # The tower pools the last position, so all texts are padded to one length.
         length = self.config.text_tower.num_tokens
         tokens = np.stack(
             [
@@ -264,6 +270,7 @@ def load_run(workdir: str) -> TrainedModel:
     """
     run = open_run(workdir)
     params, meta = run.read_params()
+    # Provenance for reports and exports: which weights a figure belongs to.
     checkpoint = {
         "run": run.config.name,
         "fusion": run.config.model.fusion,
@@ -275,12 +282,14 @@ def load_run(workdir: str) -> TrainedModel:
 
 def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
     """Combines the fingerprints of all parameters of a checkpoint into one."""
+    # Without the optimizer: runs with equal parameters have one fingerprint.
     lines = [f"{k} {v}" for k, v in fingerprints.items() if k.startswith("params/")]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
 def _load_weights(path: str) -> TrainedModel:
     sources = open_components(path)
+    # The encoder, if there is one, which knows how images are resized.
     first = next(iter(sources.values()))
     config = RunConfig(
         name=Path(path.removeprefix("builtin:")).stem,
@@ -298,6 +307,7 @@ def _load_weights(path: str) -> TrainedModel:
     if isinstance(first.config, HiveConfig):
         config = dataclasses.replace(config, model=first.config)
         return TrainedModel(config, first.params(), path)
+    # Towers without a fusion between them: each can be used alone.
     architectures = {name: source.config for name, source in sources.items()}
     model = HiveConfig(**architectures, fusion="none")
     branches = {"encoder": "img", "decoder": "llm"}
@@ -310,6 +320,7 @@ def _tokenizer_of(path: str, sources: Mapping[str, WeightSource]) -> str:
     for source in sources.values():
         if source.tokenizer:
             return source.tokenizer
+    # Beside the weights, as Hugging Face folders have it.
     folder = locate(path)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     return str(folder) if has_tokenizer else ""
