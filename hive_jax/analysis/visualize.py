@@ -36,6 +36,7 @@ def newest_run(folder: str = "workdir") -> str:
     runs = [path.parent for path in Path(folder).glob("*/metrics.jsonl")]
     if not runs:
         raise MissingInputError(f"no run in {folder}/: train one first, or name one")
+    # Trained last, not created last: metrics.jsonl is written at every log step.
     return str(max(runs, key=lambda one: (one / "metrics.jsonl").stat().st_mtime))
 
 
@@ -70,6 +71,7 @@ def visualize(
     folder = Path(out)
     require_writable(folder)
     work = _Pictures(folder, trained, examples)
+    # In this order, and each on its own: one that does not apply leaves the others.
     todo = {
         "gradients": work.gradients,
         "attention": work.attention,
@@ -83,10 +85,12 @@ def visualize(
         for kind, draw in todo.items():
             try:
                 draw()
+            # Other errors, such as damaged weights, end the command.
             except ConfigError as error:
                 work.numbers["left_out"][kind] = str(error)
                 log(f"no {kind}: {error}")
             bar.update()
+    # Last, so that the file stands for a folder that is complete.
     write_json(folder / FIGURES, work.numbers)
     return work.numbers
 
@@ -109,6 +113,7 @@ class _Pictures:
         }
 
     def _path(self, kind: str, name: str) -> Path:
+        # A name may come from a file or a config: it must not lead into another folder.
         file = f"{kind}_{name}.png".replace(" ", "_").replace("/", "_")
         self.numbers["pictures"].setdefault(kind, []).append(file)
         return self._folder / file
@@ -132,6 +137,7 @@ class _Pictures:
                 raise ConfigError(f"{other!r} is the name of the run itself here")
             run = load_run(workdir)
             require_image_reader(run.config)
+            # With the towers of this run, so that only the fusions differ.
             runs[other] = run.config, share_towers(self._trained.params, run.params)
         flow = gradient_flow(runs, batch)
         self.numbers["flow"] = {key: sizes.tolist() for key, sizes in flow.items()}
@@ -141,11 +147,13 @@ class _Pictures:
         plots.draw_flow(self._path("flow", "layers"), flow, title)
 
     def attention(self) -> None:
+        # Raises if there is no caption; its batch is not needed here.
         self._batch()
         run = self._config, self._trained.params, self._tokenizer
         attentions = attention_maps(*run, self._captioned)
         for one, words in zip(self._captioned, attentions, strict=True):
             plots.draw_attention(self._path("attention", one.name), one, words)
+        # Heads of the first image alone: a figure for each connection.
         for number, layer in enumerate(attentions[0].layers):
             path = self._path("heads", f"layer_{layer}")
             plots.draw_heads(path, self._captioned[0], attentions[0], number)
@@ -162,6 +170,7 @@ class _Pictures:
         if not base:
             return
         other = load_encoder(base)
+        # CKA would allow other widths, but the distance compares features one by one.
         if (other.config.depth, other.config.num_patches, other.config.width) != (
             *(config.depth, config.num_patches),
             config.width,
@@ -177,6 +186,7 @@ class _Pictures:
         for name, workdir in runs.items():
             try:
                 by_run[name] = read_curves(workdir)
+            # A run that has not started is no reason to draw none of the others.
             except MissingInputError as error:
                 log(str(error))
         if not any(by_run.values()):

@@ -40,11 +40,13 @@ class ResultStore:
     """
 
     def __init__(self, folder: Path, settings: Mapping):
+        # Through JSON, as the stored settings were: tuples become lists.
         self.folder, self._settings = folder, json.loads(json.dumps(settings))
         self.answers: dict[str, dict] = {}
         path = folder / RESULT
         self.result = read_json(path) if path.is_file() else None
         if self.result is not None:
+            # A finished evaluation of other settings is no result of this one.
             settings = {k: v for k, v in self.result.items() if k not in _OUTCOMES}
             self._require_same(settings)
         else:
@@ -78,6 +80,7 @@ class ResultStore:
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         outcomes = (scores, parts, hive_jax.__version__, date)
         self.result = self._settings | dict(zip(_OUTCOMES, outcomes, strict=True))
+        # result.json comes last: where it exists, the evaluation is complete.
         write_text(self.folder / SAMPLES, json_lines(samples))
         write_json(self.folder / RESULT, self.result)
         (self.folder / _ANSWERS).unlink(missing_ok=True)
@@ -91,11 +94,13 @@ class ResultStore:
                 for line in path.read_bytes().splitlines():
                     try:
                         lines.append(json.loads(line))
+                    # What a kill cut short, and anything after it, is answered again.
                     except ValueError:
                         break
         settings, *answers = lines or [self._settings]
         self._require_same(settings)
         self.answers = {answer["id"]: answer for answer in answers}
+        # Without the torn line, which the next answer would be appended to.
         write_text(path, json_lines((settings, *answers)))
 
     def _require_same(self, stored: Mapping) -> None:

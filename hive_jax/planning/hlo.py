@@ -122,7 +122,7 @@ class Module:
                 yield computation, line, times
 
     def _count(self, name: str, times: int, constants_in: dict) -> None:
-        """Counts a computation; `constants_in`: constant elements of its parameter, by index."""
+        """Counts a computation; `constants_in`: index -> constant parameter element."""
         self.runs[name] += times
         computation = self.computations[name]
         for line in computation.values():
@@ -204,7 +204,7 @@ def _trip_count(computation, constants_in, loop, condition, body, computations):
 
     Args:
       computation: the one that contains the loop.
-      constants_in: index -> constant value of an element of that computation's parameter.
+      constants_in: index -> constant element of that computation's parameter.
       loop: the `while`.
       condition, body: computations that it calls.
       computations: name -> computation, of the whole module.
