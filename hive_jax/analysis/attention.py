@@ -64,7 +64,7 @@ def attention_maps(
             f"{config.name} has no cross-attention to draw: its fusion is "
             f"{config.model.fusion!r}, whose image tokens stand in the text"
         )
-    if not all(one.caption.strip() for one in examples):
+    if not all(example.caption.strip() for example in examples):
         raise ConfigError("an empty caption: there is no word to draw attention of")
     # One batch for all captions: compiled once.
     batch = make_batch(examples, tokenizer)
@@ -72,18 +72,20 @@ def attention_maps(
     weights = np.asarray(_maps(model, params, batch))
     pairs = config.model.resolved_connections()
     attentions = []
-    for row, one in enumerate(examples):
-        words = word_positions(one.caption.strip(), tokenizer, batch.tokens.shape[1])
+    for row, example in enumerate(examples):
+        words = word_positions(
+            example.caption.strip(), tokenizer, batch.tokens.shape[1]
+        )
         # A list index beside the integer `row` moves the positions to axis 0:
         # [positions, M, N, P], averaged to [M, N, P].
-        at = [
+        word_weights = [
             weights[:, row, :, positions].mean(axis=0) for positions in words.values()
         ]
         attentions.append(
             WordAttention(
                 tuple(word for word, _ in words),
                 # [M, N, words, P]
-                np.stack(at, axis=2),
+                np.stack(word_weights, axis=2),
                 tuple(layer for _, layer in pairs),
                 tuple(depth for depth, _ in pairs),
             )

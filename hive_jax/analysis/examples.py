@@ -97,7 +97,7 @@ def make_batch(
       tokenizer: tokenizer of the model.
       tag_names: names of the token tags to encode; empty for a batch without tags.
     """
-    samples = [one.sample() for one in examples]
+    samples = [example.sample() for example in examples]
     longest = max(count_tokens(sample, tokenizer) for sample in samples)
     rows = [
         # At least 2: with a single token there is nothing to predict.
@@ -105,4 +105,4 @@ def make_batch(
         for sample in samples
     ]
     text = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return Batch(image=np.stack([one.image for one in examples]), **text)
+    return Batch(image=np.stack([example.image for example in examples]), **text)

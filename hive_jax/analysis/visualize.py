@@ -37,7 +37,7 @@ def newest_run(folder: str = "workdir") -> str:
     if not runs:
         raise MissingInputError(f"no run in {folder}/: train one first, or name one")
     # Trained last, not created last: metrics.jsonl is written at every log step.
-    return str(max(runs, key=lambda one: (one / "metrics.jsonl").stat().st_mtime))
+    return str(max(runs, key=lambda run: (run / "metrics.jsonl").stat().st_mtime))
 
 
 def visualize(
@@ -70,29 +70,29 @@ def visualize(
     """
     folder = Path(out)
     require_writable(folder)
-    work = _Pictures(folder, trained, examples)
+    pictures = _Pictures(folder, trained, examples)
     # In this order, and each on its own: one that does not apply leaves the others.
-    todo = {
-        "gradients": work.gradients,
-        "attention": work.attention,
-        "layers": lambda: work.layers(base),
+    drawings = {
+        "gradients": pictures.gradients,
+        "attention": pictures.attention,
+        "layers": lambda: pictures.layers(base),
     }
     if beside is not None:
-        todo["flow"] = lambda: work.flow(beside)
+        drawings["flow"] = lambda: pictures.flow(beside)
     if curves is not None:
-        todo["curves"] = lambda: work.curves(curves)
-    with progress_bar("pictures", len(todo), 0) as bar:
-        for kind, draw in todo.items():
+        drawings["curves"] = lambda: pictures.curves(curves)
+    with progress_bar("pictures", len(drawings), 0) as bar:
+        for kind, draw in drawings.items():
             try:
                 draw()
             # Other errors, such as damaged weights, end the command.
             except ConfigError as error:
-                work.numbers["left_out"][kind] = str(error)
+                pictures.numbers["left_out"][kind] = str(error)
                 log(f"no {kind}: {error}")
             bar.update()
     # Last, so that the file stands for a folder that is complete.
-    write_json(folder / FIGURES, work.numbers)
-    return work.numbers
+    write_json(folder / FIGURES, pictures.numbers)
+    return pictures.numbers
 
 
 class _Pictures:
@@ -104,10 +104,12 @@ class _Pictures:
         self._folder, self._trained, self._examples = folder, trained, [*examples]
         self._config = trained.config
         self._tokenizer = load_tokenizer(trained.config.data.tokenizer)
-        self._captioned = [one for one in self._examples if one.caption.strip()]
+        self._captioned = [
+            example for example in self._examples if example.caption.strip()
+        ]
         self.numbers = {
             "run": trained.checkpoint,
-            "captions": {one.name: one.caption for one in self._examples},
+            "captions": {example.name: example.caption for example in self._examples},
             "pictures": {},
             "left_out": {},
         }
@@ -124,9 +126,11 @@ class _Pictures:
         return make_batch(self._captioned, self._tokenizer)
 
     def gradients(self) -> None:
-        sizes = feature_gradients(self._config, self._trained.params, self._batch())
-        for row, one in enumerate(self._captioned):
-            plots.draw_gradients(self._path("gradients", one.name), one, sizes[:, row])
+        norms = feature_gradients(self._config, self._trained.params, self._batch())
+        for row, example in enumerate(self._captioned):
+            plots.draw_gradients(
+                self._path("gradients", example.name), example, norms[:, row]
+            )
 
     def flow(self, beside: Mapping[str, str]) -> None:
         require_image_reader(self._config)
@@ -151,8 +155,8 @@ class _Pictures:
         self._batch()
         run = self._config, self._trained.params, self._tokenizer
         attentions = attention_maps(*run, self._captioned)
-        for one, words in zip(self._captioned, attentions, strict=True):
-            plots.draw_attention(self._path("attention", one.name), one, words)
+        for example, words in zip(self._captioned, attentions, strict=True):
+            plots.draw_attention(self._path("attention", example.name), example, words)
         # Heads of the first image alone: a figure for each connection.
         for number, layer in enumerate(attentions[0].layers):
             path = self._path("heads", f"layer_{layer}")

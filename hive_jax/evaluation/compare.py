@@ -266,16 +266,16 @@ def interval(
     seed_weights = [
         _counts(rng, len(next(iter(x.values())))) for x in (reference, other)
     ]
-    drawn = np.zeros(DRAWS)
+    samples = np.zeros(DRAWS)
     for stratum, values in reference.items():
         groups = _counts(rng, values.shape[1])
         pairs = zip((-1, 1), (values, other[stratum]), seed_weights, strict=True)
         for sign, model_values, seeds in pairs:
             # [DRAWS, groups] x [groups, seeds] -> [DRAWS, seeds]: bootstrap means of
             # each seed.
-            drawn += sign * ((groups @ model_values.T) * seeds).sum(axis=1)
+            samples += sign * ((groups @ model_values.T) * seeds).sum(axis=1)
     tail = (100 - _LEVEL) / 2
-    low, high = np.percentile(drawn, (tail, 100 - tail))
+    low, high = np.percentile(samples, (tail, 100 - tail))
     return float(low), float(high)
 
 

@@ -119,12 +119,12 @@ class LabelledImages:
         return len(self.source)
 
     def batches(
-        self, chosen: Iterable[np.ndarray], seed: int | None = None
+        self, index_batches: Iterable[np.ndarray], seed: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields (images uint8[B, ...], classes int32[B]) for each array of indices.
 
         Args:
-          chosen: arrays of indices.
+          index_batches: arrays of indices.
           seed: random seed of the augmentation; None for no augmentation.
 
         An unreadable image is black and has the class -1.
@@ -132,17 +132,17 @@ class LabelledImages:
         Raises:
           DataError: an image is unreadable or of an unknown class, and `strict` is set.
         """
-        chosen = [*chosen]
+        index_batches = [*index_batches]
         # Position of each batch's first image: the augmentation depends on the
         # position, and not on the thread that decodes.
-        starts = np.cumsum([0, *map(len, chosen)]).tolist()
+        starts = np.cumsum([0, *map(len, index_batches)]).tolist()
 
         def load(number: int):
-            rows = enumerate(chosen[number], starts[number])
+            rows = enumerate(index_batches[number], starts[number])
             return [self._row(int(index), position, seed) for position, index in rows]
 
         # Decoded in parallel, yielded in order.
-        for rows in ordered_map(load, range(len(chosen)), self._threads):
+        for rows in ordered_map(load, range(len(index_batches)), self._threads):
             images, classes = zip(*rows, strict=True)
             yield np.stack(images), np.array(classes, np.int32)
 
@@ -203,7 +203,7 @@ def extract(
     Raises:
       DataError: an image is unreadable, and `images` is strict.
     """
-    chosen = split_batches(len(images))
+    index_batches = split_batches(len(images))
     # Allocated once: concatenating batches would need twice the memory.
     features = np.empty(
         (len(extractor.depths), len(images), *extractor.shape), np.float32
@@ -211,7 +211,7 @@ def extract(
     classes = np.empty(len(images), np.int32)
     with progress_bar(name, len(images), 0) as bar:
         for rows, (pixels_, numbers) in zip(
-            chosen, images.batches(chosen), strict=True
+            index_batches, images.batches(index_batches), strict=True
         ):
             features[:, rows] = extractor(pixels_)
             classes[rows] = numbers

@@ -50,10 +50,10 @@ class Probe:
     """
 
     def __init__(self, config: ProbeConfig, encoder: Encoder, depths: tuple[int, ...]):
-        known = encoder.config.depth
-        if not all(1 <= depth <= known for depth in depths):
+        num_blocks = encoder.config.depth
+        if not all(1 <= depth <= num_blocks for depth in depths):
             raise ConfigError(
-                f"config.depth is {config.depth}; {encoder.name} has blocks 1 to {known}"
+                f"config.depth is {config.depth}; {encoder.name} has blocks 1 to {num_blocks}"
             )
         self.config, self.encoder, self.depths = config, encoder, depths
         preprocessing = config.preprocessing or encoder.preprocessing
@@ -163,9 +163,9 @@ class Probe:
                 yield self._extractor(images)[0], classes
 
         train = self._fit(len(self._train))
-        made = [train(batches(seed), seed) for seed in self._seeds()]
+        by_seed = [train(batches(seed), seed) for seed in self._seeds()]
         self._count_bad()
-        return [made]
+        return [by_seed]
 
     def predicted(self, fitted: list[list[dict]]) -> tuple[np.ndarray, np.ndarray]:
         """Returns predicted classes int32[depths, seeds, n] and labels int32[n].

@@ -66,19 +66,21 @@ class ResultStore:
             file.flush()
             os.fsync(file.fileno())  # so that a preempted machine loses no answer
 
-    def finish(self, samples: Iterable[Mapping], scores: dict, parts: dict) -> dict:
+    def finish(
+        self, samples: Iterable[Mapping], scores: dict, by_category: dict
+    ) -> dict:
         """Writes samples.jsonl and, last, result.json; returns the result.
 
         Args:
           samples: one record for each example.
           scores: score name -> score.
-          parts: category -> score name -> score.
+          by_category: category -> score name -> score.
 
         Raises:
           OutputError: a file cannot be written.
         """
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        outcomes = (scores, parts, hive_jax.__version__, date)
+        outcomes = (scores, by_category, hive_jax.__version__, date)
         self.result = self._settings | dict(zip(_OUTCOMES, outcomes, strict=True))
         # result.json comes last: where it exists, the evaluation is complete.
         write_text(self.folder / SAMPLES, json_lines(samples))

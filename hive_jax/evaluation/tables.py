@@ -47,11 +47,16 @@ def differences(rows: Sequence[ScoreComparison]) -> list[list[str]]:
     """Returns table rows of the differences from the first name, the reference."""
     lines = [["task", "", "difference", "95 %", "better", "worse", "equal", "p"]]
     for row in rows:
-        for name, one in row.differences.items():
-            interval = f"{one.low:+.2f} to {one.high:+.2f}"
-            counts = (f"{count:.4g}" for count in (one.wins, one.losses, one.ties))
-            lines.append([row.title, name, f"{one.value:+.2f}", interval, *counts])
-            lines[-1].append(f"{one.p:.2g}")
+        for name, difference in row.differences.items():
+            interval = f"{difference.low:+.2f} to {difference.high:+.2f}"
+            counts = (
+                f"{count:.4g}"
+                for count in (difference.wins, difference.losses, difference.ties)
+            )
+            lines.append(
+                [row.title, name, f"{difference.value:+.2f}", interval, *counts]
+            )
+            lines[-1].append(f"{difference.p:.2g}")
     return lines
 
 
@@ -181,15 +186,17 @@ def draw(path: Path, rows: Sequence[ScoreComparison]) -> None:
             axes.bar(position, values.mean(), color=colour, width=0.7)
             axes.scatter([position] * len(values), values, color="black", s=8, zorder=3)
             # The interval of the difference, drawn from the reference's mean.
-            if one := row.differences.get(name):
+            if difference := row.differences.get(name):
                 start = np.mean(row.seeds[names[0]])
-                ends = [start + one.low, start + one.high]
+                ends = [start + difference.low, start + difference.high]
                 axes.plot([position, position], ends, color="black", lw=1.2, zorder=2)
         # Scores differ by little, so the axis does not start at 0; the lower bounds keep
         # equal scores from giving an empty axis.
-        every = np.concatenate([*row.seeds.values()])
-        margin = max(np.ptp(every), 0.02 * abs(every.max()), 1e-6)
-        axes.set_ylim(max(0, every.min() - 1.5 * margin), every.max() + margin)
+        all_scores = np.concatenate([*row.seeds.values()])
+        margin = max(np.ptp(all_scores), 0.02 * abs(all_scores.max()), 1e-6)
+        axes.set_ylim(
+            max(0, all_scores.min() - 1.5 * margin), all_scores.max() + margin
+        )
         axes.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
         axes.set_title(row.title, fontsize=10)
         axes.grid(axis="y", alpha=0.3)

@@ -173,7 +173,7 @@ def _write_state_dict(out: str, component: Component, dtype: np.dtype) -> None:
     make, _ = hf_models.tensors(component.layout(), arrays, dtype)
     with atomic_write(out, overwrite=False) as path:
         safetensors.save_safetensors(
-            path, {name: made() for name, made in make.items()}
+            path, {name: make_tensor() for name, make_tensor in make.items()}
         )
 
 
@@ -243,8 +243,8 @@ def _require_readable(folder: Path, component: Component) -> None:
     Raises CheckpointError.
     """
     config = component.open(str(folder)).config
-    again = dataclasses.replace(component, config=config)
-    if again.layout().config != component.layout().config:
+    reread = dataclasses.replace(component, config=config)
+    if reread.layout().config != component.layout().config:
         raise CheckpointError(
             f"config.json describes {config}; the model is {component.config}: please "
             "report this"

@@ -25,7 +25,7 @@ def model_card(
       name: title of the card.
       result: content of the run's result.json; None if it has not finished.
     """
-    what = (
+    summary = (
         f"{component.description} from stage `{run.name}` of HIVE (hierarchical "
         "pre-training of vision encoders with large language models, "
         "[arXiv 2604.00086](https://arxiv.org/abs/2604.00086)), exported by hive_jax."
@@ -38,7 +38,7 @@ def model_card(
     sections = [
         front_matter,
         f"# {name}",
-        what,
+        summary,
         f"```python\n{component.loading_snippet}\n```",
         _training(component, run, step, result),
         *(f"- {note}" for note in component.card_notes(run)),

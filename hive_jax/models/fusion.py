@@ -55,7 +55,7 @@ class CrossAttentionFusion(Fusion):
     def prepare(
         self, features: jax.Array, text: jax.Array, image_mask: jax.Array
     ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
-        """Computes each connection's keys and values; the text stays as it is.
+        """Computes each connection's keys and values; returns the text unchanged.
 
         Args:
           features, text, image_mask: see `Fusion.prepare`.

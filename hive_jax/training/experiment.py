@@ -197,11 +197,11 @@ class Experiment:
             return None
         meta = checkpoints.read_meta()
         # Through JSON as the checkpoint's was: tuples become lists.
-        now = json.loads(json.dumps(self.meta(0)))
+        current = json.loads(json.dumps(self.meta(0)))
         # A resumed run gives the figures of an undisturbed one, which depend on all
         # keys but those that `differences` leaves out.
-        changed = differences(meta["config"], now["config"])
-        changed += differences(meta["inputs"], now["inputs"], "inputs.")
+        changed = differences(meta["config"], current["config"])
+        changed += differences(meta["inputs"], current["inputs"], "inputs.")
         if changed and not allow_config_change:
             listed = "\n  ".join(changed)
             raise CheckpointError(

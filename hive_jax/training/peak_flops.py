@@ -117,8 +117,8 @@ def _measure_matmul_rate() -> float:
     y = product(x, x).block_until_ready()
     seconds, end = [], time.perf_counter() + _MEASUREMENT_SECONDS
     while not seconds or time.perf_counter() < end:
-        began = time.perf_counter()
+        start = time.perf_counter()
         y = product(x, y).block_until_ready()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     # Two operations, a multiplication and an addition, for each of n^3 terms.
     return 2 * size**3 / min(seconds)

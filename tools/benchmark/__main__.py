@@ -166,51 +166,65 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run, size: str, name: str = "") -> argparse.ArgumentParser:
-        one = commands.add_parser(
+        subparser = commands.add_parser(
             name or run.__name__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        one.set_defaults(run=run)
-        one.add_argument(
+        subparser.set_defaults(run=run)
+        subparser.add_argument(
             "--size", choices=sorted(SIZES), default=size, help="model size"
         )
-        one.add_argument("--stages", type=_stages, default=STAGES, help="e.g. 1,3")
-        one.add_argument(
+        subparser.add_argument(
+            "--stages", type=_stages, default=STAGES, help="e.g. 1,3"
+        )
+        subparser.add_argument(
             "--out",
             type=Path,
             default=Path("workdir/benchmark"),
             help="folder to write",
         )
-        one.add_argument(
+        subparser.add_argument(
             "--dtype",
             choices=("auto", "float32", "bfloat16"),
             default="auto",
             help="of the computation",
         )
-        return one
+        return subparser
 
     command(flops, _FULL)
     command(memory, _FULL).add_argument(
         "--batch_size", type=_positive, default=32, help="images a step"
     )
-    one = command(step, "tiny")
-    one.add_argument("--rounds", type=_positive, default=9, help="timings")
-    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
+    subparser = command(step, "tiny")
+    subparser.add_argument("--rounds", type=_positive, default=9, help="timings")
+    subparser.add_argument(
+        "--batch_size", type=_positive, default=0, help="0: the size's"
+    )
     command(peers, "tiny").add_argument(
         "--rounds", type=_positive, default=7, help="timings"
     )
     # The function has another name, because `input` is Python's.
-    one = command(reading, "tiny", "input")
-    one.add_argument("--rounds", type=_positive, default=9, help="timings")
-    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
-    one.add_argument("--image_size", type=_positive, default=384, help="pixels")
-    one.add_argument("--count", type=_positive, default=256, help="images of the set")
-    one.add_argument(
+    subparser = command(reading, "tiny", "input")
+    subparser.add_argument("--rounds", type=_positive, default=9, help="timings")
+    subparser.add_argument(
+        "--batch_size", type=_positive, default=0, help="0: the size's"
+    )
+    subparser.add_argument("--image_size", type=_positive, default=384, help="pixels")
+    subparser.add_argument(
+        "--count", type=_positive, default=256, help="images of the set"
+    )
+    subparser.add_argument(
         "--threads", type=_positive, default=os.cpu_count(), help="of the loader"
     )
-    one = command(gpu, _FULL)
-    one.add_argument("--part", choices=("ceilings", "grid", "ablations"), required=True)
-    one.add_argument("--minutes", type=float, default=8.0, help="start nothing later")
-    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
+    subparser = command(gpu, _FULL)
+    subparser.add_argument(
+        "--part", choices=("ceilings", "grid", "ablations"), required=True
+    )
+    subparser.add_argument(
+        "--minutes", type=float, default=8.0, help="start nothing later"
+    )
+    subparser.add_argument(
+        "--batch_size", type=_positive, default=0, help="0: the size's"
+    )
     return parser
 
 

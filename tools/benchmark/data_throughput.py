@@ -40,7 +40,7 @@ def reading(image_size: int, count: int, threads: int) -> Iterator[dict]:
     Args:
       image_size: that images are resized to.
       count: images of the set.
-      threads: of the loader; the parts are timed on one.
+      threads: of the loader; its steps are timed on one.
     """
     files = [photograph(number) for number in range(count)]
     # The steps of the loader on one thread, then the loader with all of its threads.
@@ -170,7 +170,7 @@ def _drained(loader: Loader, steps: int) -> None:
 def _timed(what: str, count: int, work: Callable[[], object]) -> dict:
     # Files come into the page cache, code is imported.
     work()
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return {"what": what, "images_per_second": count / seconds, "threads": 1}

@@ -90,11 +90,11 @@ def _time(function: Callable, *arguments) -> float:
     jax.block_until_ready(compiled(*arguments))
     seconds = []
     for _ in range(_TIMED):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(_IN_A_ROW):  # so that waiting for the last costs next to nothing
             result = compiled(*arguments)
         jax.block_until_ready(result)
-        seconds.append((time.perf_counter() - began) / _IN_A_ROW)
+        seconds.append((time.perf_counter() - start) / _IN_A_ROW)
     return statistics.median(seconds)
 
 
@@ -112,9 +112,9 @@ def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]
     # Self-attention at the full batch may exceed the memory: the two are compared at
     # half of it.
     half = max(1, size.batch_size // 2)
-    both = ("self_attention", "hive")
+    compared = ("self_attention", "hive")
     # The rows that matter most come first, because time may run out.
-    order = ((size.batch_size, ("hive",)), (half, both), (half, ("cascaded",)))
+    order = ((size.batch_size, ("hive",)), (half, compared), (half, ("cascaded",)))
     cases = [
         (f"stage {stage}, {fusion}", case(size, fusion, rules[stage], dtype), batch)
         for batch, fusions in order
@@ -197,10 +197,10 @@ def _measured(
     named = list(named)
     with ThreadPoolExecutor(_TOGETHER) as pool:
         for first in range(0, len(named), _TOGETHER):
-            began = time.monotonic()
+            start = time.monotonic()
             names, configs = zip(*named[first : first + _TOGETHER], strict=True)
             # As long as the slowest group so far, which would not end in time.
-            if longest and began + longest > ends:
+            if longest and start + longest > ends:
                 left = {"left_out": f"{minutes} minutes are over"}
                 yield from ({"what": name, **left} for name in names)
                 continue
@@ -208,7 +208,7 @@ def _measured(
             compiled = list(pool.map(_compiled, configs))
             for name in names:  # of what is timed, nothing is held any longer
                 yield {"what": name, **_timed(compiled.pop(0), rate)}
-            longest = max(longest, time.monotonic() - began)
+            longest = max(longest, time.monotonic() - start)
 
 
 def _compiled(config: RunConfig) -> Step | None:

@@ -65,7 +65,7 @@ def compare(
 
     Returns:
       A JSON-able dict: the fields of `Setting`, `batch_size`, `device_kind`,
-      `versions`, `load` (processes that wanted a CPU in the minute before; with more
+      `versions`, `load` (processes ready to run in the minute before; with more
       than a few tenths the times are worth little, PyTorch's above all, whose threads
       wait for each other), and `stages`, stage -> variant -> its entry. An entry has
       `losses` (at the start, after one update, after two), `seconds` (of a step, for
@@ -252,8 +252,8 @@ def _require_possible(size: Size, setting: Setting, names: Sequence[str]) -> Non
 
 
 def _platform() -> str:
-    """What JAX computes on; asked in another process, for JAX keeps a GPU it found."""
-    # A process that has found a GPU holds memory of it.
+    """Returns the backend of JAX: "cpu", "gpu" or "tpu"."""
+    # In a process of its own, because JAX holds memory of a GPU until it exits.
     code = "import jax; print(jax.default_backend())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -30,9 +30,9 @@ class Step:
         self.program = Program(config, sharding.make_mesh(config.mesh, device))
         # Model FLOPs: the same for all ways to compute the step.
         self.flops = step_flops(config, self.program.assigned)
-        began = time.perf_counter()
+        start = time.perf_counter()
         self._step = self.program.lower_train_step().compile()
-        self.compile_seconds = time.perf_counter() - began
+        self.compile_seconds = time.perf_counter() - start
         self.peak_bytes = peak_bytes(self._step.memory_analysis())
         self._state = self._micro_batches = None
 
@@ -50,12 +50,12 @@ class Step:
 
     def seconds(self, count: int = 1) -> float:
         """Wall-clock time of `count` steps, one after the other."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             metrics = self.step(self._micro_batches)
         # Waits for the last step, and with it for all before.
         self.loss = float(metrics["loss"])
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
 
 def peak_bytes(memory) -> int:
@@ -77,13 +77,13 @@ def _some_params(abstract: dict) -> dict:
         return (wave * scale).reshape(shape.shape).astype(shape.dtype)
 
     flat = flatten_dict(abstract, sep="/")
-    made = {
+    params = {
         name: jax.jit(make, static_argnums=0, out_shardings=leaf.sharding)(
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         )
         for name, leaf in flat.items()
     }
-    return unflatten_dict(made, sep="/")
+    return unflatten_dict(params, sep="/")
 
 
 def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
@@ -131,11 +131,11 @@ def matmul_rate(dtype: str, seconds: float = 1.0) -> float:
     y = product(x, noise((size, size), dtype)).block_until_ready()
     measured, ends = [], time.perf_counter() + seconds
     while not measured or time.perf_counter() < ends:
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             y = product(x, y)
         y.block_until_ready()
-        measured.append((time.perf_counter() - began) / count)
+        measured.append((time.perf_counter() - start) / count)
     return 2 * size**3 / statistics.median(measured)
 
 

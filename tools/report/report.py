@@ -68,9 +68,9 @@ def write_report(
             bar.update()
     # Which run, fusion and step a figure of the page belongs to.
     about = ", ".join(
-        f"{name}: {one.config.name}, {one.config.model.fusion}, step "
-        f"{one.checkpoint['step']}"
-        for name, one in trained_models.items()
+        f"{name}: {trained.config.name}, {trained.config.model.fusion}, step "
+        f"{trained.checkpoint['step']}"
+        for name, trained in trained_models.items()
     )
     about += f". hive_jax {hive_jax.__version__}."
     write_text(Path(out), page.page(", ".join(runs), about, blocks))
@@ -102,7 +102,9 @@ def _drawn(
         for file in drawings[first]["pictures"].get(kind, ())
     )
     changes = {
-        name: one["changes"] for name, one in drawings.items() if "changes" in one
+        name: drawing["changes"]
+        for name, drawing in drawings.items()
+        if "changes" in drawing
     }
     # One figure for all runs, in place of one for each.
     if changes:
@@ -111,10 +113,10 @@ def _drawn(
         body += page.picture(folder / "changes.png", caption, large=True)
     for kind, caption in _OF_EACH.items():
         body += page.heading(kind.capitalize()) + page.paragraph(caption)
-        for name, one in drawings.items():
-            if why := one["left_out"].get(kind):
-                body += page.paragraph(f"{name}: {why}")
-            for file in one["pictures"].get(kind, ()):
+        for name, drawing in drawings.items():
+            if reason := drawing["left_out"].get(kind):
+                body += page.paragraph(f"{name}: {reason}")
+            for file in drawing["pictures"].get(kind, ()):
                 body += page.picture(folders[name] / file, name, large=True)
     return body
 

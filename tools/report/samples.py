@@ -27,8 +27,8 @@ def samples(trained_models: Mapping[str, TrainedModel]) -> str:
             continue
         questions = _scenes_with_questions(trained)
         prompts = [
-            Prompt(question, one.image, number)
-            for number, (one, question) in enumerate(questions)
+            Prompt(question, scene.image, number)
+            for number, (scene, question) in enumerate(questions)
         ]
         # One table for the runs that answered the same questions.
         outputs = tables.setdefault(tuple(question for _, question in questions), {})
@@ -43,11 +43,11 @@ def _table(
     scenes = next(iter(outputs.values()))[0]
     rows = [
         [
-            page.scene(encode_png(one.image), one.name),
-            f"{question} {one.caption}".strip(),
+            page.scene(encode_png(scene.image), scene.name),
+            f"{question} {scene.caption}".strip(),
             *(answers[number] for _, answers in outputs.values()),
         ]
-        for number, (one, question) in enumerate(scenes)
+        for number, (scene, question) in enumerate(scenes)
     ]
     return page.table(["scene", "right", *outputs], rows, words=True)
 

@@ -112,8 +112,8 @@ def moved(runs: Mapping[str, str]) -> str:
 def configuration(trained_models: Mapping[str, TrainedModel]) -> str:
     """Tabulates the config keys that differ, and all of them, collapsed."""
     flat = {
-        name: flatten_dict(to_dict(one.config), sep=".")
-        for name, one in trained_models.items()
+        name: flatten_dict(to_dict(trained.config), sep=".")
+        for name, trained in trained_models.items()
     }
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     rows = [[key, *(values.get(key, "") for values in flat.values())] for key in keys]

@@ -46,19 +46,19 @@ def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
     with exclusive_lock(root):
         _require_same(root, scale)
         # Before all seeds, which share these files.
-        todo = [steps.benchmarks(scale, root)]
+        pending = [steps.benchmarks(scale, root)]
         for seed in range(seeds):
-            todo += [*steps.steps_of_seed(scale, root, seed)]
+            pending += [*steps.steps_of_seed(scale, root, seed)]
             # After each seed: the tables of the seeds so far are there early.
-            todo.append(steps.comparison(root, seed + 1))
+            pending.append(steps.comparison(root, seed + 1))
         if scale.depths:
-            todo.append(steps.depths(scale, root))
-        with progress_bar("reproduce", len(todo), 0) as bar:
-            for number, step in enumerate(todo, 1):
+            pending.append(steps.depths(scale, root))
+        with progress_bar("reproduce", len(pending), 0) as bar:
+            for number, step in enumerate(pending, 1):
                 # Every command writes this file last, so that one that was stopped runs
                 # again and resumes.
                 if not step.done.exists():
-                    log(f"[{number}/{len(todo)}] {step.name}")
+                    log(f"[{number}/{len(pending)}] {step.name}")
                     _run(step, root / "logs")
                 bar.update()
     return root / "comparison"

@@ -122,16 +122,16 @@ def comparison(out: Path, seeds: int) -> Step:
 def _training_steps(scale: Scale, folder: Path, name: str, fusion: str, seed: int):
     # Each stage starts from the one before; the first from its config's initial
     # weights.
-    before = ""
+    previous = ""
     for number, steps in enumerate(scale.stages, 1):
         workdir = folder / f"stage{number}"
         command = (
             *("train", "--config", f"configs/stage{number}.py:fusion={fusion}"),
             *_run(workdir, steps, seed),
-            *([f"--config.init={before}"] if before else []),
+            *([f"--config.init={previous}"] if previous else []),
         )
         yield Step(f"{name}, stage {number}", command, workdir / "result.json")
-        before = workdir
+        previous = workdir
 
 
 def _evaluation_steps(

@@ -24,7 +24,7 @@ def supervised(
     tokens, target = batch["tokens"], batch["target"]
     # Flat indices of the supervised positions, once for all steps.
     number = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-    # Position t is asked for token t + 1.
+    # Position t predicts token t + 1.
     positions, labels = number[:, :-1][target[:, 1:]], tokens[:, 1:][target[:, 1:]]
     loss_and_gradient = _loss_and_gradient
     if compile:
@@ -68,9 +68,9 @@ def _loss_and_gradient(hidden, table, labels):
     """The sum of the losses of hidden [L, E], and its gradient by `hidden`."""
     logits = F.linear(hidden.to(table.dtype), table).float()
     log_probability = torch.log_softmax(logits, dim=-1)
-    chosen = labels[:, None]
-    loss = -log_probability.gather(1, chosen).sum()
+    index = labels[:, None]
+    loss = -log_probability.gather(1, index).sum()
     # softmax - one-hot.
     error = log_probability.exp()
-    error = error.scatter_add(1, chosen, error.new_full(chosen.shape, -1.0))
+    error = error.scatter_add(1, index, error.new_full(index.shape, -1.0))
     return loss, (error.to(table.dtype) @ table).to(hidden.dtype)
