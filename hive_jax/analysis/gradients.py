@@ -117,8 +117,7 @@ def share_towers(first: dict, other: dict) -> dict:
                 f"gradients at equal towers: {branch!r} of the runs is of different "
                 "shapes; expected runs from the same encoder and LLM"
             )
-    # The fusion has its own gates and projections, which only a run of its kind has
-    # trained.
+    # Parameters of another shape can only be those of the run that trained them.
     return {**first, "fusion": (first if equal("fusion") else other)["fusion"]}
 
 

@@ -53,7 +53,8 @@ class Probe:
         num_blocks = encoder.config.depth
         if not all(1 <= depth <= num_blocks for depth in depths):
             raise ConfigError(
-                f"config.depth is {config.depth}; {encoder.name} has blocks 1 to {num_blocks}"
+                f"config.depth is {config.depth}; {encoder.name} has blocks 1 to "
+                f"{num_blocks}"
             )
         self.config, self.encoder, self.depths = config, encoder, depths
         preprocessing = config.preprocessing or encoder.preprocessing
@@ -125,7 +126,7 @@ class Probe:
           DataError: too many images are unreadable.
         """
         if self.config.augment or not fits_in_memory(self._extractor, len(self._train)):
-            return self._fitted_on_the_way()
+            return self._fitted_without_cache()
         features, classes = extract(self._extractor, self._train, self.encoder.name)
         self._count_bad()
         # Class -1 marks unreadable images.
@@ -146,7 +147,7 @@ class Probe:
         example = jnp.zeros((1, *self._extractor.shape))
         return ClassifierTrainer(self._module, self.config, example, count)
 
-    def _fitted_on_the_way(self) -> list[list[dict]]:
+    def _fitted_without_cache(self) -> list[list[dict]]:
         if len(self.depths) > 1:
             raise ConfigError(
                 "probing several depths keeps the features of all of them: not with "

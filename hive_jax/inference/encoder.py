@@ -24,8 +24,8 @@ from hive_jax.training.resolve import open_weights
 from hive_jax.weights import save_encoder
 
 Images = np.ndarray | Sequence[Image.Image | np.ndarray]
-# Images or texts per compiled call; longer inputs take several calls.
-# One compiled program for any number of inputs, and bounded memory.
+# Images or texts per compiled call, which bounds the memory; longer inputs take several
+# calls.
 BATCH_SIZE = 64
 
 

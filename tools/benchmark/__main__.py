@@ -88,8 +88,7 @@ def gpu(arguments) -> None:
     from tools.benchmark import gpu as gpu_benchmark
 
     size = _size(arguments)
-    # Rows of 8 tokens fill the tiles of the hardware.
-    # 77 becomes 80.
+    # Rows of 8 tokens fill the tiles of the hardware: 77 becomes 80.
     size = dataclasses.replace(size, num_tokens=-(-size.num_tokens // 8) * 8)
     inputs = (size, rules(arguments.stages), arguments.dtype, arguments.minutes)
     if arguments.part == "ceilings":

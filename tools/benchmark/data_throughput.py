@@ -107,7 +107,7 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
             name = f"{number}.jpg"
             (folder / "images" / name).write_bytes(content)
             archive.writestr(name, content)
-            # Texts are short and of no account: images take the time.
+            # Texts are short: images take the time.
             turns = [{"from": "gpt", "value": f"a star, a cube and {number} cones"}]
             records.append({"image": name, "conversations": turns})
     (folder / "chat.json").write_text(json.dumps(records))

@@ -199,7 +199,8 @@ def _measured(
         for first in range(0, len(named), _TOGETHER):
             start = time.monotonic()
             names, configs = zip(*named[first : first + _TOGETHER], strict=True)
-            # As long as the slowest group so far, which would not end in time.
+            # A group may take as long as the slowest so far, and would then end too
+            # late.
             if longest and start + longest > ends:
                 left = {"left_out": f"{minutes} minutes are over"}
                 yield from ({"what": name, **left} for name in names)

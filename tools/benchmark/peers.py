@@ -24,9 +24,8 @@ from tools.benchmark.worker_process import OutOfMemory, Worker, in_turns, on_cpu
 
 # Updates before the losses that are compared.
 UPDATES = (0, 2)
-# How far these may be apart, of their value.
-# Far above the differences in the order of sums, and far below those of a wrong
-# gradient.
+# Largest difference of these, relative to their value: far above that of another order
+# of sums, and far below that of a wrong gradient.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -171,8 +170,8 @@ def require_agreement(
             # Not "if >": NaN must disagree.
             if not abs(actual - expected) <= tolerance * abs(expected):
                 raise PeersDisagree(
-                    f"{what}: after {updates} updates the loss of {name} is {actual:.7g} "
-                    f"and that of {reference} is {expected:.7g}; expected the same "
+                    f"{what}: after {updates} updates the loss of {name} is "
+                    f"{actual:.7g} and that of {reference} is {expected:.7g}; expected the same "
                     f"within {tolerance:g} of its value. Nothing was timed: make the "
                     "two compute the same first"
                 )

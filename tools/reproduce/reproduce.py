@@ -55,8 +55,8 @@ def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
             pending.append(steps.depths(scale, root))
         with progress_bar("reproduce", len(pending), 0) as bar:
             for number, step in enumerate(pending, 1):
-                # Every command writes this file last, so that one that was stopped runs
-                # again and resumes.
+                # A command that was stopped has not written this file: it runs again,
+                # and resumes.
                 if not step.done.exists():
                     log(f"[{number}/{len(pending)}] {step.name}")
                     _run(step, root / "logs")

@@ -140,7 +140,6 @@ def _features(tower: nn.Module, pixels: torch.Tensor, depth: int, dtype: torch.d
     """Returns the outputs of blocks 1 to `depth`, without a graph where none trains."""
     blocks = tower.encoder.layers[:depth]
     trains = any(weight.requires_grad for weight in tower.parameters())
-    # Without a graph, no activation of a frozen encoder is stored.
     features = []
     with torch.set_grad_enabled(trains):
         hidden = tower.embeddings(pixels).to(dtype)
