@@ -64,21 +64,28 @@ def attention_maps(
             f"{config.name} has no cross-attention to draw: its fusion is "
             f"{config.model.fusion!r}, whose image tokens stand in the text"
         )
-    if not all(one.caption.strip() for one in examples):
+    if not all(example.caption.strip() for example in examples):
         raise ConfigError("an empty caption: there is no word to draw attention of")
+    # One batch for all captions: compiled once.
     batch = make_batch(examples, tokenizer)
+    # float32[M, B, N, T, P]
     weights = np.asarray(_maps(model, params, batch))
     pairs = config.model.resolved_connections()
     attentions = []
-    for row, one in enumerate(examples):
-        words = word_positions(one.caption.strip(), tokenizer, batch.tokens.shape[1])
-        at = [
+    for row, example in enumerate(examples):
+        words = word_positions(
+            example.caption.strip(), tokenizer, batch.tokens.shape[1]
+        )
+        # A list index beside the integer `row` moves the positions to axis 0:
+        # [positions, M, N, P], averaged to [M, N, P].
+        word_weights = [
             weights[:, row, :, positions].mean(axis=0) for positions in words.values()
         ]
         attentions.append(
             WordAttention(
                 tuple(word for word, _ in words),
-                np.stack(at, axis=2),
+                # [M, N, words, P]
+                np.stack(word_weights, axis=2),
                 tuple(layer for _, layer in pairs),
                 tuple(depth for depth, _ in pairs),
             )
@@ -108,12 +115,14 @@ def word_positions(
     """
     # The newline ends the text in training and may change the last tokens.
     _, spans = tokenizer.encode(f"{caption}\n")
+    # Token `number` is at position number + first, and predicted one before it.
     first = 0 if tokenizer.bos_id is None else 1
     by_word = {}
     for match in re.finditer(r"[\w'-]+", caption):
         positions = [
             max(number + first - 1, 0)
             for number, (start, end) in enumerate(spans)
+            # A token may span several words, or a part of one: any overlap counts.
             if start < match.end() and end > match.start() and number + first < length
         ]
         if positions:

@@ -34,6 +34,7 @@ class CaptionedImage:
 
     def sample(self) -> Sample:
         """Returns a training sample of the image and its caption."""
+        # Training ends every text with a newline; see `inference.generate.END`.
         text = f"{self.caption.strip()}\n" if self.caption.strip() else ""
         return Sample(self.image, (Segment(text, tags=self.tags),))
 
@@ -55,6 +56,7 @@ def captioned_file(path: str, caption: str, config: RunConfig) -> CaptionedImage
     except OSError as error:
         raise MissingInputError(f"{path}: {error.strerror}") from None
     size = config.model.encoder.image_size
+    # As in training, with the same limits of size and memory.
     image = decode(content, size, config.data.preprocessing, path)
     return CaptionedImage(Path(path).stem, image, caption)
 
@@ -73,6 +75,7 @@ def captioned_scenes(
     scenes = []
     for index in range(first, first + count):
         sample = source[index]
+        # A caption is a single segment; a question and its answer would be two.
         (segment,) = sample.segments
         scenes.append(
             CaptionedImage(
@@ -94,11 +97,12 @@ def make_batch(
       tokenizer: tokenizer of the model.
       tag_names: names of the token tags to encode; empty for a batch without tags.
     """
-    samples = [one.sample() for one in examples]
+    samples = [example.sample() for example in examples]
     longest = max(count_tokens(sample, tokenizer) for sample in samples)
     rows = [
+        # At least 2: with a single token there is nothing to predict.
         encode_sample(sample, tokenizer, min(max(longest, 2), _MAX_TOKENS), tag_names)
         for sample in samples
     ]
     text = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    return Batch(image=np.stack([one.image for one in examples]), **text)
+    return Batch(image=np.stack([example.image for example in examples]), **text)

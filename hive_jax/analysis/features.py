@@ -9,6 +9,7 @@ import numpy as np
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
 from hive_jax.training.objectives import normalize_images
 
+# Features of all depths are returned, so that memory grows with it.
 _BATCH = 32
 
 
@@ -27,6 +28,7 @@ def extract_features(
       float32[L, n, P, D].
     """
     model = SiglipEncoder(config, dtype)
+    # Before the final norm at every depth, the last one included: depths compare alike.
     depths = tuple(range(1, config.depth + 1))
 
     @jax.jit
@@ -38,6 +40,7 @@ def extract_features(
         np.asarray(read(params, images[start : start + _BATCH]))
         for start in range(0, len(images), _BATCH)
     ]
+    # [L, B, P, D], along the images.
     return np.concatenate(batches, axis=1)
 
 
@@ -51,6 +54,7 @@ def principal_colours(features: np.ndarray) -> np.ndarray:
     Returns:
       float[n, P, 3] in 0 to 1.
     """
+    # Patches of all images in one decomposition.
     flat = features.reshape(-1, features.shape[-1]).astype(np.float64)
     centred = flat - flat.mean(axis=0)
     _, _, directions = np.linalg.svd(centred, full_matrices=False)
@@ -59,6 +63,7 @@ def principal_colours(features: np.ndarray) -> np.ndarray:
     largest = np.abs(directions).argmax(axis=1)
     signs = np.sign(directions[np.arange(len(directions)), largest])
     projected = centred @ (directions * signs[:, None])[:3].T
+    # Fewer than three patches or dimensions: missing colours are 0.
     projected = np.pad(projected, ((0, 0), (0, 3 - projected.shape[1])))
     # Percentiles instead of extremes: outlier patches would use up the colour range.
     low, high = np.percentile(projected, (1, 99), axis=0)
@@ -81,6 +86,7 @@ def compare_features(
       Frobenius distance |F - F0| / |F0|.
     """
     pairs = [
+        # Every patch of every image is an input.
         (a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1]))
         for a, b in zip(
             features.astype(np.float64), base.astype(np.float64), strict=True
@@ -105,5 +111,6 @@ def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
       Similarity from 0 to 1.
     """
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    # Of D x D matrices and not n x n: there are many more patches than dimensions.
     cross = np.linalg.norm(a.T @ b) ** 2
     return float(cross / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)))

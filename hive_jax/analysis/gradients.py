@@ -34,14 +34,18 @@ def make_feature_gradients(model: Hive):
             {"params": params}, images, batch.tokens, batch.image_mask, offsets
         )
         table, softcap = head(config.decoder, params["llm"])
+        # The loss of each token, which `supervised_nll` of training does not return.
         nll = next_token_nll(hidden, table, softcap, batch.tokens)
         target = batch.target[:, 1:]
+        # A caption without a supervised token has loss 0, not 0 / 0.
         count = jnp.maximum(target.sum(axis=1, keepdims=True), 1)
         return (nll * target / count).sum()
 
     def gradients(params, batch: Batch):
         encoder = config.encoder
         shape = (encoder.depth, len(batch.tokens), encoder.num_patches, encoder.width)
+        # At offsets of zero, the gradient with respect to an offset is that with
+        # respect to the features that it is added to.
         return jax.grad(loss)(jnp.zeros(shape), params, batch)
 
     return gradients
@@ -63,6 +67,7 @@ def feature_gradients(config: RunConfig, params: dict, batch: Batch) -> np.ndarr
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sizes(model: Hive, params: dict, batch: Batch) -> jax.Array:
+    # Norms over D, on the device: the gradients themselves are L x B x P x D numbers.
     return jnp.linalg.norm(make_feature_gradients(model)(params, batch), axis=-1)
 
 
@@ -112,6 +117,7 @@ def share_towers(first: dict, other: dict) -> dict:
                 f"gradients at equal towers: {branch!r} of the runs is of different "
                 "shapes; expected runs from the same encoder and LLM"
             )
+    # Parameters of another shape can only be those of the run that trained them.
     return {**first, "fusion": (first if equal("fusion") else other)["fusion"]}
 
 

@@ -14,6 +14,7 @@ from hive_jax.data.tabletop.scene import Scene, Thing, scene
 from hive_jax.data.tabletop.templates import TAG_NAMES, mark
 from hive_jax.data.tokenizer import Tokenizer
 
+# Scenes a compiled call; the default 200 scenes are four full batches.
 _BATCH = 50
 
 
@@ -57,15 +58,19 @@ def measure_localization(
     attention, gradients = [], []
     for start in range(0, count, _BATCH):
         indices = range(start, min(start + _BATCH, count))
+        # Of the test split, which no training has seen.
         scenes = [scene("test", 0, index, toys=1) for index in indices]
         things = [one.things[0] for one in scenes]
         examples = [_captioned_scene(one, size) for one in scenes]
         masks = np.stack([toy_mask(thing, grid) for thing in things])
         words = attention_maps(config, params, tokenizer, examples)
         for one, thing, mask in zip(words, things, masks, strict=True):
+            # [M, P] after the mean over heads.
             word = one.words.index(thing.colour)
             attention.append(_density(one.weights[:, :, word].mean(axis=1), mask[None]))
         batch = make_batch(examples, tokenizer, TAG_NAMES)
+        # Only the word of the material is supervised, so that the gradient is that of
+        # its loss alone.
         target = batch.target & (batch.tag == TAG_NAMES.index("material"))
         norms = feature_gradients(config, params, batch.replace(target=target))
         gradients.append(_density(norms, masks[None]))
@@ -85,27 +90,29 @@ def _distinguished(
     """Computes `Localization.distinguished` for each connection, float[connections]."""
     size, grid = config.model.encoder.image_size, _grid(config)
     scenes = (scene("test", 0, index, toys=2) for index in itertools.count())
+    # With equal colours or shapes, no word would be of one toy alone.
     differ = (
         one
         for one in scenes
         if one.things[0].colour != one.things[1].colour
         and one.things[0].shape != one.things[1].shape
     )
-    won = []
+    is_larger = []
     for start in range(0, count, _BATCH):
-        some = [*itertools.islice(differ, min(_BATCH, count - start))]
-        examples = [_captioned_scene(one, size) for one in some]
+        batch_scenes = [*itertools.islice(differ, min(_BATCH, count - start))]
+        examples = [_captioned_scene(one, size) for one in batch_scenes]
         words = attention_maps(config, params, tokenizer, examples)
-        for one, attention in zip(some, words, strict=True):
+        for one, attention in zip(batch_scenes, words, strict=True):
             masks = [toy_mask(thing, grid) for thing in one.things]
+            # Each toy against the other: masks in both orders.
             for thing, (own, other) in zip(
                 one.things, (masks, masks[::-1]), strict=True
             ):
                 word = attention.words.index(thing.shape)
                 weights = attention.weights[:, :, word].mean(axis=1)
                 means = [weights[:, mask].mean(axis=1) for mask in (own, other)]
-                won.append(means[0] > means[1])
-    return np.mean(won, axis=0)
+                is_larger.append(means[0] > means[1])
+    return np.mean(is_larger, axis=0)
 
 
 def toy_mask(thing: Thing, grid: int) -> np.ndarray:
@@ -118,9 +125,11 @@ def toy_mask(thing: Thing, grid: int) -> np.ndarray:
     Returns:
       bool[grid * grid], with at least one patch set.
     """
+    # Centres of patches, as fractions of the side like the position of a toy.
     middle = (np.arange(grid) + 0.5) / grid
     across, down = middle[None] - thing.x, middle[:, None] - thing.y
     squared = (across**2 + down**2).reshape(-1)
+    # A toy that is smaller than a patch may contain no centre.
     return squared <= max(thing.radius**2, squared.min())
 
 
@@ -128,18 +137,20 @@ def _density(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns the ratio of the means inside and outside the mask, [..., P] -> [...]."""
     inside = (values * mask).sum(-1) / mask.sum(-1)
     outside = (values * ~mask).sum(-1) / np.maximum((~mask).sum(-1), 1)
+    # Means and not sums: toys cover fewer patches than the rest of the scene.
     return inside / np.maximum(outside, 1e-30)
 
 
-def _captioned_scene(whole: Scene, size: int) -> CaptionedImage:
+def _captioned_scene(described: Scene, size: int) -> CaptionedImage:
     """Renders a scene with a caption that names all attributes of all toys."""
+    # "word|tag": `mark` removes the tags and returns their spans.
     nouns = [
         f"a {one.size}|size {one.material}|material {one.colour}|colour {one.shape}|shape"
-        for one in whole.things
+        for one in described.things
     ]
     segment = mark(f"there is {' and '.join(nouns)} on the table.")
     return CaptionedImage(
-        "localization", render(whole, size), segment.text.strip(), segment.tags
+        "localization", render(described, size), segment.text.strip(), segment.tags
     )
 
 

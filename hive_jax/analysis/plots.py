@@ -25,6 +25,7 @@ CURVES = {
 }
 _MAX_WORDS = 16  # columns per figure; more are illegible
 _HEAT = "inferno"
+# One for each run; further runs repeat them with dashes.
 _COLOURS = ("#2a7f9e", "#edae49", "#d1495b", "#66a182", "#7f7f7f", "#9467bd")
 _DASHES = ("-", "--", ":")
 
@@ -52,6 +53,7 @@ def read_curves(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
             lines.append(json.loads(line))
         except ValueError:
             continue
+    # Titles without data are left out: a run without an image has no image gain.
     curves = {}
     for title, keys in CURVES.items():
         points = [
@@ -89,7 +91,10 @@ def draw_gradients(path: Path, example: CaptionedImage, sizes: np.ndarray) -> No
         row[0].set_title("image", fontsize=8)
         row[0].set_ylabel(title, fontsize=8)
         for layer, (axes, grid) in enumerate(zip(row[1:], grids, strict=True), 1):
+            # A scale for each layer shows where, a common one shows how much.
             top = grids.max() if title == "one scale" else grid.max()
+            # Any panel of the lower row can stand for the colour bar: they share a
+            # scale.
             drawn = _overlay(axes, example.image, grid, top)
             axes.set_title(f"layer {layer}\n{_format_scale(top)}", fontsize=7)
     figure.colorbar(
@@ -156,6 +161,7 @@ def draw_layers(
         line[0].imshow(one.image)
         for number in range(depth):
             side = round(colours.shape[2] ** 0.5)
+            # Column 0 is the image.
             line[number + 1].imshow(colours[number, row].reshape(side, side, 3))
     for number, axes in enumerate(panels[0]):
         axes.set_title(f"depth {number}" if number else "image", fontsize=8)
@@ -179,6 +185,7 @@ def _draw_grid(
         line[0].set_ylabel(name, fontsize=7)
         for axes, grid in zip(line[1:], row, strict=True):
             _overlay(axes, example.image, grid, grid.max())
+    # Not strict: words beyond _MAX_WORDS have no column.
     for axes, word in zip(panels[0][1:], words.words, strict=False):
         axes.set_title(_shorten(word, 16), fontsize=9)
     title = _shorten(example.caption, 110)
@@ -200,6 +207,7 @@ def _overlay(axes, image: np.ndarray, grid: np.ndarray, top: float):
         vmin=0,
         vmax=top or 1,
         alpha=0.75,
+        # Stretched over the pixels of the image, whose first row is at the top.
         extent=(-0.5, side - 0.5, side - 0.5, -0.5),
         interpolation="nearest",
     )
@@ -235,12 +243,14 @@ def draw_flow(path: Path, flow: Mapping[str, np.ndarray], title: str) -> None:
     for sizes, style in _styled(flow):
         layers = range(1, len(sizes) + 1)
         raw.plot(layers, sizes, marker="o", **style)
+        # A model without any gradient has lines at 0.
         last = sizes[-1] or 1.0
         relative.plot(layers, sizes / last, marker="o", **style)
     for axes, label in (
         (raw, "mean |d loss / d F|"),
         (relative, "relative to the last layer"),
     ):
+        # Gradients of fusions differ by orders of magnitude.
         axes.set_yscale("log")
         _label_axes(axes, "encoder layer", label)
     raw.legend(fontsize=8)
@@ -289,6 +299,7 @@ def draw_curves(path: Path, runs: Mapping[str, Mapping[str, tuple]]) -> None:
                 axes.plot(*curves[title], lw=1.3, **style)
         _label_axes(axes, "step", "")
         axes.set_title(title, fontsize=9)
+    # Panels that fill the last row.
     for axes in panels[len(titles) :]:
         axes.set_visible(False)
     if titles:

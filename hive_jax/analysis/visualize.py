@@ -36,7 +36,8 @@ def newest_run(folder: str = "workdir") -> str:
     runs = [path.parent for path in Path(folder).glob("*/metrics.jsonl")]
     if not runs:
         raise MissingInputError(f"no run in {folder}/: train one first, or name one")
-    return str(max(runs, key=lambda one: (one / "metrics.jsonl").stat().st_mtime))
+    # Trained last, not created last: metrics.jsonl is written at every log step.
+    return str(max(runs, key=lambda run: (run / "metrics.jsonl").stat().st_mtime))
 
 
 def visualize(
@@ -69,26 +70,29 @@ def visualize(
     """
     folder = Path(out)
     require_writable(folder)
-    work = _Pictures(folder, trained, examples)
-    todo = {
-        "gradients": work.gradients,
-        "attention": work.attention,
-        "layers": lambda: work.layers(base),
+    pictures = _Pictures(folder, trained, examples)
+    # In this order, and each on its own: one that does not apply leaves the others.
+    drawings = {
+        "gradients": pictures.gradients,
+        "attention": pictures.attention,
+        "layers": lambda: pictures.layers(base),
     }
     if beside is not None:
-        todo["flow"] = lambda: work.flow(beside)
+        drawings["flow"] = lambda: pictures.flow(beside)
     if curves is not None:
-        todo["curves"] = lambda: work.curves(curves)
-    with progress_bar("pictures", len(todo), 0) as bar:
-        for kind, draw in todo.items():
+        drawings["curves"] = lambda: pictures.curves(curves)
+    with progress_bar("pictures", len(drawings), 0) as bar:
+        for kind, draw in drawings.items():
             try:
                 draw()
+            # Other errors, such as damaged weights, end the command.
             except ConfigError as error:
-                work.numbers["left_out"][kind] = str(error)
+                pictures.numbers["left_out"][kind] = str(error)
                 log(f"no {kind}: {error}")
             bar.update()
-    write_json(folder / FIGURES, work.numbers)
-    return work.numbers
+    # Last, so that the file stands for a folder that is complete.
+    write_json(folder / FIGURES, pictures.numbers)
+    return pictures.numbers
 
 
 class _Pictures:
@@ -100,15 +104,18 @@ class _Pictures:
         self._folder, self._trained, self._examples = folder, trained, [*examples]
         self._config = trained.config
         self._tokenizer = load_tokenizer(trained.config.data.tokenizer)
-        self._captioned = [one for one in self._examples if one.caption.strip()]
+        self._captioned = [
+            example for example in self._examples if example.caption.strip()
+        ]
         self.numbers = {
             "run": trained.checkpoint,
-            "captions": {one.name: one.caption for one in self._examples},
+            "captions": {example.name: example.caption for example in self._examples},
             "pictures": {},
             "left_out": {},
         }
 
     def _path(self, kind: str, name: str) -> Path:
+        # A name may come from a file or a config: it must not lead into another folder.
         file = f"{kind}_{name}.png".replace(" ", "_").replace("/", "_")
         self.numbers["pictures"].setdefault(kind, []).append(file)
         return self._folder / file
@@ -119,9 +126,11 @@ class _Pictures:
         return make_batch(self._captioned, self._tokenizer)
 
     def gradients(self) -> None:
-        sizes = feature_gradients(self._config, self._trained.params, self._batch())
-        for row, one in enumerate(self._captioned):
-            plots.draw_gradients(self._path("gradients", one.name), one, sizes[:, row])
+        norms = feature_gradients(self._config, self._trained.params, self._batch())
+        for row, example in enumerate(self._captioned):
+            plots.draw_gradients(
+                self._path("gradients", example.name), example, norms[:, row]
+            )
 
     def flow(self, beside: Mapping[str, str]) -> None:
         require_image_reader(self._config)
@@ -132,6 +141,7 @@ class _Pictures:
                 raise ConfigError(f"{other!r} is the name of the run itself here")
             run = load_run(workdir)
             require_image_reader(run.config)
+            # With the towers of this run, so that only the fusions differ.
             runs[other] = run.config, share_towers(self._trained.params, run.params)
         flow = gradient_flow(runs, batch)
         self.numbers["flow"] = {key: sizes.tolist() for key, sizes in flow.items()}
@@ -141,11 +151,13 @@ class _Pictures:
         plots.draw_flow(self._path("flow", "layers"), flow, title)
 
     def attention(self) -> None:
+        # Raises if there is no caption; its batch is not needed here.
         self._batch()
         run = self._config, self._trained.params, self._tokenizer
         attentions = attention_maps(*run, self._captioned)
-        for one, words in zip(self._captioned, attentions, strict=True):
-            plots.draw_attention(self._path("attention", one.name), one, words)
+        for example, words in zip(self._captioned, attentions, strict=True):
+            plots.draw_attention(self._path("attention", example.name), example, words)
+        # Heads of the first image alone: a figure for each connection.
         for number, layer in enumerate(attentions[0].layers):
             path = self._path("heads", f"layer_{layer}")
             plots.draw_heads(path, self._captioned[0], attentions[0], number)
@@ -162,6 +174,7 @@ class _Pictures:
         if not base:
             return
         other = load_encoder(base)
+        # CKA would allow other widths, but the distance compares features one by one.
         if (other.config.depth, other.config.num_patches, other.config.width) != (
             *(config.depth, config.num_patches),
             config.width,
@@ -177,6 +190,7 @@ class _Pictures:
         for name, workdir in runs.items():
             try:
                 by_run[name] = read_curves(workdir)
+            # A run that has not started is no reason to draw none of the others.
             except MissingInputError as error:
                 log(str(error))
         if not any(by_run.values()):

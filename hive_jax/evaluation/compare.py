@@ -34,6 +34,7 @@ _SAME = (
 )
 # MME has two scores: sums over its categories of perception, and of cognition.
 _MME = {"perception": mme.PERCEPTION, "cognition": mme.COGNITION}
+# Enough for the 2.5 % quantiles: 50 draws are beyond each.
 DRAWS = 2000
 _LEVEL = 95  # confidence level of the intervals, in percent
 
@@ -99,9 +100,11 @@ def read_evaluations(folder: str) -> dict[str, Evaluation]:
       DataError: an evaluation is malformed.
     """
     root = Path(folder)
+    # A run's own evaluations are in WORKDIR/evaluation.
     root = root / "evaluation" if (root / "evaluation").is_dir() else root
     evaluations = {}
     for path in sorted(root.glob(f"*/{RESULT}")):
+        # A result.json of something else, as of a run.
         if not (path.parent / SAMPLES).is_file():
             continue
         try:
@@ -141,6 +144,7 @@ def compare(folders: Mapping[str, Sequence[str]]) -> list[ScoreComparison]:
     }
     reference = next(iter(evaluations))
     rows = []
+    # A task counts for a name if each of its seeds has it.
     for task in evaluations[reference][0]:
         by_name = {
             name: [tasks[task] for tasks in several]
@@ -149,6 +153,8 @@ def compare(folders: Mapping[str, Sequence[str]]) -> list[ScoreComparison]:
         }
         if reference in by_name and len(by_name) > 1:
             _require_same(task, by_name)
+            # Settings are compared first: a difference of prompts is no difference of
+            # models.
             rows += _rows(task, by_name)
     if not rows:
         raise MissingInputError(f"no task is there for {reference} and another one")
@@ -168,6 +174,7 @@ def _require_same(task: str, by_name: Mapping[str, list[Evaluation]]) -> None:
                 f"{task}: {first.folder} and {other.folder} cannot be compared (the one "
                 f"-> the other):\n  {listed}"
             )
+        # In the same order: the bootstrap pairs answers by position.
         if [sample["id"] for sample in other.samples] != ids:
             raise DataError(
                 f"{task}: {first.folder} and {other.folder} are of other questions"
@@ -182,6 +189,7 @@ def _rows(task: str, by_name: Mapping[str, list[Evaluation]]) -> list[ScoreCompa
             name: _strata(several, categories) for name, several in by_name.items()
         }
         reference, *others = strata
+        # MME without a question of these categories.
         if not strata[reference]:
             continue
         answers = {name: _answers(s, categories) for name, s in by_name.items()}
@@ -254,15 +262,20 @@ def interval(
       (low, high), in points of the score.
     """
     rng = np.random.default_rng(seed)
-    picked = [_counts(rng, len(next(iter(x.values())))) for x in (reference, other)]
-    drawn = np.zeros(DRAWS)
+    # Weights [DRAWS, seeds] of each model, the same for all strata.
+    seed_weights = [
+        _counts(rng, len(next(iter(x.values())))) for x in (reference, other)
+    ]
+    samples = np.zeros(DRAWS)
     for stratum, values in reference.items():
         groups = _counts(rng, values.shape[1])
-        pairs = zip((-1, 1), (values, other[stratum]), picked, strict=True)
-        for sign, of, seeds in pairs:
-            drawn += sign * ((groups @ of.T) * seeds).sum(axis=1)
+        pairs = zip((-1, 1), (values, other[stratum]), seed_weights, strict=True)
+        for sign, model_values, seeds in pairs:
+            # [DRAWS, groups] x [groups, seeds] -> [DRAWS, seeds]: bootstrap means of
+            # each seed.
+            samples += sign * ((groups @ model_values.T) * seeds).sum(axis=1)
     tail = (100 - _LEVEL) / 2
-    low, high = np.percentile(drawn, (tail, 100 - tail))
+    low, high = np.percentile(samples, (tail, 100 - tail))
     return float(low), float(high)
 
 
@@ -279,20 +292,23 @@ def difference(
       answers: scores float[seeds, questions] of the reference and the other model.
     """
     low, high = interval(reference, other)
-    before, after = answers
-    pairs = after[None] - before[:, None]
+    # Every seed of one with every seed of the other: [seeds, seeds, questions].
+    reference_answers, other_answers = answers
+    pairs = other_answers[None] - reference_answers[:, None]
     # Scores that differ by rounding alone are ties.
     pairs[np.isclose(pairs, 0)] = 0
     wins, losses, ties = (
         float((np.sign(pairs) == sign).mean(axis=(0, 1)).sum()) for sign in (1, -1, 0)
     )
     value = float(total(other).mean() - total(reference).mean())
+    # One difference a question, the unit of the test: seeds are averaged.
     p = _sign_test(pairs.mean(axis=(0, 1)))
     return Difference(value, low, high, wins, losses, ties, p)
 
 
 def _sign_test(differences: np.ndarray) -> float:
     """Returns the two-sided p value of the mean of float[questions] under random signs."""
+    # Ties have no sign to flip.
     uneven = differences[differences != 0]
     if not len(uneven):
         return 1.0
@@ -300,6 +316,7 @@ def _sign_test(differences: np.ndarray) -> float:
         # With equal magnitudes the test is a binomial test of the signs, which is exact.
         wins = int((uneven > 0).sum())
         return float(scipy.stats.binomtest(wins, len(uneven)).pvalue)
+    # A fixed seed, so that a report says the same each time.
     test = scipy.stats.permutation_test(
         (uneven,),
         lambda drawn, axis: drawn.mean(axis=axis),

@@ -25,6 +25,7 @@ from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.training import sharding
 from hive_jax.training.objectives import normalize_images
 
+# Of host memory, next to the decoded images and the classifiers.
 MAX_CACHED_BYTES = 4 * 2**30
 _BATCH = 128
 
@@ -53,18 +54,23 @@ class FeatureExtractor:
         tokens = () if pooled else (config.num_patches,)
         self.shape = (*tokens, config.width)
         model = SiglipEncoder(config, dtype)
+        # Scale and bias of a norm without learnt ones.
         plain = jnp.ones(config.width), jnp.zeros(config.width)
 
         def apply(params, images):
             out = model.apply({"params": params}, normalize_images(images), depths)
             features = [
+                # `tokens` is the last depth after the encoder's own norm.
                 out.tokens if depth == config.depth else layer_norm(feature, *plain)
                 for depth, feature in zip(depths, out.features, strict=True)
             ]
+            # float32, in which classifiers train; the mean over tokens [M, B, P, D] as
+            # well.
             features = jnp.stack(features).astype(jnp.float32)
             return features.mean(axis=2) if pooled else features
 
         self._apply = jax.jit(apply)
+        # Each device has the encoder and its rows of a batch.
         everywhere = None if mesh is None else sharding.replicated(mesh)
         self._params = jax.device_put(encoder.params, everywhere)
 
@@ -72,9 +78,10 @@ class FeatureExtractor:
         if self._mesh is None:
             return self._apply(self._params, jnp.asarray(images))
         count = sharding.round_up(self._mesh, len(images))
-        whole = np.concatenate([images, np.repeat(images[:1], count - len(images), 0)])
-        where = sharding.batch_sharding(self._mesh, count)
-        features = self._apply(self._params, jax.device_put(whole, where))
+        # Copies of the first image fill the devices; their features are dropped.
+        padded = np.concatenate([images, np.repeat(images[:1], count - len(images), 0)])
+        batch_sharding = sharding.batch_sharding(self._mesh, count)
+        features = self._apply(self._params, jax.device_put(padded, batch_sharding))
         return features[:, : len(images)]
 
 
@@ -112,12 +119,12 @@ class LabelledImages:
         return len(self.source)
 
     def batches(
-        self, chosen: Iterable[np.ndarray], seed: int | None = None
+        self, index_batches: Iterable[np.ndarray], seed: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields (images uint8[B, ...], classes int32[B]) for each array of indices.
 
         Args:
-          chosen: arrays of indices.
+          index_batches: arrays of indices.
           seed: random seed of the augmentation; None for no augmentation.
 
         An unreadable image is black and has the class -1.
@@ -125,14 +132,17 @@ class LabelledImages:
         Raises:
           DataError: an image is unreadable or of an unknown class, and `strict` is set.
         """
-        chosen = [*chosen]
-        starts = np.cumsum([0, *map(len, chosen)]).tolist()
+        index_batches = [*index_batches]
+        # Position of each batch's first image: the augmentation depends on the
+        # position, and not on the thread that decodes.
+        starts = np.cumsum([0, *map(len, index_batches)]).tolist()
 
         def load(number: int):
-            rows = enumerate(chosen[number], starts[number])
+            rows = enumerate(index_batches[number], starts[number])
             return [self._row(int(index), position, seed) for position, index in rows]
 
-        for rows in ordered_map(load, range(len(chosen)), self._threads):
+        # Decoded in parallel, yielded in order.
+        for rows in ordered_map(load, range(len(index_batches)), self._threads):
             images, classes = zip(*rows, strict=True)
             yield np.stack(images), np.array(classes, np.int32)
 
@@ -174,6 +184,7 @@ def fits_in_memory(extractor: FeatureExtractor, count: int) -> bool:
       count: number of images.
     """
     return (
+        # 4 bytes a float32.
         4 * count * len(extractor.depths) * int(np.prod(extractor.shape))
         <= MAX_CACHED_BYTES
     )
@@ -192,14 +203,15 @@ def extract(
     Raises:
       DataError: an image is unreadable, and `images` is strict.
     """
-    chosen = split_batches(len(images))
+    index_batches = split_batches(len(images))
+    # Allocated once: concatenating batches would need twice the memory.
     features = np.empty(
         (len(extractor.depths), len(images), *extractor.shape), np.float32
     )
     classes = np.empty(len(images), np.int32)
     with progress_bar(name, len(images), 0) as bar:
         for rows, (pixels_, numbers) in zip(
-            chosen, images.batches(chosen), strict=True
+            index_batches, images.batches(index_batches), strict=True
         ):
             features[:, rows] = extractor(pixels_)
             classes[rows] = numbers

@@ -50,16 +50,19 @@ class Probe:
     """
 
     def __init__(self, config: ProbeConfig, encoder: Encoder, depths: tuple[int, ...]):
-        known = encoder.config.depth
-        if not all(1 <= depth <= known for depth in depths):
+        num_blocks = encoder.config.depth
+        if not all(1 <= depth <= num_blocks for depth in depths):
             raise ConfigError(
-                f"config.depth is {config.depth}; {encoder.name} has blocks 1 to {known}"
+                f"config.depth is {config.depth}; {encoder.name} has blocks 1 to "
+                f"{num_blocks}"
             )
         self.config, self.encoder, self.depths = config, encoder, depths
         preprocessing = config.preprocessing or encoder.preprocessing
         size = encoder.config.image_size
-        how = SourceOptions(size, preprocessing, config.seed)
-        train, test = (whole_source(text, how) for text in (config.train, config.test))
+        options = SourceOptions(size, preprocessing, config.seed)
+        train, test = (
+            whole_source(text, options) for text in (config.train, config.test)
+        )
         self.classes = train.classes
         if len(self.classes) < 2:
             raise DataError(
@@ -67,15 +70,19 @@ class Probe:
                 "folder:, tfds: or table: with labels, one of the named sets, or "
                 "tabletop:classes"
             )
-        rest = (self.classes, preprocessing, size, config.threads)
-        self._train = LabelledImages(train, *rest, strict=False)
-        self._test = LabelledImages(test, *rest, strict=True)
+        arguments = (self.classes, preprocessing, size, config.threads)
+        # Training does without an unreadable image, which is counted; a score has to be
+        # of all test images.
+        self._train = LabelledImages(train, *arguments, strict=False)
+        self._test = LabelledImages(test, *arguments, strict=True)
+        # Data-parallel over the devices of this process.
         devices = jax.local_devices()
         mesh = sharding.make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
         pooled = config.probe == "linear"
         self._extractor = FeatureExtractor(
             encoder, depths, pooled, compute_dtype(config.dtype), mesh
         )
+        # The attentive probe has as many heads as the encoder's own attention.
         self._module = (
             LinearProbe(len(self.classes))
             if pooled
@@ -86,6 +93,7 @@ class Probe:
     def settings(self, depth: int) -> dict:
         """Returns all settings that the result at a depth depends on, as JSON values."""
         config = self.config
+        # The last depth has no suffix: its results are those of an ordinary probe.
         last = self.encoder.config.depth
         names = (
             *("augment", "num_seeds", "seed", "epochs", "warmup_epochs", "batch_size"),
@@ -118,10 +126,12 @@ class Probe:
           DataError: too many images are unreadable.
         """
         if self.config.augment or not fits_in_memory(self._extractor, len(self._train)):
-            return self._fitted_on_the_way()
+            return self._fitted_without_cache()
         features, classes = extract(self._extractor, self._train, self.encoder.name)
         self._count_bad()
+        # Class -1 marks unreadable images.
         features, classes = features[:, classes >= 0], classes[classes >= 0]
+        # One compiled trainer for all depths and seeds.
         train = self._fit(len(classes))
 
         def batches(at_depth: np.ndarray, seed: int) -> Iterator:
@@ -137,7 +147,7 @@ class Probe:
         example = jnp.zeros((1, *self._extractor.shape))
         return ClassifierTrainer(self._module, self.config, example, count)
 
-    def _fitted_on_the_way(self) -> list[list[dict]]:
+    def _fitted_without_cache(self) -> list[list[dict]]:
         if len(self.depths) > 1:
             raise ConfigError(
                 "probing several depths keeps the features of all of them: not with "
@@ -149,13 +159,14 @@ class Probe:
             rows = batch_indices(self.config, len(self._train), seed)
             augment_seed = seed if self.config.augment else None
             for images, classes in self._train.batches(rows, augment_seed):
+                # At every batch, so that a broken dataset ends the run early.
                 self._train.require(self.config.max_bad_fraction)
                 yield self._extractor(images)[0], classes
 
         train = self._fit(len(self._train))
-        made = [train(batches(seed), seed) for seed in self._seeds()]
+        by_seed = [train(batches(seed), seed) for seed in self._seeds()]
         self._count_bad()
-        return [made]
+        return [by_seed]
 
     def predicted(self, fitted: list[list[dict]]) -> tuple[np.ndarray, np.ndarray]:
         """Returns predicted classes int32[depths, seeds, n] and labels int32[n].
@@ -163,12 +174,14 @@ class Probe:
         Raises:
           DataError: a test image is unreadable.
         """
+        # Parameters [seeds, ...] of each depth, to predict with all seeds at once.
         stacked = [
             jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
             for params in fitted
         ]
         predicted, labels = [], []
         for images, classes in self._test.batches(split_batches(len(self._test))):
+            # Each test image is encoded once, for all depths and seeds.
             features = self._extractor(images)
             pairs = zip(stacked, features, strict=True)
             predicted.append(np.stack([self._predict(*pair) for pair in pairs]))
@@ -216,6 +229,7 @@ def probe(
     folders = {depth: out / settings[depth]["task"] for depth in depths}
     results = {}
     for depth in depths:
+        # Before any training: settings that differ from stored ones are an error now.
         with open_store(folders[depth], settings[depth]) as store:
             results[depth] = store.result
     if all(results.values()):
@@ -231,6 +245,8 @@ def probe(
                 work.classes,
                 f"{encoder.name}, depth {depth}",
             )
+            # Some depths may be stored already: all of them are trained, for one
+            # extraction serves them all, and stored results stay as they are.
             if store.result is None:
                 results[depth] = _finish(store, work.classes, classes, labels)
     return results, fitted, work
@@ -241,15 +257,16 @@ def _finish(
 ) -> dict:
     """Scores predicted int32[seeds, n] against labels int32[n] and stores the result."""
     hits = predicted == labels[None]
-    each = 100 * hits.mean(axis=1)
+    by_seed = 100 * hits.mean(axis=1)
     # Sample standard deviation (ddof=1): the seeds are a sample of all possible ones.
-    std = float(each.std(ddof=1)) if len(each) > 1 else 0.0
-    scores = {"accuracy": float(each.mean()), "accuracy_std": std}
-    parts = {
+    std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0
+    scores = {"accuracy": float(by_seed.mean()), "accuracy_std": std}
+    by_class = {
         classes[number]: {
             "accuracy": float(100 * hits[:, labels == number].mean()),
             "n": int((labels == number).sum()),
         }
+        # Classes that occur in the test data.
         for number in np.unique(labels)
     }
     samples = (
@@ -263,11 +280,12 @@ def _finish(
         }
         for index in range(len(labels))
     )
-    return store.finish(samples, scores, parts)
+    return store.finish(samples, scores, by_class)
 
 
 def _confusion(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     """Counts int[label, predicted class] over all seeds."""
     matrix = np.zeros((count, count), int)
+    # Unbuffered: `matrix[...] += 1` would count repeated pairs once.
     np.add.at(matrix, (np.broadcast_to(labels, predicted.shape), predicted), 1)
     return matrix

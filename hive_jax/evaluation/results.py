@@ -40,11 +40,13 @@ class ResultStore:
     """
 
     def __init__(self, folder: Path, settings: Mapping):
+        # Through JSON, as the stored settings were: tuples become lists.
         self.folder, self._settings = folder, json.loads(json.dumps(settings))
         self.answers: dict[str, dict] = {}
         path = folder / RESULT
         self.result = read_json(path) if path.is_file() else None
         if self.result is not None:
+            # A finished evaluation of other settings is no result of this one.
             settings = {k: v for k, v in self.result.items() if k not in _OUTCOMES}
             self._require_same(settings)
         else:
@@ -64,20 +66,23 @@ class ResultStore:
             file.flush()
             os.fsync(file.fileno())  # so that a preempted machine loses no answer
 
-    def finish(self, samples: Iterable[Mapping], scores: dict, parts: dict) -> dict:
+    def finish(
+        self, samples: Iterable[Mapping], scores: dict, by_category: dict
+    ) -> dict:
         """Writes samples.jsonl and, last, result.json; returns the result.
 
         Args:
           samples: one record for each example.
           scores: score name -> score.
-          parts: category -> score name -> score.
+          by_category: category -> score name -> score.
 
         Raises:
           OutputError: a file cannot be written.
         """
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        outcomes = (scores, parts, hive_jax.__version__, date)
+        outcomes = (scores, by_category, hive_jax.__version__, date)
         self.result = self._settings | dict(zip(_OUTCOMES, outcomes, strict=True))
+        # result.json comes last: where it exists, the evaluation is complete.
         write_text(self.folder / SAMPLES, json_lines(samples))
         write_json(self.folder / RESULT, self.result)
         (self.folder / _ANSWERS).unlink(missing_ok=True)
@@ -91,11 +96,13 @@ class ResultStore:
                 for line in path.read_bytes().splitlines():
                     try:
                         lines.append(json.loads(line))
+                    # What a kill cut short, and anything after it, is answered again.
                     except ValueError:
                         break
         settings, *answers = lines or [self._settings]
         self._require_same(settings)
         self.answers = {answer["id"]: answer for answer in answers}
+        # Without the torn line, which the next answer would be appended to.
         write_text(path, json_lines((settings, *answers)))
 
     def _require_same(self, stored: Mapping) -> None:

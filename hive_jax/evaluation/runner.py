@@ -18,6 +18,7 @@ from hive_jax.evaluation.results import ResultStore, open_store
 from hive_jax.inference.generate import Decoding, Generator, Prompt
 from hive_jax.inference.model import TrainedModel, load_run
 
+# Decoding in the background, while the device generates.
 _THREADS = 8
 
 
@@ -59,6 +60,7 @@ def evaluate(
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
+    # All tasks are read and checked before the model is loaded and the first question.
     benchmarks = {name: (find_task(name), read_task(name, data)) for name in tasks}
     trained = load_run(run)
     variant = prompt_variant or prompt_style(trained.config.data.source)
@@ -71,6 +73,7 @@ def evaluate(
             )
     results = {}
     for name, (task, examples) in benchmarks.items():
+        # Each task has a limit of its own, that of lmms-eval.
         limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
         decoding = Decoding(limit, temperature, top_p, seed, task.stop)
         folder = Path(out) / name
@@ -102,8 +105,10 @@ def _settings(name, task: Task, variant, examples: Examples, trained, decoding) 
         "task": name,
         "variant": variant,
         "prompt": template,
+        # Short enough to compare by eye.
         "prompt_hash": hashlib.sha256(template.encode()).hexdigest()[:16],
         "n": len(examples),
+        # Everything that an answer depends on: a resumed evaluation must not mix two.
         "data": examples.fingerprint,
         "decoding": {
             "max_new_tokens": decoding.max_new_tokens,
@@ -130,6 +135,7 @@ def _answer(
     """Answers all questions without a stored answer."""
     generator = trained.generator(decoding)
     texts = [format_prompt(task.prompts[variant], example) for example in examples]
+    # Answers are stored by id, so that they do not depend on the order of batches.
     left = [i for i, example in enumerate(examples) if example.id not in store.answers]
     batches = [*_batches(left, texts, generator, batch_size)]
     preprocessing = trained.config.data.preprocessing
@@ -141,6 +147,8 @@ def _answer(
                 _image(examples, examples[i], generator.image_size, preprocessing)
                 if generator.sees_images
                 else None,
+                # The number of the question, which sampling depends on: see
+                # `Prompt.number`.
                 i,
             )
             for i in batches[number]
@@ -150,7 +158,9 @@ def _answer(
     with progress_bar(store.folder.name, len(examples), done) as bar:
         loaded = ordered_map(load, range(len(batches)), _THREADS)
         for indices, prompts in zip(batches, loaded, strict=True):
+            # A constant number of rows: the last batch needs no program of its own.
             outputs = generator(prompts, batch_size)
+            # After each batch: an interrupted evaluation loses one batch at most.
             store.add(
                 {"id": examples[i].id, "prompt": texts[i], "output": output}
                 for i, output in zip(indices, outputs, strict=True)
@@ -166,6 +176,7 @@ def _batches(
     by_length = {}
     for i in indices:
         by_length.setdefault(generator.length(Prompt(texts[i])), []).append(i)
+    # Short prompts first; one compiled program for each padded length.
     for _, same in sorted(by_length.items()):
         for start in range(0, len(same), size):
             yield same[start : start + size]
@@ -182,6 +193,7 @@ def _image(
 
 
 def _finish(store: ResultStore, task: Task, examples: Examples) -> dict:
+    # In the order of the questions, however they were batched.
     records = [store.answers[example.id] for example in examples]
     scores = task.score(examples, [record["output"] for record in records])
     samples = [

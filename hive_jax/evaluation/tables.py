@@ -29,6 +29,7 @@ _VALIDATION = {
     "loss_no_image": "no image",
     "image_gain": "gain",
 }
+# Grey for the reference, which comes first.
 _COLOURS = ("#7f7f7f", "#2a7f9e", "#9ecae1", "#d1495b", "#edae49", "#66a182")
 
 
@@ -46,11 +47,16 @@ def differences(rows: Sequence[ScoreComparison]) -> list[list[str]]:
     """Returns table rows of the differences from the first name, the reference."""
     lines = [["task", "", "difference", "95 %", "better", "worse", "equal", "p"]]
     for row in rows:
-        for name, one in row.differences.items():
-            interval = f"{one.low:+.2f} to {one.high:+.2f}"
-            counts = (f"{count:.4g}" for count in (one.wins, one.losses, one.ties))
-            lines.append([row.title, name, f"{one.value:+.2f}", interval, *counts])
-            lines[-1].append(f"{one.p:.2g}")
+        for name, difference in row.differences.items():
+            interval = f"{difference.low:+.2f} to {difference.high:+.2f}"
+            counts = (
+                f"{count:.4g}"
+                for count in (difference.wins, difference.losses, difference.ties)
+            )
+            lines.append(
+                [row.title, name, f"{difference.value:+.2f}", interval, *counts]
+            )
+            lines[-1].append(f"{difference.p:.2g}")
     return lines
 
 
@@ -70,19 +76,19 @@ def markdown(rows: Sequence[ScoreComparison], paper: bool = False) -> str:
       rows: compared scores.
       paper: append the paper's results.
     """
-    parts = [_table(scores(rows))]
+    blocks = [_table(scores(rows))]
     seeds = max(len(values) for row in rows for values in row.seeds.values())
     if seeds > 1:
-        parts.append(f"Mean and standard deviation over up to {seeds} seeds.")
-    parts += [about(rows), _table(differences(rows))]
+        blocks.append(f"Mean and standard deviation over up to {seeds} seeds.")
+    blocks += [about(rows), _table(differences(rows))]
     if paper:
-        known = dict.fromkeys(n for values in PAPER.values() for n in values)
-        said = [
-            [title, *(str(values.get(n, "")) for n in known)]
+        models = dict.fromkeys(n for values in PAPER.values() for n in values)
+        reported = [
+            [title, *(str(values.get(n, "")) for n in models)]
             for title, values in PAPER.items()
         ]
-        parts += ["The paper:", _table([["task", *known], *said])]
-    return "\n\n".join(parts) + "\n"
+        blocks += ["The paper:", _table([["task", *models], *reported])]
+    return "\n\n".join(blocks) + "\n"
 
 
 def write(folder: Path, rows: Sequence[ScoreComparison], paper: bool = False) -> str:
@@ -98,6 +104,7 @@ def write(folder: Path, rows: Sequence[ScoreComparison], paper: bool = False) ->
     """
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    # The same rows in three forms: for a README, for a program, and as a figure.
     text = markdown(rows, paper)
     write_text(folder / "compare.md", text)
     write_json(
@@ -116,14 +123,14 @@ def read(folder: Path) -> list[ScoreComparison]:
       DataError: the file is missing or malformed.
     """
     try:
-        found = read_json(folder / COMPARISON)["rows"]
+        rows = read_json(folder / COMPARISON)["rows"]
         return [
             ScoreComparison(
                 row["title"],
                 row["seeds"],
                 {name: Difference(**one) for name, one in row["differences"].items()},
             )
-            for row in found
+            for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / COMPARISON} is no comparison: {error}") from None
@@ -141,6 +148,7 @@ def validation(runs: Mapping[str, str]) -> str:
         for key in dict.fromkeys(key for one in values.values() for key in one)
         if key.startswith("image_gain/") and key != "image_gain/other"
     ]
+    # "image_gain/TAG"; tokens without a tag are "other".
     titles = _VALIDATION | {key: f"gain, {key.split('/')[1]}" for key in gains}
     lines = [
         [name, *(f"{one[key]:.3f}" if key in one else "" for key in titles)]
@@ -169,22 +177,26 @@ def draw(path: Path, rows: Sequence[ScoreComparison]) -> None:
     figure = new_figure(3.1 * columns, 2.9 * lines)
     for number, row in enumerate(rows, 1):
         axes = figure.add_subplot(lines, columns, number)
-        for place, name in enumerate(names):
+        # A name without this score leaves its place empty: bars keep place and colour.
+        for position, name in enumerate(names):
             if name not in row.seeds:
                 continue
             values = np.array(row.seeds[name])
-            colour = _COLOURS[place % len(_COLOURS)]
-            axes.bar(place, values.mean(), color=colour, width=0.7)
-            axes.scatter([place] * len(values), values, color="black", s=8, zorder=3)
-            if one := row.differences.get(name):
+            colour = _COLOURS[position % len(_COLOURS)]
+            axes.bar(position, values.mean(), color=colour, width=0.7)
+            axes.scatter([position] * len(values), values, color="black", s=8, zorder=3)
+            # The interval of the difference, drawn from the reference's mean.
+            if difference := row.differences.get(name):
                 start = np.mean(row.seeds[names[0]])
-                ends = [start + one.low, start + one.high]
-                axes.plot([place, place], ends, color="black", lw=1.2, zorder=2)
+                ends = [start + difference.low, start + difference.high]
+                axes.plot([position, position], ends, color="black", lw=1.2, zorder=2)
         # Scores differ by little, so the axis does not start at 0; the lower bounds keep
         # equal scores from giving an empty axis.
-        every = np.concatenate([*row.seeds.values()])
-        room = max(np.ptp(every), 0.02 * abs(every.max()), 1e-6)
-        axes.set_ylim(max(0, every.min() - 1.5 * room), every.max() + room)
+        all_scores = np.concatenate([*row.seeds.values()])
+        margin = max(np.ptp(all_scores), 0.02 * abs(all_scores.max()), 1e-6)
+        axes.set_ylim(
+            max(0, all_scores.min() - 1.5 * margin), all_scores.max() + margin
+        )
         axes.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
         axes.set_title(row.title, fontsize=10)
         axes.grid(axis="y", alpha=0.3)
@@ -196,6 +208,7 @@ def _names(rows: Sequence[ScoreComparison]) -> list[str]:
 
 
 def _score(values: list[float]) -> str:
+    # Sample standard deviation: the seeds are a sample of all possible ones.
     mean = f"{np.mean(values):.2f}"
     return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
 

@@ -42,16 +42,19 @@ def export_classifier(
             f"{', '.join(hf_models.PROCESSORS)}"
         )
     arrays = _truncated(params, depth, config.depth)
+    # SiglipForImageClassification classifies the mean token, without a pooling head.
     config = dataclasses.replace(config, depth=depth, map_head=False)
     layout = hf_models.encoder(config)
     make, shapes = hf_models.tensors(layout, arrays, np.dtype(np.float32))
     classifier = probe["classifier"]
     kernel, bias = np.asarray(classifier["kernel"]), np.asarray(classifier["bias"])
+    # torch's Linear stores [outputs, inputs], which is the transposed kernel.
     make |= {
         "classifier.weight": lambda: np.ascontiguousarray(kernel.T),
         "classifier.bias": lambda: bias,
     }
     shapes |= {"classifier.weight": kernel.T.shape, "classifier.bias": bias.shape}
+    # Nested, it is a sub-configuration of the classifier's.
     vision = {k: v for k, v in layout.config.items() if k != "architectures"}
     hf_config = {
         "architectures": ["SiglipForImageClassification"],
@@ -81,8 +84,10 @@ def _truncated(params: Mapping, depth: int, full_depth: int) -> dict[str, np.nda
             continue
         array = np.asarray(leaf)
         if name.startswith("Transformer/encoderblock/"):
+            # Layers are stacked on axis 0.
             array = array[:depth]
         elif name.startswith("Transformer/encoder_norm/") and depth < full_depth:
+            # Scale 1 and bias 0.
             array = np.full_like(array, name.endswith("scale"))
         arrays[name] = array
     return arrays

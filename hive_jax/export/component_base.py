@@ -88,6 +88,7 @@ class Component(abc.ABC):
           target: version of transformers to write for, "v4" or "v5".
         """
         params = {branch: params[branch] for branch in cls.branches}
+        # Without the branch name: a tower alone has its own tree as the root.
         if len(cls.branches) == 1:
             (params,) = params.values()
         arrays = flatten_dict(params, sep="/")
@@ -118,6 +119,7 @@ class Component(abc.ABC):
             str(folder),
             report.get("target", "v5"),
         )
+        # Back to the scaling of hive_jax, in which outputs are compared.
         arrays = component.arrays_from_files(component.arrays)
         return dataclasses.replace(component, arrays=arrays)
 
@@ -201,6 +203,7 @@ class Component(abc.ABC):
     def rounded(self, dtype: np.dtype) -> Self:
         """The component with the parameter values that files of `dtype` hold."""
         arrays = {
+            # There and back: the values are rounded, the dtype is float32 again.
             name: array.astype(dtype, copy=False).astype(np.float32, copy=False)
             for name, array in self.arrays_for_files().items()
         }
@@ -219,6 +222,7 @@ class Component(abc.ABC):
             f"Images are {size} x {size} pixels, prepared as `{self.preprocessing}` "
             "does: `preprocessor_config.json` says how."
         )
+        # "bv_bilinear", which transformers cannot express.
         if hf_models.nearest_preprocessing(self.preprocessing) != self.preprocessing:
             note = (
                 f"Images are {size} x {size} pixels. In training `tf.image.resize` made "
@@ -296,6 +300,8 @@ class Component(abc.ABC):
             outputs |= expected_pixels(
                 inputs,
                 self.encoder_config.image_size,
+                # What the folder's image processor is to compute, not what the training
+                # did.
                 hf_models.nearest_preprocessing(self.preprocessing),
             )
         if self.has_text():

@@ -77,7 +77,9 @@ out.last_hidden_state"""
           "depth 1" to "depth N" and "tokens", float32[B, P, width], and "pooled",
           float32[B, width], where the encoder has a pooling head.
         """
+        # Every depth is compared, so that a mismatch shows the block where it begins.
         depths = tuple(range(1, self.config.depth + 1))
+        # Scanned: one block is compiled, and a few images need no speed.
         encoder = SiglipEncoder(self.config, execution=SCANNED.encoder)
         apply = jax.jit(encoder.apply, static_argnames="depths")
         out = apply({"params": self.params}, images_of(inputs), depths=depths)
@@ -92,6 +94,7 @@ out.last_hidden_state"""
 
     def torch_outputs(self) -> dict[str, list]:
         depths = range(1, self.config.depth + 1)
+        # hidden_states[0] are the embeddings, so that depth counts from 1 here, too.
         outputs = {f"depth {depth}": ["hidden_states", depth] for depth in depths}
         outputs["tokens"] = ["last_hidden_state"]
         if self.config.map_head:
@@ -137,6 +140,7 @@ model(**inputs).logits_per_image"""
 
     def example_inputs(self) -> dict[str, np.ndarray]:
         image, text = self.config
+        # Of full length: the text tower pools the last token.
         tokens = example_tokens((NUM_IMAGES, text.num_tokens), text.vocab_size)
         return example_images(image) | {"input_ids": tokens}
 

@@ -62,6 +62,7 @@ def export(
     Raises:
       HiveError: nothing was written.
     """
+    # Check the arguments before anything is read.
     for name, value, choices in (
         ("component", component, COMPONENTS),
         ("format", format, FORMATS),
@@ -77,9 +78,12 @@ def export(
             "newline_ends needs a component that generates text, and the format "
             f"huggingface; component is {component!r}, format is {format!r}"
         )
+    # Nothing is overwritten, and a long export must not fail at its end for that.
     require_absent(out)
     as_type = safetensors.DTYPES[dtype]
+    # Read the component from the run's newest good checkpoint.
     exported, run, step = load_component(workdir, component, target)
+    # An .npz needs no tokenizer and no verification: the names are those of the run.
     if format == "big_vision":
         _write_npz(out, exported, as_type)
         return {}
@@ -90,6 +94,8 @@ def export(
     tokenizer = exported.exported_tokenizer()
     if newline_ends:
         tokenizer = tokenizer.ending_with_newline()
+    # Write the folder, read it back, verify it with transformers, describe it; it
+    # appears under its name only after all of that.
     with atomic_dir(out) as folder:
         report = _report(exported, run, step, as_type)
         report["tensors"] = _write_model(folder, exported, tokenizer, as_type)
@@ -102,6 +108,7 @@ def export(
             result=_read_result(workdir),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+        # Hashes last, of all other files; the report cannot contain its own.
         report["files"] = _file_hashes(folder)
         write_json(folder / EXPORT_REPORT, report)
     return report
@@ -125,6 +132,7 @@ def load_component(
       CheckpointError: the run has no such component, or its tokenizer was replaced by
         another one.
     """
+    # Opened read-only: the run may go on training.
     stored = open_run(workdir)
     run, (params, meta) = stored.config, stored.read_params()
     choices = [c.name for c in COMPONENTS.values() if c.is_in(run, set(params))]
@@ -135,6 +143,7 @@ def load_component(
             f"exported as {', '.join(choices)}"
         )
     component = COMPONENTS[name].from_run(run, params, target)
+    # Token ids mean nothing without their tokenizer.
     trained_with = meta["inputs"].get("tokenizer")
     if trained_with and component.has_text():
         fingerprint = component.tokenizer.fingerprint
@@ -151,9 +160,11 @@ def _write_npz(out: str, component: Component, dtype: np.dtype) -> None:
         component.npz_prefix + name: cast(name, array, dtype)
         for name, array in component.arrays.items()
     }
+    # What the arrays do not show; see `big_vision.save_npz`.
     about = component.npz_configs() | {"preprocessing": component.preprocessing}
     if component.has_text() and is_builtin(component.tokenizer_source):
         about["tokenizer"] = BUILTIN
+    # In big_vision's own layout, where q, k and v may be one array.
     save_npz(out, unflatten_dict(join_qkv(arrays), sep="/"), about)
 
 
@@ -162,7 +173,7 @@ def _write_state_dict(out: str, component: Component, dtype: np.dtype) -> None:
     make, _ = hf_models.tensors(component.layout(), arrays, dtype)
     with atomic_write(out, overwrite=False) as path:
         safetensors.save_safetensors(
-            path, {name: made() for name, made in make.items()}
+            path, {name: make_tensor() for name, make_tensor in make.items()}
         )
 
 
@@ -203,6 +214,7 @@ def _write_model(
     if tokenizer:
         tokenizer.write(folder)
         ids = tokenizer.special_ids()
+        # In both: a model of two towers has a nested configuration of its decoder.
         layout.config.update(ids)
         if "text_config" in layout.config:
             layout.config["text_config"].update(ids)
@@ -231,8 +243,8 @@ def _require_readable(folder: Path, component: Component) -> None:
     Raises CheckpointError.
     """
     config = component.open(str(folder)).config
-    again = dataclasses.replace(component, config=config)
-    if again.layout().config != component.layout().config:
+    reread = dataclasses.replace(component, config=config)
+    if reread.layout().config != component.layout().config:
         raise CheckpointError(
             f"config.json describes {config}; the model is {component.config}: please "
             "report this"
@@ -248,6 +260,8 @@ def _verification(
     if component.needs_transformers_4() and not python:
         reason = "made for transformers 4; name a Python that has it, to check with"
         return skipped(reason)
+    # Rounded as the files are, so that the comparison shows errors of the export and
+    # not those of bfloat16.
     return verify_export(component.rounded(dtype), folder, python)
 
 

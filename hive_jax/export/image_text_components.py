@@ -50,10 +50,12 @@ class ImageTextComponent(Component):
           branches: top-level names of its parameter tree.
         """
         kind = fusion_named(run.model.fusion).export_kind
+        # Both components have the same branches; the fusion tells them apart.
         return kind == cls.name and super().is_in(run, branches)
 
     @classmethod
     def config_of(cls, run: RunConfig) -> HiveConfig:
+        # Explicit pairs: the files must not depend on how defaults are computed.
         connections = run.model.resolved_connections()
         return dataclasses.replace(
             run.model, connections=connections, num_connections=0
@@ -75,6 +77,7 @@ class ImageTextComponent(Component):
 
     def example_inputs(self) -> dict[str, np.ndarray]:
         tokens = example_tokens((NUM_IMAGES, NUM_TOKENS), self.num_text_tokens)
+        # The shortest prompt: what follows is decided by the image.
         prompt = np.full((NUM_IMAGES, 1), self.tokenizer.bos_id or 0)
         return example_images(self.config.encoder) | {
             "input_ids": self.after_image(tokens),
@@ -113,8 +116,9 @@ class ImageTextComponent(Component):
 
         text = inputs["input_ids"][:, self.num_image_tokens :]
         prompt = inputs["prompt_ids"][:, self.num_image_tokens :]
-        whole = np.concatenate([prompt, generated], axis=1)
-        likeliest = logits(params, images, whole).argmax(-1)
+        # One forward pass over prompt and answer, in place of decoding step by step.
+        sequence = np.concatenate([prompt, generated], axis=1)
+        likeliest = logits(params, images, sequence).argmax(-1)
         return {
             "logits": logits(params, images, text),
             # The logits at a position predict the next token.
@@ -149,6 +153,7 @@ tokenizer.decode(out[0], skip_special_tokens=True)"""
         return hf_models.hive(self.config)
 
     def extra_files(self) -> dict[str, dict | str]:
+        # transformers loads these from the folder, with trust_remote_code.
         names = "configuration_hive.py", "modeling_hive.py"
         return {name: (_TORCH / name).read_text("utf-8") for name in names}
 
@@ -211,6 +216,7 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
         """
         token = self.exported_tokenizer().image_token_id
         table = self.arrays[_EMBEDDINGS]
+        # A padded table has a row for the token already.
         rows_added = max(0, token + 1 - len(table))
         table = np.concatenate([table, np.repeat(table[:1], rows_added, axis=0)])
         decoder = dataclasses.replace(self.config.decoder, vocab_size=len(table))
@@ -226,6 +232,7 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
         processor = {
             "processor_class": self.processor_class,
             "patch_size": self.config.encoder.patch_size,
+            # All patches: SigLIP has no class token to drop.
             "vision_feature_select_strategy": "full",
             "num_additional_image_tokens": 0,
             "image_token": IMAGE_TOKEN,
@@ -239,6 +246,7 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
     def arrays_for_files(self) -> Mapping[str, np.ndarray]:
         if self.target == "v5":
             return self.arrays
+        # Version 4 scales image tokens like text by sqrt(width): see `card_notes`.
         return hf_models.fold_embedding_scale(self.arrays, self.config)
 
     def arrays_from_files(self, arrays) -> Mapping[str, np.ndarray]:
@@ -272,6 +280,7 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
 
     @property
     def num_text_tokens(self) -> int:
+        # Random text must not contain the image token.
         return min(self.config.decoder.vocab_size, self.image_token_id)
 
     def after_image(self, tokens: np.ndarray) -> np.ndarray:
@@ -279,6 +288,7 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
         return np.concatenate([np.full(shape, self.image_token_id), tokens], axis=1)
 
     def computed_config(self) -> HiveConfig:
+        # LlavaForConditionalGeneration has no final soft-cap; see `left_out`.
         decoder = dataclasses.replace(self.config.decoder, final_softcap=0.0)
         return dataclasses.replace(self.config, decoder=decoder)
 

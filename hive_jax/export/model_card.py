@@ -25,11 +25,12 @@ def model_card(
       name: title of the card.
       result: content of the run's result.json; None if it has not finished.
     """
-    what = (
+    summary = (
         f"{component.description} from stage `{run.name}` of HIVE (hierarchical "
         "pre-training of vision encoders with large language models, "
         "[arXiv 2604.00086](https://arxiv.org/abs/2604.00086)), exported by hive_jax."
     )
+    # YAML that the Hugging Face Hub reads.
     front_matter = (
         "---\nlibrary_name: transformers\n"
         f"pipeline_tag: {component.pipeline_tag}\ntags:\n- hive\n---"
@@ -37,7 +38,7 @@ def model_card(
     sections = [
         front_matter,
         f"# {name}",
-        what,
+        summary,
         f"```python\n{component.loading_snippet}\n```",
         _training(component, run, step, result),
         *(f"- {note}" for note in component.card_notes(run)),
@@ -64,6 +65,7 @@ def _training(
         rows["connections (encoder depth, decoder layer)"] = ", ".join(map(str, pairs))
     if component.encoder_config is not None and result:
         for key, value in result.get("validation", {}).items():
+            # Without the losses by tag, which depend on the dataset.
             if "/" not in key:
                 rows[f"validation {key.replace('_', ' ')}"] = f"{value:.4f}"
     lines = [f"| {key} | {value} |" for key, value in rows.items() if value]

@@ -24,7 +24,8 @@ from hive_jax.training.resolve import open_weights
 from hive_jax.weights import save_encoder
 
 Images = np.ndarray | Sequence[Image.Image | np.ndarray]
-# Images or texts per compiled call; longer inputs take several calls.
+# Images or texts per compiled call, which bounds the memory; longer inputs take several
+# calls.
 BATCH_SIZE = 64
 
 
@@ -66,6 +67,7 @@ class Encoder:
             raise ValueError(
                 f"depths are {depths}; expected numbers from 1 to {self.config.depth}"
             )
+        # uint8 until it is on the device, where `normalize_images` scales it.
         pixels = self.preprocess(images)
         outputs = [
             self._compiled(self._device_params, batch, depths)
@@ -74,6 +76,7 @@ class Encoder:
         tokens, pooled, features = zip(
             *((o.tokens, o.pooled, o.features) for o in outputs), strict=True
         )
+        # Without the padding rows of the last batch.
         count = len(pixels)
         return EncoderOutput(
             jnp.concatenate(tokens)[:count],
@@ -91,6 +94,7 @@ class Encoder:
         Raises:
           DataError: no image, or an image of another type, dtype or shape.
         """
+        # The type first: a PIL image has no len().
         if isinstance(images, Image.Image) or not len(images):
             raise DataError(
                 f"images is {'empty' if not isinstance(images, Image.Image) else 'one image'}"
@@ -125,6 +129,7 @@ class Encoder:
 
     @functools.cached_property
     def _device_params(self) -> dict:
+        # Once, and not at every call: weights read from files are NumPy arrays.
         return jax.tree.map(jnp.asarray, self.params)
 
     @functools.cached_property
@@ -134,6 +139,7 @@ class Encoder:
         def apply(params, images, depths):
             return model.apply({"params": params}, normalize_images(images), depths)
 
+        # Depths are static: they decide which blocks run, and the shape of the result.
         return jax.jit(apply, static_argnums=2)
 
 
@@ -150,6 +156,7 @@ def load_encoder(path: str | os.PathLike, name: str = "") -> Encoder:
     """
     path = os.fspath(path)
     source = open_weights(path, "encoder")
+    # .npz files of big_vision do not tell how images were resized.
     preprocessing = source.preprocessing or "hf_bicubic"
     params = unflatten_dict(dict(source.leaves()), sep="/")
     return Encoder(source.config, params, preprocessing, name or path)
@@ -158,6 +165,7 @@ def load_encoder(path: str | os.PathLike, name: str = "") -> Encoder:
 def fingerprint(leaves: Mapping[str, np.ndarray]) -> str:
     """Returns a hash of names, shapes, dtypes and bits of arrays, 16 hexadecimal digits."""
     digest = hashlib.sha256()
+    # Sorted, because the order of a dict is not part of the model.
     for name, leaf in sorted(leaves.items()):
         digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
@@ -169,6 +177,7 @@ def split_batches(array: np.ndarray) -> list[np.ndarray]:
 
     Equal shapes avoid compiling a second program. Callers drop the surplus rows.
     """
+    # A short input is one batch of its own size, without padding.
     size = min(len(array), BATCH_SIZE)
     padding = -len(array) % size
     array = np.concatenate([array, np.repeat(array[:1], padding, axis=0)])

@@ -111,6 +111,8 @@ class Generator:
         self.tokenizer, self.decoding, self._mesh = tokenizer, decoding, mesh
         self.image_size = config.model.image_size
         self.sees_images = config.model.fusion_class.uses_image
+        # Any token that contains a stop string ends the text, alone or with other
+        # letters; the text is cut at the string when it is decoded.
         ends = {tokenizer.eos_id} - {None}
         ends = ends.union(*map(tokenizer.ids_with, (END, *decoding.stop)))
         vocab_size = config.model.decoder.vocab_size
@@ -119,6 +121,7 @@ class Generator:
         written = np.arange(vocab_size) < tokenizer.vocab_size
         special = {tokenizer.pad_id, tokenizer.bos_id} - ends - {None}
         written[list(special)] = False
+        # Once, ahead of the loop over tokens: see `decoder.unstack_layers`.
         self._params = jax.jit(unstack_layers)(params)
         self._generate = jax.jit(
             make_generate(model, decoding, np.array(sorted(ends)), written)
@@ -136,6 +139,7 @@ class Generator:
                 "an empty prompt, and the tokenizer has no token to begin a text with: "
                 "nothing can follow; expected some words"
             )
+        # The smallest power of two that is not below `count`.
         return max(_MIN_LENGTH, 1 << (count - 1).bit_length())
 
     def __call__(self, prompts: Sequence[Prompt], batch_size: int = 0) -> list[str]:
@@ -151,6 +155,7 @@ class Generator:
         """
         ids = self.ids(prompts, batch_size)
         texts = [self.tokenizer.decode(row) for row in ids]
+        # The first stop string of all ends the text, whatever their order.
         for stop in (END, *self.decoding.stop):
             texts = [text.split(stop)[0] for text in texts]
         return [text.strip() for text in texts]
@@ -169,10 +174,13 @@ class Generator:
           DataError: a prompt has no tokens, or an image of another shape or dtype.
         """
         length = max(map(self.length, prompts))
+        # The longest prompt decides the length; shorter ones are padded on the right.
         num_rows = batch_size or len(prompts)
         if self._mesh is not None:
             num_rows = sharding.round_up(self._mesh, num_rows)
         encoded = [encode_sample(p.sample(), self.tokenizer, length) for p in prompts]
+        # A prompt without an image has a mask of zeros, so that these pixels do not
+        # count.
         blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
         images = [blank if p.image is None else p.image for p in prompts]
         for prompt, image in zip(prompts, images, strict=True):
@@ -181,6 +189,7 @@ class Generator:
                     f"the image of prompt {prompt.number} is {image.dtype}"
                     f"{list(image.shape)}; expected uint8{list(blank.shape)}"
                 )
+        # Without padding: generation continues after the last of these tokens.
         lengths = [count_tokens(p.sample(), self.tokenizer) for p in prompts]
         rows = {
             "images": images,
@@ -193,12 +202,14 @@ class Generator:
             self._params, *(self._to_device(row, num_rows) for row in rows.values())
         )
         tokens, counts = jax.device_get((tokens, counts))
+        # Without the rows that fill the batch.
         pairs = zip(tokens[: len(prompts)], counts[: len(prompts)], strict=True)
         return [row[:count].tolist() for row, count in pairs]
 
     def _to_device(self, rows: list, count: int) -> jax.Array:
         """Stacks rows into an array of `count` rows, padded by copies of the first."""
         array = np.stack([*rows, *rows[:1] * (count - len(rows))])
+        # Python integers become int64 arrays, which JAX does not have by default.
         if array.dtype == np.int64:
             array = array.astype(np.int32)
         if self._mesh is None:
@@ -224,6 +235,7 @@ def make_generate(
 
     def choose(hidden, params, numbers, step):
         """Samples tokens int32[B] from hidden states [B, E]."""
+        # [B, 1, E] -> [B, 1, V] -> [B, V]
         logits = model.apply({"params": params}, hidden[:, None], method="logits")[:, 0]
         logits = jnp.where(written[None], logits, -jnp.inf)
         if not decoding.temperature:
@@ -236,6 +248,7 @@ def make_generate(
 
     def generate(params, images, tokens, image_mask, lengths, numbers):
         variables = {"params": params}
+        # Prefill: image and prompt fill the cache, which has room for all new tokens.
         images = objectives.normalize_images(images)
         max_new_tokens = decoding.max_new_tokens
         hidden, position, state = model.apply(
@@ -246,6 +259,7 @@ def make_generate(
         position = jnp.take_along_axis(position, last, axis=1)
         hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)[:, 0]
 
+        # A `while_loop` and not a scan: it ends when all rows have ended.
         def unfinished(carry):
             step, _, _, _, done, _, _ = carry
             return (step < max_new_tokens) & ~done.all()
@@ -253,6 +267,8 @@ def make_generate(
         def decode(carry):
             step, hidden, position, state, done, out, count = carry
             token = choose(hidden, params, numbers, step)
+            # Rows that have ended run on, because shapes are static; what they produce
+            # is not counted.
             out = out.at[:, step].set(jnp.where(done, 0, token))
             count = count + ~done
             done = done | jnp.isin(token, ends)
@@ -289,6 +305,6 @@ def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
     descending = -jnp.sort(-logits, axis=-1)
     probability = jax.nn.softmax(descending, axis=-1)
     # Exclusive cumulative sum: a token stays if those before it fall short of top_p.
-    kept = jnp.cumsum(probability, axis=-1) - probability < top_p
-    least = jnp.where(kept, descending, jnp.inf).min(-1, keepdims=True)
-    return jnp.where(logits >= least, logits, -jnp.inf)
+    is_in_nucleus = jnp.cumsum(probability, axis=-1) - probability < top_p
+    threshold = jnp.where(is_in_nucleus, descending, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(logits >= threshold, logits, -jnp.inf)

@@ -8,31 +8,28 @@ answers = model.generate(images, "What colour is the star?")
 import dataclasses
 import functools
 import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-
 import jax
 import numpy as np
-
-from hive_jax.config import DataConfig, MeshConfig, RunConfig
+import os
+from collections.abc import (Callable, Mapping, Sequence)
+from hive_jax.config import (DataConfig, MeshConfig, RunConfig)
 from hive_jax.data.stored_text_preprocessing import stored_preprocessing
-from hive_jax.data.text_preprocessing import TextPreprocessing, own_preprocessing
-from hive_jax.data.tokenizer import Tokenizer, load_tokenizer
-from hive_jax.errors import CheckpointError, DataError
-from hive_jax.inference.encoder import BATCH_SIZE, Encoder, Images, split_batches
-from hive_jax.inference.generate import Decoding, Generator, Prompt
+from hive_jax.data.text_preprocessing import (TextPreprocessing, own_preprocessing)
+from hive_jax.data.tokenizer import (Tokenizer, load_tokenizer)
+from hive_jax.errors import (CheckpointError, DataError)
+from hive_jax.inference.encoder import (BATCH_SIZE, Encoder, Images, split_batches)
+from hive_jax.inference.generate import (Decoding, Generator, Prompt)
 from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import (
-    TextTower,
-    l2_normalize,
-)
+from hive_jax.models.siglip import (TextTower, l2_normalize)
 from hive_jax.training import sharding
 from hive_jax.training.objectives import compute_dtype
-from hive_jax.training.stored_run import is_run, open_run
+from hive_jax.training.stored_run import (is_run, open_run)
 from hive_jax.weights.components import open_components
-from hive_jax.weights.hf_folder import TOKENIZER_FILES, locate
+from hive_jax.weights.hf_folder import (TOKENIZER_FILES, locate)
 from hive_jax.weights.sources import WeightSource
+from pathlib import Path
+
+
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,6 +116,7 @@ class TrainedModel:
         """
         self._require("llm", "decoder")
         decoding = Decoding(max_new_tokens, temperature, top_p, seed)
+        # One question for all images; without images, a single text.
         if isinstance(prompts, str):
             prompts = [prompts] * (1 if images is None else len(images))
         pixels = [None] * len(prompts) if images is None else self.preprocess(images)
@@ -127,11 +125,13 @@ class TrainedModel:
                 f"{len(pixels)} images and {len(prompts)} prompts; expected a prompt for "
                 "each image, or one text for all"
             )
+        # Numbered over all batches: samples of a prompt do not depend on its batch.
         requests = [
             Prompt(text, image, number)
             for number, (text, image) in enumerate(zip(prompts, pixels, strict=True))
         ]
         generator = self.generator(decoding)
+        # Batches of one size, so that the last one needs no program of its own.
         size = min(len(requests), BATCH_SIZE)
         texts = []
         for start in range(0, len(requests), size):
@@ -148,11 +148,13 @@ class TrainedModel:
           ConfigError: the model has no decoder.
         """
         if decoding not in self._generators:
+            # Local devices: each process of a job generates texts of its own.
             devices, params = jax.local_devices(), self.params
             mesh = (
                 sharding.make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
             )
             if mesh is not None:
+                # The default mesh is data-parallel: each device has all parameters.
                 abstract = sharding.sharded_params(mesh, params)
                 shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
                 params = jax.device_put(params, shardings)
@@ -279,6 +281,7 @@ def load_run(workdir: str) -> TrainedModel:
     """
     run = open_run(workdir)
     params, meta = run.read_params()
+    # Provenance for reports and exports: which weights a figure belongs to.
     checkpoint = {
         "run": run.config.name,
         "fusion": run.config.model.fusion,
@@ -290,12 +293,14 @@ def load_run(workdir: str) -> TrainedModel:
 
 def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
     """Combines the fingerprints of all parameters of a checkpoint into one."""
+    # Without the optimizer: runs with equal parameters have one fingerprint.
     lines = [f"{k} {v}" for k, v in fingerprints.items() if k.startswith("params/")]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
 def _load_weights(path: str) -> TrainedModel:
     sources = open_components(path)
+    # The encoder, if there is one, which knows how images are resized.
     first = next(iter(sources.values()))
     config = RunConfig(
         name=Path(path.removeprefix("builtin:")).stem,
@@ -313,6 +318,7 @@ def _load_weights(path: str) -> TrainedModel:
     if isinstance(first.config, HiveConfig):
         config = dataclasses.replace(config, model=first.config)
         return TrainedModel(config, first.params(), path)
+    # Towers without a fusion between them: each can be used alone.
     architectures = {name: source.config for name, source in sources.items()}
     model = HiveConfig(**architectures, fusion="none")
     branches = {"encoder": "img", "decoder": "llm"}
@@ -325,6 +331,7 @@ def _tokenizer_of(path: str, sources: Mapping[str, WeightSource]) -> str:
     for source in sources.values():
         if source.tokenizer:
             return source.tokenizer
+    # Beside the weights, as Hugging Face folders have it.
     folder = locate(path)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
     return str(folder) if has_tokenizer else ""

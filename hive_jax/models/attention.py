@@ -37,6 +37,7 @@ def update_kv_cache(
     # By position, not appended: prompts of a batch differ in length. Slots after an
     # example's last token may hold anything, because causal attention masks them until
     # they are written.
+    # Indices [B, 1] and [B, T] select [B, T, K, H].
     example = jnp.arange(position.shape[0])[:, None]
     return KeyValues(
         cache.key.at[example, position].set(key.astype(cache.key.dtype)),
@@ -108,6 +109,7 @@ def attend_causally(
             is_sliding, lambda *x: run(window, *x), lambda *x: run(0, *x), *operands
         )
     mask_window = jnp.where(is_sliding, window, 0) if has_window else 0
+    # [1, T]: one mask serves the batch, because texts are padded on the right only.
     position = jnp.arange(length)[None]
     mask = causal_mask(position, position, mask_window)
     return attend(query_BTNH, key_BTKH, value_BTKH, mask, scale=scale, softcap=softcap)
@@ -167,6 +169,7 @@ def attention_with_weights(
     num_keys, kv_heads = key_BSKH.shape[1:3]
     # R = N / K * T: the queries of all heads that share a kv head are rows of one
     # product, which is fast on XLA's CPU backend; GPUs and TPUs choose their own layout.
+    # [B, T, N, H] -> [B, T, K, N / K, H] -> [B, K, N / K, T, H] -> [B, K, R, H].
     query = query_BTNH.reshape(batch, num_queries, kv_heads, -1, head_dim)
     query = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
     key, value = key_BSKH.transpose(0, 2, 1, 3), value_BSKH.transpose(0, 2, 1, 3)
@@ -178,6 +181,7 @@ def attention_with_weights(
         logits, scale = jnp.tanh(logits * (scale / softcap)), softcap
     if mask_BTS is not None:
         shape = (batch, num_queries, num_keys)
+        # [B, 1, N / K, T, S] -> [B, 1, R, S]: all heads have the same mask.
         mask = jnp.broadcast_to(mask_BTS, shape)[:, None, None]
         mask = jnp.broadcast_to(mask, (batch, 1, heads // kv_heads, *shape[1:]))
         mask = mask.reshape(batch, 1, -1, num_keys)
@@ -201,8 +205,10 @@ def attention_with_weights(
         preferred_element_type=jnp.float32,
     )
     out = (out / total).astype(value.dtype)
+    # [B, K, R, H] -> [B, K, N / K, T, H] -> [B, T, N, H].
     out = out.reshape(batch, kv_heads, -1, num_queries, head_dim)
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
+    # Rows R are ordered by head, then by query, so that [K, R] is [N, T].
     return out, (weights / total).reshape(batch, heads, num_queries, num_keys)
 
 
@@ -312,6 +318,7 @@ def rotate(x: jax.Array, position: jax.Array, base: float | jax.Array) -> jax.Ar
     """
     # In float32: bfloat16 cannot represent positions above 256 exactly.
     half = x.shape[-1] // 2
+    # Frequencies are [1, 1, 1, H / 2] and angles [B, T, 1, H / 2]: heads rotate alike.
     exponent = jnp.arange(half, dtype=jnp.float32)[None, None, None] / half
     frequency = 1.0 / jnp.asarray(base, jnp.float32) ** exponent
     angle = position[:, :, None, None].astype(jnp.float32) * frequency

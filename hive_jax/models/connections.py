@@ -26,6 +26,7 @@ def default_connections(
     count = count or max(1, min(round(encoder_depth / 4), decoder_depth))
 
     def spaced(depth):
+        # i + 1, because depths count from 1 and the last one is included.
         return [round((i + 1) * depth / count) for i in range(count)]
 
     return tuple(zip(spaced(encoder_depth), spaced(decoder_depth), strict=True))

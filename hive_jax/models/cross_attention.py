@@ -36,6 +36,7 @@ class Projector(nn.Module):
         # Features are taken before the encoder's final norm, so that each depth has a
         # scale of its own; the LayerNorm removes it.
         x = LayerNorm(name="norm")(features) if self.norm else features
+        # E is also the hidden width, as in LLaVA's "mlp2x_gelu".
         x = gelu(Dense(self.width, name="linear_1")(x))
         return Dense(self.width, name="linear_2")(x)
 
@@ -71,6 +72,7 @@ class CrossAttention(nn.Module):
         They have no rotary embedding: patches have no position in the text, and the
         features contain the encoder's position embedding.
         """
+        # [2, K, E, H]: the keys' weights, then the values'.
         w = self.kv_einsum()
         key = self.key_norm(split_heads(projected, w[0]))
         return KeyValues(key, split_heads(projected, w[1]))
@@ -88,6 +90,7 @@ class CrossAttention(nn.Module):
         Returns:
           The output [B, T, E] and the attention weights float32[B, N, T, P].
         """
+        # [B, T, N, H]
         query = self.query_norm(split_heads(self.norm(x), self.q_einsum()))
         out, weights = attention_with_weights(
             query,
@@ -96,6 +99,7 @@ class CrossAttention(nn.Module):
             image_mask[:, :, None],  # a token attends to all patches or to none
             scale=self.config.head_dim**-0.5,
         )
+        # The tanh is float32, as the parameter is; the product has the dtype of x.
         gate = expand_to_rank(jnp.tanh(self.gate), x)
         return gate * merge_heads(out, self.attn_vec_einsum()), weights
 

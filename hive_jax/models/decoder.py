@@ -85,6 +85,7 @@ class DecoderConfig:
 
     def is_sliding(self) -> np.ndarray:
         """Returns bool[depth]: which layers have a sliding window."""
+        # Counted from 1: every (local_layers + 1)-th layer is global.
         number = np.arange(1, self.depth + 1)
         return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
 
@@ -120,6 +121,7 @@ class SelfAttention(nn.Module):
         out_w = Einsum(
             (c.num_heads, c.head_dim, c.width), (0, 1), name="attn_vec_einsum"
         )()
+        # Queries are [B, T, N, H], keys and values [B, T, K, H].
         query = split_heads(x, q_w)
         key, value = split_heads(x, kv_w[0]), split_heads(x, kv_w[1])
         if c.qk_norm:

@@ -36,6 +36,7 @@ class CrossAttentionFusion(Fusion):
 
     def setup(self):
         super().setup()
+        # Text and projected features of length 1: parameters do not depend on lengths.
         x = jnp.zeros((1, 1, self.config.width))
         block = CrossAttention(self.config, parent=None)
         example = (x, x, jnp.ones((1, 1), bool))
@@ -46,6 +47,7 @@ class CrossAttentionFusion(Fusion):
         self.blocks = layer_stack.unstack(self.cross_attention)
 
     def _apply(self, connection: int, method: str, *inputs):
+        # parent=None: a function of parameters, which are declared in `setup`.
         block = CrossAttention(self.config, parent=None)
         params = self.placement.gather_params(self.blocks[connection])
         return block.apply({"params": params}, *inputs, method=method)
@@ -53,7 +55,7 @@ class CrossAttentionFusion(Fusion):
     def prepare(
         self, features: jax.Array, text: jax.Array, image_mask: jax.Array
     ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
-        """Computes each connection's keys and values; the text stays as it is.
+        """Computes each connection's keys and values; returns the text unchanged.
 
         Args:
           features, text, image_mask: see `Fusion.prepare`.
@@ -107,8 +109,11 @@ class CrossAttentionFusion(Fusion):
         heads = decoder.num_heads * decoder.head_dim
         keys = 2 * decoder.num_kv_heads * decoder.head_dim  # keys and values
         block = count.trains("fusion/cross_attention")
+        # Projector, keys and values: once an image.
         image = count.project(features)
         count.product("image_keys", patches, width, keys, block, image)
+        # Queries of the text, and the attention, whose operands need gradients if
+        # anything before them trains.
         name = "cross_attention"
         count.product(name, tokens, width, heads, block, text)
         count.attention(name, tokens, patches, heads, block or image or text)
@@ -127,6 +132,8 @@ class CascadedFusion(CrossAttentionFusion):
         Args:
           pairs, encoder_depth: see `Fusion.connect`.
         """
+        # Each pair has its own projector and block, as in HIVE: the two models differ
+        # in the depths alone, and cost the same.
         return tuple((encoder_depth, layer) for _, layer in pairs)
 
 
@@ -138,6 +145,7 @@ class PrefixFusion(Fusion):
     """
 
     export_kind = "vlm"
+    # As in LLaVA-1.5, whose checkpoints have no such norm.
     projector_norm = False
 
     @staticmethod
@@ -147,6 +155,7 @@ class PrefixFusion(Fusion):
         Args:
           pairs, encoder_depth: see `Fusion.connect`.
         """
+        # Layer 1: image tokens pass through all decoder layers.
         return ((max(depth for depth, _ in pairs), 1),)
 
     @staticmethod
@@ -162,8 +171,10 @@ class PrefixFusion(Fusion):
         Args:
           features, text, image_mask: see `Fusion.prepare`.
         """
+        # [B, P, E] of the only connection.
         (image,) = self.project(features)
         image_position, position = interleave(image_mask, image.shape[1])
+        # [B, P + T, E]
         x = jnp.concatenate([image.astype(text.dtype), text], axis=1)
         # Sorting by position gives static shapes, wherever each example has its image.
         order = jnp.argsort(jnp.concatenate([image_position, position], axis=1), axis=1)
@@ -228,9 +239,11 @@ def interleave(image_mask: jax.Array, num_patches: int) -> tuple[jax.Array, jax.
     Returns:
       Positions int32[B, P] of the image and int32[B, T] of the text.
     """
+    # `has_image`, `first` and `before` are [B, 1].
     length = image_mask.shape[1]
     has_image = image_mask.any(axis=1, keepdims=True)
     first = jnp.argmax(image_mask, axis=1, keepdims=True)
+    # The number of text tokens before the image.
     before = jnp.where(has_image, first, length)
     image = before + jnp.arange(num_patches)[None]
     text = jnp.arange(length)[None]

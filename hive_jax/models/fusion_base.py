@@ -60,11 +60,13 @@ class Fusion(nn.Module):
         return 0
 
     def setup(self):
+        # One patch: parameters do not depend on the number of patches.
         features = jnp.zeros((1, 1, self.encoder_width))
         init = layer_stack.stacked_init(self._projector(), self.count, features)
         self.projector = layer_stack.stacked_params(self, "projector", init)
 
     def _projector(self) -> Projector:
+        # parent=None: applied to slices of the stacked parameters, not a submodule.
         return Projector(self.config.width, self.projector_norm, parent=None)
 
     def project(self, features: jax.Array) -> list[jax.Array]:

@@ -158,6 +158,7 @@ class Hive(nn.Module):
         Returns:
           Hidden states [B, T, E] of the text after the final norm, for `logits`.
         """
+        # [B, S, E]: S = T, or P + T with image tokens in the text.
         x, position, image_kv = self._embed(images, tokens, image_mask, offsets)
         x, _, _ = self._run_layers(x, image_kv, image_mask)
         return self.llm.final_norm(_text_of(x, position))
@@ -189,6 +190,7 @@ class Hive(nn.Module):
         c = self.config.decoder
         # x may be longer than the text: image tokens have slots of their own.
         shape = (len(x), x.shape[1] + max_new_tokens, c.num_kv_heads, c.head_dim)
+        # All layers may start from the same zeros: an update returns new arrays.
         empty = KeyValues(jnp.zeros(shape, x.dtype), jnp.zeros(shape, x.dtype))
         x, caches, _ = self._run_layers(
             x, image_kv, image_mask, text_position(x), (empty,) * c.depth
@@ -231,6 +233,7 @@ class Hive(nn.Module):
         """
         x, _, image_kv = self._embed(images, tokens, image_mask)
         _, _, inputs = self._run_layers(x, image_kv, image_mask)
+        # Each is [B, N, T, P], of the hidden states before the connected layer.
         weights = [
             self.fusion.attention_weights(connection, x, image_kv, image_mask)
             for connection, x in enumerate(inputs)
@@ -268,6 +271,7 @@ class Hive(nn.Module):
         starts = {1, *connected}
         if connected and self.fusion.extends_attention:
             starts |= {layer + 1 for layer in connected}
+        # No segment starts after the last layer.
         starts = sorted(starts - {self.config.decoder.depth + 1})
         ends = [start - 1 for start in starts[1:]] + [self.config.decoder.depth]
         updated, inputs = (), []
@@ -280,6 +284,7 @@ class Hive(nn.Module):
                 x, extend_attention = self.fusion.before_layer(
                     connected[start], x, image_kv, image_mask
                 )
+            # Layers count from 1. In training, the slice of () is () again.
             x, new = run_layers(x, position, caches[start - 1 : end], extend_attention)
             updated += new
         return x, updated, inputs

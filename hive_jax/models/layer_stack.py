@@ -138,6 +138,7 @@ def unstack(stacked) -> list:
     if isinstance(stacked, UnstackedLayers):
         return list(stacked.layers)
     leaves, treedef = jax.tree.flatten(stacked)
+    # From a list of layers for each leaf to a list of leaves for each layer.
     layers = zip(*map(_split_leaf, leaves), strict=True)
     return [treedef.unflatten(layer) for layer in layers]
 
@@ -169,8 +170,11 @@ def run_layers(
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat is {remat!r}; expected one of {list(REMAT_POLICIES)}")
     if REMAT_POLICIES[remat] is not None:
+        # On a CPU this saves memory with `scan` only: XLA merges the recomputation of
+        # an unrolled loop with the forward pass.
         apply = jax.checkpoint(apply, policy=REMAT_POLICIES[remat])
     if scan:
+        # x is the carry; nothing is stacked over layers.
         x, _ = jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, stacked)
         return x
     for layer in unstack(stacked):

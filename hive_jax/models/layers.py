@@ -99,6 +99,7 @@ def _gelu_backward(x, cotangent):
     # By the sigmoid, because XLA's CPU backend would write tanh to memory and read it
     # again.
     y = x.astype(jnp.float32)
+    # The factor of 2 u: 2 sqrt(2 / pi) = sqrt(8 / pi).
     slope = float(np.sqrt(8 / np.pi))
     gate = jax.nn.sigmoid(slope * (y + 0.044715 * y * y * y))
     d_argument = slope * (1 + 3 * 0.044715 * y * y)  # d(2 u) / dy
@@ -197,6 +198,7 @@ class MergeHeads(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # Fan-in N * H and fan-out D, as of the flat [N * H, D] product.
         init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (*x.shape[-2:], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -256,6 +258,7 @@ def merge_heads(x: jax.Array, w: jax.Array) -> jax.Array:
     Returns:
       [B, T, E] in the dtype of x.
     """
+    # [B, T, N * H] x [N * H, E]: the product also sums over the heads.
     flat = x.reshape(*x.shape[:-2], -1)
     return matmul(flat, w.reshape(-1, w.shape[-1]))
 
@@ -310,6 +313,7 @@ class GatedMlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
+        # Axis 0 indexes the two matrices, so that the fan-in of each is E and not 2 E.
         init = nn.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=-2, batch_axis=(0,)
         )

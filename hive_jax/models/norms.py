@@ -35,6 +35,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 def _layer_norm_forward(x, scale, bias):
     y = x.astype(jnp.float32)
     mean = y.mean(-1, keepdims=True)
+    # Two passes: E[y^2] - mean^2 would lose digits where the mean is large.
     inverse = jax.lax.rsqrt(jnp.square(y - mean).mean(-1, keepdims=True) + 1e-6)
     y = (y - mean) * inverse * expand_to_rank(scale, y) + expand_to_rank(bias, y)
     return y.astype(x.dtype), (x, mean, inverse, scale)
@@ -46,6 +47,7 @@ def _layer_norm_backward(residuals, cotangent):
     # Recomputed from x, so that the forward pass need not store it: in bfloat16, x is
     # half the size of the float32 y, and other layers store it anyway.
     y = x.astype(jnp.float32) * inverse - mean * inverse
+    # Scale and bias act on every position alike, so their gradients sum over these.
     leading = tuple(range(x.ndim - 1))
     d_scale, d_bias = (cotangent * y).sum(leading), cotangent.sum(leading)
     d_y = cotangent * expand_to_rank(scale, y)

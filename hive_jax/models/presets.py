@@ -35,7 +35,9 @@ _GEMMA3 = {
 
 DECODERS = {
     "tiny": DecoderConfig(qk_norm=True, post_norms=True),
+    # In order: vocab_size, width, depth, mlp_dim, num_heads, num_kv_heads, head_dim.
     "gemma_2b": DecoderConfig(256_000, 2048, 18, 16_384, 8, 1, 256),
+    # Sliding-window and global layers alternate, with the default window of 4096.
     "gemma2_2b": DecoderConfig(
         256_000,
         2304,

@@ -127,9 +127,11 @@ class SiglipEncoder(nn.Module):
                 f"encoder depths {unknown} requested; the encoder has blocks 1 to "
                 f"{config.depth}"
             )
+        # [B, P, D]
         x = PatchEmbedding(config.width, config.patch_size, name="embedding")(
             images.astype(self.dtype)
         )
+        # Initialized like big_vision's posemb "learn".
         position = self.param(
             "pos_embedding",
             nn.initializers.normal(config.width**-0.5),
@@ -164,11 +166,13 @@ class PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
+        # lecun_normal is flax's default for convolutions; fan-in is size * size * 3.
         size = self.patch_size
         kernel = self.param(
             "kernel", nn.initializers.lecun_normal(), (size, size, 3, self.width)
         )
         bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        # Flat kernel and flat patches are both ordered by row, column, channel.
         x = matmul(patches(images, size), kernel.reshape(-1, self.width))
         return x + expand_to_rank(bias, x)
 
@@ -187,6 +191,7 @@ def patches(images: jax.Array, size: int) -> jax.Array:
     rows, columns = height // size, width // size
     x = images[:, : rows * size, : columns * size]
     x = x.reshape(batch, rows, size, columns, size, channels)
+    # [B, rows, size, columns, size, 3] -> [B, rows, columns, size, size, 3].
     x = x.transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, rows * columns, size * size * channels)
 
@@ -209,6 +214,7 @@ class TextTower(nn.Module):
             raise ValueError(
                 f"tokens are {tokens.shape}; expected [B, {config.num_tokens}]"
             )
+        # Tokens and positions [B, T, D] are added in float32, and then cast.
         x = nn.Embed(config.vocab_size, config.width, name="Embed_0")(tokens)
         position = self.param(
             "pos_embedding",
@@ -252,6 +258,7 @@ class TwoTowers(nn.Module):
         Returns:
           L2-normalized embeddings zimg and ztxt float32[B, D], exp(t) [1] and b [1].
         """
+        # The names make the branches `img` and `txt` of the parameter tree.
         image = SiglipEncoder(
             self.image, self.dtype, self.placement, self.execution.encoder, name="img"
         )

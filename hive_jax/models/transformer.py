@@ -81,6 +81,7 @@ class Transformer(nn.Module):
         flash = self.execution.flash
         # parent=None: no submodule, but a function of parameters that are stacked here.
         block = EncoderBlock(self.mlp_dim, self.num_heads, flash, parent=None)
+        # One example: a block's parameters do not depend on the batch size.
         init = layer_stack.stacked_init(block, self.depth, x[:1])
         layers = layer_stack.stacked_params(self, "encoderblock", init)
         placement = self.placement
@@ -93,6 +94,7 @@ class Transformer(nn.Module):
             # Offsets of zero make the gradient at a block's output that of an input.
             return x if offset is None else x + offset.astype(x.dtype)
 
+        # Blocks constrain their outputs; this is the input of the first one.
         x = placement.shard_activations(x)
         ends = sorted({*depths, self.depth})
         at_depth = {}
@@ -116,6 +118,7 @@ class MAPHead(nn.Module):
         batch, _, width = x.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, width))
         probe = jnp.broadcast_to(probe.astype(x.dtype), (batch, 1, width))
+        # [B, 1, D]. Plain attention: one query has few weights, [B, N, 1, P].
         x = Attention(self.num_heads, name="MultiHeadDotProductAttention_0")(probe, x)
         y = LayerNorm(name="LayerNorm_0")(x)
         # The residual around the MLP starts at the attention's output, as in big_vision.

@@ -26,6 +26,7 @@ def advise(plan: Plan) -> Iterator[str]:
     """Yields suggestions, the one to try first coming first."""
     if plan.fits is None:
         return
+    # Gradients have the size of the trainable parameters.
     static = plan.state.parameters + plan.state.moments + plan.state.trainable
     rest = max(plan.needed - static, 0.0)
     budget = _Budget(plan.available, static, rest)
@@ -56,9 +57,11 @@ def _if_too_large(plan: Plan, budget: _Budget) -> Iterator[str]:
         f"gathered weights {_gib(budget.rest)} GiB."
     )
     for fsdp in divisors(plan.chips // plan.mesh["tensor"]):
+        # More shards help only where the static bytes are a share that matters.
         if fsdp <= plan.mesh["fsdp"] or budget.static < 0.1 * budget.available:
             continue
         smaller, last = plan.static_bytes[fsdp], fsdp * 2 > plan.chips
+        # The smallest size that leaves most of the memory to activations.
         if smaller < 0.8 * budget.static and (smaller < 0.3 * budget.available or last):
             yield (
                 f"config.mesh.fsdp={fsdp} splits parameters, moments and gradients "
@@ -94,12 +97,12 @@ def _if_roomy(plan: Plan, budget: _Budget) -> Iterator[str]:
         f"({spare / plan.available:.0%} of its memory)."
     )
     fewest = next(
-        parts
-        for parts in divisors(config.gradient_accumulation_steps)
-        if parts == config.gradient_accumulation_steps
+        count
+        for count in divisors(config.gradient_accumulation_steps)
+        if count == config.gradient_accumulation_steps
         or (
-            config.batch_size // parts % _split(plan) == 0
-            and budget.static + budget.rest * config.gradient_accumulation_steps / parts
+            config.batch_size // count % _split(plan) == 0
+            and budget.static + budget.rest * config.gradient_accumulation_steps / count
             < _CLOSE * budget.available
         )
     )
@@ -109,6 +112,7 @@ def _if_roomy(plan: Plan, budget: _Budget) -> Iterator[str]:
             f"{_images_per_chip(plan, fewest)} images on a chip at a time; about "
             f"{_gib(budget.static + budget.rest * config.gradient_accumulation_steps / fewest)} GiB."
         )
+    # One policy at a time: the memory of the next one is not known before a plan.
     for policy, lighter in (("full", "dots"), ("dots", "none")):
         towers = [t for t in _towers(plan) if _remat(plan, t) == policy]
         if towers:
@@ -122,6 +126,7 @@ def _if_links_limit(plan: Plan, budget: _Budget) -> Iterator[str]:
     if "interconnect" not in limits or "compute" not in limits:
         return
     link, compute = limits["interconnect"][2], limits["compute"][2]
+    # Transfers that take no longer than the products can overlap with them.
     if link <= compute:
         return
     line = (
@@ -145,14 +150,16 @@ def _if_links_limit(plan: Plan, budget: _Budget) -> Iterator[str]:
 
 def _micro_batches(plan: Plan, budget: _Budget) -> int | None:
     config = plan.config
-    for parts in divisors(config.batch_size):
-        size = budget.static + budget.rest * config.gradient_accumulation_steps / parts
+    for count in divisors(config.batch_size):
+        # An estimate: what is not static is taken to be proportional to the
+        # micro-batch.
+        size = budget.static + budget.rest * config.gradient_accumulation_steps / count
         if (
-            parts >= config.gradient_accumulation_steps
-            and config.batch_size // parts % _split(plan) == 0
+            count >= config.gradient_accumulation_steps
+            and config.batch_size // count % _split(plan) == 0
             and size < _CLOSE * budget.available
         ):
-            return parts
+            return count
     return None
 
 
@@ -161,14 +168,15 @@ def _more_chips(plan: Plan, budget: _Budget) -> tuple[str, int] | None:
     chip = plan.topology.chip
     if not chip.axes:
         return None
+    # As if everything were sharded over all chips, which fsdp comes close to.
     total = plan.needed * plan.chips
     for shape in slice_shapes(chip):
         count = math.prod(shape)
-        part = plan.config.batch_size // plan.config.gradient_accumulation_steps
+        micro_batch = plan.config.batch_size // plan.config.gradient_accumulation_steps
         if (
             count > plan.chips
             and total / count < _CLOSE * budget.available
-            and part % (count // plan.mesh["tensor"]) == 0
+            and micro_batch % (count // plan.mesh["tensor"]) == 0
         ):
             return f"{chip.name}:{'x'.join(map(str, shape))}", count
     return None
@@ -179,6 +187,7 @@ def _towers(plan: Plan, without: str = "") -> list[str]:
     rules = plan.config.rules
     through = ["decoder"] if plan.config.objective == "caption" else []
     trains = [rule.pattern for rule in rules if rule.multiplier is not None]
+    # Without a trained parameter in the encoder, no gradient passes through it.
     if any(pattern.startswith(("img", ".*")) for pattern in trains):
         through.insert(0, "encoder")
     return [tower for tower in through if _remat(plan, tower) != without]
@@ -192,8 +201,8 @@ def _split(plan: Plan) -> int:
     return plan.mesh["data"] * plan.mesh["fsdp"]
 
 
-def _images_per_chip(plan: Plan, parts: int) -> int:
-    return plan.config.batch_size // parts // _split(plan)
+def _images_per_chip(plan: Plan, count: int) -> int:
+    return plan.config.batch_size // count // _split(plan)
 
 
 def _gib(number: float) -> str:

@@ -56,7 +56,9 @@ class Chip:
         v5e 4x4: 2, a corner's. v5e 16x16: 4, for both axes are rings.
         """
         return sum(
-            0 if size == 1 else 2 if size % self.wrap == 0 else 1 for size in shape
+            # A ring has a link both ways; an open end has a single one.
+            0 if size == 1 else 2 if size % self.wrap == 0 else 1
+            for size in shape
         )
 
     def ici_bandwidth(self, shape: tuple[int, ...]) -> float | None:
@@ -179,9 +181,11 @@ def find_topology(name: str) -> Topology:
 
 def slice_shapes(chip: Chip) -> list[tuple[int, ...]]:
     """Returns slices of whole hosts, each twice the size of the one before."""
+    # A host has 2 x 2 chips.
     shape, result = (2, 2, 1)[: chip.axes], []
     while max(shape) <= chip.largest and math.prod(shape) <= 4096:
         result.append(shape)
+        # Slices grow at their shortest axis, the last one of several.
         smallest = max(i for i, size in enumerate(shape) if size == min(shape))
         shape = tuple(s * 2 if i == smallest else s for i, s in enumerate(shape))
     return result
@@ -205,6 +209,7 @@ def _tpus(name: str, chip: Chip, size: str) -> Topology:
             f"topology is {name!r}, and TPU programs are compiled by libtpu, which is "
             f"not installed: pip install libtpu, or pip install -e '.[tpu]'"
         )
+    # Read by libtpu when it is loaded.
     os.environ.update(_LIBTPU_ENVIRONMENT)
     jax.config.update("jax_platforms", "cpu")  # no search for TPUs of this host
     options = {"chip_config_name": chip.config} if chip.config else {}
@@ -219,6 +224,7 @@ def _tpus(name: str, chip: Chip, size: str) -> Topology:
 
 
 def _cpus(name: str, count: int) -> Topology:
+    # Read when JAX starts its CPU backend, and never again.
     flag = f"--xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     jax.config.update("jax_platforms", "cpu")
@@ -239,6 +245,8 @@ def _gpus() -> Topology:
             f"topology is 'gpu', and jax finds no GPU here: {error}. Run it on a "
             f"machine with GPUs, after pip install -e '.[gpu]'"
         ) from None
+    # What JAX allocates by default, three quarters of the memory.
     usable = (devices[0].memory_stats() or {}).get("bytes_limit")
+    # No roofline: bandwidths of GPUs are not in the table.
     chip = Chip(devices[0].device_kind, usable_bytes=usable)
     return Topology("gpu", chip, (len(devices),), tuple(devices))

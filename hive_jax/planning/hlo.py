@@ -9,8 +9,11 @@ import functools
 import re
 from collections import defaultdict
 
+# Lines of HLO text: "%name (parameters) -> type {" begins a computation, "  ROOT %name
+# = type opcode(...)" is an instruction.
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+# dtype[sizes]{layout}; the layout names the memory space.
 _ARRAY = re.compile(r"\b([a-z]+[0-9a-z]*)\[([0-9,]*)\](\{[^}]*\})?")
 _CALLS = re.compile(r"(calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(
@@ -18,6 +21,7 @@ _BRANCHES = re.compile(
 )
 # These pass an integer on unchanged.
 _PASS_THROUGH = ("copy", "bitcast", "convert", "reshape")
+# The names of all other types contain their number of bits.
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16}
 
 
@@ -56,10 +60,10 @@ class Instruction:
         """The computations of a conditional."""
         if self.opcode != "conditional":
             return []
-        found = []
+        names = []
         for several, one in _BRANCHES.findall(self.attributes):
-            found += re.findall(r"[\w.\-]+", several) or [one]
-        return found
+            names += re.findall(r"[\w.\-]+", several) or [one]
+        return names
 
     @property
     def bytes(self) -> float:
@@ -81,11 +85,11 @@ class Computation(dict):
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        found = defaultdict(list)
+        by_operand = defaultdict(list)
         for line in self.values():
             for name in dict.fromkeys(line.operands):
-                found[name].append(line)
-        return found
+                by_operand[name].append(line)
+        return by_operand
 
 
 class Module:
@@ -106,6 +110,8 @@ class Module:
         self.partitions = int(partitions[1]) if partitions else 1
         self.runs: dict[str, int] = defaultdict(int)
         self.unknown_loops: set[str] = set()
+        # Constants are passed into loops: the limit of an inner one may come from
+        # outside.
         self._count(self.entry, 1, {})
 
     def executed(self):
@@ -115,8 +121,8 @@ class Module:
             for line in computation.values():
                 yield computation, line, times
 
-    def _count(self, name: str, times: int, given: dict) -> None:
-        """Counts a computation; `given`: constant elements of its parameter, by index."""
+    def _count(self, name: str, times: int, constants_in: dict) -> None:
+        """Counts a computation; `constants_in`: index -> constant parameter element."""
         self.runs[name] += times
         computation = self.computations[name]
         for line in computation.values():
@@ -124,30 +130,36 @@ class Module:
                 body = self.computations[line.calls["body"]]
                 condition = self.computations[line.calls["condition"]]
                 trip_count, constants = _trip_count(
-                    computation, given, line, condition, body, self.computations
+                    computation, constants_in, line, condition, body, self.computations
                 )
                 if trip_count is None:
                     self.unknown_loops.add(line.name)
                 self._count(line.calls["body"], times * (trip_count or 1), constants)
+            # Fusions and reducers are not entered: their instructions are one
+            # operation.
             elif line.opcode in ("call", "async-start") and line.calls:
                 called = line.calls.get("to_apply") or line.calls["calls"]
                 self._count(called, times, {})
+            # Every branch counts, an upper bound: which one runs is known only at run
+            # time.
             for branch in line.branches:
                 self._count(branch, times, {})
 
 
 def _parsed(text: str) -> tuple[dict[str, Computation], str]:
-    computations, entry, now = {}, "", None
+    computations, entry, current = {}, "", None
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
-            now = computations[header[2]] = Computation()
+            current = computations[header[2]] = Computation()
             entry = header[2] if header[1] else entry
-        elif now is not None and (start := _INSTRUCTION.match(line)):
+        elif current is not None and (start := _INSTRUCTION.match(line)):
             rest = line[start.end() :]
+            # The result is one type, or a tuple of types in brackets, which contain
+            # spaces.
             end = _closing(rest) if rest.startswith("(") else rest.index(" ")
             opcode, _, inside = rest[end:].strip().partition("(")
             stop = _closing("(" + inside) - 1
-            now[start[2]] = Instruction(
+            current[start[2]] = Instruction(
                 name=start[2],
                 opcode=opcode,
                 result=_arrays(rest[:end]),
@@ -171,7 +183,7 @@ def _closing(text: str) -> int:
 
 def _arrays(text: str) -> tuple[Array, ...]:
     """Parses the arrays of a type such as "(f32[2,3]{1,0}, s32[])"."""
-    found = []
+    arrays = []
     for dtype, shape, layout in _ARRAY.findall(text):
         size = 1
         for length in filter(None, shape.split(",")):
@@ -180,30 +192,31 @@ def _arrays(text: str) -> tuple[Array, ...]:
         if bits is None:
             bits = int(re.search(r"\d+", dtype)[0])
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(Array(size, bits / 8, int(space[1]) if space else 0))
-    return tuple(found)
+        arrays.append(Array(size, bits / 8, int(space[1]) if space else 0))
+    return tuple(arrays)
 
 
-def _trip_count(computation, given, loop, condition, body, computations):
+def _trip_count(computation, constants_in, loop, condition, body, computations):
     """Returns the trip count of a `while`, or None, and its loop-invariant constants.
 
     A loop counts from a constant by a constant to a constant, as every `lax.scan`
-    does; these may be passed in from outside (`given`, by index).
+    does; these may be passed in from outside (`constants_in`, by index).
 
     Args:
       computation: the one that contains the loop.
-      given: index -> constant value of an element of that computation's parameter.
+      constants_in: index -> constant element of that computation's parameter.
       loop: the `while`.
       condition, body: computations that it calls.
       computations: name -> computation, of the whole module.
     """
-    start = _elements(computation, loop.operands[0], given)
+    start = _elements(computation, loop.operands[0], constants_in)
     end = body.root.operands if body.root.opcode == "tuple" else ()
     constants = {
         index: value
         for index, value in start.items()
         if index < len(end) and _element_index(body, end[index]) == index
     }
+    # XLA writes the trip count beside the loops that it has analysed.
     declared = re.search(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)', loop.attributes)
     if declared:
         return int(declared[1]), constants
@@ -216,36 +229,41 @@ def _trip_count(computation, given, loop, condition, body, computations):
         step = _loop_step(body, end[index], index, constants, computations)
     if step is None or index not in start:
         return None, constants
+    # A loop that counts down has a negative distance and a negative step.
     distance = stop - start[index]
     if direction in ("LE", "GE"):
         distance += 1 if step > 0 else -1
     if distance * step < 0:
         return 0, constants
+    # Rounded up: a step may leap over the limit.
     return -(-abs(distance) // abs(step)), constants
 
 
-def _elements(computation, name, given) -> dict[int, int]:
+def _elements(computation, name, constants) -> dict[int, int]:
     """Returns index -> value for the constant elements of the tuple `name`."""
     line = computation[name]
     if line.opcode != "tuple":
         return {}
-    values = {i: _value(computation, op, given) for i, op in enumerate(line.operands)}
+    values = {
+        i: _value(computation, op, constants) for i, op in enumerate(line.operands)
+    }
     return {index: value for index, value in values.items() if value is not None}
 
 
-def _value(computation, name, given) -> int | None:
+def _value(computation, name, constants) -> int | None:
     """Returns the integer value of `name` if it is a constant, else None."""
     line = _source(computation, name)
     if line.opcode == "constant":
-        found = re.fullmatch(r"-?\d+", line.argument)
-        return int(found[0]) if found else None
+        integer = re.fullmatch(r"-?\d+", line.argument)
+        return int(integer[0]) if integer else None
     index = _element_index(computation, name)
-    return given.get(index) if index is not None else None
+    return constants.get(index) if index is not None else None
 
 
 def _source(computation, name):
     """Follows copies from `name` to the instruction that defines its value."""
     line = computation[name]
+    # Compiler passes insert copies and conversions between a counter and its use.
     while line.opcode in _PASS_THROUGH:
         line = computation[line.operands[0]]
     return line
@@ -261,13 +279,14 @@ def _element_index(computation, name) -> int | None:
     return int(re.search(r"index=(\d+)", line.attributes)[1])
 
 
-def _loop_limit(condition, given, computations):
+def _loop_limit(condition, constants, computations):
     """(index of the counter, direction, its limit) of "counter < limit", or None."""
-    line, terms = _terms(condition, condition.root, given, computations)
+    line, terms = _terms(condition, condition.root, constants, computations)
     if line.opcode != "compare":
         return None
     direction = re.search(r"direction=(\w+)", line.attributes)[1]
     (left, low), (right, high) = terms
+    # "counter < limit", or "limit > counter".
     if left is not None and high is not None:
         return left, direction, high
     if right is not None and low is not None:
@@ -276,9 +295,9 @@ def _loop_limit(condition, given, computations):
     return None
 
 
-def _loop_step(body, name, index, given, computations) -> int | None:
+def _loop_step(body, name, index, constants, computations) -> int | None:
     """Returns the increment of element `index`, whose next value is `name`."""
-    line, terms = _terms(body, _source(body, name), given, computations)
+    line, terms = _terms(body, _source(body, name), constants, computations)
     if line.opcode not in ("add", "subtract") or len(terms) != 2:
         return None
     (left, low), (right, high) = terms
@@ -289,7 +308,7 @@ def _loop_step(body, name, index, given, computations) -> int | None:
     return None
 
 
-def _terms(computation, line, given, computations):
+def _terms(computation, line, constants, computations):
     """(operation, (index, value) of each operand): it is element `index` of the
     computation's parameter, or the constant `value`, or neither.
 
@@ -306,6 +325,6 @@ def _terms(computation, line, given, computations):
             if source.opcode != "parameter":
                 return None, _value(inner, name, {})
             name = passed[int(source.argument)]
-        return _element_index(computation, name), _value(computation, name, given)
+        return _element_index(computation, name), _value(computation, name, constants)
 
     return line, [term(name) for name in line.operands]

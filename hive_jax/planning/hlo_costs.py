@@ -47,11 +47,14 @@ def collectives(module: Module) -> dict[str, Collective]:
                 continue
             channel = re.search(r"channel_id=(\d+)", line.attributes)
             kind = _true_kind(kind, owner, line)
+            # By channel: start, continuation and end of an asynchronous one are one
+            # operation.
             key = kind, channel[1] if channel else line.name
             group = group_size(line, module.partitions)
             size = _group_bytes(line, group)
             received = _received_bytes(kind, size, group)
             cost = _starts_collective(owner), times, size, received
+            # True > False, so that the start's executions count if there is a start.
             by_channel[key] = max(by_channel.get(key, cost), cost)
     totals = defaultdict(lambda: [0, 0.0, 0.0])
     for (kind, _), (_, times, size, received) in by_channel.items():
@@ -72,12 +75,13 @@ def group_size(line: Instruction, partitions: int) -> int:
       partitions: chips of the program, one group where the instruction lists none.
     """
     text = line.attributes
+    # The product of the sizes of the axes that the group spans.
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
         size = 1
         # 'a':(1)2 is a sub-axis: 2 of the devices along 'a'.
-        for axis, part in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2]):
-            size *= int(part or sizes[axis])
+        for axis, sub_size in re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2]):
+            size *= int(sub_size or sizes[axis])
         return size
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", text):
         return int(counted[1])
@@ -124,7 +128,9 @@ def _group_bytes(line: Instruction, group: int) -> float:
 def _received_bytes(kind: str, size: float, group: int) -> float:
     if kind == "collective-permute":
         return size
+    # A chip has its own n-th of the array already.
     share = size * (group - 1) / group
+    # All-reduce is a reduce-scatter and an all-gather, one after the other.
     return 2 * share if kind == "all-reduce" else share
 
 
@@ -192,38 +198,44 @@ def _bytes_read(module: Module, computation: Computation, line: Instruction) -> 
         return destination.bytes if source.space == 0 else 0.0
     total = 0.0
     for position, name in enumerate(line.operands):
-        whole = _hbm_bytes(computation[name])
-        if whole:
-            total += min(whole, _operand_bytes(module, line, position, whole))
+        operand_bytes = _hbm_bytes(computation[name])
+        if operand_bytes:
+            total += min(
+                operand_bytes, _operand_bytes(module, line, position, operand_bytes)
+            )
     return total
 
 
 def _operand_bytes(
-    module: Module, line: Instruction, position: int, whole: float
+    module: Module, line: Instruction, position: int, array_bytes: float
 ) -> float:
-    """Returns the bytes read of operand `position`, which has `whole` bytes."""
+    """Returns the bytes read of operand `position`, which has `array_bytes` bytes."""
     if _is_free(line):
         return 0.0
+    # Operand 0 is the array; the others are indices.
     if line.opcode in _WINDOWS:
-        return line.bytes if position == 0 else whole
+        return line.bytes if position == 0 else array_bytes
     if line.opcode == "dynamic-update-slice":
-        return 0.0 if position == 0 else whole
+        # Updated in place: the array itself is not read.
+        return 0.0 if position == 0 else array_bytes
     if line.opcode != "fusion":
-        return whole
+        return array_bytes
+    # A fusion may slice its operand: what its instructions read counts.
     inside = module.computations[line.calls["calls"]]
-    return _bytes_used_by_all(module, inside, inside.parameters[position], whole)
+    return _bytes_used_by_all(module, inside, inside.parameters[position], array_bytes)
 
 
-def _bytes_used_by_all(module, computation, name: str, whole: float) -> float:
+def _bytes_used_by_all(module, computation, name: str, array_bytes: float) -> float:
     total = 0.0
     for user in computation.users[name]:
+        # The array itself leaves the fusion.
         if user.opcode in _VIEWS and user.is_root:
-            return whole
+            return array_bytes
         if user.opcode in _VIEWS:
-            total += _bytes_used_by_all(module, computation, user.name, whole)
+            total += _bytes_used_by_all(module, computation, user.name, array_bytes)
         else:
             total += sum(
-                _operand_bytes(module, user, position, whole)
+                _operand_bytes(module, user, position, array_bytes)
                 for position, operand in enumerate(user.operands)
                 if operand == name
             )
@@ -234,6 +246,7 @@ def _bytes_written(
     module: Module, computation: Computation, line: Instruction
 ) -> float:
     if line.opcode == "copy-start":
+        # copy-start returns (destination, source, ...), slice-start the reverse.
         return line.result[0].bytes if line.result[0].space == 0 else 0.0
     if line.opcode == "slice-start":
         return line.result[1].bytes if line.result[1].space == 0 else 0.0
@@ -245,6 +258,7 @@ def _bytes_written(
     results = [inside.root.name]
     if inside.root.opcode == "tuple":
         results = inside.root.operands
+    # The arrays cannot be told apart: all of them count.
     if len(results) != len(line.result):
         return _hbm_bytes(line)
     return sum(

@@ -119,6 +119,7 @@ class Plan:
     def images_per_chip(self) -> int:
         """Images of a micro-batch on each chip."""
         split = self.mesh["data"] * self.mesh["fsdp"]
+        # Each chip has its share of a micro-batch.
         return (
             self.config.batch_size // self.config.gradient_accumulation_steps // split
         )
@@ -149,6 +150,7 @@ class Plan:
         """Resource -> (amount a step needs of a chip, amount/s of the chip, seconds),
         for resources of which both are known."""
         chip, collectives = self.topology.chip, self.compiled.collectives
+        # None for a program that was not compiled.
         received = collectives and sum(c.received for c in collectives.values())
         amounts = {
             "compute": (self.flops and self.flops / self.chips, chip.peak_flops),
@@ -164,6 +166,7 @@ class Plan:
     @property
     def roofline(self) -> float | None:
         """Lower bound in seconds of a step: the slowest limit, all overlapping."""
+        # The slowest, not the sum: a roofline lets computation hide all transfers.
         return max((seconds for *_, seconds in self.limits.values()), default=None)
 
     def at_mfu(self, utilisation: float) -> float | None:
@@ -171,6 +174,7 @@ class Plan:
         if "compute" not in self.limits:
             return None
         seconds = self.limits["compute"][2] / utilisation
+        # No program is faster than its slowest limit.
         return seconds if seconds >= self.roofline else None
 
     def hours(self, seconds: float) -> float:
@@ -191,6 +195,7 @@ def make_plan(config: RunConfig, topology: Topology) -> Plan:
     if config.dtype == "auto":  # which would look at the machine that plans
         dtype = "float32" if topology.chip.name == "cpu" else "bfloat16"
         config = dataclasses.replace(config, dtype=dtype)
+    # The program of the trainer, on devices that need not exist here.
     mesh = sharding.make_mesh(config.mesh, topology.devices)
     program = Program(config, mesh)
     return Plan(
@@ -210,6 +215,7 @@ def _static_bytes(program: Program, topology: Topology) -> dict[int, float]:
     params = flatten_dict(program.abstract_params, sep="/")
 
     def on_each_chip(fsdp: int) -> float:
+        # Every other device goes to the data axis.
         mesh = sharding.make_mesh(MeshConfig(-1, fsdp, tensor), topology.devices)
         total = 0.0
         for name, leaf in params.items():
@@ -255,16 +261,18 @@ def compile_step(program: Program) -> Compiled:
     lowered, start = program.lower_train_step(), time.perf_counter()
     try:
         compiled, text = _compiled(lowered, program.mesh.devices.flat[0].platform)
+    # The TPU compiler refuses a program that is too large, and says how much it needs.
     except jax.errors.JaxRuntimeError as error:
-        complaint = _memory_of_complaint(str(error))
-        if complaint is None:
+        needed_and_available = _parse_out_of_memory(str(error))
+        if needed_and_available is None:
             raise
         seconds = time.perf_counter() - start
-        return Compiled(None, *complaint, seconds=seconds)
+        return Compiled(None, *needed_and_available, seconds=seconds)
     seconds = time.perf_counter() - start
     module = Module(text)
     return Compiled(
         _memory(compiled.memory_analysis()),
+        # Not every backend has a cost analysis.
         xla_flops=(compiled.cost_analysis() or {}).get("flops"),
         traffic=memory_traffic(module),
         collectives=collectives(module),
@@ -287,16 +295,17 @@ def _compiled(lowered: jax.stages.Lowered, platform: str):
 
 
 def _memory(stats) -> Memory:
-    parts = (
+    components = (
         stats.argument_size_in_bytes,
         stats.temp_size_in_bytes,
+        # Donated arguments become outputs: those bytes are counted above.
         stats.output_size_in_bytes - stats.alias_size_in_bytes,
         stats.generated_code_size_in_bytes,
     )
-    return Memory(*map(float, parts), peak=float(sum(parts)))
+    return Memory(*map(float, components), peak=float(sum(components)))
 
 
-def _memory_of_complaint(message: str) -> tuple[float, float] | None:
+def _parse_out_of_memory(message: str) -> tuple[float, float] | None:
     """Parses (needed, available) bytes from an out-of-memory message; None for others.
 
     "... memory required for HLO temporaries (19.85G) exceeds available HBM (15.75G)";
@@ -309,6 +318,6 @@ def _memory_of_complaint(message: str) -> tuple[float, float] | None:
     ):
         if match := re.search(pattern, message):
             scale = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-            needed, unit, available, other = match.groups()
-            return float(needed) * scale[unit], float(available) * scale[other]
+            needed, unit, available, other_unit = match.groups()
+            return float(needed) * scale[unit], float(available) * scale[other_unit]
     return None

@@ -26,6 +26,7 @@ _ATTEMPTS = 3
 def describe(plan: Plan) -> str:
     """Describes a plan in text, with advice at the end."""
     blocks = [_head(plan), _memory(plan), _verdict(plan)]
+    # A program that was not compiled has no work or time to report.
     if plan.compiled.memory is not None:
         blocks += [_collectives(plan), _work(plan), _stage(plan)]
     blocks.append("\n".join(f"- {line}" for line in advise(plan)))
@@ -36,10 +37,10 @@ def _head(plan: Plan) -> str:
     config, chip = plan.config, plan.topology.chip
     mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
     count = config.gradient_accumulation_steps
-    parts = f"{count} micro-batch" + "es" * (count > 1)
+    micro_batches = f"{count} micro-batch" + "es" * (count > 1)
     run = (
         f"{config.name}, {config.model.fusion}, {config.dtype}: {config.batch_size:,} "
-        f"images a step in {parts}; remat {config.execution.encoder.remat} (encoder), "
+        f"images a step in {micro_batches}; remat {config.execution.encoder.remat} (encoder), "
         f"{config.execution.decoder.remat} (decoder)"
     )
     machine = (
@@ -65,6 +66,7 @@ def _memory(plan: Plan) -> str:
         ("optimizer's moments, float32", state.moments),
         ("batch, all micro-batches", state.batch),
     ]
+    # The compiler refused it, and gave one figure for all.
     if memory is None:
         rows.append(("all that the compiler counts", plan.needed))
     else:
@@ -78,6 +80,7 @@ def _memory(plan: Plan) -> str:
         ]
     if plan.available:
         rows.append(("a program may use", plan.available))
+    # MiB for models of a test or a tutorial.
     unit, symbol = (GIB, "GiB") if plan.needed >= GIB / 10 else (2**20, "MiB")
     cells = [(name, f"{number / unit:,.3f}") for name, number in rows]
     return text_table(("memory of each chip", symbol), cells)
@@ -141,6 +144,7 @@ def _stage(plan: Plan) -> str:
         return ""
     slowest = max(plan.limits, key=lambda name: plan.limits[name][2])
     cases = [(f"roofline ({_LIMITS[slowest][0]})", plan.roofline)]
+    # Labelled as assumptions: the only figures here that are not computed.
     for share in ASSUMED_MFU:
         cases.append((f"{share:.0%} of the peak, an assumption", plan.at_mfu(share)))
     rows = []
@@ -166,6 +170,7 @@ def to_dict(plan: Plan) -> dict:
         for share in ASSUMED_MFU:
             times[f"assumed_mfu_{share:.0%}"] = plan.at_mfu(share)
         for name, seconds in times.items():
+            # None: this share of the peak is beyond the roofline.
             hours = None if seconds is None else plan.hours(seconds)
             stage[name] = {
                 "step_seconds": seconds,
@@ -213,18 +218,25 @@ def plan_all(
       topology: machine to plan for.
       out: JSON file that has all plans so far whenever one is yielded; empty for none.
     """
-    made = []
+    plans = []
     for config in configs:
         plan = make_plan(config, topology)
         for _ in range(_ATTEMPTS - 1):
-            parts = accumulate_that_fits(plan) if plan.fits is False else None
-            if parts is None or parts == plan.config.gradient_accumulation_steps:
+            micro_batches = accumulate_that_fits(plan) if plan.fits is False else None
+            # Nothing left to try: it fits, or no number of micro-batches would.
+            if (
+                micro_batches is None
+                or micro_batches == plan.config.gradient_accumulation_steps
+            ):
                 break
-            config = dataclasses.replace(config, gradient_accumulation_steps=parts)
+            config = dataclasses.replace(
+                config, gradient_accumulation_steps=micro_batches
+            )
             plan = make_plan(config, topology)
-        made.append(plan)
+        plans.append(plan)
+        # After each plan: compiling all of them takes long, and may be stopped.
         if out:
-            write([to_dict(plan) for plan in made], out)
+            write([to_dict(plan) for plan in plans], out)
         yield plan
 
 
@@ -248,6 +260,7 @@ def require_writable(path: str) -> None:
     with _partial(path) as partial:
         partial.write_text("", "utf-8")
         partial.unlink()
+        # A folder of that name would fail at the end, after all plans are made.
         if Path(path).is_dir():
             raise IsADirectoryError(f"{path} is a folder; expected a file")
 
@@ -285,6 +298,7 @@ def markdown(plans: list[Plan]) -> str:
 def _row(plan: Plan) -> tuple[str, ...]:
     config = plan.config
     known = plan.roofline is not None and plan.fits is not False
+    # A program that does not fit has no roofline to name a limit of.
     slowest = max(plan.limits, key=lambda n: plan.limits[n][2]) if known else ""
     assumed = plan.at_mfu(ASSUMED_MFU[-1]) if known else None
     return (

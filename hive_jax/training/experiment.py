@@ -49,9 +49,11 @@ class Experiment:
     def __init__(self, resolved: ResolvedRun):
         self._resolved = resolved
         self.config = config = resolved.config
+        # Cheap checks first: mesh and tokenizer, then the data, then the traced model.
         self.mesh = sharding.make_mesh(config.mesh)
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         self._check_vocabulary()
+        # The loader yields micro-batches; the trainer takes as many as a step has.
         micro_batch = config.batch_size // config.gradient_accumulation_steps
         self.loader = self._loader("train", micro_batch)
         # Batches of a micro-batch, which fits the memory, or smaller for a small split;
@@ -96,6 +98,7 @@ class Experiment:
             ),
             sharding=sharding.batch_sharding(self.mesh, batch_size),
             threads=config.data.threads,
+            # Validation images are the same each time.
             augment_seed=config.seed if trains and config.data.augment else None,
             tag_names=() if trains else source.tag_names,
         )
@@ -157,6 +160,7 @@ class Experiment:
             self.tokenizer.fingerprint,
         )
         if self.config.whiten_patches:
+            # In the order of the files, and not shuffled: a function of the data alone.
             images = [*itertools.islice(self._images(), _WHITENING_IMAGES)]
             if not images:
                 raise DataError(
@@ -193,9 +197,11 @@ class Experiment:
             return None
         meta = checkpoints.read_meta()
         # Through JSON as the checkpoint's was: tuples become lists.
-        now = json.loads(json.dumps(self.meta(0)))
-        changed = differences(meta["config"], now["config"])
-        changed += differences(meta["inputs"], now["inputs"], "inputs.")
+        current = json.loads(json.dumps(self.meta(0)))
+        # A resumed run gives the figures of an undisturbed one, which depend on all
+        # keys but those that `differences` leaves out.
+        changed = differences(meta["config"], current["config"])
+        changed += differences(meta["inputs"], current["inputs"], "inputs.")
         if changed and not allow_config_change:
             listed = "\n  ".join(changed)
             raise CheckpointError(
@@ -204,6 +210,7 @@ class Experiment:
                 "workdir, or allow_config_change to resume with the new ones."
             )
         restored, meta = checkpoints.restore(self.program.abstract_state)
+        # The step is stored twice: in the state, and in the metadata.
         assert int(restored.step) == meta["step"]
         log(f"continuing from step {meta['step']} in {checkpoints.directory}")
         if changed:

@@ -85,6 +85,8 @@ class _Count:
         self, config: RunConfig, assigned: Mapping[str, Rule], num_tokens: int
     ):
         self._config = config.model
+        # Layers that `rule.layers` leaves out count as trained: their gradients are
+        # computed and then zeroed.
         self._trained = {n for n, r in assigned.items() if r.multiplier is not None}
         self.flops = Flops()
         model, tokens = config.model, num_tokens
@@ -97,6 +99,7 @@ class _Count:
             sequence += fusion.image_tokens_in_text(model.encoder.num_patches)
         connected = {layer for _, layer in connections}
         for layer in range(1, model.decoder.depth + 1):
+            # The fusion acts before its layer.
             if layer in connected:
                 towers = model.encoder, model.decoder
                 upstream = fusion.count_flops(self, *towers, tokens, features, upstream)
@@ -126,6 +129,7 @@ class _Count:
           trains: the weights need a gradient.
           upstream: the input needs a gradient.
         """
+        # Two gradients of the same size: of the weights, and of the input.
         forward = 2.0 * rows * inner * columns
         self._add(component, forward * (1 + trains + upstream))
 
@@ -140,6 +144,7 @@ class _Count:
           width: heads x head dimension.
           trains: the operands need gradients.
         """
+        # Q K^T and weights V; each has two operands with a gradient.
         self._add(component, 2 * 2.0 * queries * keys * width * (3 if trains else 1))
 
     def project(self, features: bool) -> bool:
@@ -170,6 +175,7 @@ class _Count:
         # The patch embedding. Its input, the pixels, never needs a gradient.
         pixels, kernel = 3 * c.patch_size**2, self.trains("img/embedding/kernel")
         self.product("encoder", patches, pixels, width, kernel, False)
+        # Blocks after the deepest connection have no consumer, and XLA removes them.
         for number in range(max(depth for depth, _ in connections)):
             upstream = embeds or (block and number > 0)
             # All matrices of a block as one product: query, key, value, out; two of

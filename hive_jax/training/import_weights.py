@@ -66,6 +66,7 @@ def import_weights(
     loaded_tokenizer = load_tokenizer(path) if path else None
     if loaded_tokenizer and decoder:
         require_fitting(loaded_tokenizer, path, config.model.decoder.vocab_size)
+    # Of the config and not of the sources: the image size may be another one.
     towers = {"img": config.model.encoder, "llm": config.model.decoder}
     params = {
         branch: read_params(source, _abstract(towers[branch]))
@@ -76,11 +77,13 @@ def import_weights(
     meta = {"config": to_dict(config), "inputs": inputs, "samples_read": 0}
     step = np.zeros((), np.int32)
     state = TrainState(step=step, params=params, opt_state=())
+    # The folder appears under its name only when it is complete.
     with atomic_dir(out) as folder:
         if loaded_tokenizer:
             copy_tokenizer(config.data.tokenizer, folder / TOKENIZER_FOLDER)
         with Checkpoints(str(folder)) as checkpoints:
             checkpoints.save(0, state, meta)
+            # Read back, so that the table shows what is on disk.
             checkpoints.wait()
             return _table(sources, checkpoints.read_meta()["fingerprints"])
 
@@ -135,8 +138,10 @@ def _table(sources: dict[str, WeightSource], fingerprints: dict[str, str]) -> st
     """Returns a text table of the components, from the fingerprints of their leaves."""
     rows = []
     for branch, source in sources.items():
+        # As the files have them; parameters are float32 in any case.
         dtypes = {source.tensors[x.tensor_name].dtype for x in source.tensor_slices}
         prefix = f"params/{branch}/"
+        # One fingerprint for the component, of those of its leaves, in their order.
         leaves = "".join(v for k, v in fingerprints.items() if k.startswith(prefix))
         rows.append(
             (

@@ -48,6 +48,7 @@ def initial_params(
         params = _params_of_run(config, previous, abstract, tokenizer)
     else:
         params = _params_of_components(config, sources, abstract)
+    # The fusion of a first stage, as a rule: no source has one.
     if missing := set(abstract) - set(params):
         params |= _random(config, model, batch, abstract, missing)
     return params
@@ -76,11 +77,13 @@ def _params_of_run(
     """Returns the branches that a run has; imported weights have no `fusion` yet."""
     _require_finished(config, run.workdir, run.meta)
     stored_tokenizer = run.meta["inputs"]["tokenizer"]
+    # "" stands for weights that were imported without a tokenizer.
     if stored_tokenizer not in ("", tokenizer):
         raise CheckpointError(
             f"{run.workdir} was trained with another tokenizer ({stored_tokenizer}) "
             f"than {config.data.tokenizer} ({tokenizer}): use the same data.tokenizer"
         )
+    # Names and shapes are compared before a value is read.
     stored = run.abstract_params
     missing = [b for b in ("img", "llm") if b in abstract and b not in stored]
     if missing:
@@ -188,6 +191,7 @@ def _require_architecture(
 ) -> None:
     """Raises CheckpointError unless the weights have the config's architecture."""
     stored, expected = dataclasses.asdict(source.config), dataclasses.asdict(tower)
+    # The image size has an effect on the position embedding alone, which is resized.
     if resize:
         stored["image_size"] = expected.get("image_size")
     lines = [
@@ -232,6 +236,7 @@ def whiten_patch_embedding(params: dict, images: np.ndarray) -> dict:
       images: uint8[n, height, width, 3].
     """
     embedding = params["img"]["embedding"]
+    # [p, p, 3, D][1::2] is p and D.
     kernel, bias = whitening(images, *embedding["kernel"].shape[1::2])
     embedding = {
         name: jax.device_put(value, embedding[name].sharding)
@@ -258,10 +263,12 @@ def whitening(
     Returns:
       Kernel float32[p, p, 3, D] and bias float32[D].
     """
+    # [n, P, p * p * 3], in the order of the flat kernel.
     x = patches(normalize_images(jnp.asarray(images)), patch_size)
     # float64: the smallest variances are many orders below the largest.
     x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     mean = x.mean(axis=0)
+    # Columns of `components` are the principal components, by increasing variance.
     variance, components = np.linalg.eigh(np.cov(x - mean, rowvar=False))
     largest = np.argsort(variance)[::-1][:width]
     kernel = np.zeros((x.shape[1], width))

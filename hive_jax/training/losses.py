@@ -40,6 +40,7 @@ def next_token_nll(
       max_logits: elements of one chunk's logits.
     """
     table_VE = table_VE.astype(hidden.dtype)  # once, not in each chunk
+    # The last position has no next token; the first token is predicted by none.
     hidden, targets = hidden[:, :-1], tokens[:, 1:]
     batch, length, width = hidden.shape
 
@@ -48,6 +49,7 @@ def next_token_nll(
         logits = unembed(hidden, table_VE, softcap)
         return jax.nn.logsumexp(logits, axis=-1) - gather_token_logits(logits, targets)
 
+    # Positions, each of all samples of the batch.
     chunk = max(1, max_logits // (batch * table_VE.shape[0]))
     if chunk >= length:
         return nll((hidden, targets))
@@ -59,6 +61,7 @@ def next_token_nll(
     hidden = hidden.reshape(batch, count, chunk, width).swapaxes(0, 1)
     targets = targets.reshape(batch, count, chunk).swapaxes(0, 1)
     out = jax.lax.map(nll, (hidden, targets))
+    # [count, B, chunk] -> [B, T - 1], without the padding.
     return out.swapaxes(0, 1).reshape(batch, -1)[:, :length]
 
 
@@ -83,6 +86,7 @@ def gather_token_logits(logits: jax.Array, index: jax.Array) -> jax.Array:
       logits: float[..., V].
       index: int[...].
     """
+    # Selected and not multiplied: 0 * inf would be NaN.
     return jnp.where(one_hot(index, logits), logits, 0.0).sum(axis=-1)
 
 
@@ -102,8 +106,10 @@ def sigmoid_contrastive_loss(
       valid: bool[B]; pairs with an invalid sample do not count.
     """
     logits = zimg @ ztxt.T * t.reshape(1, 1) + b.reshape(1, 1)
+    # [B, B]: 1 for the pairs on the diagonal, -1 for all others.
     sign = 2.0 * jnp.eye(zimg.shape[0]) - 1.0
     pairs = jnp.where(jnp.outer(valid, valid), jax.nn.log_sigmoid(sign * logits), 0.0)
+    # Without a valid pair the loss is 0, not 0 / 0.
     return -pairs.sum() / jnp.maximum(valid.sum(), 1)
 
 
@@ -165,6 +171,8 @@ def _forward(table_VE, hidden_GLE, tokens_GL, target_GL, softcap, chunk):
 
 
 def _backward(softcap, chunk, gradients, cotangent):
+    # The loss is a scalar, so its cotangent is a factor on the gradients that the
+    # forward pass computed. Tokens and targets are not differentiable: None.
     scaled = [g if g is None else (cotangent * g).astype(g.dtype) for g in gradients]
     return *scaled, None, None
 
@@ -185,9 +193,12 @@ def _loss_and_gradients(table, hidden, tokens, target, softcap, chunk, needs_gra
         return loss, (_cast(d_table, table), d_hidden)
 
     order = jnp.argsort(~target, axis=1, stable=True)  # supervised positions first
+    # Padding repeats position 0, with weight 0.
     order_padded = jnp.pad(order, ((0, 0), (0, -length % chunk)))
     position = jnp.arange(order_padded.shape[1])[None]
     supervised = target.sum(axis=1, keepdims=True)
+    # [G, L, ...], L padded to a multiple of the chunk. In this order the supervised
+    # positions are the first ones, so that the weight needs no gather.
     inputs = (
         jnp.take_along_axis(hidden, order_padded[..., None], axis=1),
         jnp.take_along_axis(tokens, order_padded, axis=1),
@@ -215,6 +226,8 @@ def _loss_and_gradients(table, hidden, tokens, target, softcap, chunk, needs_gra
     chunks = -(-supervised.max() // chunk)
     loss, (d_table, d_hidden) = jax.lax.fori_loop(0, chunks, add_chunk, start)
     if needs_grad[1]:  # back to the order of the positions
+        # Chunks that did not run leave gradients of 0: they have no supervised
+        # position. The inverse has no padding, so that padding is dropped here.
         inverse = jnp.argsort(order, axis=1)[..., None]
         d_hidden = jnp.take_along_axis(d_hidden, inverse, axis=1)
     return loss, (_cast(d_table, table), d_hidden)

@@ -33,6 +33,7 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         _drop_after(path, step)
         self._file = path.open("a", encoding="utf-8")
+        # An optional dependency: metrics.jsonl has the same values.
         try:
             from tensorboardX import SummaryWriter
         except ImportError:
@@ -75,6 +76,7 @@ def _drop_after(path: Path, step: int) -> None:
     """Removes the lines of later steps, and a last line that a kill cut short."""
     if not path.exists():
         return
+    # The resumed run writes the lines of later steps again.
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -131,6 +133,7 @@ class Throughput:
           peak FLOP/s) (PaLM, arXiv 2204.02311, appendix B). Empty at the first
           reading, because that step includes the compilation.
         """
+        # No interval has ended: the first step includes the compilation.
         if self._step is None or step == self._step:
             self.restart(step)
             return {}

@@ -64,6 +64,7 @@ def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
     for fusion in FUSIONS if config.model.encoder else (config.model.fusion,):
         model = dataclasses.replace(config.model, fusion=fusion)
         other = build_model(dataclasses.replace(config, model=model))
+        # The default argument binds the model of this iteration.
         shapes = jax.eval_shape(lambda module=other: init_params(module, batch, 0))
         names |= set(flatten_dict(shapes, sep="/"))
     return names
@@ -71,6 +72,7 @@ def names_under_all_fusions(config: RunConfig, batch: Batch) -> set[str]:
 
 def normalize_images(images: jax.Array) -> jax.Array:
     """Returns uint8 [0, 255] as float32 [-1, 1], the range that SigLIP expects."""
+    # On the device, so that uint8 is transferred to it: a quarter of the bytes.
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
@@ -94,6 +96,7 @@ def _init(model: nn.Module, image_size: int, num_tokens: int, key: jax.Array) ->
     tokens = jnp.zeros((1, num_tokens), jnp.int32)
     inputs = (images, tokens)
     if isinstance(model, Hive):
+        # The image mask, which two towers do not take.
         inputs += (jnp.ones(tokens.shape, bool),)
     return model.init(key, *inputs)["params"]
 
@@ -124,11 +127,15 @@ def make_loss(model: nn.Module, mesh: Mesh) -> Callable:
     def caption(params, batch: Batch):
         hidden, table, softcap = _hidden(model, params, batch)
         loss = supervised_nll(hidden, table, softcap, batch.tokens, batch.target, mesh)
+        # Without the first token, which nothing predicts.
         return loss, batch.target[:, 1:].sum().astype(jnp.float32)
 
     def contrastive(params, batch: Batch):
         images = normalize_images(batch.image)
         towers = model.apply({"params": params}, images, batch.tokens)
+        # Weight 1: the loss is a mean already, and of the complete batch: the config
+        # refuses accumulation, because the negatives are the other samples of the
+        # batch.
         return sigmoid_contrastive_loss(*towers, valid_pairs(batch)), jnp.float32(1.0)
 
     return caption if isinstance(model, Hive) else contrastive

@@ -40,6 +40,7 @@ def assign_rules(
         regular expression, or rules that freeze everything.
     """
     names = list(names)
+    # An invalid pattern is an error even if no name gets to it.
     for rule in rules:
         try:
             re.compile(rule.pattern)
@@ -110,6 +111,7 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
       config: peak_lr, min_lr and warmup_steps.
       total_steps: length of the run.
     """
+    # A run shorter than its warm-up ends at peak_lr.
     warmup = max(1, min(config.warmup_steps, total_steps))
     # At least 1, not to divide by 0 in a run that ends with its warm-up.
     cosine_steps = max(total_steps - warmup, 1)
@@ -143,6 +145,7 @@ def make_optimizer(
     # The order matters. Layers outside of `rule.layers` are zeroed before the norm is
     # taken, so that they do not clip the others; and masked again at the end, so that
     # they do not decay. The decay comes after the rates, which must not scale it.
+    # Adam's epsilon is 1e-8, the default of optax and of torch.
     return optax.chain(
         _scale_leaves(assigned, lambda rule: 1.0),
         optax.clip_by_global_norm(config.clip_norm),
@@ -163,6 +166,7 @@ def _scale_leaves(
         rule = assigned[name]
         if not rule.layers:
             return leaf * factor(rule)
+        # Only stacked parameters have a rule with layers: axis 0 is the layer.
         depth = leaf.shape[0]
         if max(rule.layers) > depth or min(rule.layers) < 1:
             raise ConfigError(
@@ -171,6 +175,7 @@ def _scale_leaves(
             )
         factors = np.zeros(depth, np.float32)
         factors[np.asarray(rule.layers) - 1] = factor(rule)
+        # [L, 1, ..., 1]
         factors = factors.reshape((depth,) + (1,) * (leaf.ndim - 1))
         return leaf * jnp.broadcast_to(factors, leaf.shape)
 
@@ -201,6 +206,7 @@ def parameter_table(
     """
     rows, total, trainable = [], 0, 0
     for group, names in group_names(shapes).items():
+        # A group is one row unless its parameters have different rates.
         by_rate = {}
         for name in names:
             by_rate.setdefault(assigned[name].multiplier, []).append(name)
@@ -243,5 +249,6 @@ def relative_distances(before: dict, after: dict) -> dict[str, float]:
     for group, names in group_names(sums).items():
         change = float(sum(sums[name][0] for name in names)) ** 0.5
         size = float(sum(sums[name][1] for name in names)) ** 0.5
+        # `change` is |after| where all of `before` is 0, as in a gate.
         distances[group] = change / size if size else change
     return distances

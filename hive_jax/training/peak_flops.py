@@ -33,6 +33,7 @@ PEAK_FLOPS = {
     "NVIDIA GH200": 989e12,
     "NVIDIA B200": 2250e12,
 }
+# Enough products for one that nothing disturbs, and hardly noticed at a start.
 _MEASUREMENT_SECONDS = 0.2
 
 
@@ -61,10 +62,12 @@ def measured_matmul_rate() -> float:
     """
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     path = Path(caches, "hive_jax", "matmul_rate.json")
+    # One file for several machines that share a home directory.
     key, rates = machine_fingerprint(), {}
     with contextlib.suppress(HiveError):  # no cache yet, or a damaged one
         rates = read_json(path)
     rate = rates.get(key)
+    # The file may have been edited, or written by another version.
     if isinstance(rate, int | float) and rate > 0:
         return rate
     rates[key] = rate = _measure_matmul_rate()
@@ -93,6 +96,7 @@ def processor_name() -> str:
 
 def available_cpus() -> int:
     """Returns the number of CPUs that this process may run on."""
+    # Linux alone: containers and Slurm limit a process to some of the CPUs.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -113,7 +117,8 @@ def _measure_matmul_rate() -> float:
     y = product(x, x).block_until_ready()
     seconds, end = [], time.perf_counter() + _MEASUREMENT_SECONDS
     while not seconds or time.perf_counter() < end:
-        began = time.perf_counter()
+        start = time.perf_counter()
         y = product(x, y).block_until_ready()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
+    # Two operations, a multiplication and an addition, for each of n^3 terms.
     return 2 * size**3 / min(seconds)

@@ -41,6 +41,7 @@ def open_weights(
     """
     if is_run(path):
         return open_run(path).component(component)
+    # Files of other projects from here on, told apart by their content.
     if component == "encoder":
         return open_encoder(path)
     return open_decoder(path, decoder)
@@ -131,6 +132,7 @@ def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
         # A missing previous stage is no error yet, because a plan does without it:
         # `initial_params` raises when training starts.
         run = sources.require_previous() if config.init else sources.previous
+    # A run has a complete config; weight files have their own component's values.
     if run:
         model, data = run.config.model, run.config.data
         stored = _Stored(
@@ -161,6 +163,8 @@ def _stored_in_components(config: RunConfig, sources: WeightSources) -> _Stored:
     needs_encoder = model.fusion_class.uses_image or config.objective == "contrastive"
     encoder_missing = needs_encoder and not (model.encoder and data.preprocessing)
     if encoder_missing and (encoder := sources.encoder):
+        # Weights say how their encoder's images were resized, and bring their
+        # tokenizer.
         stored = stored._replace(
             encoder=encoder.config, preprocessing=encoder.preprocessing
         )
@@ -193,6 +197,7 @@ def _fill_in(config: RunConfig, stored: _Stored) -> RunConfig:
         tokenizer=data.tokenizer or stored.tokenizer,
         preprocessing=data.preprocessing or stored.preprocessing or "hf_bicubic",
     )
+    # "hf_bicubic" is the filter of an encoder that is trained from the start.
     return apply_image_size(dataclasses.replace(config, model=model, data=data))
 
 
@@ -203,6 +208,7 @@ def apply_image_size(config: RunConfig) -> RunConfig:
         return config
     encoder = dataclasses.replace(encoder, image_size=config.image_size)
     model = dataclasses.replace(config.model, encoder=encoder)
+    # 0, so that it is in one place of the resolved config, and resolving is idempotent.
     return dataclasses.replace(config, model=model, image_size=0)
 
 

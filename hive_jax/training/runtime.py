@@ -46,6 +46,7 @@ def join_job(
         return
     try:
         jax.distributed.initialize(**arguments)
+    # JAX raises any of these for a wrong address, a timeout or a used port.
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(
             f"the processes of the job did not find each other: {error}. Give each "
@@ -66,6 +67,7 @@ def abort_job_on_error():
         yield
     except Exception as error:
         if jax.process_count() > 1:
+            # A HiveError has the exit code that launchers act on; 1 is Python's.
             code = getattr(error, "exit_code", 1)
             # A timer: the ordinary exit may hang in JAX's shutdown, which waits for
             # all processes.
@@ -96,6 +98,7 @@ def initialize_arguments(
         share its GPUs evenly.
     """
     explicit = (coordinator_address, num_processes, process_id)
+    # All three or none: JAX would guess the missing ones.
     if any(value is not None for value in explicit) and None in explicit:
         raise ConfigError(
             "coordinator_address, num_processes and process_id go together; "
@@ -104,6 +107,7 @@ def initialize_arguments(
     tasks = _num_step_tasks(environment)
     if distributed == "off":
         return None
+    # "on" joins where nothing shows a job: JAX then detects it, or fails.
     in_job = coordinator_address is not None or tasks > 1 or _on_tpu(environment)
     if distributed == "auto" and not in_job:
         _warn_without_srun(environment)
@@ -149,10 +153,12 @@ def _local_device_ids(environment: Mapping[str, str]) -> dict:
     leaves GPUs idle if a task has several, and finds none if Slurm binds each task to
     one GPU, which is then visible as GPU 0.
     """
+    # Outside of Slurm, and on TPUs and CPUs, JAX's own default is right.
     if "SLURM_LOCALID" not in environment or _num_visible_gpus(environment) == 0:
         return {}
     count, task = _num_visible_gpus(environment), int(environment["SLURM_LOCALID"])
     tasks = _num_tasks_on_node(environment)
+    # All visible GPUs belong to this task.
     if tasks == 1 or count == 1 or _is_bound(environment, count):
         return {"local_device_ids": list(range(count))}
     if count % tasks:
@@ -181,6 +187,7 @@ def _is_bound(environment: Mapping[str, str], count: int) -> bool:
     on_node = environment.get("SLURM_GPUS_ON_NODE", "")
     if "CUDA_VISIBLE_DEVICES" not in environment:
         return False
+    # As many as each task was promised, or not all of the node's: Slurm has bound them.
     return str(count) in per_task.split(",") or str(count) != on_node
 
 
@@ -197,6 +204,7 @@ def _num_tasks_on_node(environment: Mapping[str, str]) -> int:
 def _on_tpu(environment: Mapping[str, str]) -> bool:
     """Returns whether this host uses a TPU; a single host is a job of one process."""
     platforms = environment.get("JAX_PLATFORMS", "")
+    # JAX_PLATFORMS excludes the TPU that this host may have.
     if platforms and "tpu" not in platforms:
         return False
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "") or _has_tpu()
@@ -206,6 +214,7 @@ def _has_tpu() -> bool:
     """Returns whether libtpu and the device files of TPU chips are present."""
     if importlib.util.find_spec("libtpu") is None:
         return False
+    # The device files of older and of newer TPU generations.
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
 
 
@@ -226,6 +235,7 @@ def enable_compilation_cache() -> str | None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.default_backend() == "cpu":
         return None
+    # The XDG base directory specification: an empty variable counts as unset.
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(caches, "hive_jax", "compilation")
     try:

@@ -26,15 +26,20 @@ from hive_jax.models.layers import ONE_DEVICE, Placement
 # of the first and the input dimension of the second, so that one all-reduce follows
 # the pair and none stands between the two (Megatron-LM, arXiv 1909.08053, section 3).
 _RULES = (
+    # SigLIP's attention: [D, N, H], and [N, H, D] of the output.
     (r".*/(query|key|value)/kernel", ("fsdp", "tensor", None)),
     (r".*/out/kernel", ("tensor", None, "fsdp")),
+    # MLPs and projectors: [D, F] and [F, D], or [D, E] and [E, E].
     (r".*/(Dense_0|linear_1)/kernel", ("fsdp", "tensor")),
     (r".*/(Dense_1|linear_2)/kernel", ("tensor", "fsdp")),
+    # Attention of the decoder and of connections: [N, E, H], [2, K, E, H], [N, H, E].
     (r".*/q_einsum/w", ("tensor", "fsdp", None)),
     (r".*/kv_einsum/w", (None, "tensor", "fsdp", None)),
     (r".*/attn_vec_einsum/w", ("tensor", None, "fsdp")),
+    # The decoder's MLP: [2, E, F] and [F, E].
     (r".*/gating_einsum", (None, "fsdp", "tensor")),
     (r".*/mlp/linear", ("tensor", "fsdp")),
+    # Token embeddings [V, E] and patch embedding [p, p, 3, D].
     (r".*/(input_embedding|Embed_0/embedding)", ("tensor", "fsdp")),
     (r".*/embedding/kernel", (None, None, None, "fsdp")),
 )
@@ -52,6 +57,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """
     shape = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     count = jax.device_count() if devices is None else len(devices)
+    # Several axes of -1 stay negative and are refused below.
     free = [axis for axis, size in shape.items() if size == -1]
     fixed = int(np.prod([size for size in shape.values() if size != -1]))
     if len(free) == 1 and fixed >= 1 and count % fixed == 0:
@@ -62,6 +68,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"tensor={config.tensor}; expected sizes whose product is the number of "
             f"devices, {count} (one of them may be -1)"
         )
+    # Auto: XLA propagates shardings from the constraints of params and activations.
     return jax.make_mesh(
         tuple(shape.values()),
         tuple(shape),
@@ -140,6 +147,7 @@ def param_sharding(mesh: Mesh, name: str, shape: tuple[int, ...]) -> NamedShardi
 def _axes(mesh: Mesh, name: str, shape: tuple[int, ...]) -> list[str | None]:
     """Returns the mesh axis of each dimension of the parameter `name`."""
     axes = next((a for pattern, a in _RULES if re.fullmatch(pattern, name)), ())
+    # Aligned at the last dimension: stacked parameters have leading axes more.
     axes = ((None,) * len(shape) + axes)[-len(shape) :] if shape else ()
     return [
         axis if axis and size % mesh.shape[axis] == 0 else None
@@ -163,6 +171,7 @@ def placement(mesh: Mesh, dtype: jnp.dtype) -> Placement:
     # Without these constraints XLA may shard the computation as the weights are, with
     # the whole batch on every device.
     def gather_leaf(name: str, leaf: jax.Array) -> jax.Array:
+        # Names are relative to the layer; patterns expect a slash before them.
         axes = _axes(mesh, f"/{name}", leaf.shape)
         if not any(axes):
             return leaf
@@ -173,6 +182,8 @@ def placement(mesh: Mesh, dtype: jnp.dtype) -> Placement:
 
     def gather_params(params: dict) -> dict:
         flat = flatten_dict(params, sep="/")
+        # A leaf of this dict may be a tree: UnstackedLayers of a decoder for
+        # generation.
         flat = {
             name: jax.tree.map(partial(gather_leaf, name), leaf)
             for name, leaf in flat.items()

@@ -14,6 +14,7 @@ from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 
+# In the workdir: a run has to be usable after its tokenizer's source is gone.
 TOKENIZER_FOLDER = "tokenizer"
 # Branch of the parameter tree of each component.
 _BRANCHES = {"encoder": "img", "decoder": "llm"}
@@ -75,6 +76,8 @@ class StoredRun:
     def component(self, name: str) -> "RunComponent":
         """Returns the "encoder" or "decoder". Raises CheckpointError if the run has
         none."""
+        # A run may lack one: fusion "none" has no encoder, imported weights may be of
+        # one tower.
         branch = _BRANCHES[name]
         if branch not in self.abstract_params:
             branches = ", ".join(sorted(self.abstract_params))
@@ -116,6 +119,7 @@ class RunComponent:
 
     def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields names and float32 arrays. Raises CheckpointError for damage."""
+        # All components are read: Orbax restores complete checkpoints only.
         params, _ = self.run.read_params()
         branch = params[_BRANCHES[self.name]]
         for name, leaf in flatten_dict(branch, sep="/").items():
@@ -127,6 +131,7 @@ def find_run(workdir: str) -> StoredRun | None:
     if not is_run(workdir):
         return None
     checkpoints = Checkpoints(workdir, read_only=True)
+    # A run that was killed before its first save is no run to start from.
     if checkpoints.latest_step() is None:
         return None
     return StoredRun(workdir, checkpoints)

@@ -65,6 +65,7 @@ def state_shardings(mesh, state: TrainState, optimizer) -> TrainState:
         optimizer,
         lambda leaf, param_sharding: param_sharding,
         state.opt_state,
+        # Frozen parameters have no moments.
         {name: params[name] for name in _first_moments(state.opt_state)},
         transform_non_params=lambda leaf: replicated,
     )
@@ -108,6 +109,7 @@ def make_train_step(
         # A batch without a supervised token has weight 0 and zero gradients.
         divisor = jnp.maximum(weight, 1.0)
         grads = jax.tree.map(lambda g: g / divisor, grads)
+        # The optimizer clips; the norms in the metrics are those before clipping.
         updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
         params = unflatten_dict({**frozen, **trainable}, sep="/")
@@ -133,9 +135,11 @@ def _accumulate(loss_fn: Callable, trainable: dict, micro_batches: tuple[Batch, 
         (loss, weight), grads = value_and_grad(trainable, micro_batch)
         return jax.tree.map(jnp.add, sums, (loss, weight, grads)), None
 
+    # A single one needs no accumulator, which would be a second set of gradients.
     if len(micro_batches) == 1:
         (loss, weight), grads = value_and_grad(trainable, micro_batches[0])
         return loss, weight, grads
+    # Gradients add up in the dtype of the parameters, float32.
     zero = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
     # Micro-batches of one step have one shape: they are of the same length bucket.
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *micro_batches)
@@ -182,6 +186,7 @@ class Program:
             Batch.spec(micro_batch, config.data.num_tokens, config.model.image_size),
             sharding.batch_sharding(mesh, micro_batch),
         )
+        # Shapes and shardings alone from here on: no parameter exists before `start`.
         self.model = objectives.build_model(config, mesh)
         self.abstract_params = objectives.abstract_params(self.model, self.batch, mesh)
         self._shapes = flatten_dict(self.abstract_params, sep="/")
@@ -204,6 +209,7 @@ class Program:
             donate_argnums=0,
             out_shardings=(self._shardings, replicated),
         )
+        # Replicated sums, which every process can read.
         self.eval_step = jax.jit(
             validation.make_eval_step(self.model, num_tags), out_shardings=replicated
         )
@@ -231,6 +237,7 @@ class Program:
 
     def _abstract(self, init) -> TrainState:
         """Returns shapes, dtypes and shardings of the state that `init` returns."""
+        # First the shapes: the shardings of the moments follow from them.
         shapes = jax.eval_shape(init, self.abstract_params)
         shardings = state_shardings(self.mesh, shapes, self.optimizer)
         return _with_shardings(shapes, shardings)

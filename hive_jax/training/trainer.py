@@ -61,6 +61,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _record(self, number: int, frame) -> None:
+        # With the previous handler back, a second signal ends the process. It is None
+        # if it was not installed from Python.
         self.requested = True
         signal.signal(number, self._previous[number] or signal.SIG_DFL)
 
@@ -93,21 +95,26 @@ def train(
     """
     config = as_run_config(config)
     workdir = os.fspath(workdir or default_workdir(config.name))
+    # A config or data that cannot be used is refused here, before the workdir changes.
     run = Experiment(resolve_config(config, workdir))
     config = run.config
     log(run.program.parameter_table)
     folder = Path(workdir)
     is_first_process = jax.process_index() == 0
+    # Process 0 locks for all: the job is one run.
     lock = exclusive_lock(workdir, "run.lock")
     with (
         lock if is_first_process else contextlib.nullcontext(),
         Checkpoints(workdir, keep=config.max_to_keep) as checkpoints,
         StopRequest() as stop,
     ):
+        # Restore the newest good checkpoint, or start from the initial weights.
         state = run.restore(checkpoints, allow_config_change)
         if state is None:
             state = run.start()
         start = int(state.step)
+        # After `restore`, which refuses a changed config: config.json stays that of the
+        # checkpoints in the folder.
         _prepare_workdir(folder, config, start)
         _record_bad_samples(run, folder, start)
         with MetricsWriter(folder, start) as writer:
@@ -151,12 +158,16 @@ def _train_loop(
     # Cached by the length of the texts, which differs between buckets.
     flops = functools.cache(functools.partial(step_flops, config, run.program.assigned))
     accumulation = config.gradient_accumulation_steps
+    # The loader counts micro-batches. Its position is a function of the step alone, so
+    # that a resumed run reads the samples that an undisturbed one would.
     batches = run.loader.batches(
         start * accumulation, config.total_steps * accumulation
     )
     metrics = None
     with progress_bar(config.name, config.total_steps, start) as bar:
         for step in range(start + 1, config.total_steps + 1):
+            # The update. It only starts here: the device computes while the next
+            # micro-batches are prepared.
             wait_start = time.perf_counter()
             micro_batches = tuple(itertools.islice(batches, accumulation))
             throughput.waited(time.perf_counter() - wait_start, metrics)
@@ -164,6 +175,7 @@ def _train_loop(
             throughput.count_flops(flops(micro_batches[0].tokens.shape[1]))
             bar.update()
 
+            # What is due after this step.
             stopping = stop.requested or checkpoints.reached_preemption(step)
             is_last = step == config.total_steps
             saving = stopping or is_last or step % config.checkpoint_every == 0
@@ -175,6 +187,7 @@ def _train_loop(
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
                 mfu = {"mfu": f"{values['mfu']:.1%}"} if "mfu" in values else {}
                 bar.set_postfix(loss=f"{values['loss']:.3f}", **mfu)
+            # Validation pauses the clock of the rates.
             if step % config.eval_every == 0 and not is_last:  # `_finish` does the last
                 _validate(run, state.params, writer, step)
                 throughput.restart(step)
@@ -183,7 +196,9 @@ def _train_loop(
                 checkpoints.save(step, state, run.meta(step))
             if stopping:
                 break
+    # Ends the reading threads, which are ahead of a run that stopped early.
     batches.close()
+    # Saves are asynchronous; the exit code promises that the last one is on disk.
     checkpoints.wait()
     return state
 
@@ -196,8 +211,10 @@ def _read_metrics(
     Raises:
       DataError, NumericsError: this state must not be saved; `_require_valid`.
     """
+    # float() waits for the device.
     values = {name: float(value) for name, value in metrics.items()}
     _require_valid(values, step, has_bad_samples=len(run.loader.invalid) > 0)
+    # Of the update just made: the schedule takes the number of updates before it.
     values["learning_rate"] = float(run.program.schedule(step - 1))
     return values
 
@@ -253,6 +270,8 @@ def _finish(
     result = {"step": step, "validation": _validate(run, params, writer, step)}
     result["bad_samples"] = _count_bad_samples(run)
     try:
+        # The initial parameters are computed again: they are a function of the config
+        # and the weights, and keeping them would double the memory of a run.
         distances = optimizer.relative_distances(run.initial_params(), params)
     except HiveError as error:  # e.g. the previous stage has been deleted since
         log(f"distances moved are not known: {error}")
@@ -286,6 +305,8 @@ def _count_bad_samples(run: Experiment) -> dict[str, dict[str, int]]:
     processes; all processes must call it."""
     counts = {}
     for split, loader in (("train", run.loader), ("validation", run.validation)):
+        # Each process reads samples of its own; pairs, because JSON has no integer
+        # keys.
         for reasons in _gather_json([*loader.invalid.reasons.items()]):
             loader.invalid.include(dict(reasons))
         counts[split] = loader.invalid.counts
@@ -303,6 +324,7 @@ def _gather_json(value) -> list:
     """Returns the JSON value of each process, by process index; all must call it."""
     if jax.process_count() == 1:
         return [value]
+    # As bytes: collectives take arrays, not Python values.
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     # The collective takes arrays of one shape: pad to the longest value.
     sizes = multihost_utils.process_allgather(np.int32(content.size))

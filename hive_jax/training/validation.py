@@ -43,8 +43,10 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
         def by_tag(image, image_mask):
             altered = batch.replace(image=image, image_mask=image_mask)
             nll = losses(params, altered)
+            # [B, T - 1, 1] x [B, T - 1, n] -> [n]
             return (nll[:, :, None] * tags).sum((0, 1)), tags.sum((0, 1))
 
+        # A mask of zeros: no token attends to the image, as in a sample without one.
         no_image = jnp.zeros_like(batch.image_mask)
         sums = {"none": by_tag(batch.image, no_image)}
         if model.config.fusion_class.uses_image:
@@ -58,6 +60,7 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
         images = normalize_images(batch.image)
         zimg, ztxt, t, b = model.apply({"params": params}, images, batch.tokens)
         valid = valid_pairs(batch)
+        # [B images, B texts]; the text of an invalid sample is never the nearest.
         similarity = jnp.where(valid[None, :], zimg @ ztxt.T, -jnp.inf)
         correct = valid & (similarity.argmax(-1) == jnp.arange(zimg.shape[0]))
         loss = sigmoid_contrastive_loss(zimg, ztxt, t, b, valid)
@@ -86,6 +89,7 @@ def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
         # Summed on the device: no batch waits for the result of the one before.
         sums = eval_step(params, batch)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    # The only transfer, after all batches are under way.
     total = jax.device_get(total)
     if "accuracy" in total:
         return {name: float(value / count) for name, (value, count) in total.items()}
@@ -94,6 +98,7 @@ def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
 
 def _summary(total: dict, tag_names: tuple[str, ...]) -> dict:
     """Returns the losses of captions, overall and by tag, from their sums."""
+    # Per token over all batches: batches with more tokens weigh more.
     losses = {image: np.sum(nll) / np.sum(n) for image, (nll, n) in total.items()}
     out = {"loss": losses.get("right", losses["none"])}
     if "right" in total:

@@ -26,7 +26,9 @@ from hive_jax.weights.mapping import Row
 from hive_jax.weights.safetensors import Tensor, require_finite
 
 ABOUT = "hive_jax"  # name of the metadata entry
+# (path, number, rest) of a parameter of one layer: "Transformer/encoderblock_3/...".
 _LAYER = re.compile(r"(.*\bencoderblock)_(\d+)/(.+)")
+# What zipfile and numpy.lib.format raise for files that are cut or changed.
 _DAMAGE = (
     *(ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error),
     RuntimeError,  # zipfile's error for encryption and unknown compression
@@ -60,6 +62,7 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
             "what numpy.savez writes. If it was downloaded, compare its size and try "
             "again."
         ) from None
+    # np.savez writes each array as an entry NAME.npy.
     entries = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
     about = entries.pop(ABOUT, None)
     tensors = {name: _tensor(file, path, name, entries[name]) for name in entries}
@@ -71,12 +74,14 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
         }
     if about is None:
         return tensors, {}
+    # An array of one string: np.savez stores nothing but arrays.
     text = str(_read(file, path, ABOUT, about))
     return tensors, parse_json(text, f"{path}: {ABOUT!r}", dict, error=CheckpointError)
 
 
 def _tensor(file: zipfile.ZipFile, path: Path, name: str, info) -> Tensor:
     with _damage_named(path, name), file.open(info) as stream:
+        # The header alone; the values stay in the file.
         version = np.lib.format.read_magic(stream)
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -129,11 +134,13 @@ def save_npz(path: str | os.PathLike, params: Mapping, about: Mapping) -> None:
       OutputError: the file exists, or cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in _flatten(params, "params")}
+    # A string array has no objects, so it needs no pickle.
     arrays[ABOUT] = np.asarray(json.dumps(about))
     with (
         atomic_write(path, overwrite=False) as temporary,
         open(temporary, "wb") as file,
     ):
+        # Uncompressed: float weights hardly compress, and reading would be slower.
         np.savez(file, **arrays)
 
 
@@ -183,6 +190,7 @@ def join_qkv(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name in [name for name in arrays if name.endswith(_QUERIES)]:
         start = name.removesuffix(_QUERIES)
         queries, keys_values = arrays[name], arrays[start + _KEYS_VALUES]
+        # [L, N, E, H] and [L, 2, K, E, H] with N = K -> [L, 3, N, E, H].
         if queries.shape[1] == keys_values.shape[2]:
             del result[name], result[start + _KEYS_VALUES]
             joint = np.concatenate([queries[:, None], keys_values], axis=1)
@@ -202,6 +210,7 @@ def branch_rows(names, branch: str, tensors: Mapping[str, Tensor]) -> list[Row]:
 
     def tensor_name(name: str) -> str:
         if one_by_one:
+            # The "{}" makes it a row of a tensor for each layer.
             name = name.replace("encoderblock/", "encoderblock_{}/", 1)
         return branch + name
 
@@ -317,6 +326,7 @@ def decoder_config(shapes: Shapes) -> DecoderConfig:
         shows; or as `vision_config`.
     """
     vocab_size, width = shapes.shape_of("embedder/input_embedding", 2)
+    # q_einsum [L, N, E, H], kv_einsum [L, 2, K, E, H], mlp/linear [L, F, E].
     depth, num_heads, _, head_dim = shapes.shape_of("layers/attn/q_einsum/w", 4)
     num_kv_heads = shapes.shape_of("layers/attn/kv_einsum/w", 5)[2]
     mlp_dim = shapes.shape_of("layers/mlp/linear", 3)[1]

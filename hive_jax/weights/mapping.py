@@ -125,6 +125,7 @@ def require_fit(
         shape or dtype.
     """
     expected = tensor_shapes(slices)
+    # One dtype for all: a folder of two downloads would otherwise load without a word.
     dtype = stored_dtype(tensors[name] for name in expected if name in tensors)
     lines = []
     for name, shape in expected.items():
@@ -194,6 +195,7 @@ def make_tensors(
       arrays: parameters by name.
       dtype: of the tensors.
     """
+    # A tensor has one slice, or the three thirds that torch joins.
     by_name: dict[str, list[TensorSlice]] = {}
     for tensor_slice in slices:
         by_name.setdefault(tensor_slice.tensor_name, []).append(tensor_slice)
@@ -257,6 +259,7 @@ def _model(config):
         inputs = (_image(config.encoder), tokens, tokens == 0)
         return Hive(config, execution=SCANNED), inputs
     image, text = config
+    # A text tower takes texts of its own length only.
     tokens = jnp.zeros((1, text.num_tokens), jnp.int32)
     return TwoTowers(image, text, execution=SCANNED), (_image(image), tokens)
 

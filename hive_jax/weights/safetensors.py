@@ -27,7 +27,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Written by hive_jax.export_hf: hashes of the files and tensors of an export.
 EXPORT_REPORT = "hive_export.json"
 
+# By the names of the format; others keep their own, and no table expects them.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Suffixes of PyTorch's files, to say why they are not read.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -83,6 +85,7 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     Raises:
       CheckpointError: a value is not finite in `dtype`.
     """
+    # An overflow gives infinity here, which the check below reports with the name.
     with np.errstate(over="ignore"):
         result = np.ascontiguousarray(array, dtype)
     if not _is_finite(result):
@@ -154,6 +157,8 @@ def _hashes(folder: Path) -> dict[str, str]:
     changed = [
         name
         for name, expected in files.items()
+        # Path(name).name: the report is untrusted, too, and must not lead out of the
+        # folder.
         if name != "README.md" and _file_hash(folder / Path(name).name) != expected
     ]
     if changed:
@@ -174,6 +179,7 @@ def _open_shards(folder: Path, hashes: dict) -> dict[str, Tensor]:
     shard_of = read_json(index, error=CheckpointError).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(f"{index} has no weight_map")
+    # Strings, because an untrusted index may have any JSON values.
     shards = sorted({str(shard) for shard in shard_of.values()})
     # An index is untrusted: a shard must not lead out of its folder.
     outside = [shard for shard in shards if Path(shard).name != shard]
@@ -187,6 +193,7 @@ def _open_shards(folder: Path, hashes: dict) -> dict[str, Tensor]:
         )
     tensors, lines = {}, []
     for shard in shards:
+        # Both directions: a tensor that only one of the two has is a mixed download.
         stored = _open(folder / shard, hashes)
         indexed = {name for name, file in shard_of.items() if file == shard}
         lines += [f"{name}: not in {shard}" for name in sorted(indexed - set(stored))]
@@ -212,6 +219,7 @@ def _open(path: Path, hashes: dict) -> dict[str, Tensor]:
             f"{path} is damaged or incomplete, or not a safetensors file: {error}. "
             "Compare its size with the original's, and get it again."
         ) from None
+    # A tensor without a hash was not exported.
     if hashes and not set(names) <= set(hashes):
         unknown = ", ".join(sorted(set(names) - set(hashes)))
         raise CheckpointError(f"{path}: {unknown} is not in {EXPORT_REPORT}")
@@ -277,12 +285,14 @@ def write_tensors(
             if is_single
             else f"model-{number:05}-of-{len(shards):05}.safetensors"
         )
+        # The tensors of one shard are in memory at a time.
         tensors = {name: make[name]() for name in names}
         save_safetensors(folder / file, tensors)
         # Of the tensors and not of the file, so that a loader can check them one by one.
         hashes |= {name: tensor_hash(tensor) for name, tensor in tensors.items()}
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
+        # The layout of transformers' index file.
         size = sum(_num_bytes(shape, dtype.itemsize) for shape in shapes.values())
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_json(folder / INDEX, index)
@@ -314,6 +324,7 @@ def _shards(shapes: Mapping[str, tuple], itemsize: int, limit: int) -> list[list
     shards, free = [[]], limit
     for name, shape in shapes.items():
         size = _num_bytes(shape, itemsize)
+        # A tensor larger than the limit has a shard of its own; no shard is empty.
         if size > free and shards[-1]:
             shards.append([])
             free = limit

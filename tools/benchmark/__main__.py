@@ -28,6 +28,7 @@ _FULL = "siglip_l16_384+gemma3_1b"
 
 def rules(stages) -> dict[int, tuple]:
     """Loads the optimizer rules of each stage from its config file."""
+    # The paper's own rules, so that what is measured trains what the stages train.
     modules = {
         stage: importlib.import_module(f"configs.stage{stage}") for stage in stages
     }
@@ -64,17 +65,17 @@ def step(arguments) -> None:
 def peers(arguments) -> None:
     from tools.benchmark.peers import compare
 
-    found = compare(
+    comparison = compare(
         SIZES[arguments.size], rules(arguments.stages), rounds=arguments.rounds
     )
-    print(tables.peers_table(found))
+    print(tables.peers_table(comparison))
     values = {
         f"stage {stage}, {name}": entry["images_per_second"]
-        for stage, entries in found["stages"].items()
+        for stage, entries in comparison["stages"].items()
         for name, entry in entries.items()
         if "images_per_second" in entry
     }
-    _save(arguments, "peers", [found], values, "images/s")
+    _save(arguments, "peers", [comparison], values, "images/s")
 
 
 def _size(arguments) -> Size:
@@ -84,47 +85,48 @@ def _size(arguments) -> Size:
 
 
 def gpu(arguments) -> None:
-    from tools.benchmark import gpu as parts
+    from tools.benchmark import gpu as gpu_benchmark
 
     size = _size(arguments)
-    # Rows of 8 tokens fill the tiles of the hardware.
+    # Rows of 8 tokens fill the tiles of the hardware: 77 becomes 80.
     size = dataclasses.replace(size, num_tokens=-(-size.num_tokens // 8) * 8)
     inputs = (size, rules(arguments.stages), arguments.dtype, arguments.minutes)
     if arguments.part == "ceilings":
-        rows = parts.ceilings(size, arguments.dtype)
+        rows = gpu_benchmark.ceilings(size, arguments.dtype)
     else:
-        rows = getattr(parts, arguments.part)(*inputs)
+        rows = getattr(gpu_benchmark, arguments.part)(*inputs)
     name = f"gpu_{arguments.part}"
-    found = []
+    measured = []
     for row in rows:
-        found.append(row)
+        measured.append(row)
+        # Row by row, to the screen and to the file: a time limit may end the process.
         print(tables.gpu_table([row]).splitlines()[-1], flush=True)
-        tables.write(arguments.out, name, _settings(arguments), found)
-    print(tables.gpu_table(found))
+        tables.write(arguments.out, name, _settings(arguments), measured)
+    print(tables.gpu_table(measured))
     key, unit = "images_per_second", 1.0
     if arguments.part == "ceilings":
         key, unit = "flop_per_second", 1e12
-    values = {row["what"]: row[key] / unit for row in found if key in row}
+    values = {row["what"]: row[key] / unit for row in measured if key in row}
     label = "images/s" if unit == 1.0 else "TFLOP/s"
-    _save(arguments, name, found, values, label)
+    _save(arguments, name, measured, values, label)
 
 
 def reading(arguments) -> None:
     from tools.benchmark import data_wait
-    from tools.benchmark.data_throughput import reading as parts
+    from tools.benchmark.data_throughput import reading as measure_reading
 
     threads, of_stages = arguments.threads, rules(arguments.stages)
-    found = parts(arguments.image_size, arguments.count, threads)
-    rows = list(tqdm(found, desc="parts", total=7))
+    measured = measure_reading(arguments.image_size, arguments.count, threads)
+    rows = list(tqdm(measured, desc="parts", total=7))
     print(tables.reading_table(rows))
     inputs = (_size(arguments), of_stages, arguments.dtype, arguments.rounds)
     for run, table in (
         (data_wait.waiting(*inputs, threads), tables.waiting_table),
         (data_wait.padding(*inputs), tables.padding_table),
     ):
-        more = list(tqdm(run, desc="stages", total=len(of_stages)))
-        print(table(more))
-        rows += more
+        stage_rows = list(tqdm(run, desc="stages", total=len(of_stages)))
+        print(table(stage_rows))
+        rows += stage_rows
     values = {row["what"]: row["images_per_second"] for row in rows if "what" in row}
     _save(arguments, "input", rows, values, "images/s")
 
@@ -150,6 +152,7 @@ def _save(arguments, name: str, rows: list, values: dict, label: str) -> None:
 
 
 def _settings(arguments) -> dict:
+    # Neither the function of the command nor a path of this machine.
     return {k: v for k, v in vars(arguments).items() if k not in ("run", "out")}
 
 
@@ -162,50 +165,65 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run, size: str, name: str = "") -> argparse.ArgumentParser:
-        one = commands.add_parser(
+        subparser = commands.add_parser(
             name or run.__name__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        one.set_defaults(run=run)
-        one.add_argument(
+        subparser.set_defaults(run=run)
+        subparser.add_argument(
             "--size", choices=sorted(SIZES), default=size, help="model size"
         )
-        one.add_argument("--stages", type=_stages, default=STAGES, help="e.g. 1,3")
-        one.add_argument(
+        subparser.add_argument(
+            "--stages", type=_stages, default=STAGES, help="e.g. 1,3"
+        )
+        subparser.add_argument(
             "--out",
             type=Path,
             default=Path("workdir/benchmark"),
             help="folder to write",
         )
-        one.add_argument(
+        subparser.add_argument(
             "--dtype",
             choices=("auto", "float32", "bfloat16"),
             default="auto",
             help="of the computation",
         )
-        return one
+        return subparser
 
     command(flops, _FULL)
     command(memory, _FULL).add_argument(
         "--batch_size", type=_positive, default=32, help="images a step"
     )
-    one = command(step, "tiny")
-    one.add_argument("--rounds", type=_positive, default=9, help="timings")
-    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
+    subparser = command(step, "tiny")
+    subparser.add_argument("--rounds", type=_positive, default=9, help="timings")
+    subparser.add_argument(
+        "--batch_size", type=_positive, default=0, help="0: the size's"
+    )
     command(peers, "tiny").add_argument(
         "--rounds", type=_positive, default=7, help="timings"
     )
-    one = command(reading, "tiny", "input")
-    one.add_argument("--rounds", type=_positive, default=9, help="timings")
-    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
-    one.add_argument("--image_size", type=_positive, default=384, help="pixels")
-    one.add_argument("--count", type=_positive, default=256, help="images of the set")
-    one.add_argument(
+    # The function has another name, because `input` is Python's.
+    subparser = command(reading, "tiny", "input")
+    subparser.add_argument("--rounds", type=_positive, default=9, help="timings")
+    subparser.add_argument(
+        "--batch_size", type=_positive, default=0, help="0: the size's"
+    )
+    subparser.add_argument("--image_size", type=_positive, default=384, help="pixels")
+    subparser.add_argument(
+        "--count", type=_positive, default=256, help="images of the set"
+    )
+    subparser.add_argument(
         "--threads", type=_positive, default=os.cpu_count(), help="of the loader"
     )
-    one = command(gpu, _FULL)
-    one.add_argument("--part", choices=("ceilings", "grid", "ablations"), required=True)
-    one.add_argument("--minutes", type=float, default=8.0, help="start nothing later")
-    one.add_argument("--batch_size", type=_positive, default=0, help="0: the size's")
+    subparser = command(gpu, _FULL)
+    subparser.add_argument(
+        "--part", choices=("ceilings", "grid", "ablations"), required=True
+    )
+    subparser.add_argument(
+        "--minutes", type=float, default=8.0, help="start nothing later"
+    )
+    subparser.add_argument(
+        "--batch_size", type=_positive, default=0, help="0: the size's"
+    )
     return parser
 
 

@@ -66,7 +66,9 @@ def case(size: Size, fusion: str, rules: tuple, dtype: str = "auto") -> RunConfi
         dtype=dtype,
         model=HiveConfig(size.encoder, size.decoder, fusion),
         data=DataConfig(num_tokens=size.num_tokens),
+        # The value has no effect on the time of a step.
         optimizer=OptimizerConfig(peak_lr=1e-4),
+        # One device, on machines with more, too.
         mesh=MeshConfig(1, 1, 1),
         rules=tuple(Rule(*rule) for rule in rules),
     )

@@ -40,9 +40,10 @@ def reading(image_size: int, count: int, threads: int) -> Iterator[dict]:
     Args:
       image_size: that images are resized to.
       count: images of the set.
-      threads: of the loader; the parts are timed on one.
+      threads: of the loader; its steps are timed on one.
     """
     files = [photograph(number) for number in range(count)]
+    # The steps of the loader on one thread, then the loader with all of its threads.
     yield _timed("decode", count, lambda: [_decoded(f) for f in files])
     yield _timed(
         "decode and resize",
@@ -68,6 +69,7 @@ def photograph(number: int) -> bytes:
     rng = np.random.default_rng(number)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
     soft = np.asarray(small.resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC))
+    # Noise that JPEG has to store: flat areas decode far faster.
     noisy = soft + rng.normal(0, 8, soft.shape)
     out = BytesIO()
     image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
@@ -77,6 +79,7 @@ def photograph(number: int) -> bytes:
 
 def _decoded(content: bytes) -> None:
     with Image.open(BytesIO(content)) as image:
+        # Image.open reads the header alone.
         image.load()
 
 
@@ -96,7 +99,7 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
       image_size: side of the images that training reads, in pixels.
       threads: number of threads that write ArrayRecord.
     """
-    how = SourceOptions(image_size, "hf_bicubic")
+    options = SourceOptions(image_size, "hf_bicubic")
     records = []
     (folder / "images").mkdir()
     with zipfile.ZipFile(folder / "images.zip", "w") as archive:
@@ -104,12 +107,13 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
             name = f"{number}.jpg"
             (folder / "images" / name).write_bytes(content)
             archive.writestr(name, content)
+            # Texts are short: images take the time.
             turns = [{"from": "gpt", "value": f"a star, a cube and {number} cones"}]
             records.append({"image": name, "conversations": turns})
     (folder / "chat.json").write_text(json.dumps(records))
     chat = f"llava:{folder}/chat.json,images={folder}/images"
-    yield "folder", whole_source(chat, how)
-    yield "zip", whole_source(f"{chat}.zip", how)
+    yield "folder", whole_source(chat, options)
+    yield "zip", whole_source(f"{chat}.zip", options)
 
     def resized(content: bytes, where: str) -> bytes:
         return encode_png(decode(content, image_size, "hf_bicubic", where))
@@ -118,7 +122,7 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
         ("ArrayRecord", None, None),
         ("ArrayRecord, resized", [image_size, "hf_bicubic"], resized),
     ):
-        source = whole_source(chat, how)
+        source = whole_source(chat, options)
         out = folder / ("resized" if images else "as_they_are")
         plan = plan_conversion(chat, source, images, 8192)
         try:
@@ -126,7 +130,7 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
         except MissingInputError as error:
             tqdm.write(f"{name} is left out: {error}")
             continue
-        yield name, whole_source(f"prepared:{out}", how)
+        yield name, whole_source(f"prepared:{out}", options)
 
 
 def loader(
@@ -150,6 +154,7 @@ def loader(
         num_tokens=num_tokens,
         image_size=image_size,
         preprocessing="hf_bicubic",
+        # 0.0: not a single invalid sample is allowed.
         invalid=InvalidSampleLog("train", len(source), 0.0),
         sharding=batch_sharding(mesh, batch_size),
         threads=threads,
@@ -158,12 +163,14 @@ def loader(
 
 def _drained(loader: Loader, steps: int) -> None:
     for batch in loader.batches(0, steps):
+        # Transfers are asynchronous.
         batch.image.block_until_ready()
 
 
 def _timed(what: str, count: int, work: Callable[[], object]) -> dict:
+    # Files come into the page cache, code is imported.
     work()
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return {"what": what, "images_per_second": count / seconds, "threads": 1}

@@ -17,6 +17,7 @@ from tools.benchmark.data_throughput import loader, photograph, sets
 from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step
 
+# The paper's text length, and shorter lengths that captions fit into.
 _BUCKETS, _LONGEST = (32, 48, 64), 77
 _CAPTIONS = (10, _LONGEST)  # tokens of a caption, uniformly distributed
 _BATCHES = 200
@@ -40,6 +41,7 @@ def waiting(
       A row for each stage: "stage", "threads" and the fields of `Throughput`.
     """
     image_size = size.encoder.image_size
+    # More than a batch, so that a file is not read twice in a row.
     files = [photograph(number) for number in range(16 * size.batch_size)]
     with tempfile.TemporaryDirectory() as folder:
         _, source = next(sets(Path(folder), files, image_size, threads))
@@ -51,12 +53,16 @@ def waiting(
             throughput, metrics = Throughput(size.batch_size), None
             batches = reader.batches(0, steps + 1)
             for step in range(steps + 1):
-                asked = time.perf_counter()
-                parts = tuple(itertools.islice(batches, 1))
-                throughput.waited(time.perf_counter() - asked, metrics)
-                metrics = one.step(parts)
+                wait_start = time.perf_counter()
+                micro_batches = tuple(itertools.islice(batches, 1))
+                # As in the trainer: a wait counts only where the device had nothing to
+                # do.
+                throughput.waited(time.perf_counter() - wait_start, metrics)
+                metrics = one.step(micro_batches)
+                # The first step fills the queues of the loader.
                 if step == 0:
                     throughput.since_last(step)
+            # The rates are over steps that have ended.
             float(metrics["loss"])
             yield {"stage": stage, "threads": threads, **throughput.since_last(steps)}
 
@@ -82,6 +88,7 @@ def padding(size: Size, rules: Rules, dtype: str, rounds: int) -> Iterator[dict]
             steps[length] = Step(case(of_length, "hive", rules[stage], dtype)).start()
         times = {length: [] for length in steps}
         for _ in range(rounds):
+            # In turns, as in `grid.step`.
             for length, one in steps.items():
                 times[length].append(one.seconds(3) / 3)
         seconds = {n: statistics.median(measured) for n, measured in times.items()}
@@ -90,6 +97,7 @@ def padding(size: Size, rules: Rules, dtype: str, rounds: int) -> Iterator[dict]
             "padded_to": _LONGEST,
             "seconds": seconds[_LONGEST],
             "buckets": _BUCKETS,
+            # The mean over the batches of an epoch, each padded to its bucket's length.
             "seconds_by_length": sum(shares[n] * seconds[n] for n in shares),
             "flops": steps[_LONGEST].flops,
             "flops_by_length": sum(shares[n] * steps[n].flops for n in shares),

@@ -1,6 +1,6 @@
 """What one accelerator does: its ceilings, the grid at real batch sizes, ablations.
 
-Each part ends within its time limit: what there was no time for is left out, and said.
+Each command ends within its time limit, and lists the cases without time as left out.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from tools.benchmark.cases import Size, case
 from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, noise
 
+# Steps before the clock starts, measurements, and calls in each measurement.
 _WARM_UP, _TIMED, _IN_A_ROW = 3, 15, 10
 _TOGETHER = 6  # programs compiled concurrently
 
@@ -41,8 +42,10 @@ def ceilings(size: Size, dtype: str) -> Iterator[dict]:
     # 1 GiB on an accelerator, far more than its caches hold.
     x = noise((2**22 if jax.default_backend() == "cpu" else 2**28,), jnp.float32)
     seconds = _time(lambda x: x + 1.0, x)
+    # Each byte is read and written.
     yield {"what": "copy", "bytes_per_second": 2 * x.nbytes / seconds}
     yield {"what": "square matmul", "flop_per_second": matmul_rate(str(dtype))}
+    # [rows, inner] x [inner, columns] of a forward pass; the logits of one chunk.
     products = {
         "encoder attention": (patches, e.width, e.width),
         "encoder MLP": (patches, e.width, e.mlp_dim),
@@ -52,6 +55,7 @@ def ceilings(size: Size, dtype: str) -> Iterator[dict]:
     }
     for name, (rows, inner, columns) in products.items():
         a = noise((rows, inner), dtype)
+        # Scaled so that products have the size of their inputs.
         b = noise((inner, columns), dtype, scale=inner**-0.5)
         seconds = _time(lambda a, b: a @ b, a, b)
         yield {
@@ -67,6 +71,7 @@ def ceilings(size: Size, dtype: str) -> Iterator[dict]:
             return out.astype(jnp.float32).sum()
 
         name = "as dispatched" if use_flash else "plain XLA"
+        # Two products, two operations each; N heads of H are the width.
         flops = 4 * batch * e.num_patches**2 * e.width
         seconds = _time(loss, heads)
         yield {
@@ -85,11 +90,11 @@ def _time(function: Callable, *arguments) -> float:
     jax.block_until_ready(compiled(*arguments))
     seconds = []
     for _ in range(_TIMED):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(_IN_A_ROW):  # so that waiting for the last costs next to nothing
             result = compiled(*arguments)
         jax.block_until_ready(result)
-        seconds.append((time.perf_counter() - began) / _IN_A_ROW)
+        seconds.append((time.perf_counter() - start) / _IN_A_ROW)
     return statistics.median(seconds)
 
 
@@ -104,9 +109,12 @@ def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]
       dtype: of the computation.
       minutes: time limit; cases past it are left out.
     """
+    # Self-attention at the full batch may exceed the memory: the two are compared at
+    # half of it.
     half = max(1, size.batch_size // 2)
-    both = ("self_attention", "hive")
-    order = ((size.batch_size, ("hive",)), (half, both), (half, ("cascaded",)))
+    compared = ("self_attention", "hive")
+    # The rows that matter most come first, because time may run out.
+    order = ((size.batch_size, ("hive",)), (half, compared), (half, ("cascaded",)))
     cases = [
         (f"stage {stage}, {fusion}", case(size, fusion, rules[stage], dtype), batch)
         for batch, fusions in order
@@ -184,20 +192,24 @@ def _measured(
 ) -> Iterator[dict]:
     """Yields a row for each config: several compile at once, then run one by one."""
     ends = time.monotonic() + 60 * minutes
+    # Before anything else runs on the device.
     rate, longest = matmul_rate(compute_dtype(dtype)), 0.0
     named = list(named)
     with ThreadPoolExecutor(_TOGETHER) as pool:
         for first in range(0, len(named), _TOGETHER):
-            began = time.monotonic()
+            start = time.monotonic()
             names, configs = zip(*named[first : first + _TOGETHER], strict=True)
-            if longest and began + longest > ends:
+            # A group may take as long as the slowest so far, and would then end too
+            # late.
+            if longest and start + longest > ends:
                 left = {"left_out": f"{minutes} minutes are over"}
                 yield from ({"what": name, **left} for name in names)
                 continue
+            # XLA compiles outside of the GIL.
             compiled = list(pool.map(_compiled, configs))
             for name in names:  # of what is timed, nothing is held any longer
                 yield {"what": name, **_timed(compiled.pop(0), rate)}
-            longest = max(longest, time.monotonic() - began)
+            longest = max(longest, time.monotonic() - start)
 
 
 def _compiled(config: RunConfig) -> Step | None:
@@ -218,6 +230,7 @@ def _timed(one: Step | None, rate: float) -> dict:
 
 
 def _require_exhausted(error: Exception) -> None:
+    # The status of XLA's out-of-memory errors; any other error is a fault.
     if "RESOURCE_EXHAUSTED" not in str(error):
         raise error
 

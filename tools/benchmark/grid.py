@@ -20,6 +20,7 @@ from hive_jax.training.train_step import Program
 from tools.benchmark.cases import FUSIONS, Size, case
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, peak_bytes
 
+# As ratios of HIVE to self-attention, by name of the benchmark.
 PAPER = {"flops": 0.14, "memory": 1 - 0.593, "step": 1 / 3.43}
 
 Rules = Mapping[int, tuple]  # stage -> rules
@@ -56,6 +57,8 @@ def flops(size: Size, rules: Rules) -> list[dict]:
         config = dataclasses.replace(config, batch_size=6, execution=execution)
         program = _program(config)
         counted = example_flops(config, program.assigned)
+        # Of the lowered program and not of the compiled one, whose fusions differ by
+        # machine.
         lowered = program.lower_train_step().cost_analysis()["flops"]
         update = _update_flops(program)
         rows.append(
@@ -106,14 +109,15 @@ def memory(size: Size, rules: Rules, dtype: str, batch_size: int) -> list[dict]:
     rows = []
     for stage, fusion, config in _cells(size, rules, dtype, "memory"):
         config = dataclasses.replace(config, execution=execution)
-        found = _program(config).lower_train_step().compile().memory_analysis()
-        kept, peak = found.argument_size_in_bytes, peak_bytes(found)
+        analysis = _program(config).lower_train_step().compile().memory_analysis()
+        # Arguments are there all the time; all else comes and goes within a step.
+        state, peak = analysis.argument_size_in_bytes, peak_bytes(analysis)
         rows.append(
             {
                 "stage": stage,
                 "fusion": fusion,
-                "state": kept,
-                "temporary": peak - kept,
+                "state": state,
+                "temporary": peak - state,
                 "peak": peak,
             }
         )
@@ -145,9 +149,12 @@ def step(
     seconds = {key: [] for key in timed}
     rates = []
     for _ in tqdm(range(rounds), desc="rounds"):
+        # In each round, because the machine's speed changes with its load and
+        # temperature.
         rates.append(matmul_rate(compute_dtype(dtype), seconds=0.3))
         for key, one in timed.items():
             seconds[key].append(one.seconds(steps) / steps)
+    # Medians: other processes disturb some rounds.
     rate = statistics.median(rates)
     rows = []
     for (stage, fusion), one in timed.items():

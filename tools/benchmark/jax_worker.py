@@ -25,12 +25,14 @@ from hive_jax.weights.sources import open_hive
 
 
 def main(job_path: str) -> int:
+    # Line by line, because the other end waits for each answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     try:
         train = _prepared(job)
         device = jax.devices()[0]
+        # After the weights are loaded: loading is not timed.
         about = {
             "device": device.device_kind,
             "versions": {"python": platform.python_version(), "jax": jax.__version__},
@@ -66,6 +68,7 @@ def _prepared(job: dict) -> Callable[[int], list[float]]:
         losses = []
         for _ in range(steps):
             state, metrics = program.train_step(state, (batch,))
+            # Still on the device: float() here would wait in every step.
             losses.append(metrics["loss"])
         jax.block_until_ready(state)
         return [float(loss) for loss in losses]

@@ -42,12 +42,13 @@ def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
       CheckpointError: no class of transformers computes this model.
       OutputError: the folder exists, or cannot be written.
     """
-    theirs = layout(model)
+    hf_layout = layout(model)
     arrays = random_params(param_shapes(model), seed)
     with atomic_dir(folder) as temporary:
-        hf_models.write(temporary, theirs, arrays, np.dtype(np.float32))
+        hf_models.write(temporary, hf_layout, arrays, np.dtype(np.float32))
         if model.fusion_class.export_kind == "hive":
             for name in ("configuration_hive.py", "modeling_hive.py"):
+                # The modeling code of an export: what users run is what is timed.
                 shutil.copyfile(_CODE / name, temporary / name)
 
 
@@ -65,6 +66,7 @@ def random_params(shapes: dict[str, tuple[int, ...]], seed: int) -> dict:
     params = {}
     for name, shape in shapes.items():
         params[name] = rng.standard_normal(shape, np.float32)
+        # The last axis stands for the fan-in, which it is up to a factor.
         params[name] *= np.float32(shape[-1] ** -0.5)
         if name.endswith("/scale") and name.startswith(("img/", "fusion/projector/")):
             params[name] += 1  # a LayerNorm; Gemma's norms add the one themselves
@@ -84,9 +86,11 @@ def random_batch(size: Size, seed: int = 0) -> Batch:
     spec = Batch.spec(size.batch_size, size.num_tokens, size.encoder.image_size)
     text = spec.tokens.shape
     target = np.ones(text, bool)
+    # Nothing predicts the first token.
     target[:, 0] = False
     return Batch(
         image=rng.integers(0, 256, spec.image.shape, np.uint8),
+        # Without the last one, which stands for the image: see `layout`.
         tokens=rng.integers(0, size.decoder.vocab_size - 1, text, np.int32),
         target=target,
         image_mask=np.ones(text, bool),
@@ -122,5 +126,6 @@ def multipliers(run: RunConfig) -> dict[str, float | None]:
         )
     if trains(rules["llm/embedder/input_embedding"]):
         raise ConfigError("the peers do not train the token embeddings; freeze them")
+    # Tensors have the factor of the parameter that they are a slice of.
     slices = mapping.tensor_slices(layout(run.model).rows, shapes)
     return {one.tensor_name: rules[one.param_name].multiplier for one in slices}

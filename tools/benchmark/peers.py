@@ -24,7 +24,8 @@ from tools.benchmark.worker_process import OutOfMemory, Worker, in_turns, on_cpu
 
 # Updates before the losses that are compared.
 UPDATES = (0, 2)
-# How far these may be apart, of their value.
+# Largest difference of these, relative to their value: far above that of another order
+# of sums, and far below that of a wrong gradient.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
@@ -63,7 +64,7 @@ def compare(
 
     Returns:
       A JSON-able dict: the fields of `Setting`, `batch_size`, `device_kind`,
-      `versions`, `load` (processes that wanted a CPU in the minute before; with more
+      `versions`, `load` (processes ready to run in the minute before; with more
       than a few tenths the times are worth little, PyTorch's above all, whose threads
       wait for each other), and `stages`, stage -> variant -> its entry. An entry has
       `losses` (at the start, after one update, after two), `seconds` (of a step, for
@@ -82,15 +83,19 @@ def compare(
     if compile is None:
         compile = "default" if device == "gpu" else ""
     dtype = "bfloat16" if device == "gpu" else "float32"
+    # More threads than CPUs would wait for each other.
     cpus = min(threads or available_cpus(), available_cpus())
     setting = Setting(device, dtype, cpus, compile, rounds, steps)
     _require_possible(size, setting, variants)
     result = dataclasses.asdict(setting) | {"batch_size": size.batch_size}
+    # Read before the workers start, which are load of their own.
     result |= {"device_kind": "", "versions": {}, "load": os.getloadavg()[0]}
     result["stages"] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if device == "gpu":
+            # bfloat16 alone could hide a small fault: the check is in float32, on small
+            # models.
             exact = dataclasses.replace(setting, dtype="float32", rounds=0)
             write_inputs(folder / "small", SIZES["micro"], variants)
             for stage, rules in rules_by_stage.items():
@@ -121,6 +126,7 @@ def measure(jobs: Mapping[str, dict], setting: Setting, what: str) -> dict[str, 
     """
     entries = {}
     together = setting.device == "cpu"
+    # References come first, so that their losses are there when a peer is checked.
     for names in [list(jobs)] if together else [[name] for name in jobs]:
         try:
             with _running({name: jobs[name] for name in names}, setting) as workers:
@@ -130,6 +136,7 @@ def measure(jobs: Mapping[str, dict], setting: Setting, what: str) -> dict[str, 
                 require_agreement(entries, TOLERANCE[setting.dtype], what)
                 timed = in_turns(workers, setting.rounds, setting.steps)
         except OutOfMemory as error:
+            # hive_jax without memory is an error; a peer without memory is a result.
             if together or not VARIANTS[names[0]].peer:
                 raise
             entries[names[0]] = {"out_of_memory": str(error)}
@@ -158,12 +165,13 @@ def require_agreement(
     for name, entry in entries.items():
         reference = VARIANTS[name].reference
         for updates in UPDATES if "losses" in entry else ():
-            wanted = entries[reference]["losses"][updates]
-            got = entry["losses"][updates]
-            if not abs(got - wanted) <= tolerance * abs(wanted):
+            expected = entries[reference]["losses"][updates]
+            actual = entry["losses"][updates]
+            # Not "if >": NaN must disagree.
+            if not abs(actual - expected) <= tolerance * abs(expected):
                 raise PeersDisagree(
-                    f"{what}: after {updates} updates the loss of {name} is {got:.7g} "
-                    f"and that of {reference} is {wanted:.7g}; expected the same "
+                    f"{what}: after {updates} updates the loss of {name} is "
+                    f"{actual:.7g} and that of {reference} is {expected:.7g}; expected the same "
                     f"within {tolerance:g} of its value. Nothing was timed: make the "
                     "two compute the same first"
                 )
@@ -174,6 +182,8 @@ def _running(jobs: Mapping[str, dict], setting: Setting) -> Iterator[list[Worker
     """A worker for each job, all of them loaded."""
     workers = []
     with tempfile.TemporaryDirectory() as temporary:
+        # transformers copies a folder's modeling code there, and would find that of
+        # before.
         environment = setting.environment() | {"HF_MODULES_CACHE": temporary}
         try:
             with on_cpus(setting.threads):
@@ -181,6 +191,7 @@ def _running(jobs: Mapping[str, dict], setting: Setting) -> Iterator[list[Worker
                     folder = Path(temporary, str(number))
                     command = VARIANTS[name].command
                     workers.append(Worker(name, command, job, folder, environment))
+            # All are started before one is waited for: they load at the same time.
             for worker in workers:
                 worker.wait_until_ready()
             yield workers
@@ -191,7 +202,9 @@ def _running(jobs: Mapping[str, dict], setting: Setting) -> Iterator[list[Worker
 
 def _compared(entries: dict[str, dict], batch_size: int) -> dict[str, dict]:
     """The entries with what follows from their seconds."""
-    ours = [n for n in entries if not VARIANTS[n].peer and "seconds" in entries[n]]
+    references = [
+        n for n in entries if not VARIANTS[n].peer and "seconds" in entries[n]
+    ]
     for entry in entries.values():
         if "seconds" not in entry:
             continue
@@ -199,12 +212,15 @@ def _compared(entries: dict[str, dict], batch_size: int) -> dict[str, dict]:
         median = statistics.median(seconds)
         entry |= {"median": median, "minimum": min(seconds)}
         entry["images_per_second"] = batch_size / median
+        # Round by round: both were measured under the same load.
         entry["times"] = {
             name: statistics.median(
-                mine / its
-                for mine, its in zip(seconds, entries[name]["seconds"], strict=True)
+                own / reference
+                for own, reference in zip(
+                    seconds, entries[name]["seconds"], strict=True
+                )
             )
-            for name in ours
+            for name in references
         }
     return entries
 
@@ -235,7 +251,8 @@ def _require_possible(size: Size, setting: Setting, names: Sequence[str]) -> Non
 
 
 def _platform() -> str:
-    """What JAX computes on; asked in another process, for JAX keeps a GPU it found."""
+    """Returns the backend of JAX: "cpu", "gpu" or "tpu"."""
+    # In a process of its own, because JAX holds memory of a GPU until it exits.
     code = "import jax; print(jax.default_backend())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -27,21 +27,28 @@ def ratios(rows: list[dict], key: str) -> dict[tuple[int, str], float]:
 
 
 def flops_table(rows: list[dict]) -> str:
-    parts = ("encoder", "projector", "image_keys", "text", "cross_attention", "logits")
-    whole, language = ratios(rows, "total"), ratios(rows, "without_encoder")
+    components = (
+        "encoder",
+        "projector",
+        "image_keys",
+        "text",
+        "cross_attention",
+        "logits",
+    )
+    total, without_encoder = ratios(rows, "total"), ratios(rows, "without_encoder")
 
     def cells(row):
         key = row["stage"], row["fusion"]
         return [
-            *(f"{row[part] / 1e9:.0f}" for part in parts),
+            *(f"{row[component] / 1e9:.0f}" for component in components),
             f"{row['total'] / 1e9:.0f}",
             f"{row['xla'] / 1e9:.0f}",
             f"{row['xla'] / row['total'] - 1:+.1%}",
-            f"{whole[key]:.3f}",
-            f"{language[key]:.3f}",
+            f"{total[key]:.3f}",
+            f"{without_encoder[key]:.3f}",
         ]
 
-    names = [part.replace("_", " ") for part in parts]
+    names = [component.replace("_", " ") for component in components]
     header = [*names, "all", "XLA's count", "differs", "/ SA", "/ SA, no encoder"]
     return _table(header, rows, cells)
 
@@ -103,11 +110,11 @@ def gpu_table(rows: list[dict]) -> str:
     return _markdown(lines)
 
 
-def peers_table(found: dict) -> str:
+def peers_table(comparison: dict) -> str:
     """Of `peers.compare`."""
     header = ["stage", "variant", "ms", "images/s", "time / hive_jax HIVE", "loss"]
     lines = [header, ["---"] * len(header)]
-    for stage, entries in found["stages"].items():
+    for stage, entries in comparison["stages"].items():
         for name, entry in entries.items():
             if "out_of_memory" in entry:
                 lines.append([str(stage), name, "out of memory", "", "", ""])
@@ -197,10 +204,12 @@ def bars(path: Path, values: dict[str, float], label: str) -> None:
 
     figure = Figure(figsize=(8, 1.0 + 0.28 * len(values)), layout="constrained")
     axes = figure.subplots()
-    ours = [not name.split(", ", 1)[-1].startswith("torch") for name in values]
-    colours = [_COLOURS["hive" if mine else "self_attention"] for mine in ours]
+    # Names are "stage 1, torch SA, tuned".
+    is_hive_jax = [not name.split(", ", 1)[-1].startswith("torch") for name in values]
+    colours = [_COLOURS["hive" if own else "self_attention"] for own in is_hive_jax]
     drawn = axes.barh(list(values), list(values.values()), color=colours)
     axes.bar_label(drawn, fmt="{:,.1f}", padding=3, fontsize=8)
+    # matplotlib counts from the bottom.
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=8)
     axes.set_xlabel(label)
@@ -229,6 +238,7 @@ def chart(path: Path, rows: list[dict], key: str, unit: float, label: str) -> No
     ratio, width = ratios(rows, key), 0.27
     paper = PAPER[path.stem]
     for row in rows:
+        # Three bars around each stage's tick.
         x = stages.index(row["stage"]) + width * (FUSIONS.index(row["fusion"]) - 1)
         value = row[key] / unit
         first = row["stage"] == stages[0]
@@ -242,6 +252,7 @@ def chart(path: Path, rows: list[dict], key: str, unit: float, label: str) -> No
         text = f"{ratio[row['stage'], row['fusion']]:.2f}x"
         axes.annotate(text, (x, value), ha="center", va="bottom", fontsize=8)
         if row["fusion"] == "self_attention":
+            # Over HIVE's bar, two to the left of self-attention's.
             ends = (x - 2.5 * width, x - 1.5 * width)
             name = f"the paper's {paper:.2f}x" if first else None
             axes.hlines(

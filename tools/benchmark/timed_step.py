@@ -28,32 +28,34 @@ class Step:
         device = jax.devices()[:1]
         self.config = config
         self.program = Program(config, sharding.make_mesh(config.mesh, device))
+        # Model FLOPs: the same for all ways to compute the step.
         self.flops = step_flops(config, self.program.assigned)
-        began = time.perf_counter()
+        start = time.perf_counter()
         self._step = self.program.lower_train_step().compile()
-        self.compile_seconds = time.perf_counter() - began
+        self.compile_seconds = time.perf_counter() - start
         self.peak_bytes = peak_bytes(self._step.memory_analysis())
-        self._state = self._parts = None
+        self._state = self._micro_batches = None
 
     def start(self) -> "Step":
         """Makes the state and the batch, which take room, and one step; returns self."""
         self._state = self.program.start(_some_params(self.program.abstract_params))
-        self._parts = _some_batches(self.config)
+        self._micro_batches = _some_batches(self.config)
         self.seconds()
         return self
 
-    def step(self, parts: tuple[Batch, ...]) -> dict[str, jax.Array]:
+    def step(self, micro_batches: tuple[Batch, ...]) -> dict[str, jax.Array]:
         """Starts a step on a batch of its own; its metrics."""
-        self._state, metrics = self._step(self._state, parts)
+        self._state, metrics = self._step(self._state, micro_batches)
         return metrics
 
     def seconds(self, count: int = 1) -> float:
         """Wall-clock time of `count` steps, one after the other."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
-            metrics = self.step(self._parts)
+            metrics = self.step(self._micro_batches)
+        # Waits for the last step, and with it for all before.
         self.loss = float(metrics["loss"])
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
 
 def peak_bytes(memory) -> int:
@@ -69,17 +71,19 @@ def _some_params(abstract: dict) -> dict:
     def make(shape: jax.ShapeDtypeStruct) -> jax.Array:
         fan_in = shape.shape[-2] if len(shape.shape) > 1 else 1
         scale = min(0.1, fan_in**-0.5)
+        # Cheaper than random numbers, whose generators take long to compile for so many
+        # shapes.
         wave = jnp.sin(jnp.arange(shape.size, dtype=jnp.float32) * 12.9898 + 1.0)
         return (wave * scale).reshape(shape.shape).astype(shape.dtype)
 
     flat = flatten_dict(abstract, sep="/")
-    made = {
+    params = {
         name: jax.jit(make, static_argnums=0, out_shardings=leaf.sharding)(
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         )
         for name, leaf in flat.items()
     }
-    return unflatten_dict(made, sep="/")
+    return unflatten_dict(params, sep="/")
 
 
 def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
@@ -92,6 +96,7 @@ def _some_batches(config: RunConfig) -> tuple[Batch, ...]:
     )
     vocab_size = config.model.decoder.vocab_size
     target = np.ones(spec.target.shape, bool)
+    # Nothing predicts the first token.
     target[:, 0] = False
 
     def one() -> Batch:
@@ -126,11 +131,11 @@ def matmul_rate(dtype: str, seconds: float = 1.0) -> float:
     y = product(x, noise((size, size), dtype)).block_until_ready()
     measured, ends = [], time.perf_counter() + seconds
     while not measured or time.perf_counter() < ends:
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             y = product(x, y)
         y.block_until_ready()
-        measured.append((time.perf_counter() - began) / count)
+        measured.append((time.perf_counter() - start) / count)
     return 2 * size**3 / statistics.median(measured)
 
 

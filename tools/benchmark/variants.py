@@ -64,14 +64,18 @@ class Setting:
     def environment(self) -> dict[str, str]:
         """Environment variables of the workers."""
         variables = {
+            # Weights are files here; a look at the hub would only take time.
             "HF_HUB_OFFLINE": "1",
             "JAX_PLATFORMS": "cpu" if self.device == "cpu" else "cuda,cpu",
+            # The libraries behind torch; JAX follows the CPU affinity that `on_cpus`
+            # sets.
             "MKL_NUM_THREADS": str(self.threads),
             "OMP_NUM_THREADS": str(self.threads),
             "PYTHONPATH": os.pathsep.join(
                 [str(Path(__file__).parent.parent.parent), *_python_path()]
             ),
             "TOKENIZERS_PARALLELISM": "false",
+            # Or JAX would take three quarters of a GPU and report that as its peak.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
         if self.dtype == "float32":  # and not TF32
@@ -115,6 +119,7 @@ def make_jobs(
     for name in names:
         variant = VARIANTS[name]
         run = case(size, variant.fusion, rules, setting.dtype)
+        # The peers have no schedule.
         constant = dataclasses.replace(run.optimizer, min_lr=run.optimizer.peak_lr)
         run = dataclasses.replace(run, optimizer=constant)
         job = {
@@ -131,6 +136,7 @@ def _for_jax(run) -> Mapping:
 
 
 def _for_torch(run, variant: Variant, setting: Setting) -> Mapping:
+    # Weight decay is 0 in the paper's stages.
     options = ("peak_lr", "beta1", "beta2", "clip_norm")
     return {
         "peer": variant.peer,

@@ -54,6 +54,7 @@ class Worker:
         self._log = folder / "log.txt"
         path = folder / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
+        # A file and not a pipe, which would fill and block the worker.
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 [*command, str(path)],
@@ -74,6 +75,7 @@ class Worker:
         Raises:
           OutOfMemory, WorkerError: the worker has ended.
         """
+        # A worker that has ended: `_answer` says why.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"steps": steps}) + "\n")
             self._process.stdin.flush()
@@ -93,10 +95,11 @@ class Worker:
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
+            # End of its output: the process is about to exit, or has.
             code = self._process.wait()
-            said = self._log.read_text(encoding="utf-8", errors="replace").strip()
+            output = self._log.read_text(encoding="utf-8", errors="replace").strip()
             raise WorkerError(
-                f"{self.name}: the worker ended with exit code {code}:\n{said[-2000:]}"
+                f"{self.name}: the worker ended with exit code {code}:\n{output[-2000:]}"
             )
         answer = json.loads(line)
         if "out_of_memory" in answer:
@@ -114,6 +117,7 @@ def on_cpus(count: int) -> Iterator[None]:
         yield
         return
     before = os.sched_getaffinity(0)
+    # Child processes inherit it.
     os.sched_setaffinity(0, sorted(before)[:count])
     try:
         yield
@@ -138,6 +142,7 @@ def in_turns(
     for number in range(rounds + 1 if rounds else 0):
         for worker in workers:
             answer = worker.run(steps)
+            # Round 0 warms up: compilation, caches, autotuning.
             if number:
                 answers[worker.name].append(answer)
     return answers

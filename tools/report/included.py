@@ -1,4 +1,4 @@
-"""Parts of a report: what other commands have written in folders of theirs."""
+"""Sections of a report from the output folders of other commands."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from hive_jax.weights.safetensors import EXPORT_REPORT
 from tools.report import page, sections
 
 _DEPTHS = "depths.png"
+# NAME.png of tools.benchmark; those of its command gpu begin with "gpu_".
 _CHARTS = ("flops", "memory", "step", "input", "peers")
 
 
@@ -21,28 +22,29 @@ def included(folder: str) -> list[tuple[str, str]]:
       MissingInputError: it is none of these.
       DataError: it is damaged.
     """
-    root, found = Path(folder), []
+    root, blocks = Path(folder), []
+    # Known by their files; a folder may hold several kinds.
     if (root / EXPORT_REPORT).is_file():
-        found.append((f"Export {root.name}", _export_report(root / EXPORT_REPORT)))
+        blocks.append((f"Export {root.name}", _export_report(root / EXPORT_REPORT)))
     if (root / tables.COMPARISON).is_file():
         rows = tables.read(root)
         header, *lines = tables.scores(rows)
         body = page.table(header, lines) + sections.comparison(rows)
-        found.append(("Comparison", body))
+        blocks.append(("Comparison", body))
     if (root / _DEPTHS).is_file():
         about = "A linear probe on every depth of each encoder."
-        found.append(("Accuracy by depth", page.picture(root / _DEPTHS, about)))
+        blocks.append(("Accuracy by depth", page.picture(root / _DEPTHS, about)))
     charts = [root / f"{name}.png" for name in _CHARTS]
     charts = [path for path in charts if path.is_file()]
     if charts := charts + sorted(root.glob("gpu_*.png")):
         body = "".join(page.picture(path, path.stem) for path in charts)
-        found.append(("Cost", body))
-    if not found:
+        blocks.append(("Cost", body))
+    if not blocks:
         raise MissingInputError(
             f"{folder}: expected a folder of hive_jax.compare, of hive_jax.probe "
             "--sweep_depths, of tools/export_hf.py or of tools.benchmark"
         )
-    return found
+    return blocks
 
 
 def _export_report(path: Path) -> str:
@@ -51,6 +53,7 @@ def _export_report(path: Path) -> str:
         rows = [("component", about["component"]), ("dtype", about["dtype"])]
         rows.append(("from", f"{about['run']['name']}, step {about['run']['step']}"))
         checks = summary(about["verification"]).splitlines()
+    # Valid JSON of another shape raises KeyError or TypeError.
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no export report: {error!r}") from None
     rows += [("check", line.strip()) for line in checks]

@@ -5,6 +5,7 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+# In the page, which has to be readable as a single file, offline, in light and dark.
 _STYLE = """
 :root { --ink: #1d2530; --pale: #5b6675; --line: #d8dde4; --back: #f6f7f9;
   --card: #ffffff; --mark: #1f6f8b; }
@@ -48,6 +49,7 @@ def page(title: str, about: str, sections: Sequence[tuple[str, str]]) -> str:
       about: paragraph under the title, as text.
       sections: (heading, HTML) pairs; those with empty HTML are left out.
     """
+    # Numbered after empty ones are removed: the anchors of the links are these numbers.
     sections = [(heading, body) for heading, body in sections if body]
     links = "".join(
         f'<a href="#s{number}">{text(heading)}</a>'
@@ -139,10 +141,12 @@ def folded(title: str, body: str) -> str:
 
 
 def _cell(value, kind: str) -> str:
+    # All other values are escaped: names and outputs come from data.
     if isinstance(value, Raw):
         return f"<td>{value}</td>"
     return f"<td{kind}>{text(value)}</td>"
 
 
 def _embedded(png: bytes) -> str:
+    # A data URL: the page needs no file beside it.
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -42,31 +42,38 @@ def write_report(
       MissingInputError: there is no such run, or a folder to include has nothing known.
       OutputError: the page cannot be written.
     """
+    # Everything is loaded before the first section: a missing run ends the command at
+    # once.
     trained_models = {name: load_run(workdir) for name, workdir in runs.items()}
-    others = [part for folder in include for part in included(folder)]
+    # Read now, for the same reason.
+    others = [section for folder in include for section in included(folder)]
+    # Heading and function of each section, in the order of the page.
     makers = [
         ("Results", lambda _: sections.results(runs) + sections.evaluations(runs)),
         ("Samples", lambda _: samples(trained_models)),
         ("Curves and pictures", lambda out: _drawn(out, runs, trained_models, base)),
         ("What moved", lambda _: sections.moved(runs)),
+        # The default argument binds the body of this iteration.
         *((heading, lambda _, body=body: body) for heading, body in others),
         ("Configuration", lambda _: sections.configuration(trained_models)),
     ]
-    made = []
+    blocks = []
     with (
+        # Pictures are embedded in the page and not needed afterwards.
         tempfile.TemporaryDirectory() as folder,
         progress_bar("report", len(makers), 0) as bar,
     ):
         for heading, make in makers:
-            made.append((heading, make(Path(folder))))
+            blocks.append((heading, make(Path(folder))))
             bar.update()
+    # Which run, fusion and step a figure of the page belongs to.
     about = ", ".join(
-        f"{name}: {one.config.name}, {one.config.model.fusion}, step "
-        f"{one.checkpoint['step']}"
-        for name, one in trained_models.items()
+        f"{name}: {trained.config.name}, {trained.config.model.fusion}, step "
+        f"{trained.checkpoint['step']}"
+        for name, trained in trained_models.items()
     )
     about += f". hive_jax {hive_jax.__version__}."
-    write_text(Path(out), page.page(", ".join(runs), about, made))
+    write_text(Path(out), page.page(", ".join(runs), about, blocks))
 
 
 def _drawn(
@@ -76,34 +83,41 @@ def _drawn(
     base: str,
 ) -> str:
     """Curves, gradient flow and changes in one picture each, then those of each run."""
-    first, found = next(iter(trained_models)), {}
-    places = {name: folder / str(number) for number, name in enumerate(trained_models)}
+    first, drawings = next(iter(trained_models)), {}
+    # Numbered, because a name need not be a file name.
+    folders = {name: folder / str(number) for number, name in enumerate(trained_models)}
     for name, trained in trained_models.items():
-        found[name] = visualize(
+        drawings[name] = visualize(
             trained,
             captioned_scenes(trained.config, _SCENES),
-            str(places[name]),
+            str(folders[name]),
             base=base,
+            # Figures over all runs are drawn once, with the first run.
             beside=_other_fusions(runs, trained_models) if name == first else None,
             curves=runs if name == first else None,
         )
     body = "".join(
-        page.picture(places[first] / file, caption, large=True)
+        page.picture(folders[first] / file, caption, large=True)
         for kind, caption in _OF_ALL.items()
-        for file in found[first]["pictures"].get(kind, ())
+        for file in drawings[first]["pictures"].get(kind, ())
     )
-    changes = {name: one["changes"] for name, one in found.items() if "changes" in one}
+    changes = {
+        name: drawing["changes"]
+        for name, drawing in drawings.items()
+        if "changes" in drawing
+    }
+    # One figure for all runs, in place of one for each.
     if changes:
         plots.draw_changes(folder / "changes.png", changes)
         caption = "How far each depth has moved from the base encoder."
         body += page.picture(folder / "changes.png", caption, large=True)
     for kind, caption in _OF_EACH.items():
         body += page.heading(kind.capitalize()) + page.paragraph(caption)
-        for name, one in found.items():
-            if why := one["left_out"].get(kind):
-                body += page.paragraph(f"{name}: {why}")
-            for file in one["pictures"].get(kind, ()):
-                body += page.picture(places[name] / file, name, large=True)
+        for name, drawing in drawings.items():
+            if reason := drawing["left_out"].get(kind):
+                body += page.paragraph(f"{name}: {reason}")
+            for file in drawing["pictures"].get(kind, ()):
+                body += page.picture(folders[name] / file, name, large=True)
     return body
 
 
@@ -111,9 +125,10 @@ def _other_fusions(
     runs: Mapping[str, str], trained_models: Mapping[str, TrainedModel]
 ) -> dict[str, str]:
     """Returns the first run of each fusion other than the first run's, by fusion."""
-    first, found = next(iter(trained_models.values())).config.model.fusion, {}
+    first, by_fusion = next(iter(trained_models.values())).config.model.fusion, {}
     for name, trained in trained_models.items():
         fusion = trained.config.model.fusion
+        # Run "none" has no fusion to compare gradients of.
         if fusion != first and "fusion" in trained.params:
-            found.setdefault(fusion, runs[name])
-    return found
+            by_fusion.setdefault(fusion, runs[name])
+    return by_fusion

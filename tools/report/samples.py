@@ -1,4 +1,4 @@
-"""Part of a report: what runs say of the same scenes."""
+"""A section of a report: outputs of runs for the same scenes."""
 
 from collections.abc import Mapping
 
@@ -11,6 +11,7 @@ from hive_jax.inference.generate import Decoding, Prompt
 from hive_jax.inference.model import TrainedModel
 from tools.report import page
 
+# A screen of rows.
 _SAMPLES = 6
 
 
@@ -20,45 +21,51 @@ def samples(trained_models: Mapping[str, TrainedModel]) -> str:
     for name, trained in trained_models.items():
         try:
             generator = trained.generator(Decoding(max_new_tokens=48))
+        # A contrastive run has no decoder.
         except ConfigError as error:
             log(f"no samples of {name}: {error}")
             continue
-        asked = _asked(trained)
+        questions = _scenes_with_questions(trained)
         prompts = [
-            Prompt(question, one.image, number)
-            for number, (one, question) in enumerate(asked)
+            Prompt(question, scene.image, number)
+            for number, (scene, question) in enumerate(questions)
         ]
-        said = tables.setdefault(tuple(question for _, question in asked), {})
-        said[name] = asked, generator(prompts)
-    return "".join(_table(said) for said in tables.values())
+        # One table for the runs that answered the same questions.
+        outputs = tables.setdefault(tuple(question for _, question in questions), {})
+        outputs[name] = questions, generator(prompts)
+    return "".join(_table(outputs) for outputs in tables.values())
 
 
 def _table(
-    said: Mapping[str, tuple[list[tuple[CaptionedImage, str]], list[str]]],
+    outputs: Mapping[str, tuple[list[tuple[CaptionedImage, str]], list[str]]],
 ) -> str:
     """Returns a row for each scene; name -> (scenes with questions, answers)."""
-    scenes = next(iter(said.values()))[0]
+    scenes = next(iter(outputs.values()))[0]
     rows = [
         [
-            page.scene(encode_png(one.image), one.name),
-            f"{question} {one.caption}".strip(),
-            *(answers[number] for _, answers in said.values()),
+            page.scene(encode_png(scene.image), scene.name),
+            f"{question} {scene.caption}".strip(),
+            *(answers[number] for _, answers in outputs.values()),
         ]
-        for number, (one, question) in enumerate(scenes)
+        for number, (scene, question) in enumerate(scenes)
     ]
-    return page.table(["scene", "right", *said], rows, words=True)
+    return page.table(["scene", "right", *outputs], rows, words=True)
 
 
-def _asked(trained: TrainedModel) -> list[tuple[CaptionedImage, str]]:
+def _scenes_with_questions(trained: TrainedModel) -> list[tuple[CaptionedImage, str]]:
     """Returns built-in scenes, with a question where the run was trained to answer."""
     config = trained.config
     if config.data.source != "tabletop:questions":
+        # From 100 on: the first scenes are those of the pictures.
         return [(one, "") for one in captioned_scenes(config, _SAMPLES, first=100)]
     size = config.model.encoder.image_size
     source = Tabletop("test", image_size=size, text="questions")
-    found = []
+    scenes = []
     for index in range(100, 100 + _SAMPLES):
         sample = source[index]
+        # Two segments: the question without a target, and the answer.
         question, answer = (segment.text.strip() for segment in sample.segments)
-        found.append((CaptionedImage(f"scene {index}", sample.image, answer), question))
-    return found
+        scenes.append(
+            (CaptionedImage(f"scene {index}", sample.image, answer), question)
+        )
+    return scenes

@@ -1,4 +1,4 @@
-"""Parts of a report: what runs have written of themselves, side by side."""
+"""Sections of a report: results, evaluations and configs of runs, side by side."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,16 @@ from tools.report import page
 
 def results(runs: Mapping[str, str]) -> str:
     """Tabulates the final validation of each run, name -> workdir."""
-    found = {name: _result(run).get("validation", {}) for name, run in runs.items()}
-    keys = dict.fromkeys(key for values in found.values() for key in values)
+    validations = {
+        name: _result(run).get("validation", {}) for name, run in runs.items()
+    }
+    # A dict keeps the order, unlike a set: rows are in the order of the first run.
+    keys = dict.fromkeys(key for values in validations.values() for key in values)
     rows = [
-        [key.replace("_", " "), *(_number(one.get(key)) for one in found.values())]
+        [
+            key.replace("_", " "),
+            *(_number(one.get(key)) for one in validations.values()),
+        ]
         for key in keys
     ]
     if not rows:
@@ -35,29 +41,37 @@ def results(runs: Mapping[str, str]) -> str:
 
 def evaluations(runs: Mapping[str, str]) -> str:
     """Tabulates probes and benchmarks in the workdirs, and their comparison."""
-    having = {}
+    evaluated = {}
     for name, workdir in runs.items():
         try:
-            having[name] = compare.read_evaluations(workdir)
+            evaluated[name] = compare.read_evaluations(workdir)
         except MissingInputError:
             continue  # none has been made
-    if not having:
+    if not evaluated:
         return ""
-    tasks = dict.fromkeys(task for found in having.values() for task in found)
+    tasks = dict.fromkeys(task for by_task in evaluated.values() for task in by_task)
     rows = [
-        [f"{task} {score}", *(_score(found, task, score) for found in having.values())]
+        [
+            f"{task} {score}",
+            *(_score(by_task, task, score) for by_task in evaluated.values()),
+        ]
         for task in tasks
+        # All scores of a task over all runs, in order and once.
         for score in dict.fromkeys(
-            s for f in having.values() if task in f for s in f[task].result["scores"]
+            s for f in evaluated.values() if task in f for s in f[task].result["scores"]
         )
     ]
-    body = page.heading("Probes and benchmarks") + page.table(["task", *having], rows)
-    if len(having) == 1:
+    body = page.heading("Probes and benchmarks") + page.table(
+        ["task", *evaluated], rows
+    )
+    # Nothing to compare with.
+    if len(evaluated) == 1:
         return body
     try:
         return body + comparison(
-            compare.compare({name: [runs[name]] for name in having})
+            compare.compare({name: [runs[name]] for name in evaluated})
         )
+    # Evaluations of other settings: their scores are shown above, without a test.
     except HiveError as error:
         log(f"not compared: {error}")
         return body + page.paragraph(f"Not compared: {error}")
@@ -77,11 +91,19 @@ def comparison(rows: Sequence[ScoreComparison]) -> str:
 
 def moved(runs: Mapping[str, str]) -> str:
     """Tabulates how far each component has moved since the start of its run."""
-    found = {n: _result(run).get("relative_distance", {}) for n, run in runs.items()}
-    parts = dict.fromkeys(part for one in found.values() for part in one)
+    distances = {
+        n: _result(run).get("relative_distance", {}) for n, run in runs.items()
+    }
+    groups = dict.fromkeys(group for one in distances.values() for group in one)
     rows = [
-        [part, *(f"{one[part]:.1e}" if part in one else "" for one in found.values())]
-        for part in parts
+        [
+            group,
+            *(
+                f"{one[group]:.1e}" if group in one else ""
+                for one in distances.values()
+            ),
+        ]
+        for group in groups
     ]
     intro = "How far each part moved from where its run started, |after - before| / |before|."
     return page.paragraph(intro) + page.table(["part", *runs], rows) if rows else ""
@@ -90,23 +112,25 @@ def moved(runs: Mapping[str, str]) -> str:
 def configuration(trained_models: Mapping[str, TrainedModel]) -> str:
     """Tabulates the config keys that differ, and all of them, collapsed."""
     flat = {
-        name: flatten_dict(to_dict(one.config), sep=".")
-        for name, one in trained_models.items()
+        name: flatten_dict(to_dict(trained.config), sep=".")
+        for name, trained in trained_models.items()
     }
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     rows = [[key, *(values.get(key, "") for values in flat.values())] for key in keys]
+    # As text, because values may be lists, which no set takes.
     different = [row for row in rows if len(set(map(str, row[1:]))) > 1]
     header = ["key", *trained_models]
     folded = page.folded("all keys", page.table(header, rows, words=True))
     return page.table(header, different, words=True) + folded
 
 
-def _score(found: dict, task: str, score: str) -> str:
-    return _number(found[task].result["scores"].get(score)) if task in found else ""
+def _score(by_task: dict, task: str, score: str) -> str:
+    return _number(by_task[task].result["scores"].get(score)) if task in by_task else ""
 
 
 def _result(workdir: str) -> dict:
     path = Path(workdir) / "result.json"
+    # A run that has not finished has no result yet.
     return read_json(path) if path.is_file() else {}
 
 

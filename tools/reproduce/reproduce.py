@@ -41,19 +41,24 @@ def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}; expected 1 or more")
+    # Absolute, because the commands run in another folder.
     root = Path(out).absolute()
     with exclusive_lock(root):
         _require_same(root, scale)
-        todo = [steps.benchmarks(scale, root)]
+        # Before all seeds, which share these files.
+        pending = [steps.benchmarks(scale, root)]
         for seed in range(seeds):
-            todo += [*steps.steps_of_seed(scale, root, seed)]
-            todo.append(steps.comparison(root, seed + 1))
+            pending += [*steps.steps_of_seed(scale, root, seed)]
+            # After each seed: the tables of the seeds so far are there early.
+            pending.append(steps.comparison(root, seed + 1))
         if scale.depths:
-            todo.append(steps.depths(scale, root))
-        with progress_bar("reproduce", len(todo), 0) as bar:
-            for number, step in enumerate(todo, 1):
+            pending.append(steps.depths(scale, root))
+        with progress_bar("reproduce", len(pending), 0) as bar:
+            for number, step in enumerate(pending, 1):
+                # A command that was stopped has not written this file: it runs again,
+                # and resumes.
                 if not step.done.exists():
-                    log(f"[{number}/{len(todo)}] {step.name}")
+                    log(f"[{number}/{len(pending)}] {step.name}")
                     _run(step, root / "logs")
                 bar.update()
     return root / "comparison"
@@ -76,6 +81,7 @@ def _run(step: steps.Step, logs: Path) -> None:
     """Runs one command with its output in a log file."""
     program, *arguments = step.command
     tool = _ROOT / "tools" / f"{program}.py"
+    # A file of tools/, or else a module of the package.
     start = [str(tool)] if tool.is_file() else ["-m", f"hive_jax.{program}"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(
@@ -86,6 +92,7 @@ def _run(step: steps.Step, logs: Path) -> None:
     with output_errors(log):
         logs.mkdir(exist_ok=True)
         with log.open("w", encoding="utf-8") as file:
+            # A process for each: memory and compiled programs are freed between them.
             code = subprocess.call(
                 [sys.executable, *start, *arguments],
                 cwd=_ROOT,

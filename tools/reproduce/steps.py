@@ -7,6 +7,7 @@ from pathlib import Path
 BASE = "base"
 FUSIONS = ("hive", "cascaded", "self_attention")
 _BASE_ENCODER = "builtin:tabletop_siglip"
+# Those of the paper's table 5.
 TASKS = ("mme", "gqa", "okvqa", "scienceqa")
 
 
@@ -35,6 +36,7 @@ SCALES = {
     "tabletop": Scale(),
     "tabletop_long": Scale(stages=(200, 150, 2000)),
 }
+# Enough to see every command run; the scores mean nothing.
 QUICK = Scale((40, 40, 80), (30, 100), 70, 2000, 500, depths=False)
 
 
@@ -59,13 +61,14 @@ def steps_of_seed(scale: Scale, out: Path, seed: int) -> Iterator[Step]:
       out: folder of the reproduction.
       seed: of all runs.
     """
+    # Base is the encoder as it comes: no pre-training, the same VLM and probe.
     for arm in (BASE, *FUSIONS):
         folder, encoder = out / f"seed{seed}" / arm, _BASE_ENCODER
         name = f"seed {seed}, {arm}"
         if arm != BASE:
-            yield from _stages(scale, folder, name, arm, seed)
+            yield from _training_steps(scale, folder, name, arm, seed)
             encoder = str(folder / "stage3")
-        yield from _judged(scale, out, folder, name, encoder, seed)
+        yield from _evaluation_steps(scale, out, folder, name, encoder, seed)
 
 
 def benchmarks(scale: Scale, out: Path) -> Step:
@@ -77,6 +80,7 @@ def benchmarks(scale: Scale, out: Path) -> Step:
     """
     folder = out / "benchmarks"
     command = ("tabletop", "benchmarks", f"--out={folder}", f"--count={scale.images}")
+    # The last file that the command writes.
     return Step("benchmarks", command, folder / "scienceqa/pid_splits.json")
 
 
@@ -87,6 +91,7 @@ def depths(scale: Scale, out: Path) -> Step:
       scale: images of the probes.
       out: folder of the reproduction.
     """
+    # One seed: the sweep is a figure, not a row of the tables.
     arms = {arm: str(out / f"seed0/{arm}/stage3") for arm in FUSIONS}
     encoders = {BASE: _BASE_ENCODER} | arms
     runs = [f"{name}={path}" for name, path in encoders.items()]
@@ -114,26 +119,30 @@ def comparison(out: Path, seeds: int) -> Step:
     return Step(f"tables of {seeds} seeds", command, folder / "none")
 
 
-def _stages(scale: Scale, folder: Path, name: str, fusion: str, seed: int):
-    before = ""
+def _training_steps(scale: Scale, folder: Path, name: str, fusion: str, seed: int):
+    # Each stage starts from the one before; the first from its config's initial
+    # weights.
+    previous = ""
     for number, steps in enumerate(scale.stages, 1):
         workdir = folder / f"stage{number}"
         command = (
             *("train", "--config", f"configs/stage{number}.py:fusion={fusion}"),
             *_run(workdir, steps, seed),
-            *([f"--config.init={before}"] if before else []),
+            *([f"--config.init={previous}"] if previous else []),
         )
         yield Step(f"{name}, stage {number}", command, workdir / "result.json")
-        before = workdir
+        previous = workdir
 
 
-def _judged(scale: Scale, out: Path, folder: Path, name: str, encoder: str, seed: int):
+def _evaluation_steps(
+    scale: Scale, out: Path, folder: Path, name: str, encoder: str, seed: int
+):
     """Yields the probe, the VLM on the encoder, and its benchmark answers."""
-    vlm1, vlm2, found = folder / "vlm1", folder / "vlm2", folder / "evaluation"
+    vlm1, vlm2, evaluation = folder / "vlm1", folder / "vlm2", folder / "evaluation"
     yield Step(
         f"{name}, probe",
-        (*_probe(scale, encoder), f"--out={found}"),
-        found / "probe_linear/result.json",
+        (*_probe(scale, encoder), f"--out={evaluation}"),
+        evaluation / "probe_linear/result.json",
     )
     yield Step(
         f"{name}, VLM 1",
@@ -157,9 +166,13 @@ def _judged(scale: Scale, out: Path, folder: Path, name: str, encoder: str, seed
         f"{name}, benchmarks",
         (
             *("evaluate", f"--run={vlm2}", f"--task={','.join(TASKS)}"),
-            *(f"--data={out / 'benchmarks'}", f"--out={found}", "--max_new_tokens=16"),
+            *(
+                f"--data={out / 'benchmarks'}",
+                f"--out={evaluation}",
+                "--max_new_tokens=16",
+            ),
         ),
-        found / TASKS[-1] / "result.json",
+        evaluation / TASKS[-1] / "result.json",
     )
 
 

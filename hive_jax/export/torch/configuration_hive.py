@@ -42,8 +42,11 @@ class HiveConfig(PretrainedConfig):
         self.text_config = _sub_config(text_config, "gemma3_text")
         self.fusion = fusion
         self.connections = [list(pair) for pair in connections]
+        # Before PretrainedConfig, so that an impossible config.json is refused with a
+        # reason.
         self._require_possible()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            # `generate` reads these ids from the outer configuration.
             kwargs.setdefault(name, getattr(self.text_config, name, None))
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
@@ -75,6 +78,7 @@ def _sub_config(config, model_type):
     """A configuration from itself, a dict, or None (the defaults of `model_type`)."""
     if isinstance(config, PretrainedConfig):
         return config
+    # A model_type in the dict comes after the default, and so takes precedence.
     config = _with_flat_rope({"model_type": model_type, **(config or {})})
     return AutoConfig.for_model(**config)
 
@@ -86,15 +90,16 @@ def _with_flat_rope(config):
     ignore without a word, and take its default bases.
     """
     rope = config.get("rope_parameters") or {}
-    whole = rope.get("full_attention", rope)
-    local = rope.get("sliding_attention", {})
+    global_rope = rope.get("full_attention", rope)
+    local_rope = rope.get("sliding_attention", {})
     scaled = {"default"} != {
-        part.get("rope_type", "default") for part in (whole, local)
+        layer_rope.get("rope_type", "default")
+        for layer_rope in (global_rope, local_rope)
     }
-    if "rope_theta" not in whole or scaled:
+    if "rope_theta" not in global_rope or scaled:
         return config
     config = {key: value for key, value in config.items() if key != "rope_parameters"}
-    config["rope_theta"] = whole["rope_theta"]
-    if "rope_theta" in local:
-        config["rope_local_base_freq"] = local["rope_theta"]
+    config["rope_theta"] = global_rope["rope_theta"]
+    if "rope_theta" in local_rope:
+        config["rope_local_base_freq"] = local_rope["rope_theta"]
     return config

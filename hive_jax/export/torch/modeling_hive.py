@@ -47,12 +47,14 @@ class Projector(nn.Module):
         super().__init__()
         vision_width = config.vision_config.hidden_size
         text_width = config.text_config.hidden_size
+        # The epsilon of training; torch's default is 1e-5.
         self.norm = nn.LayerNorm(vision_width, eps=1e-6)
         self.linear_1 = nn.Linear(vision_width, text_width)
         self.linear_2 = nn.Linear(text_width, text_width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         hidden = self.linear_1(self.norm(features))
+        # The tanh approximation of training; torch's default is exact.
         return self.linear_2(F.gelu(hidden, approximate="tanh"))
 
 
@@ -74,6 +76,8 @@ class CrossAttention(nn.Module):
         self.o_proj = nn.Linear(query_width, width, bias=False)
         self.q_norm = GemmaRMSNorm(text.head_dim, eps=1e-6)
         self.k_norm = GemmaRMSNorm(text.head_dim, eps=1e-6)
+        # tanh(0) = 0: until it is trained, the decoder computes what it did without
+        # images.
         self.gate = nn.Parameter(torch.zeros(1))
 
     def keys_values(self, projected: torch.Tensor) -> KeysValues:
@@ -89,6 +93,7 @@ class CrossAttention(nn.Module):
             queries, keys, values, scale=self.head_dim**-0.5, enable_gqa=True
         )
         read = torch.tanh(self.gate) * self.o_proj(read.transpose(1, 2).flatten(2))
+        # Instead of a mask in the attention: a token sees all patches or none.
         return torch.where(image.sees[..., None], read, 0.0)
 
     def before_layer(self, layer: nn.Module, arguments: tuple, keywords: dict):
@@ -100,10 +105,12 @@ class CrossAttention(nn.Module):
         image = keywords.pop("image", None)
         if image is None:
             return None
+        # A pre-hook that returns (arguments, keywords) replaces both for the layer.
         hidden, *others = arguments
         return (hidden + self(hidden, image), *others), keywords
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        # [B, T, N * H] -> [B, N, T, H]
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
@@ -158,7 +165,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs=None, **kwargs
     ):
-        """As in PreTrainedModel, but not re-entrant; ValueError if that is asked for.
+        """As in PreTrainedModel, but not re-entrant; ValueError for use_reentrant=True.
 
         Re-entrant, it would go back through the encoder once for each connection, and
         lose the gradients of trained layers above frozen ones.
@@ -172,6 +179,8 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """float [B, 3, S, S] in [-1, 1] -> for each connection keys and values
         [B, K, P, H], from the output of its encoder block before the final norm."""
         depths = [depth for depth, _ in self.config.connections]
+        # Index 0 is the embeddings, so that depths count from 1. Blocks after the
+        # deepest connection do not run.
         features = [self.vision_model.embeddings(pixel_values)]
         for block in self.vision_model.encoder.layers[: max(depths, default=0)]:
             features.append(block(features[-1], attention_mask=None))
@@ -234,7 +243,9 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if image is not None and cache is not None:
             cache.image = Image(image.keys_values, image.sees[:, -1:])
         if isinstance(logits_to_keep, int):
+            # slice(-0, None) is everything.
             logits_to_keep = slice(-logits_to_keep, None)
+        # Cut before the product with the vocabulary, the largest of a forward pass.
         logits = self._logits(outputs.last_hidden_state[:, logits_to_keep])
         loss = None
         if labels is not None:
@@ -249,19 +260,19 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _image(self, pixel_values, image_mask, cache, shape) -> Image | None:
         """The image for tokens of `shape` (B, T): a new one, the cached one or none."""
-        kept = getattr(cache, "image", None)
-        if kept and not torch.compiler.is_compiling() and not cache.get_seq_length():
-            kept = cache.image = None  # a static cache that was reset
+        cached = getattr(cache, "image", None)
+        if cached and not torch.compiler.is_compiling() and not cache.get_seq_length():
+            cached = cache.image = None  # a static cache that was reset
         if pixel_values is not None:
             vision = self.config.vision_config
             side = vision.image_size
-            wanted = (shape[0], vision.num_channels, side, side)
+            expected = (shape[0], vision.num_channels, side, side)
             meaning = "one image for each sample, resized to the encoder's size"
-            _require_shape("pixel_values", pixel_values, wanted, meaning)
+            _require_shape("pixel_values", pixel_values, expected, meaning)
             keys_values = self.image_keys_values(pixel_values)
             sees = torch.ones(shape, dtype=torch.bool, device=pixel_values.device)
-        elif kept:
-            keys_values, sees = kept.keys_values, kept.sees.expand(shape)
+        elif cached:
+            keys_values, sees = cached.keys_values, cached.sees.expand(shape)
         elif image_mask is None:
             return None
         else:
@@ -274,12 +285,15 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self.get_input_embeddings().weight
+        # accelerate's offloading moves weights around forward calls of their own
+        # module; here the table is read outside of one.
         if weight.is_meta and not hidden.is_meta:
             raise ValueError(
                 "the token embeddings are offloaded, and logits need them; give a "
                 "device_map that keeps language_model.embed_tokens on a device"
             )
         logits = F.linear(hidden, weight)
+        # Gemma 2 has it, and not every configuration has the key.
         limit = getattr(self.config.text_config, "final_logit_softcapping", None)
         return torch.tanh(logits / limit) * limit if limit else logits
 
@@ -313,8 +327,8 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return model_kwargs
 
 
-def _require_shape(name: str, tensor: torch.Tensor, wanted: tuple, meaning: str):
-    if list(tensor.shape) != list(wanted):
+def _require_shape(name: str, tensor: torch.Tensor, expected: tuple, meaning: str):
+    if list(tensor.shape) != list(expected):
         raise ValueError(
-            f"{name} is {list(tensor.shape)}; expected {list(wanted)}: {meaning}"
+            f"{name} is {list(tensor.shape)}; expected {list(expected)}: {meaning}"
         )

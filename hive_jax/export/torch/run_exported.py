@@ -31,6 +31,7 @@ def main(folder: str, inputs_path: str, outputs_path: str) -> None:
     inputs = dict(np.load(inputs_path))
     request = json.loads(str(inputs.pop("request")))
     model, loading = load(folder, request)
+    # Outputs alone: no memory for gradients.
     with torch.no_grad():
         outputs = forward(model, inputs, request)
         if "prompt_ids" in inputs:
@@ -62,6 +63,7 @@ def load(folder: str, request: dict) -> tuple[torch.nn.Module, dict]:
     with open(f"{folder}/config.json", encoding="utf-8") as file:
         config = json.load(file)
     # transformers 4 runs Gemma 2 with sdpa by default, which has no soft-cap.
+    # A decoder alone has no text_config around its own configuration.
     capped = config.get("text_config", config).get("attn_logit_softcapping")
     attention = {"attn_implementation": "eager"} if capped else {}
     # Shorter weights are compared as they are, in float32 arithmetic. Loaded in their
@@ -86,9 +88,11 @@ def forward(model, inputs: dict, request: dict) -> dict[str, torch.Tensor]:
         the name of each output to its keys in the model output.
     """
     names = ("input_ids", "pixel_values")
+    # Encoders take no ids, decoders no pixels.
     arrays = {name: to_tensor(inputs[name]) for name in names if name in inputs}
     out = model(**arrays, **request["options"])
     return {
+        # ["hidden_states", 3] is out["hidden_states"][3].
         name: functools.reduce(operator.getitem, keys, out)
         for name, keys in request["outputs"].items()
     }
@@ -109,6 +113,7 @@ def generate(model, inputs: dict, new_tokens: int) -> torch.Tensor:
     model.generation_config.eos_token_id = None  # or answers end early
     generated = model.generate(
         input_ids=prompt,
+        # Explicit: transformers would take tokens with the padding's id for padding.
         attention_mask=torch.ones_like(prompt),
         pixel_values=to_tensor(inputs["pixel_values"]),
         max_new_tokens=new_tokens,

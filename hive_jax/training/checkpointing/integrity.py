@@ -59,6 +59,7 @@ def classify_read_errors(names: Iterable[str] = ()):
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # of this machine, and no evidence against the files
     except Exception as error:
+        # A missing file of a complete step is damage; other system errors may pass.
         unreadable = isinstance(error, OSError) and not isinstance(
             error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)
         )
@@ -71,6 +72,7 @@ def classify_read_errors(names: Iterable[str] = ()):
         problem = f"{leaves or type(error).__name__}: {first_line(error)}"
     # Together: a process that used an older step than the others would hang the job.
     if jax.process_count() > 1:
+        # All processes take part, also those that could read: it is a collective.
         failed = multihost_utils.process_allgather(np.array(problem is not None))
         if failed.any() and problem is None:
             problem = f"unreadable on processes {np.flatnonzero(failed).tolist()}"
@@ -80,6 +82,7 @@ def classify_read_errors(names: Iterable[str] = ()):
 
 def _mentions(error: Exception, name: str) -> bool:
     """Returns whether TensorStore's message names this leaf: `"img.kernel/0.0"`."""
+    # Items are stored apart, with dots between the levels of a name.
     stored = name.removeprefix("params/").replace("/", ".") + "/"
     return f'"{stored}' in str(error) or f"'{stored}" in str(error)
 
@@ -119,6 +122,7 @@ def fingerprint_arrays(tree: Any) -> dict[str, jax.Array]:
 
 def as_text(arrays: dict[str, jax.Array]) -> dict[str, str]:
     """Waits for the arrays of `fingerprint_arrays`; returns them as hexadecimal text."""
+    # A process can read its own shards alone; others come by a collective.
     arrays = {
         name: array
         if array.is_fully_addressable
@@ -155,6 +159,7 @@ def _words(array: jax.Array) -> jax.Array:
     """Returns the bits of each element as uint32; 64-bit elements become two words."""
     if array.dtype == jnp.bool_:
         return array.astype(jnp.uint32)
+    # The bits and not the values: NaN payloads and the sign of 0 count as well.
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
 

@@ -49,8 +49,10 @@ def describe(tree: Any) -> dict[str, str]:
 
 
 def _describe_leaf(leaf: Any) -> str:
+    # A description of a checkpoint's metadata.
     if isinstance(leaf, str):
         return leaf
+    # Python scalars have neither attribute.
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     shape = leaf.shape if hasattr(leaf, "shape") else jnp.shape(leaf)
     return f"{dtype}{list(shape)}"
@@ -77,6 +79,7 @@ def compare(expected: Any, stored: Any, origin: str) -> list[str]:
     """
     expected, stored = describe(expected), describe(stored)
     lines = []
+    # In the order of the model, then what only the checkpoint has.
     for name in [*expected, *(name for name in stored if name not in expected)]:
         if name not in stored:
             lines.append(f"{name}: expected {expected[name]}, missing in {origin}")
@@ -120,12 +123,14 @@ def with_shardings(leaves: dict) -> dict:
     Raises:
       CheckpointError: a sharding does not divide its leaf.
     """
+    # A local device: this process cannot address those of others.
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     result = {}
     for name, leaf in leaves.items():
         sharding = leaf.sharding or one_device
         try:
             sharding.shard_shape(leaf.shape)
+        # JAX's first line says which dimension; the rest describes the sharding.
         except ValueError as error:
             raise CheckpointError(f"{name}: {str(error).splitlines()[0]}") from error
         result[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -22,17 +22,18 @@ def supervised(
       compile: a mode of torch.compile, or empty.
     """
     tokens, target = batch["tokens"], batch["target"]
+    # Flat indices of the supervised positions, once for all steps.
     number = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
-    # Position t is asked for token t + 1.
-    asked, labels = number[:, :-1][target[:, 1:]], tokens[:, 1:][target[:, 1:]]
-    part = _loss_and_gradient
+    # Position t predicts token t + 1.
+    positions, labels = number[:, :-1][target[:, 1:]], tokens[:, 1:][target[:, 1:]]
+    loss_and_gradient = _loss_and_gradient
     if compile:
         hidden_states = torch.compile(hidden_states, mode=compile)
-        part = torch.compile(part, mode=compile)
+        loss_and_gradient = torch.compile(loss_and_gradient, mode=compile)
 
     def loss() -> torch.Tensor:
-        hidden = hidden_states().flatten(0, 1)[asked]
-        return _Loss.apply(hidden, embeddings.weight, labels, part)
+        hidden = hidden_states().flatten(0, 1)[positions]
+        return _Loss.apply(hidden, embeddings.weight, labels, loss_and_gradient)
 
     return loss
 
@@ -42,13 +43,17 @@ class _Loss(torch.autograd.Function):
     a time, so that no logits are kept."""
 
     @staticmethod
-    def forward(ctx, hidden, table, labels, part):
+    def forward(ctx, hidden, table, labels, loss_and_gradient):
         count = max(1, _MAX_LOGITS // len(table))
         loss, gradient = 0.0, torch.empty_like(hidden)
         for start in range(0, len(labels), count):
             rows = slice(start, start + count)
-            more, gradient[rows] = part(hidden[rows], table, labels[rows])
-            loss = loss + more
+            chunk_loss, gradient[rows] = loss_and_gradient(
+                hidden[rows], table, labels[rows]
+            )
+            loss = loss + chunk_loss
+        # As in hive_jax/training/losses.py: the gradient is as large as `hidden`, the
+        # logits would be many times that.
         ctx.save_for_backward(gradient)
         ctx.count = len(labels)
         return loss / len(labels)
@@ -63,8 +68,9 @@ def _loss_and_gradient(hidden, table, labels):
     """The sum of the losses of hidden [L, E], and its gradient by `hidden`."""
     logits = F.linear(hidden.to(table.dtype), table).float()
     log_probability = torch.log_softmax(logits, dim=-1)
-    chosen = labels[:, None]
-    loss = -log_probability.gather(1, chosen).sum()
+    index = labels[:, None]
+    loss = -log_probability.gather(1, index).sum()
+    # softmax - one-hot.
     error = log_probability.exp()
-    error = error.scatter_add(1, chosen, error.new_full(chosen.shape, -1.0))
+    error = error.scatter_add(1, index, error.new_full(index.shape, -1.0))
     return loss, (error.to(table.dtype) @ table).to(hidden.dtype)

@@ -37,6 +37,7 @@ def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
     depths = [depth for depth, _ in model.config.connections]
     connected = list(zip(depths, model.projectors, model.cross_attentions, strict=True))
     decoder = model.language_model
+    # Once: shapes do not change, and masks of transformers are built in every call.
     masks = _masks(decoder.config, batch["tokens"].shape[1], batch["tokens"].device)
     sees = torch.ones_like(batch["target"])
     dtype = getattr(torch, job["dtype"])
@@ -73,6 +74,8 @@ def llava_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
     config = model.config
     llava = getattr(model, "model", model)
     tower = getattr(llava.vision_tower, "vision_model", llava.vision_tower)
+    # vision_feature_layer is negative, an index into hidden_states, which begins with
+    # the embeddings.
     depth = config.vision_config.num_hidden_layers + 1 + config.vision_feature_layer
     decoder, num_patches = llava.language_model, config.image_seq_length
     length = num_patches + batch["tokens"].shape[1]
@@ -88,6 +91,7 @@ def llava_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
             attention_mask=masks,
             use_cache=False,
         ).last_hidden_state
+        # Image tokens have no next token to predict.
         return hidden[:, num_patches:]
 
     return losses.supervised(hidden_states, decoder.embed_tokens, batch, job["compile"])
@@ -108,6 +112,7 @@ def llava_as_shipped(model: nn.Module, batch: Batch, job: dict) -> Callable:
     tokens = batch["tokens"]
     image = tokens.new_full(count, model.config.image_token_index)
     tokens = torch.cat([image, tokens], dim=1)
+    # -100 is the label that torch's cross-entropy ignores.
     labels = batch["tokens"].masked_fill(~batch["target"], -100)
     labels = torch.cat([torch.full_like(image, -100), labels], dim=1)
 
@@ -151,5 +156,6 @@ def _masks(config, length: int, device: torch.device) -> dict | None:
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None, :]
     window = (distance >= 0) & (distance < config.sliding_window)
+    # None lets attention use its causal kernel, which needs no mask.
     sliding = window[None, None] if length > config.sliding_window else None
     return {"full_attention": None, "sliding_attention": sliding}

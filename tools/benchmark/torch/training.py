@@ -28,6 +28,7 @@ def prepared(job: dict, load: Callable, make_loss: Callable, tuned: bool) -> Cal
       tuned: whether to choose what is fastest, or leave it to torch and transformers.
     """
     device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
+    # As one trains; these models have no dropout by default.
     model = load(job["weights"]).to(device).train()
     groups = _trainable(model, job["multipliers"])
     trainable = [weight for weights in groups.values() for weight in weights]
@@ -41,6 +42,7 @@ def prepared(job: dict, load: Callable, make_loss: Callable, tuned: bool) -> Cal
         betas=(options["beta1"], options["beta2"]),
         eps=1e-8,
         weight_decay=0.0,
+        # One kernel for all weights: the fastest of torch's three implementations.
         fused=True,
     )
     loss_of = make_loss(model, _batch(job["batch"], device), job)
@@ -55,6 +57,7 @@ def prepared(job: dict, load: Callable, make_loss: Callable, tuned: bool) -> Cal
         loss.backward()
         nn.utils.clip_grad_norm_(trainable, clip_norm)
         optimizer.step()
+        # Freed, not filled with zeros.
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
@@ -74,25 +77,26 @@ def _trainable(model: nn.Module, multipliers: dict) -> dict[float, list]:
     Raises:
       ValueError: the files and the model do not have the same tensors.
     """
-    wanted = {_short(name): factor for name, factor in multipliers.items()}
-    found = {_short(name): weight for name, weight in model.named_parameters()}
-    if set(wanted) != set(found):
+    factors = {_short(name): factor for name, factor in multipliers.items()}
+    weights = {_short(name): weight for name, weight in model.named_parameters()}
+    if set(factors) != set(weights):
         raise ValueError(
             f"the files and {type(model).__name__} do not have the same tensors: "
-            f"{json.dumps(sorted(set(wanted) ^ set(found)))}"
+            f"{json.dumps(sorted(set(factors) ^ set(weights)))}"
         )
     groups = {}
-    for name, weight in found.items():
-        weight.requires_grad_(wanted[name] is not None)
-        if wanted[name] is not None:
-            groups.setdefault(wanted[name], []).append(weight)
+    # Frozen weights have no gradient, as in hive_jax.
+    for name, weight in weights.items():
+        weight.requires_grad_(factors[name] is not None)
+        if factors[name] is not None:
+            groups.setdefault(factors[name], []).append(weight)
     return groups
 
 
 def _short(name: str) -> str:
     """Strips the prefixes that differ between versions of transformers from a name."""
-    parts = name.split(".")
-    return ".".join(part for part in parts if part not in ("model", "vision_model"))
+    names = name.split(".")
+    return ".".join(level for level in names if level not in ("model", "vision_model"))
 
 
 def _shorten_frozen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -32,6 +32,7 @@ def main(job_path: str) -> int:
     os.dup2(2, 1)  # what libraries print is no answer
     with open(job_path, encoding="utf-8") as file:
         job = json.load(file)
+    # As many as `on_cpus` leaves to the process.
     torch.set_num_threads(job["threads"])
     # Full float32, where it is float32.
     torch.backends.cudnn.allow_tf32 = False
@@ -49,6 +50,7 @@ def main(job_path: str) -> int:
         for line in sys.stdin:
             steps = json.loads(line)["steps"]
             start = time.perf_counter()
+            # Kept on the device until all steps are under way.
             losses = [step() for _ in range(steps)]
             losses = [loss.item() for loss in losses]  # waits for the device
             seconds = (time.perf_counter() - start) / steps
