@@ -8,28 +8,28 @@ answers = model.generate(images, "What colour is the star?")
 import dataclasses
 import functools
 import hashlib
-import jax
-import numpy as np
 import os
-from collections.abc import (Callable, Mapping, Sequence)
-from hive_jax.config import (DataConfig, MeshConfig, RunConfig)
-from hive_jax.data.stored_text_preprocessing import stored_preprocessing
-from hive_jax.data.text_preprocessing import (TextPreprocessing, own_preprocessing)
-from hive_jax.data.tokenizer import (Tokenizer, load_tokenizer)
-from hive_jax.errors import (CheckpointError, DataError)
-from hive_jax.inference.encoder import (BATCH_SIZE, Encoder, Images, split_batches)
-from hive_jax.inference.generate import (Decoding, Generator, Prompt)
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import (TextTower, l2_normalize)
-from hive_jax.training import sharding
-from hive_jax.training.objectives import compute_dtype
-from hive_jax.training.stored_run import (is_run, open_run)
-from hive_jax.weights.components import open_components
-from hive_jax.weights.hf_folder import (TOKENIZER_FILES, locate)
-from hive_jax.weights.sources import WeightSource
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
 
+from hive_jax.config import DataConfig, MeshConfig, RunConfig
+from hive_jax.data.stored_text_preprocessing import stored_preprocessing
+from hive_jax.data.text_preprocessing import TextPreprocessing, own_preprocessing
+from hive_jax.data.tokenizer import Tokenizer, load_tokenizer
+from hive_jax.errors import CheckpointError, DataError
+from hive_jax.inference.encoder import BATCH_SIZE, Encoder, Images, split_batches
+from hive_jax.inference.generate import Decoding, Generator, Prompt
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import TextTower, l2_normalize
+from hive_jax.training import sharding
+from hive_jax.training.objectives import compute_dtype
+from hive_jax.training.stored_run import is_run, open_run
+from hive_jax.weights.components import open_components
+from hive_jax.weights.hf_folder import TOKENIZER_FILES, locate
+from hive_jax.weights.sources import WeightSource
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
