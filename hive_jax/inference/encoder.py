@@ -94,11 +94,12 @@ class Encoder:
         Raises:
           DataError: no image, or an image of another type, dtype or shape.
         """
-        # The type first: a PIL image has no len().
-        if isinstance(images, Image.Image) or not len(images):
+        # A single image has three dimensions; as a sequence it would be rows of pixels.
+        one = isinstance(images, Image.Image) or getattr(images, "ndim", 4) == 3
+        if one or not len(images):
             raise DataError(
-                f"images is {'empty' if not isinstance(images, Image.Image) else 'one image'}"
-                "; expected a sequence of images, such as [image]"
+                f"images is {'one image' if one else 'empty'}; expected a sequence of "
+                "images, such as [image]"
             )
         size = self.config.image_size
         return np.stack(

@@ -151,7 +151,9 @@ class Plan:
         for resources of which both are known."""
         chip, collectives = self.topology.chip, self.compiled.collectives
         # None for a program that was not compiled.
-        received = collectives and sum(c.received for c in collectives.values())
+        received = None
+        if collectives is not None:
+            received = sum(c.received for c in collectives.values())
         amounts = {
             "compute": (self.flops and self.flops / self.chips, chip.peak_flops),
             "memory": (self.compiled.traffic, chip.hbm_bandwidth),
