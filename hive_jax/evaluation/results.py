@@ -27,7 +27,7 @@ from hive_jax.io import (
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 _ANSWERS = "answers.jsonl"
 # Keys of a result that are outcomes; all others are settings.
-_OUTCOMES = ("scores", "parts", "version", "date")
+_OUTCOMES = ("scores", "counts", "parts", "version", "date")
 
 
 class ResultStore:
@@ -64,19 +64,27 @@ class ResultStore:
             file.flush()
             os.fsync(file.fileno())  # so that a preempted machine loses no answer
 
-    def finish(self, samples: Iterable[Mapping], scores: dict, parts: dict) -> dict:
+    def finish(
+        self,
+        samples: Iterable[Mapping],
+        scores: Mapping,
+        parts: Mapping,
+        counts: Mapping | None = None,
+    ) -> dict:
         """Writes samples.jsonl and, last, result.json; returns the result.
 
         Args:
           samples: one record for each example.
           scores: score name -> score.
           parts: category -> score name -> score.
+          counts: score name -> number of examples; by default of all examples.
 
         Raises:
           OutputError: a file cannot be written.
         """
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        outcomes = (scores, parts, hive_jax.__version__, date)
+        counts = counts or dict.fromkeys(scores, self._settings["n"])
+        outcomes = (scores, counts, parts, hive_jax.__version__, date)
         self.result = self._settings | dict(zip(_OUTCOMES, outcomes, strict=True))
         write_text(self.folder / SAMPLES, json_lines(samples))
         write_json(self.folder / RESULT, self.result)
