@@ -50,6 +50,10 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "arrayrecord": ["array_record"],
+        # The versions that work together: lmms-eval's class for LLaVA imports decord,
+        # which only video-legacy brings, and its evaluator filelock._api, which filelock 4
+        # no longer has. Run with transformers 5.24 and datasets 5.2.
+        "eval": ["filelock<4", "lmms-eval[video-legacy]==0.7.3", "pyarrow"],
         "parquet": ["pyarrow"],
         "sentencepiece": ["sentencepiece>=0.2.3"],
         # tensorflow-datasets 4.9.10 imports importlib_resources without declaring it.

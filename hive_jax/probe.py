@@ -56,7 +56,7 @@ def _probe_features(
     rows, curves, chance = [], {}, 0.0
     for name, path in paths.items():
         folder = _folder(options, name, path, len(paths) > 1)
-        encoder = load_encoder(path, name)
+        encoder = load_encoder(path, name, config.preprocessing)
         results, fitted, work = probe(config, encoder, folder, options.sweep_depths)
         rows += [_row(name, depth, one) for depth, one in results.items()]
         curves[name] = {

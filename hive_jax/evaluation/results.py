@@ -27,7 +27,7 @@ from hive_jax.io import (
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 _ANSWERS = "answers.jsonl"
 # Keys of a result that are outcomes; all others are settings.
-_OUTCOMES = ("scores", "parts", "version", "date")
+_OUTCOMES = ("scores", "counts", "parts", "version", "date")
 
 
 class ResultStore:
@@ -67,7 +67,11 @@ class ResultStore:
             os.fsync(file.fileno())  # so that a preempted machine loses no answer
 
     def finish(
-        self, samples: Iterable[Mapping], scores: dict, by_category: dict
+        self,
+        samples: Iterable[Mapping],
+        scores: Mapping,
+        by_category: Mapping,
+        counts: Mapping | None = None,
     ) -> dict:
         """Writes samples.jsonl and, last, result.json; returns the result.
 
@@ -75,12 +79,14 @@ class ResultStore:
           samples: one record for each example.
           scores: score name -> score.
           by_category: category -> score name -> score.
+          counts: score name -> number of examples; by default of all examples.
 
         Raises:
           OutputError: a file cannot be written.
         """
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        outcomes = (scores, by_category, hive_jax.__version__, date)
+        counts = counts or dict.fromkeys(scores, self._settings["n"])
+        outcomes = (scores, counts, by_category, hive_jax.__version__, date)
         self.result = self._settings | dict(zip(_OUTCOMES, outcomes, strict=True))
         # result.json comes last: where it exists, the evaluation is complete.
         write_text(self.folder / SAMPLES, json_lines(samples))

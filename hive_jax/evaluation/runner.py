@@ -91,7 +91,7 @@ def evaluate(
 def table(results: dict[str, dict]) -> str:
     """Formats scores as a text table with one score per line."""
     rows = [
-        (f"{name} {score}", f"{value:.2f}", str(result["n"]))
+        (f"{name} {score}", f"{value:.2f}", str(result["counts"][score]))
         for name, result in results.items()
         for score, value in result["scores"].items()
     ]
@@ -211,4 +211,4 @@ def _finish(store: ResultStore, task: Task, examples: Examples) -> dict:
             examples, records, scores.parsed, scores.correct, strict=True
         )
     ]
-    return store.finish(samples, scores.totals, scores.parts)
+    return store.finish(samples, scores.totals, scores.parts, scores.counts)

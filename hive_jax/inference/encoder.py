@@ -14,14 +14,11 @@ from PIL import Image
 
 from hive_jax.data.transforms import prepare_image
 from hive_jax.errors import DataError
-from hive_jax.models.siglip import (
-    EncoderOutput,
-    SiglipConfig,
-    SiglipEncoder,
-)
+from hive_jax.models.siglip import EncoderOutput, SiglipConfig, SiglipEncoder
 from hive_jax.training.objectives import compute_dtype, normalize_images
 from hive_jax.training.resolve import open_weights
 from hive_jax.weights import save_encoder
+from hive_jax.weights.hf_folder import assume_preprocessing
 
 Images = np.ndarray | Sequence[Image.Image | np.ndarray]
 # Images or texts per compiled call, which bounds the memory; longer inputs take several
@@ -144,12 +141,15 @@ class Encoder:
         return jax.jit(apply, static_argnums=2)
 
 
-def load_encoder(path: str | os.PathLike, name: str = "") -> Encoder:
+def load_encoder(
+    path: str | os.PathLike, name: str = "", preprocessing: str = ""
+) -> Encoder:
     """Loads a vision encoder.
 
     Args:
       path: as for `load`.
       name: name in messages and tables; by default the path.
+      preprocessing: name of the image preprocessing; by default that of the weights.
 
     Raises:
       MissingInputError: `path` does not exist, or a file in it is missing.
@@ -157,8 +157,7 @@ def load_encoder(path: str | os.PathLike, name: str = "") -> Encoder:
     """
     path = os.fspath(path)
     source = open_weights(path, "encoder")
-    # .npz files of big_vision do not tell how images were resized.
-    preprocessing = source.preprocessing or "hf_bicubic"
+    preprocessing = preprocessing or source.preprocessing or assume_preprocessing(path)
     params = unflatten_dict(dict(source.leaves()), sep="/")
     return Encoder(source.config, params, preprocessing, name or path)
 

@@ -28,7 +28,7 @@ from hive_jax.training import sharding
 from hive_jax.training.objectives import compute_dtype
 from hive_jax.training.stored_run import is_run, open_run
 from hive_jax.weights.components import open_components
-from hive_jax.weights.hf_folder import TOKENIZER_FILES, locate
+from hive_jax.weights.hf_folder import TOKENIZER_FILES, assume_preprocessing, locate
 from hive_jax.weights.sources import WeightSource
 
 
@@ -59,7 +59,7 @@ class TrainedModel:
         return Encoder(
             self.config.model.encoder,
             self.params["img"],
-            self.config.data.preprocessing or "hf_bicubic",
+            self.config.data.preprocessing or assume_preprocessing(self.source),
             self.source,
             self.config.dtype,
         )

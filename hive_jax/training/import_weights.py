@@ -127,7 +127,8 @@ def _config(
         ),
         data=DataConfig(
             tokenizer=tokenizer or (llm.tokenizer if llm else ""),
-            preprocessing=(img.preprocessing if img else "") or "hf_bicubic",
+            # Unknown stays unknown: the run that starts from it may set it.
+            preprocessing=img.preprocessing if img else "",
         ),
     )
     config.validate()

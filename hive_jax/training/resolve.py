@@ -16,6 +16,7 @@ from hive_jax.training.stored_run import (
     is_run,
     open_run,
 )
+from hive_jax.weights.hf_folder import assume_preprocessing
 from hive_jax.weights.sources import WeightSource, open_decoder, open_encoder
 
 
@@ -135,8 +136,12 @@ def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
     # A run has a complete config; weight files have their own component's values.
     if run:
         model, data = run.config.model, run.config.data
+        known = data.preprocessing or not model.encoder
         stored = _Stored(
-            model.encoder, model.decoder, data.preprocessing, data.tokenizer
+            model.encoder,
+            model.decoder,
+            data.preprocessing if known else _assumed(config, run.workdir),
+            data.tokenizer,
         )
     else:
         stored = _stored_in_components(config, sources)
@@ -166,12 +171,18 @@ def _stored_in_components(config: RunConfig, sources: WeightSources) -> _Stored:
         # Weights say how their encoder's images were resized, and bring their
         # tokenizer.
         stored = stored._replace(
-            encoder=encoder.config, preprocessing=encoder.preprocessing
+            encoder=encoder.config,
+            preprocessing=encoder.preprocessing or _assumed(config, encoder.source),
         )
     decoder_missing = not (model.decoder and data.tokenizer)
     if decoder_missing and (decoder := sources.decoder):
         stored = stored._replace(decoder=decoder.config, tokenizer=decoder.tokenizer)
     return stored
+
+
+def _assumed(config: RunConfig, source: str) -> str:
+    """Returns the preprocessing of weights that record none, unless the config has it."""
+    return "" if config.data.preprocessing else assume_preprocessing(source)
 
 
 def _fill_in(config: RunConfig, stored: _Stored) -> RunConfig:

@@ -12,7 +12,7 @@ from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.io import atomic_dir, write_json
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import big_vision, hf_models, sources
+from hive_jax.weights import big_vision, hf_folder, hf_models, sources
 from hive_jax.weights.mapping import param_shapes, resize_positions
 from hive_jax.weights.safetensors import cast, dtype_named
 
@@ -33,7 +33,7 @@ def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig
     Returns:
       The configuration and the parameters, float32 NumPy arrays. A warning is logged if
       the images need another preprocessing than the default of `save_encoder` (SigLIP 2,
-      big_vision).
+      big_vision), or the weights do not record any.
 
     Raises:
       ConfigError: images smaller than a patch.
@@ -43,7 +43,9 @@ def load_encoder(path: str, image_size: int | None = None) -> tuple[SiglipConfig
     """
     source = sources.open_encoder(path)
     params = source.params()
-    if source.preprocessing not in ("", "hf_bicubic"):
+    if not source.preprocessing:
+        hf_folder.assume_preprocessing(path)
+    elif source.preprocessing != "hf_bicubic":
         _log.warning(
             "%s: images are prepared as %r; save_encoder needs preprocessing=%r",
             path,

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError
-from hive_jax.io import read_json
-from hive_jax.weights import big_vision, hf_decoder, hf_folder
+from hive_jax.weights import big_vision, formats, hf_decoder, hf_folder
 from hive_jax.weights.sources import (
     WeightSource,
     open_decoder,
@@ -41,7 +40,7 @@ def open_components(path: str) -> dict[str, WeightSource]:
 
 
 def _components_of_folder(folder: Path, path: str) -> tuple[str, ...]:
-    hf = read_json(folder / "config.json", error=CheckpointError)
+    hf = formats.read_config(folder, path)
     components = {
         "siglip": ("two_towers",),
         "siglip_vision_model": ("encoder",),
@@ -52,6 +51,8 @@ def _components_of_folder(folder: Path, path: str) -> tuple[str, ...]:
         **dict.fromkeys(hf_decoder.FAMILIES, ("decoder",)),
     }
     model_type = hf.get("model_type")
+    if hf.get("architectures") == ["SiglipForImageClassification"]:
+        return ("encoder",)  # of the type of two towers, and without the text tower
     if model_type not in components:
         raise CheckpointError(
             f"{path}: model_type is {model_type!r}; expected the workdir of a run, or a "

@@ -99,6 +99,12 @@ def config_from_hf(hf: Mapping, source: str) -> DecoderConfig:
         raise CheckpointError(
             f"{source}: use_bidirectional_attention is set; expected a causal decoder"
         )
+    heads, kv_heads = hf["num_attention_heads"], hf["num_key_value_heads"]
+    if kv_heads > 0 and heads % kv_heads:
+        raise CheckpointError(
+            f"{source}: num_attention_heads is {heads} and num_key_value_heads "
+            f"{kv_heads}; expected a multiple of it"
+        )
     config = {name: hf[key] for name, key in _FIELDS.items()}
     config |= {**family.fields, **family.read(hf, source)}
     return DecoderConfig(**config, **_read_rope(hf, family, source))

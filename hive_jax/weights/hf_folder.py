@@ -4,15 +4,19 @@ transformers' own configuration classes fill in what a config.json leaves out; n
 a folder is ever run.
 """
 
+import logging
 import os
 import re
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.io import read_json
+from hive_jax.weights import consistency, formats
 from hive_jax.weights.hf_decoder import FAMILIES
 from hive_jax.weights.hf_models import PROCESSORS
-from hive_jax.weights.safetensors import EXPORT_REPORT, PICKLED, pickled_file_error
+from hive_jax.weights.safetensors import EXPORT_REPORT
+
+_log = logging.getLogger(__name__)
 
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
@@ -25,6 +29,12 @@ TOKENIZER_FILES = (
 )
 # Model types with an image tower.
 _VISION = ("siglip", "siglip_vision_model", "llava", "paligemma", "gemma3", "hive")
+# Keys of an image tower that no other component has.
+_IMAGE_SIZES = ("image_size", "patch_size", "num_channels", "vision_use_head")
+_SIGLIP_SIZES = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
+    *_IMAGE_SIZES,
+)
 # Model types with a decoder -> the model_type of the decoder, if config.json omits it.
 _WITH_DECODER = {
     **{family: family for family in FAMILIES},
@@ -43,14 +53,14 @@ def locate(path: str | os.PathLike) -> Path:
 
     Raises:
       MissingInputError: the hub id could not be downloaded.
-      CheckpointError: a pickled file.
+      CheckpointError: a file of weights in a format that is not read.
     """
     path = os.fspath(path)
     if path.startswith("builtin:"):
         return _ASSETS / f"{path.removeprefix('builtin:')}.npz"
     local = Path(path).expanduser()
-    if local.is_file() and local.suffix in PICKLED:
-        raise pickled_file_error(local)
+    if local.is_file():
+        formats.require_readable_file(local)
     hub_id = _HUB_ID.fullmatch(path)
     if local.exists() or not hub_id or local.suffix == ".npz":
         return local
@@ -66,11 +76,16 @@ def locate(path: str | os.PathLike) -> Path:
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
-        raise MissingInputError(
+        message = (
             f"{path} is no file or folder here, and as a hub id it could not be "
-            f"downloaded: {' '.join(filter(None, lines))}\nFor Gemma: accept its "
-            f"licence at https://huggingface.co/{hub_id[1]}, then `hf auth login`"
-        ) from None
+            f"downloaded: {' '.join(filter(None, lines))}"
+        )
+        if "gemma" in hub_id[1].lower():
+            message += (
+                "\nGemma has a licence to accept, once, at "
+                f"https://huggingface.co/{hub_id[1]}; then run `hf auth login`"
+            )
+        raise MissingInputError(message) from None
     return Path(snapshot)
 
 
@@ -87,7 +102,11 @@ def vision_config(config: dict, source: str) -> dict:
     model_type = _model_type(config, _VISION, "an image tower", source)
     is_tower = model_type == "siglip_vision_model"
     tower = config if is_tower else config.get("vision_config")
-    return _complete(tower or {}, "siglip_vision_model", source)
+    complete = _complete(tower or {}, "siglip_vision_model", source)
+    # SiglipConfig has no sizes of its own; those of others may mean the decoder's.
+    keys = _SIGLIP_SIZES if model_type == "siglip" else _IMAGE_SIZES
+    consistency.require_agreement(config, complete, keys, source)
+    return complete
 
 
 def two_tower_configs(config: dict, source: str) -> tuple[dict, dict]:
@@ -174,13 +193,32 @@ def _complete(
         ) from None
 
 
-def preprocessing(folder: Path) -> str:
+def assume_preprocessing(source: str) -> str:
+    """Returns the image preprocessing of weights that record none, and warns of it.
+
+    Args:
+      source: path of the weights, for the message.
+    """
+    _log.warning(
+        "%s does not record its image preprocessing: assuming 'hf_bicubic', that of "
+        "SigLIP (SigLIP 2: 'hf_bilinear'); set preprocessing to choose another",
+        source,
+    )
+    return "hf_bicubic"
+
+
+def preprocessing(folder: Path, image_size: int) -> str:
     """Returns the name of a folder's image preprocessing, "" if it records none.
 
     The names are those of `hive_jax.data.transforms`.
 
+    Args:
+      folder: of the model.
+      image_size: of its image tower, in pixels.
+
     Raises:
-      CheckpointError: hive_jax does not have this preprocessing.
+      CheckpointError: hive_jax does not have this preprocessing, or it is for images of
+        another size.
     """
     # Exports record the name themselves, because transformers lacks "bv_bilinear".
     if (folder / EXPORT_REPORT).is_file():
@@ -195,11 +233,11 @@ def preprocessing(folder: Path) -> str:
             processor = read_json(folder / name, error=CheckpointError)
             processor = processor.get(key) if key else processor
             if processor:
-                return _preprocessing_of(processor, folder / name)
+                return _preprocessing_of(processor, folder / name, image_size)
     return ""
 
 
-def _preprocessing_of(processor: dict, path: Path) -> str:
+def _preprocessing_of(processor: dict, path: Path, image_size: int) -> str:
     resample, pads = processor.get("resample", 3), bool(processor.get("do_pad"))
     required = {
         "do_resize": True,
@@ -219,6 +257,12 @@ def _preprocessing_of(processor: dict, path: Path) -> str:
     ]
     if resample not in (2, 3):
         wrong.append(f"resample is {resample}; expected one of [2, 3]")
+    size = processor.get("size")
+    sides = {size.get("height"), size.get("width")} if isinstance(size, dict) else set()
+    if sides - {None, image_size}:
+        wrong.append(
+            f"size is {size}; expected {image_size}, image_size of config.json"
+        )
     if wrong:
         listed = "\n  ".join(wrong)
         raise CheckpointError(f"{path}: unsupported preprocessing:\n  {listed}")

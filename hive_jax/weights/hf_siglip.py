@@ -49,6 +49,7 @@ def vision_config_from_hf(hf: Mapping, source: str) -> SiglipConfig:
                 f"{source}: {name} is {config[name]!r}; expected one number, the side of "
                 "a square"
             )
+    _require_even_heads(hf, source)
     return SiglipConfig(**config)
 
 
@@ -62,7 +63,18 @@ def text_config_from_hf(hf: Mapping, source: str) -> TextTowerConfig:
       CheckpointError: `TextTower` does not compute this tower.
     """
     require_values(hf, _FIXED, source)
+    _require_even_heads(hf, source)
     return TextTowerConfig(**{name: hf[key] for name, key in _TEXT_FIELDS.items()})
+
+
+def _require_even_heads(hf: Mapping, source: str) -> None:
+    """Raises CheckpointError if the heads do not divide the width between them."""
+    width, heads = hf["hidden_size"], hf["num_attention_heads"]
+    if heads > 0 and width % heads:
+        raise CheckpointError(
+            f"{source}: hidden_size is {width} and num_attention_heads {heads}; expected "
+            "a width that the heads divide without remainder"
+        )
 
 
 def vision_config_to_hf(config: SiglipConfig) -> dict:

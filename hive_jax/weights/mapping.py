@@ -20,7 +20,7 @@ from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.hive import Hive, HiveConfig
 from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
-from hive_jax.weights.safetensors import Tensor, cast, stored_dtype
+from hive_jax.weights.safetensors import FLOAT_DTYPES, Tensor, cast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +111,9 @@ def require_fit(
 ) -> list[str]:
     """Compares the names, shapes and dtypes of `tensors` with what the table expects.
 
+    The dtypes of weights may differ from tensor to tensor: fine-tuning on quantized
+    weights leaves norms in float32 and the rest in bfloat16.
+
     Args:
       source: path of the tensors, for the message.
       slices: the table.
@@ -125,8 +128,6 @@ def require_fit(
         shape or dtype.
     """
     expected = tensor_shapes(slices)
-    # One dtype for all: a folder of two downloads would otherwise load without a word.
-    dtype = stored_dtype(tensors[name] for name in expected if name in tensors)
     lines = []
     for name, shape in expected.items():
         if name not in tensors:
@@ -134,10 +135,10 @@ def require_fit(
         elif tensors[name].shape != shape:
             actual = list(tensors[name].shape)
             lines.append(f"shape: {name} is {actual}; expected {list(shape)}")
-        elif tensors[name].dtype != dtype:
-            actual = tensors[name].dtype
+        elif tensors[name].dtype not in FLOAT_DTYPES:
             lines.append(
-                f"dtype: {name} is {actual}; expected {dtype} as in the others"
+                f"dtype: {name} is {tensors[name].dtype}; expected float32, bfloat16 or "
+                "float16"
             )
     others = [name for name in tensors if name not in expected]
     unexpected = [name for name in others if not belongs_to_other_component(name)]
@@ -146,9 +147,19 @@ def require_fit(
         listed = "\n  ".join(lines)
         raise CheckpointError(
             f"{source}: {len(lines)} tensors do not fit its configuration, nothing was "
-            f"loaded:\n  {listed}\nGet the files again, or those of one model."
+            f"loaded:\n  {listed}\n{_advice(lines)}"
         )
     return others
+
+
+def _advice(lines: list[str]) -> str:
+    """Returns what to do about the lines of `require_fit`."""
+    kinds = {line.partition(":")[0] for line in lines}
+    if kinds == {"missing"}:
+        return "The files are incomplete, or of a smaller model: get all of them."
+    if kinds == {"dtype"}:
+        return "Save the weights as float32, where their values are still exact."
+    return "Use tensors and configuration of one model, without additions."
 
 
 def read_params(
@@ -262,54 +273,6 @@ def _model(config):
     # A text tower takes texts of its own length only.
     tokens = jnp.zeros((1, text.num_tokens), jnp.int32)
     return TwoTowers(image, text, execution=SCANNED), (_image(image), tokens)
-
-
-def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:
-    """Returns `param_shapes` of a configuration that was read from files.
-
-    Args:
-      config: what `param_shapes` takes.
-      source: path of the configuration, for messages.
-
-    Raises:
-      CheckpointError: no model can have this configuration.
-    """
-    towers = config if isinstance(config, tuple) else (config,)
-    if isinstance(config, HiveConfig):
-        towers = (config.encoder, config.decoder)
-    for tower in towers:
-        _require_possible(tower, source)
-    try:
-        return param_shapes(config)
-    except (ArithmeticError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: no model has the configuration {config}: {error}"
-        ) from None
-
-
-# Fields of the configurations that 0 disables; all others are positive.
-_MAY_BE_ZERO = (
-    "norm_offset",
-    "local_layers",
-    "query_scale",
-    "attention_softcap",
-    "final_softcap",
-)
-# Above any model, and below what would take minutes or all memory to trace.
-_LIMITS = {"vocab_size": 10_000_000, "window": 10_000_000}
-
-
-def _require_possible(tower, source: str) -> None:
-    """Raises CheckpointError for a number that no model can have."""
-    for field in dataclasses.fields(tower):
-        if field.type not in (int, float):
-            continue
-        value = getattr(tower, field.name)
-        limit = _LIMITS.get(field.name, 100_000 if field.type is int else math.inf)
-        at_least = 0 if field.name in _MAY_BE_ZERO else 1e-9
-        is_number = isinstance(value, int | field.type) and value is not True
-        if not (is_number and at_least <= value < limit):
-            raise CheckpointError(f"{source}: {field.name} is {value!r}")
 
 
 def _image(config: SiglipConfig) -> jax.ShapeDtypeStruct:

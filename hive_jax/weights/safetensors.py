@@ -3,10 +3,9 @@
 Needs no torch, and never unpickles.
 """
 
-import collections
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -29,8 +28,8 @@ EXPORT_REPORT = "hive_export.json"
 
 # By the names of the format; others keep their own, and no table expects them.
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# Suffixes of PyTorch's files, to say why they are not read.
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+# Each converts to float32, as parameters are, without rounding.
+FLOAT_DTYPES = frozenset(_DTYPES.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +45,6 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
-
-
-def stored_dtype(tensors: Iterable[Tensor]) -> str:
-    """Returns the most common of the dtypes that weights can have."""
-    known = _DTYPES.values()
-    counts = collections.Counter(t.dtype for t in tensors if t.dtype in known)
-    return counts.most_common(1)[0][0] if counts else "float32"
 
 
 def require_finite(array: np.ndarray, name: str, path) -> np.ndarray:
@@ -121,20 +113,7 @@ def open_safetensors(folder: Path) -> dict[str, Tensor]:
         return _open_shards(folder, hashes)
     if (folder / SINGLE).is_file():
         return _open(folder / SINGLE, hashes)
-    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
-    if pickled:
-        raise pickled_file_error(folder / pickled[0])
     raise MissingInputError(f"{folder} holds neither {SINGLE} nor {INDEX}")
-
-
-def pickled_file_error(path: Path) -> CheckpointError:
-    """Returns the error for a pickled file, with the command to convert it."""
-    return CheckpointError(
-        f"{path}: pickled files can run code and are not read; expected safetensors. "
-        "Convert it where torch and transformers are installed:\n"
-        '  python -c "from transformers import AutoModel; '
-        f"AutoModel.from_pretrained('{path.parent}').save_pretrained('converted')\""
-    )
 
 
 def tensor_hash(array: np.ndarray) -> str:

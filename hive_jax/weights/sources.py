@@ -4,6 +4,7 @@ A path is a Hugging Face folder, a hub id, a big_vision .npz, or "builtin:NAME".
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,20 +13,22 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from hive_jax.errors import CheckpointError
-from hive_jax.io import read_json
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import (
     big_vision,
+    consistency,
+    formats,
     hf_decoder,
     hf_folder,
     hf_models,
     hf_siglip,
     mapping,
 )
-from hive_jax.weights.mapping import checked_shapes
 from hive_jax.weights.safetensors import Tensor, open_safetensors
+
+_log = logging.getLogger(__name__)
 
 # Prefixes of each component's tensor names, in the models and transformers versions that
 # contain it. The first one is that of a folder of the component alone.
@@ -51,6 +54,9 @@ _OTHER_COMPONENTS = (
     *("projectors.", "cross_attentions."),
     *("img/", "txt/", "llm/", "fusion/", "t", "b"),
 )
+# First elements of the tensor names of heads on a tower: classifiers of transformers, and
+# the value head of trl.
+_HEADS = ("classifier.", "score.", "qa_outputs.", "v_head.")
 # Constants that older versions of transformers stored like weights.
 _BUFFERS = ("position_ids", "rotary_emb.inv_freq")
 
@@ -103,21 +109,25 @@ def open_encoder(path: str) -> WeightSource:
 
     Raises:
       MissingInputError: nothing is at `path`, or a file is missing.
-      CheckpointError: damaged files, or no image tower that `SiglipEncoder` computes; all
-        tensors that are missing, unexpected or of another shape or dtype are listed.
+      CheckpointError: damaged files, another format, or no image tower that
+        `SiglipEncoder` computes; listed are the keys of config.json that contradict the
+        tensors, else all tensors that are missing, unexpected or of another shape or dtype.
     """
     folder = hf_folder.locate(path)
     if not folder.is_dir():
         return _open_npz(path, folder, _IMAGE)
-    hf = read_json(folder / "config.json", error=CheckpointError)
+    hf = formats.read_config(folder, path)
     config = hf_siglip.vision_config_from_hf(hf_folder.vision_config(hf, path), path)
-    tensors = open_safetensors(folder)
+    tensors = _open_tensors(folder, hf, path)
     # The prefix depends on the model and on the version of transformers that saved it.
     prefix = _prefix(tensors, _VISION_PREFIXES, "encoder.layers.0.")
     nested = "" if hf["model_type"] == "siglip_vision_model" else prefix
     rows = hf_siglip.vision_rows("", prefix, config.map_head)
-    source = _weight_source(path, config, rows, tensors, nested)
-    return dataclasses.replace(source, preprocessing=hf_folder.preprocessing(folder))
+    sizes = consistency.image_tower_sizes(config, prefix)
+    source = _weight_source(path, config, rows, tensors, nested, sizes)
+    return dataclasses.replace(
+        source, preprocessing=hf_folder.preprocessing(folder, config.image_size)
+    )
 
 
 def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource:
@@ -134,14 +144,15 @@ def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource
     folder = hf_folder.locate(path)
     if not folder.is_dir():
         return _open_npz(path, folder, _DECODER, config=config)
-    hf = read_json(folder / "config.json", error=CheckpointError)
+    hf = formats.read_config(folder, path)
     config = hf_decoder.config_from_hf(hf_folder.decoder_config(hf, path), path)
-    tensors = open_safetensors(folder)
+    tensors = _open_tensors(folder, hf, path)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
     nested = prefix if "text_config" in hf else ""
     tensors = hf_decoder.without_tied_head(tensors, prefix, config, path)
     rows = hf_decoder.rows("", prefix, config)
-    source = _weight_source(path, config, rows, tensors, nested)
+    sizes = consistency.decoder_sizes(config, prefix)
+    source = _weight_source(path, config, rows, tensors, nested, sizes)
     has_tokenizer = any((folder / name).is_file() for name in hf_folder.TOKENIZER_FILES)
     return dataclasses.replace(source, tokenizer=str(folder) if has_tokenizer else "")
 
@@ -155,9 +166,8 @@ def open_two_towers(path: str) -> WeightSource:
     folder = hf_folder.locate(path)
     if not folder.is_dir():
         return _open_npz(path, folder, _IMAGE, _TEXT)
-    vision, text = hf_folder.two_tower_configs(
-        read_json(folder / "config.json", error=CheckpointError), path
-    )
+    hf = formats.read_config(folder, path)
+    vision, text = hf_folder.two_tower_configs(hf, path)
     config = (
         hf_siglip.vision_config_from_hf(vision, path),
         hf_siglip.text_config_from_hf(text, path),
@@ -167,8 +177,15 @@ def open_two_towers(path: str) -> WeightSource:
         *hf_siglip.text_rows("txt/", "text_model."),
         *hf_siglip.SCALARS,
     ]
-    source = _weight_source(path, config, rows, open_safetensors(folder), "")
-    return dataclasses.replace(source, preprocessing=hf_folder.preprocessing(folder))
+    sizes = [
+        *consistency.image_tower_sizes(config[0], "vision_model."),
+        *consistency.text_tower_sizes(config[1], "text_model."),
+    ]
+    tensors = _open_tensors(folder, hf, path)
+    source = _weight_source(path, config, rows, tensors, "", sizes)
+    return dataclasses.replace(
+        source, preprocessing=hf_folder.preprocessing(folder, config[0].image_size)
+    )
 
 
 # Branches of big_vision's trees: name, type of the configuration, and the function that
@@ -185,16 +202,19 @@ def open_hive(path: str) -> WeightSource:
       MissingInputError, CheckpointError: as for `open_encoder`.
     """
     folder = hf_folder.locate(path)
-    hf = read_json(folder / "config.json", error=CheckpointError)
+    hf = formats.read_config(folder, path)
     config = _hive_config(hf, path)
     if config.fusion_class.export_kind == "vlm":
         # The image token matters to config.json alone, not to the table of tensors.
         layout = hf_models.vlm(config, hf.get("image_token_index", 0))
     else:
         layout = hf_models.hive(config)
-    source = _weight_source(path, config, layout.rows, open_safetensors(folder), "")
+    tensors = _open_tensors(folder, hf, path)
+    source = _weight_source(path, config, layout.rows, tensors, "")
     return dataclasses.replace(
-        source, preprocessing=hf_folder.preprocessing(folder), tokenizer=str(folder)
+        source,
+        preprocessing=hf_folder.preprocessing(folder, config.encoder.image_size),
+        tokenizer=str(folder),
     )
 
 
@@ -242,7 +262,7 @@ def _open_npz(path: str, file: Path, *branches: tuple, config=None) -> WeightSou
             source += f" (configuration read from the shapes of {names})"
     model = configs[0] if is_single else tuple(configs)
     # `source` now tells where the configuration comes from, for the messages below.
-    names = checked_shapes(model, source)
+    names = consistency.checked_shapes(model, source)
     rows = big_vision.branch_rows(names, prefix if nested else "", tensors)
     weights = _weight_source(source, model, rows, tensors, prefix if nested else "")
     default = _default_preprocessing(prefix, tensors, metadata)
@@ -276,20 +296,28 @@ def _config_from_metadata(config_type: type, fields: dict, path: str):
         ) from None
 
 
+def _open_tensors(folder: Path, hf: dict, path: str) -> dict[str, Tensor]:
+    formats.require_safetensors(folder)
+    tensors = open_safetensors(folder)
+    formats.require_float_weights(hf, tensors, path)
+    return tensors
+
+
 def _weight_source(
-    path: str, config, rows: list[mapping.Row], tensors, nested: str
+    path: str, config, rows: list[mapping.Row], tensors, nested: str, sizes=()
 ) -> WeightSource:
     """Checks everything but the values.
 
     `nested` is the prefix of the component's names where the same files hold other
-    components, else "".
+    components, else "". `sizes` are those that its config.json states.
     """
-    shapes = checked_shapes(config, path)
+    shapes = consistency.checked_shapes(config, path)
+    consistency.require_same_sizes(sizes, tensors, path)
     tensor_slices = mapping.tensor_slices(rows, shapes)
 
     def belongs_to_other_component(name: str) -> bool:
         # The connector of PaliGemma's image tower, or a classifier of big_vision's.
-        if name.startswith(("img/head/", "head/")) or name.endswith(_BUFFERS):
+        if name.startswith(("img/head/", "head/", *_HEADS)) or name.endswith(_BUFFERS):
             return True
         first = _first_element(name.removeprefix("model."))
         return not name.startswith(nested) and first in _OTHER_COMPONENTS
@@ -297,6 +325,8 @@ def _weight_source(
     left_out = mapping.require_fit(
         path, tensor_slices, tensors, belongs_to_other_component
     )
+    if heads := [name for name in left_out if name.startswith(_HEADS)]:
+        _log.warning("%s: left out the head %s", path, ", ".join(sorted(heads)))
     return WeightSource(path, config, shapes, tensor_slices, tensors, left_out)
 
 

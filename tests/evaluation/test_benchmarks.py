@@ -48,6 +48,7 @@ def test_mme_points():
     predictions = ["Yes", "yes", "yes", "no", "No", "?", "Yes", "Yes."]
     scores = mme.score(examples, predictions)
     assert scores.totals == {"perception": 125, "cognition": 200}
+    assert scores.counts == {"perception": 6, "cognition": 2}
     assert scores.parts["count"] == {"score": 125, "acc": 75, "acc+": 50, "n": 4}
     assert scores.parts["OCR"] == {"score": 0, "acc": 0, "acc+": 0, "n": 2}
     assert scores.parsed[3:6] == ("no", "no", "other")
@@ -150,6 +151,7 @@ def test_scienceqa_counts_questions_with_an_image_apart():
     ]
     scores = scienceqa.score(examples, ["B", "B", "B"])
     assert scores.totals == {"full": pytest.approx(200 / 3), "image_only": 0}
+    assert scores.counts == {"full": 3, "image_only": 1}
     assert scienceqa.score(examples[1:], ["B", "A"]).totals == {"full": 50}
 
 

@@ -65,6 +65,7 @@ def test_results_say_what_they_are_of(task, evaluated):
         "result.json",
         "samples.jsonl",
     ]
+    assert found["counts"].keys() == found["scores"].keys()
     assert found["n"] == len(said) == (28 if task == "mme" else 14)
     assert found["task"] == task and found["variant"] == "plain"
     assert found["prompt"] == TASKS[task].prompts["plain"]
@@ -82,6 +83,16 @@ def test_scores_are_those_of_the_samples(task, evaluated, data):
     assert result(evaluated / task)["scores"] == scores.totals
     assert [one["score"] for one in samples(evaluated / task)] == list(scores.correct)
     assert [one["id"] for one in samples(evaluated / task)] == [e.id for e in examples]
+
+
+def test_each_score_has_the_number_of_its_questions(evaluated, data):
+    examples = TASKS["scienceqa"].read(f"{data}/scienceqa")
+    pictured = sum(example.image is not None for example in examples)
+    found = result(evaluated / "scienceqa")
+    assert 0 < pictured < 14
+    assert found["counts"] == {"full": 14, "image_only": pictured}
+    rows = [line.split() for line in runner.table({"sqa": found}).splitlines()[2:]]
+    assert [row[-1] for row in rows] == ["14", str(pictured)]
 
 
 def test_the_model_says_different_things(evaluated):
@@ -204,7 +215,7 @@ def test_the_command(run, data, tmp_path, capsys):
     shown = capsys.readouterr().out
     wanted = result(tmp_path / "scienceqa")["scores"]["image_only"]
     (row,) = [x for x in shown.splitlines() if x.startswith("scienceqa image_only")]
-    assert row.split()[2:] == [f"{wanted:.2f}", "14"]
+    assert row.split()[2:] == [f"{wanted:.2f}", "7"]
     assert evaluate.main([*line.split(), "--seed", "1"]) == 73
     assert "decoding.seed: 0 -> 1" in capsys.readouterr().err
 

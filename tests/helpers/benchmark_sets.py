@@ -25,6 +25,46 @@ def as_parquet(source: Path, target: Path) -> None:
     _write(Path(f"{part}-IMG/test-00000-of-00001.parquet"), rows[:1])
 
 
+def as_hub_repositories(source: Path, target: Path) -> None:
+    """target/NAME with the rows of source/..., as lmms-eval's repositories have them."""
+    rows = _scienceqa(source / "scienceqa")
+    pictured = [row for row in rows if row["image"]]
+    questions, images = _gqa(source / "gqa")
+    repositories = {
+        "MME": {("default", "test"): _mme(source / "mme")},
+        "GQA": {
+            ("testdev_balanced_instructions", "testdev"): questions,
+            ("testdev_balanced_images", "testdev"): images,
+        },
+        "OK-VQA": {("default", "val2014"): _okvqa(source / "okvqa")},
+        "ScienceQA": {
+            ("ScienceQA-FULL", "test"): rows,
+            ("ScienceQA-IMG", "test"): pictured,
+        },
+    }
+    for name, tables in repositories.items():
+        lines = ["---", "configs:"]
+        for (config, split), table in tables.items():
+            _write_with_features(target / name / config / f"{split}-0.parquet", table)
+            lines += [
+                f"- config_name: {config}",
+                "  data_files:",
+                f"  - split: {split}",
+                f"    path: {config}/{split}-*",
+            ]
+        (target / name / "README.md").write_text("\n".join([*lines, "---", ""]))
+
+
+def _write_with_features(path: Path, rows: list[dict]) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_list(rows)
+    if "image" in table.column_names:
+        table = table.cast_column("image", datasets.Image())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(path)
+
+
 def _image(path: Path) -> dict:
     return {"bytes": path.read_bytes(), "path": path.name}
 

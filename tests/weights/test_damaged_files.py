@@ -15,7 +15,8 @@ from hive_jax.weights import sources as weights
 from hive_jax.weights.big_vision import save_npz
 from hive_jax.weights.safetensors import tensor_hash
 
-OTHER_DTYPES = ("float16", "bfloat16", "float64", "int32")
+# Half precision is as good: dtypes may differ from tensor to tensor.
+OTHER_DTYPES = ("float64", "int32")
 # A SigLIP's projections are as wide as the tower: 4 in each of 2 layers, and the
 # pooling head's.
 SQUARE = {
@@ -86,7 +87,7 @@ def test_damaged_decoder_tensors_raise(tmp_path):
     count, undetected = sweep(
         tensors, tensors, write, lambda: weights.open_decoder(path)
     )
-    assert count == cases(tensors, tensors) == 41 * 7 + 22
+    assert count == cases(tensors, tensors) == 41 * 5 + 22
     assert not undetected
 
 
@@ -94,7 +95,7 @@ def test_damaged_image_tower_tensors_raise_except_transposed_squares(tmp_path):
     path, tensors, write = folder_of(hf_models.two_towers(IMAGE, TEXT), tmp_path)
     vision = [name for name in tensors if name.startswith("vision_model.")]
     count, undetected = sweep(tensors, vision, write, lambda: load_encoder(path))
-    assert count == cases(tensors, vision) == 48 * 7 + 19
+    assert count == cases(tensors, vision) == 48 * 5 + 19
     assert undetected == {("transposed", name) for name in SQUARE}
 
 
@@ -103,7 +104,7 @@ def test_damaged_two_tower_tensors_raise_except_transposed_squares(tmp_path):
     count, undetected = sweep(
         tensors, tensors, write, lambda: weights.open_two_towers(path)
     )
-    assert count == cases(tensors, tensors) == 72 * 7 + 28
+    assert count == cases(tensors, tensors) == 72 * 5 + 28
     assert undetected == {("transposed", name) for name in SQUARE | SQUARE_TEXT}
 
 

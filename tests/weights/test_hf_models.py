@@ -5,12 +5,15 @@ import functools
 import json
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+import transformers
 from helpers.huggingface_models import (
     DTYPES,
+    VISION,
     assert_close,
     gemma1,
     gemma2,
@@ -132,6 +135,73 @@ def test_parity_would_notice_a_wrong_config_value(tmp_path, key):
     changed = dataclasses.replace(config, **{key: 2 * getattr(config, key)})
     reference = model(torch.tensor(TOKENS)).logits.detach().numpy()
     assert np.abs(run(Decoder, changed, params)(TOKENS) - reference).max() > 0.01
+
+
+def norms_in_float32(name, tensor):
+    """As fine-tuning on quantized weights leaves them."""
+    return tensor if "norm" in name else tensor.astype(ml_dtypes.bfloat16)
+
+
+def positions_in_float16(name, tensor):
+    return tensor.astype(np.float16) if "position" in name else tensor
+
+
+def every_second_in_bfloat16(name, tensor):
+    return tensor.astype(ml_dtypes.bfloat16) if len(name) % 2 else tensor
+
+
+@pytest.mark.parametrize(
+    ("make", "load", "change"),
+    [
+        (lambda: gemma3()[0], load_decoder, norms_in_float32),
+        (lambda: vision_tower(True)[0], load_encoder, positions_in_float16),
+        (lambda: siglip()[0], load_two_towers, every_second_in_bfloat16),
+    ],
+    ids=["norms", "positions", "every second"],
+)
+def test_float_dtypes_may_differ_from_tensor_to_tensor(tmp_path, make, load, change):
+    """Each is read exactly: the values are those of transformers in float32."""
+    path = save(randomised(make()), tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    mixed = {name: change(name, tensor) for name, tensor in tensors.items()}
+    assert len({tensor.dtype for tensor in mixed.values()}) == 2
+    safetensors.numpy.save_file(mixed, file)
+    got = load(path)
+    exact = {name: tensor.astype(np.float32) for name, tensor in mixed.items()}
+    safetensors.numpy.save_file(exact, file)
+    assert_same(got, load(path))
+
+
+def with_classifier():
+    config = transformers.SiglipConfig(text_config={}, vision_config=VISION)
+    config.vision_config.vision_use_head = False
+    config.num_labels = 5
+    model = transformers.SiglipForImageClassification(config)
+    return model, model.vision_model, "classifier.bias, classifier.weight"
+
+
+def with_score():
+    model = transformers.GemmaForSequenceClassification(gemma1()[0].config)
+    return model, model.model, "score.weight"
+
+
+def with_value_head():
+    """As trl stores the critic of a decoder."""
+    model = gemma1()[0]
+    model.v_head = torch.nn.Module()
+    model.v_head.summary = torch.nn.Linear(32, 1)
+    return model, model.model, "v_head.summary.bias, v_head.summary.weight"
+
+
+@pytest.mark.parametrize("make", [with_classifier, with_score, with_value_head])
+def test_heads_of_others_are_left_out_and_named(tmp_path, make, caplog):
+    model, tower, names = make()
+    load = load_encoder if make is with_classifier else load_decoder
+    path = save(randomised(model), tmp_path / "whole")
+    reference = load(save(tower, tmp_path / "tower"))
+    assert_same(load(path), reference)
+    assert f"{path}: left out the head {names}" in caplog.text
 
 
 LOADERS = [

@@ -101,15 +101,6 @@ def test_missing_path_config_or_tensors_raise(tmp_path):
     assert_raises(load_encoder, tmp_path, "holds neither", MissingInputError)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
-def test_pickled_files_are_rejected(tmp_path, name):
-    write_folder(tmp_path, ENCODER)
-    (tmp_path / "model.safetensors").unlink()
-    (tmp_path / name).write_bytes(b"\x80\x02.")
-    assert_raises(load_encoder, tmp_path, "save_pretrained('converted')")
-    assert_raises(load_encoder, tmp_path / name, "save_pretrained('converted')")
-
-
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", "null", '"config"', "{}"])
 def test_malformed_config_json_raises(tmp_path, content):
     write_folder(tmp_path, ENCODER)

@@ -27,10 +27,14 @@ UNSUPPORTED = [
         ({"image_size": 0}, "image_size is 0"),
         ({"image_size": 10**6}, "image_size is 1000000"),
         ({"num_hidden_layers": -1}, "depth is -1"),
-        ({"num_hidden_layers": 3}, "missing: vision_model.encoder.layers.2"),
-        ({"num_hidden_layers": 1}, "unexpected: vision_model.encoder.layers.1"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 3; there are 2 layers"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers is 1; there are 2 layers"),
+        ({"hidden_size": 32}, "hidden_size is 32; vision_model.embeddings.patch_emb"),
+        ({"patch_size": 2}, "patch_size is 2; vision_model.embeddings.patch_emb"),
+        ({"image_size": 16}, "of 16 and 4, is 16; vision_model.embeddings.position_"),
+        ({"intermediate_size": 41}, "intermediate_size is 41; vision_model.encoder."),
         ({"num_attention_heads": 0}, "num_heads is 0"),
-        ({"num_attention_heads": 5}, "q_proj.weight is [24, 24]; expected [20, 24]"),
+        ({"num_attention_heads": 5}, "hidden_size is 24 and num_attention_heads 5"),
         ({"hidden_size": "wide"}, "not a siglip_vision_model configuration"),
         ({"vision_use_head": False}, "unexpected: vision_model.head.probe"),
     ]
@@ -55,10 +59,18 @@ UNSUPPORTED += [
         ({"rope_theta": 0.0}, "rope_base is 0.0"),
         ({"rope_theta": "far"}, "rope_parameters is"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
-        ({"head_dim": 4}, "q_proj.weight is [32, 24]; expected [16, 24]"),
-        ({"num_key_value_heads": 2}, "k_proj.weight is [8, 24]; expected [16, 24]"),
-        ({"num_key_value_heads": 3}, "no model has"),
-        ({"num_hidden_layers": 6, "layer_types": None}, "missing: model.layers.3"),
+        ({"head_dim": 4}, "num_attention_heads * head_dim is 16; model.layers.0.self_"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads * head_dim is 16; model.lay"),
+        (
+            {"num_key_value_heads": 3},
+            "num_attention_heads is 4 and num_key_value_heads",
+        ),
+        (
+            {"num_hidden_layers": 6, "layer_types": None},
+            "num_hidden_layers is 6; there are 3 layers model.layers.*",
+        ),
+        ({"num_hidden_layers": 2}, "must be equal to the number of `layer_types`"),
+        ({"vocab_size": 60}, "vocab_size is 60; model.embed_tokens.weight is [61, 24]"),
         ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "'llama'"),
         (
             {"model_type": "llava", "text_config": [1]},
@@ -68,6 +80,14 @@ UNSUPPORTED += [
             {"model_type": "llava", "text_config": None},
             "a component has the model_type",
         ),
+    ]
+]
+UNSUPPORTED += [
+    (hf_models.two_towers(IMAGE, TEXT), load_encoder, change, message)
+    for change, message in [
+        ({"image_size": 16}, "image_size is 16 at the top, and 8 in the component's"),
+        ({"hidden_size": 32}, "hidden_size is 32 at the top, and 24 in the"),
+        ({"vision_config": {"patch_size": 16}}, "hidden_size is 768; vision_model"),
     ]
 ]
 UNSUPPORTED += [
@@ -118,6 +138,11 @@ LLAVA = "LlavaImageProcessor"
         ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
         ({"do_normalize": False}, "do_normalize is False"),
         ({"do_center_crop": True}, "do_center_crop is True"),
+        (
+            {"size": {"height": 16, "width": 16}},
+            "expected 8, image_size of config.json",
+        ),
+        ({"size": {"shortest_edge": 8}}, "hf_bicubic"),
         ({"do_pad": None}, "hf_bicubic"),
         ({"do_pad": True}, "do_pad is True; expected False"),
         ({"do_pad": True, "image_processor_type": LLAVA}, "hf_bicubic_pad"),
@@ -140,8 +165,3 @@ def test_preprocessing_is_recognized_or_rejected(tmp_path, version, change, resu
         load_encoder(path)
     assert result in str(error.value)
     assert name in str(error.value)
-
-
-def test_preprocessing_is_empty_where_none_is_recorded(tmp_path):
-    path = write_folder(tmp_path, hf_models.encoder(IMAGE))
-    assert sources.open_encoder(path).preprocessing == ""

@@ -40,7 +40,8 @@ class Scores:
     """Scores of a set of predictions on a benchmark.
 
     Attributes:
-      totals: score name -> score on the whole benchmark, in percent (MME: in points).
+      totals: score name -> score, in percent (MME: in points).
+      counts: score name -> number of examples that it is a score of.
       parts: category -> score name -> score on that category, with the number of its
         examples as "n".
       parsed: answer extracted from each prediction, in the order of the examples.
@@ -48,6 +49,7 @@ class Scores:
     """
 
     totals: dict[str, float]
+    counts: dict[str, int]
     parts: dict[str, dict[str, float]]
     parsed: tuple[str, ...]
     correct: tuple[float, ...]

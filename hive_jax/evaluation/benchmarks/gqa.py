@@ -69,7 +69,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
         for example, prediction in zip(examples, predictions, strict=True)
     ]
     totals = {"exact_match": percent(correct), "official": percent(official)}
-    return Scores(totals, by_kind(examples, correct), parsed, correct)
+    counts = dict.fromkeys(totals, len(examples))
+    return Scores(totals, counts, by_kind(examples, correct), parsed, correct)
 
 
 def _bare(text: str) -> str:

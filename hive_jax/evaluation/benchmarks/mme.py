@@ -99,11 +99,12 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     for (category, _), pair in images.items():
         categories.setdefault(category, []).append(pair)
     parts = {category: _points(pairs) for category, pairs in categories.items()}
-    totals = {}
+    totals, counts = {}, {}
     for category, part in parts.items():
         name = "perception" if category in PERCEPTION else "cognition"
         totals[name] = totals.get(name, 0) + part["score"]
-    return Scores(totals, parts, parsed, correct)
+        counts[name] = counts.get(name, 0) + part["n"]
+    return Scores(totals, counts, parts, parsed, correct)
 
 
 def _points(pairs: list[list[float]]) -> dict[str, float]:

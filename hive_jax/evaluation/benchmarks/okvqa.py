@@ -76,7 +76,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
         correct.append(agreement(answer, list(map(normalised, example.answers))))
     totals = {"exact_match": percent(correct)}
     parts = by_kind(examples, correct)
-    return Scores(totals, parts, tuple(parsed), tuple(correct))
+    counts = {"exact_match": len(examples)}
+    return Scores(totals, counts, parts, tuple(parsed), tuple(correct))
 
 
 def _listed(whole, key: str, path: Path | str):

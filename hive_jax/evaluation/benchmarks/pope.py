@@ -86,7 +86,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
         "f1": 100 * (2 * (precision * recall) / both if both else 0),
         "yes_ratio": percent([answer == "yes" for answer in right]),
     }
-    return Scores(totals, by_kind(examples, correct), parsed, correct)
+    counts = dict.fromkeys(totals, len(examples))
+    return Scores(totals, counts, by_kind(examples, correct), parsed, correct)
 
 
 def _share(part: int, rest: int) -> float:

@@ -83,10 +83,12 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     )
     pairs = zip(examples, correct, strict=True)
     with_image = [value for example, value in pairs if example.image is not None]
-    totals = {"full": percent(correct)} if len(with_image) < len(correct) else {}
+    scored = {"full": correct} if len(with_image) < len(correct) else {}
     if with_image:
-        totals["image_only"] = percent(with_image)
-    return Scores(totals, by_kind(examples, correct), parsed, correct)
+        scored["image_only"] = with_image
+    totals = {name: percent(values) for name, values in scored.items()}
+    counts = {name: len(values) for name, values in scored.items()}
+    return Scores(totals, counts, by_kind(examples, correct), parsed, correct)
 
 
 def _from_parquet(root: Path) -> Examples:

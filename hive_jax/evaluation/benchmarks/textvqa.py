@@ -57,7 +57,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
         agreement(said, list(map(normalised, example.answers)))
         for example, said in zip(examples, parsed, strict=True)
     )
-    return Scores({"exact_match": percent(correct)}, {}, parsed, correct)
+    totals, counts = {"exact_match": percent(correct)}, {"exact_match": len(examples)}
+    return Scores(totals, counts, {}, parsed, correct)
 
 
 def _example(record: dict, image: str, where: str) -> Example:
