@@ -120,6 +120,7 @@ def convert(source: DataSource, args: argparse.Namespace) -> int:
     bad = manifest["bad"]
     print(f"{args.out}: {len(source)} samples, {sum(bad.values())} of them bad", end="")
     print(f": {format_counts(bad)}" if bad else "")
+    print(*source.notes, sep="\n", end="\n" * bool(source.notes))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import struct
 import threading
 import zlib
@@ -14,7 +15,20 @@ from hive_jax.data.invalid import InvalidSample
 
 # Detected from the content, not the suffix. EPS and others are excluded, because Pillow
 # starts another program to read them.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WEBP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    # The size of the header that follows tells it from a text that begins with "BM".
+    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "AVIF": rb".{4}ftyp(avif|avis)",
+    "HEIC": rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)",
+    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+}
 _ANIMATED = ("PNG", "WEBP", "GIF")  # phones write still JPEGs of several frames
 MAX_SIDE = 30_000
 MAX_PIXELS = 40_000_000  # each up to 20 bytes while decoding (lossless WebP)
@@ -53,7 +67,7 @@ def open_image(
         pixels, which is told by its header.
     """
     with _pillow_errors(content, where):
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     width, height = image.size
     pixels = max(width, height) ** 2 if as_square else width * height
     if pixels > MAX_PIXELS or max(width, height) > MAX_SIDE:
@@ -71,9 +85,33 @@ def open_image(
         yield image
 
 
+def require_size(size: int, where: str) -> None:
+    """Raises InvalidSample if a file of `size` bytes is too large to read.
+
+    Args:
+      size: in bytes.
+      where: the file and record, for the error.
+    """
+    if size > MAX_BYTES:
+        detail = f"{size:,} bytes; expected at most {MAX_BYTES:,}"
+        raise InvalidSample("too large", where, detail)
+
+
+def image_format(header: bytes) -> str:
+    """Returns the format of an image file: "JPEG", "TIFF", ...; "" if it is none.
+
+    Args:
+      header: the first 32 bytes of the file, or more.
+    """
+    for name, pattern in _SIGNATURES.items():
+        if re.match(pattern, header, re.DOTALL):
+            return name
+    return ""
+
+
 def image_mode(content: bytes) -> str:
     """Returns PIL's mode of an image file: RGB, L, CMYK, ..."""
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return image.mode
 
 
@@ -103,7 +141,7 @@ def _pillow_errors(content: bytes, where: str) -> Iterator[None]:
         raise InvalidSample("too large", where, str(error)) from None
     except UnidentifiedImageError:
         start = f"begins with {content[:16]!r}" if content else "the file is empty"
-        detail = f"{start}; expected one of {', '.join(_FORMATS)}"
+        detail = f"{start}; expected one of {', '.join(FORMATS)}"
         raise InvalidSample("not an image", where, detail) from None
     except _DECODING_ERRORS as error:
         raise InvalidSample("damaged", where, f"cannot be read: {error}") from None

@@ -40,6 +40,7 @@ class DatasetReport:
       long: samples of so much text that its end is not even tokenised, in training and
         here; see tokenizer.truncate_text.
       cut: samples of more than `num_tokens` tokens, and the long ones.
+      notes: lines on what the dataset left out.
     """
 
     num_tokens: int
@@ -51,6 +52,7 @@ class DatasetReport:
     tokens: list[int] = dataclasses.field(default_factory=list)
     long: int = 0
     cut: int = 0
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         """Returns the report as JSON values, without the list of invalid samples."""
@@ -67,6 +69,7 @@ class DatasetReport:
             "num_tokens": self.num_tokens,
             "cut": self.cut,
             "long_texts": self.long,
+            "notes": list(self.notes),
             "tokens": {
                 f"{p}%": int(value)
                 for p, value in zip(
@@ -90,6 +93,7 @@ class DatasetReport:
                 f"tokens           {low} to {high}, median {middle}",
                 f"cut              {self.cut:,}, of more than {self.num_tokens} tokens",
                 f"long texts       {self.long:,}, of which only the start was tokenised",
+                *self.notes,
             ]
         )
 
@@ -130,7 +134,7 @@ def validate_source(
       threads: that read.
       progress: called with the number of samples done since the last call.
     """
-    report, images = DatasetReport(num_tokens), set()
+    report, images = DatasetReport(num_tokens, notes=source.notes), set()
 
     def check(index: int):
         try:

@@ -60,6 +60,8 @@ class Probe:
         size = encoder.config.image_size
         how = SourceOptions(size, preprocessing, config.seed)
         train, test = (whole_source(text, how) for text in (config.train, config.test))
+        for note in (*train.notes, *test.notes):
+            log(note)
         self.classes = train.classes
         if len(self.classes) < 2:
             raise DataError(

@@ -8,6 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.config import ProbeConfig
+from hive_jax.console import log
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.base import DataSource, SourceOptions
 from hive_jax.data.sources.registry import whole_source
@@ -49,6 +50,8 @@ def evaluate_towers(config: ProbeConfig, model: TrainedModel, out: Path) -> dict
     model = _with_settings(model, config)
     preprocessing, size = model.encoder.preprocessing, model.encoder.config.image_size
     source = whole_source(config.test, SourceOptions(size, preprocessing, config.seed))
+    for note in source.notes:
+        log(note)
     settings = {
         "task": config.probe,
         "n": len(source),

@@ -96,6 +96,8 @@ def train(
     run = Experiment(resolve_config(config, workdir))
     config = run.config
     log(run.program.parameter_table)
+    for note in run.loader.source.notes:
+        log(note)
     folder = Path(workdir)
     is_first_process = jax.process_index() == 0
     lock = exclusive_lock(workdir, "run.lock")

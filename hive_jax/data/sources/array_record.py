@@ -38,7 +38,7 @@ class ArrayRecordSource:
       ConfigError: the images were resized to something else.
     """
 
-    classes = ()
+    classes = notes = ()
 
     def __init__(self, path: str, options: SourceOptions):
         self._path, self._with_image = Path(path), options.with_image

@@ -24,11 +24,14 @@ class DataSource(Protocol):
       classes: names of the classes that its samples are labelled with; may be empty.
       tag_names: names of the tags of its tokens, the first for tokens without one;
         validation reports the loss of each. May be empty.
+      notes: lines for people on what was left out of it, e.g. files that are no images;
+        commands print them.
     """
 
     fingerprint: str
     classes: tuple[str, ...]
     tag_names: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -82,6 +85,7 @@ class Subset:
     def __init__(self, source: DataSource, indices: range | np.ndarray):
         self._source, self._indices = source, indices
         self.classes, self.tag_names = source.classes, source.tag_names
+        self.notes = source.notes
         digest = hashlib.sha256(f"part {source.fingerprint}".encode())
         if isinstance(indices, range):
             digest.update(repr(indices).encode())
@@ -115,6 +119,7 @@ class Mixture:
         self._sources = tuple(sources)
         self.classes = _shared([source.classes for source in sources])
         self.tag_names = _shared([source.tag_names for source in sources])
+        self.notes = tuple(note for source in sources for note in source.notes)
         sizes = [len(source) for source in sources]
         if weights:
             total = max(n / w for n, w in zip(sizes, weights, strict=True))

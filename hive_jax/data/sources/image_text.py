@@ -1,21 +1,19 @@
-"""Images with a text or a class each: tables in CSV or Parquet, and folders of classes."""
+"""Images with a text or a class each, and tables of them in CSV or Parquet."""
 
 import contextlib
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
-from hive_jax.data.sources.image_store import FolderStore, ImageStore, open_store
+from hive_jax.data.sources.image_store import ImageStore, open_store
 from hive_jax.data.sources.parquet import ParquetStore, parquet_files
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _MAX_FIELD = 1_000_000  # characters of a CSV field
 
 
@@ -30,6 +28,7 @@ class ImageTextSource:
       with_image: False for text alone; no image is read then.
       labels: the class of each image, where they have one.
       classes: names of all classes, in order.
+      notes: as in DataSource.
     """
 
     tag_names = ()
@@ -43,12 +42,14 @@ class ImageTextSource:
         with_image: bool = True,
         labels: Sequence[str] = (),
         classes: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ):
         if not names:
             raise DataError(f"{path} has no samples")
         self._path, self._names, self._texts = path, names, texts
         self._store, self._with_image = store, with_image
         self._labels, self.classes = labels, tuple(classes)
+        self.notes = tuple(notes)
         digest = hashlib.sha256()
         for name, text in zip(names, texts, strict=True):
             content = None if isinstance(text, MalformedRecord) else text
@@ -103,52 +104,6 @@ def class_name(label: int, names: Sequence[str]) -> str:
     if 0 <= label < len(names):
         return names[label]
     return MalformedRecord(f"is of class {label}; expected 0 to {len(names) - 1}")
-
-
-def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
-    """Opens path/CLASS/.../IMAGE, sorted by name; other files are ignored.
-
-    Args:
-      path: the folder.
-      options: of the run.
-
-    Raises:
-      MissingInputError: there is no such folder.
-      DataError: it has no such files, or cannot be read.
-    """
-    if not os.path.isdir(path):
-        raise MissingInputError(f"data.source: {path}: no such folder")
-    try:
-        classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
-        names = sorted(name for folder in classes for name in _images(path, folder))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    if not names:
-        raise DataError(f"{path}: expected folders of images, one for each class")
-    labels = [name.split("/")[0] for name in names]
-    return ImageTextSource(
-        path,
-        names,
-        [class_caption(label) for label in labels],
-        FolderStore(path),
-        options.with_image,
-        labels,
-        sorted(set(labels)),
-    )
-
-
-def _images(root: str, name: str) -> list[str]:
-    """Paths relative to `root` of the image files in a folder and those below it."""
-
-    def fail(error: OSError):
-        raise error
-
-    return [
-        os.path.relpath(os.path.join(folder, file), root)
-        for folder, _, files in os.walk(os.path.join(root, name), onerror=fail)
-        for file in files
-        if file.lower().endswith(_SUFFIXES)
-    ]
 
 
 def open_table(

@@ -67,7 +67,7 @@ class LlavaSource:
       DataError: the file does not hold such records.
     """
 
-    classes = tag_names = ()
+    classes = tag_names = notes = ()
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from hive_jax.data.image_io import MAX_BYTES
+from hive_jax.data.image_io import require_size
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord
 from hive_jax.errors import DataError, MissingInputError
@@ -128,9 +128,7 @@ class ParquetStore:
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
             raise InvalidSample("missing", where, "the row has no bytes of an image")
-        if len(content) > MAX_BYTES:
-            detail = f"{len(content):,} bytes; expected at most {MAX_BYTES:,}"
-            raise InvalidSample("too large", where, detail)
+        require_size(len(content), where)
         return content
 
     def _images(self, position: int):

@@ -23,7 +23,8 @@ from hive_jax.data.sources.base import (
     train_validation_split,
 )
 from hive_jax.data.sources.catalog import CATALOG, open_catalog
-from hive_jax.data.sources.image_text import open_class_folder, open_table
+from hive_jax.data.sources.class_folder import open_class_folder
+from hive_jax.data.sources.image_text import open_table
 from hive_jax.data.sources.llava import LlavaSource
 from hive_jax.data.sources.tfds import TfdsSource
 from hive_jax.data.tabletop.dataset import Tabletop

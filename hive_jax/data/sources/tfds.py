@@ -37,7 +37,7 @@ class TfdsSource:
       DataError: it is not ArrayRecord, or has no such split or feature.
     """
 
-    tag_names = ()
+    tag_names = notes = ()
 
     def __init__(
         self,

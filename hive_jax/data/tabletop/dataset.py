@@ -27,7 +27,7 @@ class Tabletop:
         (64, 64, 3)
     """
 
-    tag_names = TAG_NAMES
+    tag_names, notes = TAG_NAMES, ()
 
     def __init__(
         self,

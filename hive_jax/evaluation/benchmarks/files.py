@@ -4,8 +4,9 @@ import functools
 from pathlib import Path
 
 from hive_jax.data.sources.base import is_utf8
-from hive_jax.data.sources.image_store import FolderStore, ZipStore
+from hive_jax.data.sources.image_store import FolderStore
 from hive_jax.data.sources.parquet import ParquetStore
+from hive_jax.data.sources.zip_store import ZipStore
 from hive_jax.errors import DataError, MissingInputError
 
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
@@ -170,6 +171,10 @@ class Table:
     def has(self, name: str) -> bool:
         """Returns whether the row with this number has an image."""
         return name in self._with_image
+
+    def explain_missing(self, name: str) -> str:
+        """Returns what the row with this number lacks."""
+        return "the row has no image"
 
     @functools.cached_property
     def _with_image(self) -> set[str]:
