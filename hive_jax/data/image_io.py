@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import re
 import struct
 import threading
 import zlib
@@ -14,21 +13,32 @@ from PIL import Image, UnidentifiedImageError
 from hive_jax.data.invalid import InvalidSample
 
 # Detected from the content, not the suffix. EPS and others are excluded, because Pillow
-# starts another program to read them.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# starts another program to read them, and TIFF because libtiff prints to stderr.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+HEADER_BYTES = 32  # that `image_format` needs
 _SIGNATURES = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WEBP": rb"RIFF....WEBP",
-    "GIF": rb"GIF8[79]a",
-    # The size of the header that follows tells it from a text that begins with "BM".
-    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "AVIF": rb".{4}ftyp(avif|avis)",
-    "HEIC": rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)",
-    "JPEG 2000": rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51",
-    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
 }
+# Sizes of the second header of a BMP: of two letters alone, a text may begin with.
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+_UNREAD_SIGNATURES = {
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\xff\x0a": "JPEG XL",
+    b"8BPS": "Photoshop",
+    b"%!PS": "PostScript",
+    b"%PDF": "PDF",
+}
+_UNREAD_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC"}
+_UNREAD_BRANDS |= {b"mif1": "HEIC", b"msf1": "HEIC"}
 _ANIMATED = ("PNG", "WEBP", "GIF")  # phones write still JPEGs of several frames
 MAX_SIDE = 30_000
 MAX_PIXELS = 40_000_000  # each up to 20 bytes while decoding (lossless WebP)
@@ -45,6 +55,52 @@ _DECODING_ERRORS = (
 # malloc caches freed blocks of up to 32 MiB in each thread; larger ones are returned
 # to the system, so that decoding in many threads does not accumulate memory.
 Image.core.set_block_size(2**29)
+
+
+def image_format(header: bytes) -> str | None:
+    """Returns the format of an image file, of those that are read; None for others.
+
+    Args:
+      header: the first HEADER_BYTES of the file, or more.
+
+    Returns:
+      Pillow's name: JPEG, PNG, WEBP, GIF or BMP.
+    """
+    for signature, name in _SIGNATURES.items():
+        if header.startswith(signature):
+            return name
+    if header[:4] == b"RIFF" and header[8:12] == b"WEBP":
+        return "WEBP"
+    is_bmp = header[:2] == b"BM"
+    if is_bmp and int.from_bytes(header[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    return None
+
+
+def unread_format(header: bytes) -> str | None:
+    """Returns the name of an image format that is not read, such as TIFF; else None.
+
+    Args:
+      header: the first HEADER_BYTES of the file, or more.
+    """
+    if header[4:8] == b"ftyp":
+        return _UNREAD_BRANDS.get(header[8:12])
+    for signature, name in _UNREAD_SIGNATURES.items():
+        if header.startswith(signature):
+            return name
+    return "SVG" if header.lstrip().startswith(b"<svg") else None
+
+
+def require_size(size: int, where: str) -> None:
+    """Raises InvalidSample if a file of `size` bytes is too large to read.
+
+    Args:
+      size: in bytes.
+      where: the file and record, for the error.
+    """
+    if size > MAX_BYTES:
+        detail = f"{size:,} bytes; expected at most {MAX_BYTES:,}"
+        raise InvalidSample("too large", where, detail)
 
 
 @contextlib.contextmanager
@@ -67,7 +123,7 @@ def open_image(
         pixels, which is told by its header.
     """
     with _pillow_errors(content, where):
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
     width, height = image.size
     pixels = max(width, height) ** 2 if as_square else width * height
     if pixels > MAX_PIXELS or max(width, height) > MAX_SIDE:
@@ -85,33 +141,9 @@ def open_image(
         yield image
 
 
-def require_size(size: int, where: str) -> None:
-    """Raises InvalidSample if a file of `size` bytes is too large to read.
-
-    Args:
-      size: in bytes.
-      where: the file and record, for the error.
-    """
-    if size > MAX_BYTES:
-        detail = f"{size:,} bytes; expected at most {MAX_BYTES:,}"
-        raise InvalidSample("too large", where, detail)
-
-
-def image_format(header: bytes) -> str:
-    """Returns the format of an image file: "JPEG", "TIFF", ...; "" if it is none.
-
-    Args:
-      header: the first 32 bytes of the file, or more.
-    """
-    for name, pattern in _SIGNATURES.items():
-        if re.match(pattern, header, re.DOTALL):
-            return name
-    return ""
-
-
 def image_mode(content: bytes) -> str:
     """Returns PIL's mode of an image file: RGB, L, CMYK, ..."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         return image.mode
 
 
@@ -141,7 +173,7 @@ def _pillow_errors(content: bytes, where: str) -> Iterator[None]:
         raise InvalidSample("too large", where, str(error)) from None
     except UnidentifiedImageError:
         start = f"begins with {content[:16]!r}" if content else "the file is empty"
-        detail = f"{start}; expected one of {', '.join(FORMATS)}"
+        detail = f"{start}; expected one of {', '.join(_FORMATS)}"
         raise InvalidSample("not an image", where, detail) from None
     except _DECODING_ERRORS as error:
         raise InvalidSample("damaged", where, f"cannot be read: {error}") from None

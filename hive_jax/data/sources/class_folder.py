@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
-from hive_jax.data.image_io import FORMATS, image_format
+from hive_jax.data.image_io import HEADER_BYTES, image_format, unread_format
 from hive_jax.data.invalid import InvalidSample, format_counts
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.file_names import is_leftover
@@ -17,7 +17,6 @@ from hive_jax.errors import DataError, MissingInputError
 # Files of other suffixes are opened to see whether they are images, which would take
 # long for all files of a large dataset.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_HEADER_BYTES = 32
 _IMAGE = "image"
 _TRAIN, _TEST = (
     re.compile(rf"({names})([ _-]?(set|data|images|split|\d{{4}}))?", re.IGNORECASE)
@@ -113,10 +112,12 @@ def _kind(store: FolderStore, name: str) -> str:
     if suffix in _SUFFIXES:
         return _IMAGE
     try:
-        kind = image_format(store.read_header(name, _HEADER_BYTES))
+        header = store.read_header(name, HEADER_BYTES)
     except InvalidSample as invalid:
         return invalid.reason
-    return _IMAGE if kind in FORMATS else kind or suffix or "without suffix"
+    if image_format(header):
+        return _IMAGE
+    return unread_format(header) or suffix or "without suffix"
 
 
 def _require_classes(
@@ -147,10 +148,7 @@ def _notes(
     notes = []
     if left_out:
         counts = format_counts(dict(left_out.most_common()))
-        notes.append(
-            f"{path}: {left_out.total()} files left out: {counts}; "
-            f"images are {', '.join(FORMATS)}"
-        )
+        notes.append(f"{path}: {left_out.total()} files left out: {counts}")
     if empty := sorted({*folders} - {name.split("/")[0] for name in names}):
         notes.append(
             f"{path}: folders without an image, no classes: {', '.join(empty)}"
