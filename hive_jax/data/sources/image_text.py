@@ -1,20 +1,20 @@
 """Images with a text or a class each, and tables of them in CSV or Parquet."""
 
-import contextlib
-import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
-from hive_jax.data.sources.image_store import ImageStore, open_store
+from hive_jax.data.sources.csv_table import is_text_table, open_rows
+from hive_jax.data.sources.image_store import (
+    ImageStore,
+    open_store,
+    require_images,
+)
 from hive_jax.data.sources.parquet import ParquetStore, parquet_files
 from hive_jax.data.types import Sample, Segment
-from hive_jax.errors import ConfigError, DataError, MissingInputError
-
-_MAX_FIELD = 1_000_000  # characters of a CSV field
+from hive_jax.errors import ConfigError, DataError
 
 
 class ImageTextSource:
@@ -115,10 +115,10 @@ def open_table(
     text: str = "text",
     label: str = "label",
 ) -> ImageTextSource:
-    """Opens a table of images: a .csv with a header, .parquet, or a folder of these.
+    """Opens a table of images: CSV or TSV with a header, or Parquet.
 
     Args:
-      path: the file, the folder, or a pattern of .parquet files.
+      path: the file, or a folder or pattern of .parquet files.
       options: of the run.
       images: the folder or zip that holds the images of a CSV.
       image: the column of the images: names in a CSV, bytes in Parquet.
@@ -130,40 +130,20 @@ def open_table(
       ConfigError: the images of a CSV are not given.
       DataError: it is not such a table.
     """
-    if not path.endswith(".csv"):
+    if not is_text_table(path):
         return _open_parquet(path, options, image, text, label)
-    if not Path(path).is_file():
-        raise MissingInputError(f"data.source: {path}: no such file")
     if not images:
         raise ConfigError(f"data.source: {path}: say where its images are, images=...")
-    with _csv_rows(path) as rows:
+    with open_rows(path, image) as rows:
         column = _column(path, rows.fieldnames or [], image, text, label)
         table = [_csv_pair(rows.line_num, row, image, column) for row in rows]
     names, values = [name for name, _ in table], [value for _, value in table]
     store = open_store(images, "images")
+    if options.with_image:
+        require_images(names, store, options.max_bad_fraction)
     if column == text:
         return ImageTextSource(path, names, values, store, options.with_image)
     return _labelled(path, names, values, store, options)
-
-
-@contextlib.contextmanager
-def _csv_rows(path: str) -> Iterator[csv.DictReader]:
-    """The rows of a CSV file. Raises DataError where it is none."""
-    before, rows = csv.field_size_limit(_MAX_FIELD), None
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            yield rows
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not CSV in UTF-8: {error}") from None
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {rows.reader.line_num}: not CSV: {error}"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    finally:
-        csv.field_size_limit(before)
 
 
 def _csv_pair(line: int, row: dict, image: str, column: str) -> tuple[str, str]:

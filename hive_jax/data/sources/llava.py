@@ -19,7 +19,7 @@ from pathlib import Path
 from hive_jax.config import nearest
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
-from hive_jax.data.sources.image_store import open_store
+from hive_jax.data.sources.image_store import open_store, require_images
 from hive_jax.data.sources.parquet import ParquetStore, parquet_files
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
@@ -29,8 +29,6 @@ FORMS = ("plain", "chat")
 IMAGE = "<image>"
 _ASKING = ("human", "user", "system")
 _ANSWERING = ("gpt", "assistant")
-# Images looked up before anything else, so that a wrong folder fails at once.
-_CHECKED_IMAGES = 1000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,14 +125,8 @@ class LlavaSource:
                 f"{self.path} names {len(names)} images; say where they are: "
                 f"llava:{self.path},images=FOLDER_OR_ZIP"
             )
-        chosen = names[:: max(1, len(names) // _CHECKED_IMAGES)]
-        missing = [name for name in chosen if not self._store.has(name)]
-        if len(missing) > max_bad_fraction * len(chosen):
-            raise MissingInputError(
-                f"{len(missing)} of {len(chosen)} images are not in "
-                f"{self._store.path}; the first: {missing[0]}. Check images= of "
-                f"data.source"
-            )
+        if names:
+            require_images(names, self._store, max_bad_fraction)
 
 
 def read_records(path: str) -> tuple[list, ParquetStore | None]:

@@ -114,6 +114,9 @@ class ParquetStore:
     def has(self, name: str) -> bool:
         return True
 
+    def explain_missing(self, name: str) -> str:
+        return "the row has no image"
+
     def read(self, name: str) -> bytes:
         """Returns the image bytes in row number `name`. Raises InvalidSample."""
         row = int(name)

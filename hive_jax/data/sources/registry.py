@@ -8,6 +8,8 @@ arguments are texts, and add it to _KINDS.
 
 import dataclasses
 import functools
+import os
+import re
 from collections.abc import Callable, Sequence
 
 from hive_jax.config import DataConfig, Source, nearest
@@ -76,14 +78,16 @@ _KINDS = {
 def parse(text: str) -> tuple[Source, ...]:
     """Parses sources such as "2*llava:a.json,images=a.zip + 1*folder:DIR".
 
+    Paths may contain commas and " + " if they exist.
+
     Raises:
       ConfigError: it is malformed, or names no such kind or option.
     """
-    return tuple(_parse_one(part.strip()) for part in text.split(_AND))
+    return tuple(_parse_one(one.strip()) for one in _split(text, _AND, _source_paths))
 
 
 def _parse_one(text: str) -> Source:
-    head, *options = text.split(",")
+    head, *options = _split(text, ",", _option_path)
     weight, star, rest = head.partition("*")
     try:
         weight = float(weight) if star else None
@@ -103,6 +107,42 @@ def _parse_one(text: str) -> Source:
             )
         pairs.append((name, value))
     return Source(kind, path, tuple(pairs), weight)
+
+
+def _split(
+    text: str, separator: str, paths_in: Callable[[str], list[str]]
+) -> list[str]:
+    """Splits at separators, except those in a path that exists.
+
+    Args:
+      text: the text.
+      separator: between pieces.
+      paths_in: returns the paths in a piece.
+    """
+
+    def is_piece(joined: str) -> bool:
+        exist = (p for p in paths_in(joined) if os.path.exists(os.path.expanduser(p)))
+        return sum(path.count(separator) for path in exist) == joined.count(separator)
+
+    pieces, rest = [], text.split(separator)
+    while rest:
+        length = next(
+            n for n in range(len(rest), 0, -1) if is_piece(separator.join(rest[:n]))
+        )
+        pieces.append(separator.join(rest[:length]))
+        rest = rest[length:]
+    return pieces
+
+
+def _option_path(text: str) -> list[str]:
+    """The path in "llava:PATH" or "images=PATH"."""
+    return re.split("[:=]", text, maxsplit=1)[1:]
+
+
+def _source_paths(text: str) -> list[str]:
+    """The paths in "llava:PATH,images=PATH"."""
+    options = _split(text, ",", _option_path)
+    return [path for option in options for path in _option_path(option)]
 
 
 def to_text(sources: str | Sequence[Source]) -> str:
@@ -238,7 +278,10 @@ def _open(source: Source, options: SourceOptions, split: str = "train") -> DataS
     subset = named.pop("take", "")
     if source.kind == "tabletop":
         named.setdefault("split", split)
-    opened = _KINDS[source.kind].open(source.path, options, **named)
+    # A shell leaves the "~" of "folder:~/data" to the program.
+    named = {name: os.path.expanduser(value) for name, value in named.items()}
+    path = os.path.expanduser(source.path)
+    opened = _KINDS[source.kind].open(path, options, **named)
     return take(opened, subset, options.seed) if subset else opened
 
 

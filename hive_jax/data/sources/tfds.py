@@ -17,6 +17,8 @@ from hive_jax.errors import DataError, MissingInputError
 
 PREPARE = "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
 _VERSION_FILE = "features.json"  # in the folder of each version
+# Work in progress has folders such as 1.0.0.incompleteABC123_coco_captions.
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class TfdsSource:
@@ -194,13 +196,16 @@ def _default_folder() -> str:
 def _newest_version(name: str, root: Path) -> Path:
     """The folder of the version that the name has, or of the newest."""
     dataset, _, version = name.partition(":")
-    versions = {
-        file.parent.name: file.parent
-        for file in root.glob(f"{_escape_glob(dataset)}/*/{_VERSION_FILE}")
-    }
+    folders = [
+        f.parent for f in root.glob(f"{_escape_glob(dataset)}/*/{_VERSION_FILE}")
+    ]
+    versions = {f.name: f for f in folders if _VERSION.fullmatch(f.name)}
     if not versions:
         configs = root.glob(f"{_escape_glob(dataset)}/*/*/{_VERSION_FILE}")
         names = sorted({f"{dataset}/{file.parts[-3]}" for file in configs})
+        if folders:
+            unfinished = ", ".join(sorted(folder.name for folder in folders))
+            raise _missing(name, f"{root / dataset} has no version but {unfinished}")
         if names:
             raise _missing(name, f"it has configs, {', '.join(names)}")
         raise _missing(name, f"{root / dataset} has no prepared version")
@@ -214,7 +219,7 @@ def _escape_glob(path: str) -> str:
 
 
 def _as_numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
+    return [int(number) for number in version.split(".")]
 
 
 def _missing(name: str, why: str) -> MissingInputError:

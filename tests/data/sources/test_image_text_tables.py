@@ -60,6 +60,38 @@ def test_csv(tmp_path, archive):
         opened(f"table:{path},images={archive}")
 
 
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|", ", "])
+@pytest.mark.parametrize("suffix", ["csv", "CSV", "tsv", "txt"])
+def test_any_delimiter_and_suffix(tmp_path, archive, delimiter, suffix):
+    path = tmp_path / f"captions.{suffix}"
+    rows = [("id", "image", "text"), *((i, n, "a, b; c") for i, n in enumerate(IMAGES))]
+    lines = [delimiter.join(f'"{field}"' for field in row) for row in rows]
+    path.write_text("\r\n".join(lines), "utf-8-sig", newline="")
+    source = opened(f"table:{path},images={archive}")
+    assert [source[i].image for i in range(len(source))] == list(IMAGES.values())
+    assert source[5].segments[0].text == "a, b; c\n"
+
+
+def test_files_that_are_no_tables_are_named(tmp_path, archive):
+    for content, kind in (
+        (b"PK\3\4" + bytes(99), "an Excel workbook: save the table as CSV"),
+        (b'[{"image": "a.jpg"}]', "JSON; llava: reads conversations"),
+        ("image,text\n".encode("utf-16"), "not CSV in UTF-8"),
+    ):
+        (tmp_path / "table.csv").write_bytes(content)
+        with pytest.raises(DataError, match=kind):
+            opened(f"table:{tmp_path}/table.csv,images={archive}")
+    with pytest.raises(MissingInputError, match="x.tsv: no such file"):
+        opened(f"table:{tmp_path}/x.tsv,images={archive}")
+
+
+def test_images_of_a_table_are_looked_up_before_training(tmp_path, archive):
+    (tmp_path / "t.csv").write_text("image,text\n0.jpg,a\n1.jpg,b\n")
+    options = SourceOptions(16, "hf_bicubic", max_bad_fraction=0.01)
+    with pytest.raises(MissingInputError, match="2 of 2 images .*the nearest: a/0.jpg"):
+        whole_source(f"table:{tmp_path}/t.csv,images={archive}", options)
+
+
 def test_rows_of_csv_that_are_not_like_the_header(tmp_path, archive):
     path = tmp_path / "labels.csv"
     long = "a" * 900_000

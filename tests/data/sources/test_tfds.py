@@ -4,6 +4,7 @@ import collections
 import importlib.util
 import io
 import re
+import shutil
 import time
 
 import kill_loop
@@ -167,6 +168,18 @@ def test_what_is_not_there(folder):
             MissingInputError, match=f"tfds:{re.escape(name)} is not there.*Prepare"
         ):
             opened(f"tfds:{name},dir={folder},text=label")
+
+
+def test_versions_are_three_numbers(folder, tmp_path):
+    """And what an interrupted preparation leaves is none."""
+    root = tmp_path / "tiny_captions"
+    for name in ("2.0.0.incompleteABC123_tiny_captions", "backup-9.9.9"):
+        shutil.copytree(f"{folder}/tiny_captions/1.0.0", root / name)
+    name = f"tfds:tiny_captions,dir={tmp_path},image=image,text=label"
+    with pytest.raises(MissingInputError, match="no version but 2.0.0.incompleteABC"):
+        opened(name)
+    shutil.copytree(f"{folder}/tiny_captions/1.0.0", root / "1.0.0")
+    assert len(opened(name)) == 20
 
 
 TRAIN = """
