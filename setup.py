@@ -50,14 +50,14 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "arrayrecord": ["array_record"],
-        "parquet": ["pyarrow"],
+        "parquet": ["pyarrow>=18"],
         "sentencepiece": ["sentencepiece>=0.2.3"],
         # tensorflow-datasets 4.9.10 imports importlib_resources without declaring it.
         "tfds": ["array_record", "importlib_resources", "tensorflow-datasets"],
         "test": [
             "array_record",
             "importlib_resources",
-            "pyarrow",
+            "pyarrow>=18",
             "nbclient",  # runs docs/quickstart.ipynb
             "ipykernel",
             "pytest",

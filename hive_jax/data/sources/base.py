@@ -38,6 +38,10 @@ class DataSource(Protocol):
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`. Raises InvalidSample if it cannot be used."""
 
+    def image_name(self, index: int) -> str | None:
+        """A name of the image of a sample, the same for all samples of an image; None
+        for no image, or one that no other sample has."""
+
     def describe(self, index: int) -> str:
         """The file and record of a sample, for messages."""
 
@@ -99,6 +103,9 @@ class Subset:
     def __getitem__(self, index: int) -> Sample:
         return self._source[int(self._indices[index])]
 
+    def image_name(self, index: int) -> str | None:
+        return self._source.image_name(int(self._indices[index]))
+
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._indices[index]))
 
@@ -134,6 +141,10 @@ class Mixture:
     def __getitem__(self, index: int) -> Sample:
         source, index_in_source = self._locate(index)
         return source[index_in_source]
+
+    def image_name(self, index: int) -> str | None:
+        source, index_in_source = self._locate(index)
+        return source.image_name(index_in_source)
 
     def describe(self, index: int) -> str:
         source, index_in_source = self._locate(index)
@@ -182,28 +193,6 @@ def take(source: DataSource, text: str, seed: int) -> Subset:
         return Subset(source, range(count))
     chosen = np.random.default_rng(seed).choice(len(source), count, replace=False)
     return Subset(source, np.sort(chosen))
-
-
-def train_validation_split(source: DataSource, split: str, size: int) -> Subset:
-    """Holds out samples at equal distances, so that a sorted dataset splits evenly too.
-
-    Args:
-      source: the dataset.
-      split: "validation" for the held-out samples, "train" for the others.
-      size: number of held-out samples.
-
-    Raises:
-      DataError: there are no others.
-    """
-    if len(source) <= size:
-        raise DataError(
-            f"{source.describe(0).split(', record')[0]}: {len(source)} records; "
-            f"expected more than the data.validation_size = {size} that are held out"
-        )
-    chosen = np.arange(size) * len(source) // size
-    if split == "train":
-        chosen = np.delete(np.arange(len(source)), chosen)
-    return Subset(source, chosen)
 
 
 def normalize_weights(weights: Sequence[float]) -> list[float]:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
 from hive_jax.data.sources.csv_table import is_text_table, open_rows
-from hive_jax.data.sources.image_store import (
-    ImageStore,
-    open_store,
-    require_images,
-)
-from hive_jax.data.sources.parquet import ParquetStore, parquet_files
+from hive_jax.data.sources.image_store import ImageStore, open_store, require_images
+from hive_jax.data.sources.parquet import ParquetTable, parquet_files, require_unique
+from hive_jax.data.sources.parquet_images import image_name, open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
+
+_NO_IMAGE = "none"  # the column of the images, of a table of texts alone
 
 
 class ImageTextSource:
@@ -24,7 +23,7 @@ class ImageTextSource:
       path: the name of the dataset in messages.
       names: of the images in `store`.
       texts: one for each image; an empty or malformed one makes an invalid sample.
-      store: of the images.
+      store: of the images; None for texts alone.
       with_image: False for text alone; no image is read then.
       labels: the class of each image, where they have one.
       classes: names of all classes, in order.
@@ -38,7 +37,7 @@ class ImageTextSource:
         path: str,
         names: Sequence[str],
         texts: Sequence[str],
-        store: ImageStore,
+        store: ImageStore | None,
         with_image: bool = True,
         labels: Sequence[str] = (),
         classes: Sequence[str] = (),
@@ -62,9 +61,14 @@ class ImageTextSource:
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`; its image is the bytes of a file. Raises InvalidSample."""
         text = require_text(self._texts[index], self.describe(index))
-        image = self._store.read(self._names[index]) if self._with_image else None
+        reads = self._with_image and self._store is not None
+        image = self._store.read(self._names[index]) if reads else None
         label = self._labels[index] if self._labels else ""
         return Sample(image, (Segment(text + "\n"),), label=label)
+
+    def image_name(self, index: int) -> str | None:
+        """Name of the image of sample `index`; see DataSource."""
+        return self._store and image_name(self._store, self._names[index])
 
     def describe(self, index: int) -> str:
         return f"{self._path}, record {index}, image {self._names[index]}"
@@ -112,64 +116,83 @@ def open_table(
     *,
     images: str = "",
     image: str = "image",
-    text: str = "text",
-    label: str = "label",
+    text: str = "",
+    label: str = "",
 ) -> ImageTextSource:
     """Opens a table of images: CSV or TSV with a header, or Parquet.
 
     Args:
       path: the file, or a folder or pattern of .parquet files.
       options: of the run.
-      images: the folder or zip that holds the images of a CSV.
-      image: the column of the images: names in a CSV, bytes in Parquet.
-      text: the column of the texts, if there is one.
-      label: else, the column of the classes; in Parquet of Hugging Face a number.
+      images: the folder or zip of the images that the table names.
+      image: the column of the images: names of files, or in Parquet their bytes; "none"
+        for texts alone.
+      text: the column of the texts.
+      label: the column of the classes; in Parquet of Hugging Face a number. Without
+        `text` and `label`, the column "text" or "label".
 
     Raises:
       MissingInputError: a file is missing.
-      ConfigError: the images of a CSV are not given.
+      ConfigError: `text` and `label` are both given, `images` is missing, or there are
+        no images to look for in it.
       DataError: it is not such a table.
     """
+    if text and label:
+        raise ConfigError(
+            f"table:{path}: text={text} and label={label}; expected one of them: text= "
+            f"has captions to learn, label= the classes of a probe"
+        )
+    if images and image == _NO_IMAGE:
+        raise ConfigError(f"table:{path}: images={images} has no use with image=none")
+    columns = (image, text, label)
     if not is_text_table(path):
-        return _open_parquet(path, options, image, text, label)
-    if not images:
+        return _open_parquet(path, options, images, columns)
+    if not images and image != _NO_IMAGE:
         raise ConfigError(f"data.source: {path}: say where its images are, images=...")
     with open_rows(path, image) as rows:
-        column = _column(path, rows.fieldnames or [], image, text, label)
+        header = rows.fieldnames or []
+        require_unique(path, header)
+        column, is_class = _column(path, header, *columns)
         table = [_csv_pair(rows.line_num, row, image, column) for row in rows]
     names, values = [name for name, _ in table], [value for _, value in table]
-    store = open_store(images, "images")
-    if options.with_image:
+    store = open_store(images, "images") if images else None
+    if store and options.with_image:
         require_images(names, store, options.max_bad_fraction)
-    if column == text:
+    if not is_class:
         return ImageTextSource(path, names, values, store, options.with_image)
     return _labelled(path, names, values, store, options)
 
 
 def _csv_pair(line: int, row: dict, image: str, column: str) -> tuple[str, str]:
     """The image and the text of a row; malformed if it does not match the header."""
+    name = row.get(image) or ""
     if None in row:
-        return row[image], MalformedRecord(
-            f"line {line} has more fields than the header"
-        )
+        return name, MalformedRecord(f"line {line} has more fields than the header")
     if None in row.values():
-        return row[image] or "", MalformedRecord(
-            f"line {line} has fewer fields than the header"
-        )
-    return row[image], row[column]
+        return name, MalformedRecord(f"line {line} has fewer fields than the header")
+    if image != _NO_IMAGE and not name.strip():
+        return name, MalformedRecord(f"line {line} has no image")
+    return name, row[column]
 
 
 def _column(
     path: str, columns: Sequence[str], image: str, text: str, label: str
-) -> str:
-    """The column of the texts, or of the classes."""
-    chosen = next((name for name in (text, label) if name in columns), None)
-    if image not in columns or chosen is None:
+) -> tuple[str, bool]:
+    """The column of the texts or of the classes, and whether it is of classes."""
+    wanted = [text or label] if text or label else ["text", "label"]
+    present = [name for name in wanted if name in columns]
+    if len(present) > 1:
+        raise DataError(
+            f"{path} has the columns text and label; choose the captions with text=text, "
+            f"or the classes with label=label"
+        )
+    if not present or image not in (*columns, _NO_IMAGE):
         raise DataError(
             f"{path} has the columns {', '.join(columns)}; expected {image}, and "
-            f"{text} or {label}: name them with image=, text= and label="
+            f"{' or '.join(wanted)}: name them with image=, and text= or label=; "
+            f"image=none reads texts alone"
         )
-    return chosen
+    return present[0], bool(label) or present == ["label"] and not text
 
 
 def _labelled(
@@ -186,6 +209,7 @@ def _labelled(
         is_name = label and not isinstance(label, MalformedRecord)
         return class_caption(label) if is_name else label
 
+    labels = [v if isinstance(v, MalformedRecord) else v.strip() for v in labels]
     used = {v for v in labels if v and not isinstance(v, MalformedRecord)}
     # isdecimal and not isdigit: "²" is a digit that int() refuses.
     classes = classes or sorted(used, key=lambda v: (v.isdecimal() and int(v), v))
@@ -196,11 +220,19 @@ def _labelled(
 
 
 def _open_parquet(
-    path: str, options: SourceOptions, image: str, text: str, label: str
+    path: str, options: SourceOptions, images: str, columns: tuple[str, str, str]
 ) -> ImageTextSource:
-    store = ParquetStore(parquet_files(path), image)
-    column = _column(path, store.columns, image, text, label)
-    is_class, classes = column != text, _class_names(store.metadata, column)
+    table = ParquetTable(parquet_files(path))
+    column, is_class = _column(path, table.columns, *columns)
+    image = columns[0]
+    store = None
+    if image != _NO_IMAGE:
+        store = open_images(table, image, images, options.with_image)
+        if not store.has_images:
+            raise DataError(
+                f"{path}: the column {image} is null; image=none reads texts alone"
+            )
+    classes = _class_names(table.schemas[0].metadata or {}, column)
 
     def as_text(value) -> str:
         if is_class and isinstance(value, int):
@@ -211,7 +243,7 @@ def _open_parquet(
             )
         return value or ""
 
-    values = [as_text(value) for value in store.values(column)]
+    values = [as_text(value) for value in table.values(column)]
     rows = [str(row) for row in range(len(values))]
     if is_class:
         return _labelled(path, rows, values, store, options, classes)

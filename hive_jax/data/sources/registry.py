@@ -22,12 +22,12 @@ from hive_jax.data.sources.base import (
     normalize_weights,
     require_epoch_length,
     take,
-    train_validation_split,
 )
 from hive_jax.data.sources.catalog import CATALOG, open_catalog
 from hive_jax.data.sources.class_folder import open_class_folder
 from hive_jax.data.sources.image_text import open_table
 from hive_jax.data.sources.llava import LlavaSource
+from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.sources.tfds import TfdsSource
 from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.errors import ConfigError
@@ -198,7 +198,10 @@ def _check(source: Source) -> None:
             f"config.data.source is {source.kind!r}; expected a path, {source.kind}:PATH"
         )
     names = (*kind.names, "take")
-    for name, _ in source.options:
+    given = [name for name, _ in source.options]
+    for name in given:
+        if given.count(name) > 1:
+            raise ConfigError(f"config.data.source: {name}= is given twice")
         if name not in names:
             raise ConfigError(
                 f"config.data.source: {name!r}; expected "
@@ -238,10 +241,9 @@ def make_source(
         return _open(sources[0], options, split)
     shares = normalize_weights([source.weight or 1.0 for source in sources])
     sizes = largest_remainder(config.validation_size, shares)
-    subsets = [
-        train_validation_split(_open(source, options), split, size)
-        for source, size in zip(sources, sizes, strict=True)
-    ]
+    opened = [_open(source, options) for source in sources]
+    train, validation = train_validation_splits(opened, sizes)
+    subsets = train if split == "train" else validation
     if len(subsets) == 1:
         return subsets[0]
     if split == "validation" or sources[0].weight is None:

@@ -111,6 +111,9 @@ class TfdsSource:
             return Sample(image, (Segment(text + "\n"),))
         return Sample(image, (Segment(class_caption(text) + "\n"),), label=text)
 
+    def image_name(self, index: int) -> None:
+        """None: a record has all that is said of its image."""
+
     def describe(self, index: int) -> str:
         return f"{self._name}, {self._split}, record {index}"
 

@@ -71,6 +71,9 @@ class Tabletop:
         label = class_of(one) if self.classes else ""
         return Sample(image, segments(one, self.text), label=label)
 
+    def image_name(self, index: int) -> None:
+        """None: each sample has a scene of its own."""
+
     def describe(self, index: int) -> str:
         return f"scene {index} of {self!r}"
 

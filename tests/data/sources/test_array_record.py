@@ -12,7 +12,13 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from helpers.llava_sets import encoded, photograph, record, write_set
+from helpers.llava_sets import (
+    encoded,
+    photograph,
+    record,
+    text_record,
+    write_set,
+)
 
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
@@ -40,7 +46,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     files = {record(i)["image"]: encoded(photograph(i)) for i in range(COUNT)}
     records = [record(i) for i in range(COUNT)]
-    records[5]["image"] = None
+    records[5] = text_record(5)
     records[6]["conversations"] = []
     files[record(8)["image"]] = b"<html>"
     files.pop(record(9)["image"])
@@ -220,17 +226,34 @@ def test_few_samples_are_read_ahead():
     [
         "[]",
         "{}",
-        '{"tag_names": [], "images": null, "shards": []}',
-        '{"tag_names": [], "images": null, "shards": [{"file": "a"}]}',
+        '{"tag_names": [], "images": null, "shared_images": {}, "shards": []}',
+        '{"tag_names": [], "images": null, "shared_images": {}, "shards": [{"file": "a"}]}',
         '{"tag_names": [], "images": 5, "shards": [{}]}',
         json.dumps(
-            {"tag_names": [], "images": None, "shards": [SHARD | {"file": "../a"}]}
+            {
+                "tag_names": [],
+                "images": None,
+                "shared_images": {},
+                "shards": [SHARD | {"file": "../a"}],
+            }
         ),
-        json.dumps({"tag_names": [], "images": 5, "shards": [SHARD]}),
         json.dumps(
-            {"tag_names": [], "images": None, "shards": [SHARD | {"records": 0}]}
+            {"tag_names": [], "images": 5, "shared_images": {}, "shards": [SHARD]}
         ),
-        json.dumps({"tag_names": [5], "images": None, "shards": [SHARD]}),
+        json.dumps(
+            {
+                "tag_names": [],
+                "images": None,
+                "shared_images": {},
+                "shards": [SHARD | {"records": 0}],
+            }
+        ),
+        json.dumps(
+            {"tag_names": [5], "images": None, "shared_images": {}, "shards": [SHARD]}
+        ),
+        json.dumps(
+            {"tag_names": [], "images": None, "shared_images": [], "shards": [SHARD]}
+        ),
     ],
 )
 def test_a_manifest_of_others(tmp_path, manifest):

@@ -4,7 +4,14 @@ import importlib.util
 import json
 
 import pytest
-from helpers.llava_sets import encoded, photograph, record, write_parquet, write_set
+from helpers.llava_sets import (
+    encoded,
+    photograph,
+    record,
+    text_record,
+    write_parquet,
+    write_set,
+)
 
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
@@ -27,7 +34,7 @@ def files():
 def sources(tmp_path_factory, files):
     folder = tmp_path_factory.mktemp("llava")
     records = [record(i) for i in range(COUNT)]
-    records[7]["image"] = None
+    records[7] = text_record(7)
     written = write_set(folder, files, records)
     if HAS_PYARROW:
         written["parquet"] = write_parquet(folder, files, records)
@@ -71,7 +78,8 @@ def test_the_fingerprint_is_of_what_is_read(sources):
 def chat(tmp_path, turns, image="0/0.jpg", form="chat"):
     """The one train sample that says these turns."""
     said = [{"from": who, "value": text} for who, text in turns]
-    records = [record(0), record(0), record(0, image=image, conversations=said)]
+    last = record(0, image=image, conversations=said)
+    records = [text_record(0), text_record(1), last]
     sources = write_set(tmp_path, {"0/0.jpg": encoded(photograph(0))}, records)
     return opened(f"{sources['zip']},form={form}")[0]
 
@@ -117,12 +125,13 @@ def test_text_without_an_image_is_kept(tmp_path):
         ({"image": 3}, "plain", "image is a int"),
         ({"image": True}, "plain", "image is a bool"),
         ({"image": ["a.jpg", "b.jpg"]}, "plain", "has 2 images"),
-        ({"conversations": []}, "plain", "expected a list of turns"),
+        ({"conversations": []}, "plain", "conversations is missing"),
+        ({"conversations": "hi"}, "plain", "conversations is a str; expected a list"),
         ({"conversations": None}, "plain", "conversations is missing"),
         ({"conversations": [{"from": "gpt", "value": " "}]}, "plain", "no text from"),
         ({"conversations": [{"from": "gpt", "value": 3}]}, "plain", "value is a int"),
         ({"conversations": [{"from": "bard", "value": ""}]}, "plain", "'bard'"),
-        ({"conversations": ["hello"]}, "plain", "turn 0 is from None"),
+        ({"conversations": ["hello"]}, "plain", "turn 0 is a str"),
         (
             {"conversations": [{"from": "gpt", "value": "a \ud800"}]},
             "plain",
@@ -140,7 +149,7 @@ def test_text_without_an_image_is_kept(tmp_path):
 def test_records_that_say_nothing_are_bad_samples(tmp_path, files, changes, form, said):
     records = [record(i) for i in range(3)] + [record(3, **changes)]
     source = write_set(tmp_path, files, records)["folder"]
-    train = opened(f"{source},form={form}")
+    train = opened(f"{source},form={form}", max_bad_fraction=1.0)
     with pytest.raises(InvalidSample, match=rf"chat\.json, record 3.*{said}") as caught:
         train[1]
     assert caught.value.reason == "record"
@@ -163,7 +172,7 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
     lines[1] = json.dumps(record(1, conversations=turns), ensure_ascii=False)
     content = "\ufeff" + "\n\n".join(lines[:4]) + "\r\n\r\n" + lines[4]
     path.write_bytes(content.encode("utf-8"))
-    train = opened(source)
+    train = opened(source, max_bad_fraction=1.0)
     for index, said in ((1, "line 7 is not JSON"), (2, "line 9 is nested too deeply")):
         with pytest.raises(InvalidSample, match=said):
             train[index]
@@ -181,13 +190,19 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
         (b"\xff\xfe[]", "is UTF-16; expected UTF-8"),
         (b"[\xff]", "not UTF-8"),
         (b"[]", "has 0 records"),
-        (json.dumps([record(0, image=None)]).encode(), "1 records; expected more than"),
+        (json.dumps([text_record(0)]).encode(), "is given, but no record of .* has an"),
     ],
 )
 def test_files_that_are_no_set(tmp_path, content, said):
     (tmp_path / "chat.json").write_bytes(content)
     with pytest.raises(DataError, match=said):
         opened(f"llava:{tmp_path}/chat.json,images={tmp_path}")
+
+
+def test_a_set_that_is_smaller_than_its_validation_split(tmp_path):
+    (tmp_path / "chat.json").write_text(json.dumps([text_record(0)]))
+    with pytest.raises(DataError, match="1 samples; expected more than the 2 that"):
+        opened(f"llava:{tmp_path}/chat.json")
 
 
 def test_missing_inputs_are_named(tmp_path, files, sources):
@@ -221,8 +236,8 @@ def test_parquet_of_other_columns(tmp_path):
     for rows, said in (
         ([{"text": "a"}], "has the columns text; expected"),
         (
-            [{"conversations": [], "image": "a.jpg"}],
-            "the column image is string; expected the bytes",
+            [{"conversations": [], "image": 3}],
+            "the column image is int64; expected the bytes of images, or names",
         ),
     ):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
