@@ -51,11 +51,13 @@ setup(
         "tpu": ["jax[tpu]"],
         "arrayrecord": ["array_record"],
         "parquet": ["pyarrow>=18"],
+        "hub": ["datasets>=4"],  # which runs no code of a dataset
         "sentencepiece": ["sentencepiece>=0.2.3"],
         # tensorflow-datasets 4.9.10 imports importlib_resources without declaring it.
         "tfds": ["array_record", "importlib_resources", "tensorflow-datasets"],
         "test": [
             "array_record",
+            "datasets>=4",
             "importlib_resources",
             "pyarrow>=18",
             "nbclient",  # runs docs/quickstart.ipynb

@@ -46,6 +46,9 @@ class ImageStore(Protocol):
     def explain_missing(self, name: str) -> str:
         """Returns why `has` is False, with the nearest existing name."""
 
+    def image_name(self, name: str) -> str:
+        """Returns a name that the image has in all sources of the same images."""
+
 
 def open_store(path: str, key: str) -> ImageStore:
     """Opens a folder of images, a zip of them, or a folder in a zip, "a.zip/images".
@@ -125,6 +128,9 @@ class FolderStore:
         if not self._contains(self._real_path(name)):
             return explain_link(self.path)
         return self._index.explain_missing(name, self.path)
+
+    def image_name(self, name: str) -> str:
+        return f"{os.path.abspath(self.path)}/{canonical(name)}"
 
     @contextlib.contextmanager
     def _open(self, name: str, where: str) -> Iterator[BinaryIO]:

@@ -9,11 +9,11 @@ from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
 from hive_jax.data.sources.csv_table import is_text_table, open_rows
 from hive_jax.data.sources.image_store import ImageStore, open_store, require_images
 from hive_jax.data.sources.parquet import ParquetTable, parquet_files, require_unique
-from hive_jax.data.sources.parquet_images import image_name, open_images
+from hive_jax.data.sources.parquet_images import open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
 
-_NO_IMAGE = "none"  # the column of the images, of a table of texts alone
+NO_IMAGE = "none"  # the column of the images, of a table of texts alone
 
 
 class ImageTextSource:
@@ -68,7 +68,7 @@ class ImageTextSource:
 
     def image_name(self, index: int) -> str | None:
         """Name of the image of sample `index`; see DataSource."""
-        return self._store and image_name(self._store, self._names[index])
+        return self._store and self._store.image_name(self._names[index])
 
     def describe(self, index: int) -> str:
         return f"{self._path}, record {index}, image {self._names[index]}"
@@ -96,6 +96,13 @@ def require_text(text: str, where: str) -> str:
 def class_caption(name: str) -> str:
     """Returns a caption for an image of which only the class is known."""
     return f"a photo of a {name.replace('_', ' ')}"
+
+
+def sorted_classes(labels: Sequence[str]) -> list[str]:
+    """Returns the names that occur, numbers by value; not empty or malformed ones."""
+    names = {name for name in labels if name and not isinstance(name, MalformedRecord)}
+    # isdecimal and not isdigit: "²" is a digit that int() refuses.
+    return sorted(names, key=lambda name: (name.isdecimal() and int(name), name))
 
 
 def class_name(label: int, names: Sequence[str]) -> str:
@@ -142,17 +149,17 @@ def open_table(
             f"table:{path}: text={text} and label={label}; expected one of them: text= "
             f"has captions to learn, label= the classes of a probe"
         )
-    if images and image == _NO_IMAGE:
+    if images and image == NO_IMAGE:
         raise ConfigError(f"table:{path}: images={images} has no use with image=none")
     columns = (image, text, label)
     if not is_text_table(path):
         return _open_parquet(path, options, images, columns)
-    if not images and image != _NO_IMAGE:
+    if not images and image != NO_IMAGE:
         raise ConfigError(f"data.source: {path}: say where its images are, images=...")
     with open_rows(path, image) as rows:
         header = rows.fieldnames or []
         require_unique(path, header)
-        column, is_class = _column(path, header, *columns)
+        column, is_class = choose_column(path, header, *columns)
         table = [_csv_pair(rows.line_num, row, image, column) for row in rows]
     names, values = [name for name, _ in table], [value for _, value in table]
     store = open_store(images, "images") if images else None
@@ -170,15 +177,24 @@ def _csv_pair(line: int, row: dict, image: str, column: str) -> tuple[str, str]:
         return name, MalformedRecord(f"line {line} has more fields than the header")
     if None in row.values():
         return name, MalformedRecord(f"line {line} has fewer fields than the header")
-    if image != _NO_IMAGE and not name.strip():
+    if image != NO_IMAGE and not name.strip():
         return name, MalformedRecord(f"line {line} has no image")
     return name, row[column]
 
 
-def _column(
+def choose_column(
     path: str, columns: Sequence[str], image: str, text: str, label: str
 ) -> tuple[str, bool]:
-    """The column of the texts or of the classes, and whether it is of classes."""
+    """Returns the column of the texts or of the classes, and whether it is of classes.
+
+    Args:
+      path: of the table, for errors.
+      columns: that it has.
+      image, text, label: as in `open_table`.
+
+    Raises:
+      DataError: a column is missing, or both text and label are there.
+    """
     wanted = [text or label] if text or label else ["text", "label"]
     present = [name for name in wanted if name in columns]
     if len(present) > 1:
@@ -186,7 +202,7 @@ def _column(
             f"{path} has the columns text and label; choose the captions with text=text, "
             f"or the classes with label=label"
         )
-    if not present or image not in (*columns, _NO_IMAGE):
+    if not present or image not in (*columns, NO_IMAGE):
         raise DataError(
             f"{path} has the columns {', '.join(columns)}; expected {image}, and "
             f"{' or '.join(wanted)}: name them with image=, and text= or label=; "
@@ -210,9 +226,7 @@ def _labelled(
         return class_caption(label) if is_name else label
 
     labels = [v if isinstance(v, MalformedRecord) else v.strip() for v in labels]
-    used = {v for v in labels if v and not isinstance(v, MalformedRecord)}
-    # isdecimal and not isdigit: "²" is a digit that int() refuses.
-    classes = classes or sorted(used, key=lambda v: (v.isdecimal() and int(v), v))
+    classes = classes or sorted_classes(labels)
     texts = [caption(label) for label in labels]
     return ImageTextSource(
         path, names, texts, store, options.with_image, labels, classes
@@ -223,19 +237,44 @@ def _open_parquet(
     path: str, options: SourceOptions, images: str, columns: tuple[str, str, str]
 ) -> ImageTextSource:
     table = ParquetTable(parquet_files(path))
-    column, is_class = _column(path, table.columns, *columns)
+    column, is_class = choose_column(path, table.columns, *columns)
     image = columns[0]
     store = None
-    if image != _NO_IMAGE:
+    if image != NO_IMAGE:
         store = open_images(table, image, images, options.with_image)
         if not store.has_images:
             raise DataError(
                 f"{path}: the column {image} is null; image=none reads texts alone"
             )
     classes = _class_names(table.schemas[0].metadata or {}, column)
+    values = table.values(column)
+    return source_of_rows(
+        path, column, values, store, options, classes if is_class else None
+    )
+
+
+def source_of_rows(
+    path: str,
+    column: str,
+    values: Sequence,
+    store: ImageStore | None,
+    options: SourceOptions,
+    classes: Sequence[str] | None,
+) -> ImageTextSource:
+    """Returns the samples of rows whose images are named by the number of the row.
+
+    Args:
+      path: the name of the dataset in messages.
+      column: name of the column of texts or classes.
+      values: of that column.
+      store: of the images, by row number.
+      options: of the run.
+      classes: names of the classes that integers in `values` are indices of, empty if
+        they have no names; None if `values` are texts to learn.
+    """
 
     def as_text(value) -> str:
-        if is_class and isinstance(value, int):
+        if classes is not None and isinstance(value, int):
             return class_name(value, classes) if classes else str(value)
         if value is not None and not isinstance(value, str):
             return MalformedRecord(
@@ -243,11 +282,11 @@ def _open_parquet(
             )
         return value or ""
 
-    values = [as_text(value) for value in table.values(column)]
-    rows = [str(row) for row in range(len(values))]
-    if is_class:
-        return _labelled(path, rows, values, store, options, classes)
-    return ImageTextSource(path, rows, values, store, options.with_image)
+    texts = [as_text(value) for value in values]
+    rows = [str(row) for row in range(len(texts))]
+    if classes is not None:
+        return _labelled(path, rows, texts, store, options, classes)
+    return ImageTextSource(path, rows, texts, store, options.with_image)
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:

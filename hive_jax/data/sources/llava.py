@@ -9,6 +9,7 @@ chat    every turn and a newline after it; the answers are supervised
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from hive_jax.config import nearest
@@ -23,7 +24,7 @@ from hive_jax.data.sources.conversations import (
 )
 from hive_jax.data.sources.image_store import ImageStore, open_store, require_images
 from hive_jax.data.sources.parquet import ParquetTable, parquet_files
-from hive_jax.data.sources.parquet_images import ParquetImages, image_name, open_images
+from hive_jax.data.sources.parquet_images import ParquetImages, open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import decode_text, parse_json
@@ -36,16 +37,16 @@ class LlavaSource:
     whose image cannot be read, is an invalid sample.
 
     Args:
-      path: a .json, .jsonl or .parquet file, or a folder of .parquet files.
+      path: the name of the dataset in messages.
+      records: as of conversations.py.
+      store: of the images that the records name; None for none.
       options: of the run.
-      images: a folder or a zip; empty for Parquet that contains the images.
       form: "plain" or "chat".
 
     Raises:
       ConfigError: `form` is neither.
-      MissingInputError: a file is missing, or more than `max_bad_fraction` of the first
-        images.
-      DataError: the file does not hold such records.
+      MissingInputError: more than `max_bad_fraction` of the first images are missing.
+      DataError: more than `max_bad_fraction` of the records cannot be used.
     """
 
     classes = tag_names = notes = ()
@@ -53,18 +54,17 @@ class LlavaSource:
     def __init__(
         self,
         path: str,
+        records: Sequence,
+        store: ImageStore | None,
         options: SourceOptions,
-        *,
-        images: str = "",
-        form: str = "plain",
+        form: str,
     ):
         if form not in FORMS:
             raise ConfigError(
                 f"config.data.source: form is {form!r}; expected one of {FORMS}"
                 + nearest(form, FORMS)
             )
-        self.path, self._with_image = path, options.with_image
-        records, self._store = _open_records(path, images, options.with_image)
+        self.path, self._store, self._with_image = path, store, options.with_image
         if not records:
             raise DataError(f"{path} has 0 records")
         digest = hashlib.sha256(f"llava {form}".encode())
@@ -76,8 +76,6 @@ class LlavaSource:
             self._conversations.append(conversation)
         self.fingerprint = digest.hexdigest()[:16]
         self._check_records(options.max_bad_fraction)
-        if images:
-            self._require_an_image(images, records)
         if options.with_image:
             self._check_images(options.max_bad_fraction)
 
@@ -100,7 +98,7 @@ class LlavaSource:
         image = getattr(self._conversations[index], "image", None)
         if image is None or self._store is None:
             return image
-        return image_name(self._store, image)
+        return self._store.image_name(image)
 
     def describe(self, index: int) -> str:
         conversation = self._conversations[index]
@@ -117,15 +115,10 @@ class LlavaSource:
                 f"data.max_bad_fraction allows {max_bad_fraction:.2%}"
             )
 
-    def _require_an_image(self, images: str, records: list) -> None:
-        """Raises DataError if all records that can be used are text alone."""
-        parsed = zip(self._conversations, records, strict=True)
-        usable = [(one, record) for one, record in parsed if not isinstance(one, str)]
-        if usable and all(one.image is None for one, _ in usable):
-            raise DataError(
-                f"images={images} is given, but no record of {self.path} has an image; "
-                f"the first has {', '.join(map(str, usable[0][1]))}; expected image"
-            )
+    def has_images(self) -> bool:
+        """Returns whether any usable record has an image, or none can be used."""
+        usable = [one for one in self._conversations if not isinstance(one, str)]
+        return not usable or any(one.image is not None for one in usable)
 
     def _check_images(self, max_bad_fraction: float) -> None:
         names = [c.image for c in self._conversations if not isinstance(c, str)]
@@ -137,6 +130,33 @@ class LlavaSource:
             )
         if names:
             require_images(names, self._store, max_bad_fraction)
+
+
+def open_llava(
+    path: str, options: SourceOptions, *, images: str = "", form: str = "plain"
+) -> LlavaSource:
+    """Opens a dataset in LLaVA's format.
+
+    Args:
+      path: a .json, .jsonl or .parquet file, or a folder of .parquet files.
+      options: of the run.
+      images: a folder or a zip; empty for Parquet that contains the images.
+      form: "plain" or "chat".
+
+    Raises:
+      ConfigError, MissingInputError: as LlavaSource, or a file is missing.
+      DataError: as LlavaSource, or the file does not hold such records, or `images` is
+        given and no record has an image.
+    """
+    records, store = _open_records(path, images, options.with_image)
+    source = LlavaSource(path, records, store, options, form)
+    if images and not source.has_images():
+        first = next(record for record in records if isinstance(record, dict))
+        raise DataError(
+            f"images={images} is given, but no record of {path} has an image; the first "
+            f"has {', '.join(map(str, first))}; expected image"
+        )
+    return source
 
 
 def _open_records(

@@ -86,7 +86,7 @@ class ParquetTable:
         values = []
         for number, group in self.groups:
             with self.parquet_errors(self.files[number]):
-                values += _as_python(self.read_group(number, group, column))
+                values += as_python(self.read_group(number, group, column))
         return values
 
     def group(self, number: int, group: int):
@@ -166,7 +166,9 @@ def require_unique(path: str, columns: list[str]) -> None:
         )
 
 
-def _as_python(array) -> list:
+def as_python(array) -> list:
+    """Returns the values of a pyarrow array; a MalformedRecord for one without a Python
+    type."""
     try:
         return array.to_pylist()
     except (ValueError, OverflowError):  # of one value, e.g. text that is not UTF-8

@@ -7,7 +7,6 @@ without bytes, or a text), or as a list of one of these.
 import bisect
 import collections
 import functools
-import os
 import threading
 from typing import NamedTuple
 
@@ -51,18 +50,6 @@ def open_images(
     return store
 
 
-def image_name(store: ImageStore, name: str) -> str:
-    """Returns a name of an image that is equal in all sources of the same images.
-
-    Args:
-      store: of the image.
-      name: of the image in `store`.
-    """
-    if isinstance(store, ParquetImages):
-        return store.image_name(name)
-    return os.path.normpath(os.path.join(os.path.abspath(store.path), name))
-
-
 class _RowImage(NamedTuple):
     """An image of a row: whether its bytes are there, and its path or ""."""
 
@@ -70,7 +57,7 @@ class _RowImage(NamedTuple):
     path: str
 
 
-class _Kind(NamedTuple):
+class ImageKind(NamedTuple):
     """What a column of images has in a file."""
 
     bytes: bool
@@ -154,7 +141,7 @@ class ParquetImages:
         if len(values) > 1:
             detail = f"has {len(values)} images; expected one at most"
             raise InvalidSample("record", where, detail)
-        content, path = _split(values[0]) if values else (None, "")
+        content, path = split_image(values[0]) if values else (None, "")
         if content is None and path and self._named:
             return self._named.read(path)
         if content is None:
@@ -235,14 +222,14 @@ def _row_images(row: list, has_bytes: bool | None) -> list[_RowImage]:
     """The images of a row; has_bytes is None where the row has the bytes itself."""
     images = []
     for value in _present(row):
-        content, path = _split(value)
+        content, path = split_image(value)
         image = _RowImage(content is not None if has_bytes is None else has_bytes, path)
         images += [image] if image.has_bytes or path else []
     return images
 
 
-def _split(value: dict | bytes | str) -> tuple[bytes | None, str]:
-    """The bytes of an image, and its path."""
+def split_image(value: dict | bytes | str) -> tuple[bytes | None, str]:
+    """Returns the bytes of an image, None if it has none, and its path or ""."""
     if isinstance(value, dict):
         return value.get("bytes"), value.get("path") or ""
     return (None, value) if isinstance(value, str) else (value, "")
@@ -256,7 +243,7 @@ def _present(row: list) -> list:
     return [value for value in row if value is not None]
 
 
-def _require_images(path: str, schema, column: str) -> _Kind:
+def _require_images(path: str, schema, column: str) -> ImageKind:
     """Returns what a column has. Raises DataError if it holds no images."""
     if column not in schema.names:
         raise DataError(
@@ -264,7 +251,7 @@ def _require_images(path: str, schema, column: str) -> _Kind:
             f"images, {column}"
         )
     kind = schema.field(column).type
-    has = _kind_of(kind)
+    has = image_kind(kind)
     if has is None:
         raise DataError(
             f"{path}: the column {column} is {kind}; expected the bytes of images, or "
@@ -273,8 +260,9 @@ def _require_images(path: str, schema, column: str) -> _Kind:
     return has
 
 
-def _kind_of(kind) -> _Kind | None:
-    """What values of an Arrow type have; None if they are no images."""
+def image_kind(kind) -> ImageKind | None:
+    """Returns whether values of an Arrow type have bytes of images, and names of files;
+    None if they are no images."""
     from pyarrow import types
 
     is_list = (
@@ -282,18 +270,18 @@ def _kind_of(kind) -> _Kind | None:
         *(types.is_list_view, types.is_large_list_view),
     )
     if any(test(kind) for test in is_list):
-        return _kind_of(kind.value_type)
+        return image_kind(kind.value_type)
     if types.is_dictionary(kind):
-        return _kind_of(kind.value_type)
+        return image_kind(kind.value_type)
     if types.is_struct(kind):
-        fields = {f.name: _kind_of(f.type) for f in kind}
+        fields = {f.name: image_kind(f.type) for f in kind}
         content, path = fields.get("bytes"), fields.get("path")
-        has = _Kind(bool(content and content.bytes), bool(path and path.names))
+        has = ImageKind(bool(content and content.bytes), bool(path and path.names))
         return has if content or path else None
     is_bytes = (
         *(types.is_binary, types.is_large_binary, types.is_binary_view),
         types.is_fixed_size_binary,
     )
     is_text = (types.is_string, types.is_large_string, types.is_string_view)
-    has = _Kind(any(test(kind) for test in is_bytes), any(t(kind) for t in is_text))
+    has = ImageKind(any(test(kind) for test in is_bytes), any(t(kind) for t in is_text))
     return has if any(has) or types.is_null(kind) else None

@@ -25,10 +25,12 @@ from hive_jax.data.sources.base import (
 )
 from hive_jax.data.sources.catalog import CATALOG, open_catalog
 from hive_jax.data.sources.class_folder import open_class_folder
+from hive_jax.data.sources.hub import open_hub
 from hive_jax.data.sources.image_text import open_table
-from hive_jax.data.sources.llava import LlavaSource
+from hive_jax.data.sources.llava import open_llava
 from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.sources.tfds import TfdsSource
+from hive_jax.data.sources.webdataset import WebDatasetSource
 from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.errors import ConfigError
 
@@ -63,9 +65,13 @@ class _Kind:
 
 _KINDS = {
     "tabletop": _Kind(_open_tabletop, ("split",), needs_path=False),
-    "llava": _Kind(LlavaSource, ("images", "form")),
+    "llava": _Kind(open_llava, ("images", "form")),
     "prepared": _Kind(ArrayRecordSource),
     "tfds": _Kind(TfdsSource, ("dir", "split", "image", "text")),
+    "hf": _Kind(
+        open_hub, ("config", "split", "revision", "image", "text", "label", "form")
+    ),
+    "wds": _Kind(WebDatasetSource, ("image", "text", "label", "form")),
     "folder": _Kind(open_class_folder),
     "table": _Kind(open_table, ("images", "image", "text", "label")),
     **{

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import os
 import zipfile
 import zlib
 
@@ -77,6 +78,9 @@ class ZipStore:
         if not is_safe(name):
             return explain_unsafe(name)
         return self._index.explain_missing(name, self.path)
+
+    def image_name(self, name: str) -> str:
+        return f"{os.path.abspath(self.path)}/{canonical(name)}"
 
     def _find(self, name: str) -> zipfile.ZipInfo | None:
         return self._members.get(name) or self._by_canonical.get(canonical(name))
