@@ -79,8 +79,9 @@ def chat(tmp_path, turns, image="0/0.jpg", form="chat"):
     """The one train sample that says these turns."""
     said = [{"from": who, "value": text} for who, text in turns]
     last = record(0, image=image, conversations=said)
-    records = [text_record(0), text_record(1), last]
-    sources = write_set(tmp_path, {"0/0.jpg": encoded(photograph(0))}, records)
+    records = [record(1), text_record(2), last]
+    files = {name: encoded(photograph(0)) for name in ("0/0.jpg", "1/1.jpg")}
+    sources = write_set(tmp_path, files, records)
     return opened(f"{sources['zip']},form={form}")[0]
 
 
