@@ -230,7 +230,7 @@ def _unique_keys(pairs: list[tuple]) -> dict:
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise _RepeatedKey(f"{repeated!r} is twice in the object {value!r:.60}...")
+        raise _RepeatedKey(f"{repeated!r} is twice in the object {value!r:.60}")
     return value
 
 

@@ -8,6 +8,7 @@ plain   LLaVA's and HIVE's pre-training: the instructions are dropped, the text 
 chat    every turn and a newline after it; the answers are supervised
 """
 
+import collections
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ from hive_jax.data.sources.parquet_images import ParquetImages, open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import decode_text, parse_json
+
+# Of at least so many samples with an image, half with one caption are worth a note.
+_MIN_EQUAL_CAPTIONS = 20
 
 
 class LlavaSource:
@@ -75,6 +79,7 @@ class LlavaSource:
             digest.update(repr(content).encode("utf-8", "surrogatepass"))
             self._conversations.append(conversation)
         self.fingerprint = digest.hexdigest()[:16]
+        self.notes = self._equal_captions() if form == "plain" else ()
         self._check_records(options.max_bad_fraction)
         if options.with_image:
             self._check_images(options.max_bad_fraction)
@@ -114,6 +119,20 @@ class LlavaSource:
                 f"first: record {bad[0]} {self._conversations[bad[0]]}. "
                 f"data.max_bad_fraction allows {max_bad_fraction:.2%}"
             )
+
+    def _equal_captions(self) -> tuple[str, ...]:
+        """A note if half of the images have one caption, which may be a greeting."""
+        captions = collections.Counter(
+            conversation.turns[0][0].strip()
+            for conversation in self._conversations
+            if not isinstance(conversation, str) and conversation.image is not None
+        )
+        total = captions.total()
+        for caption, count in captions.most_common(1):
+            if total >= _MIN_EQUAL_CAPTIONS and count >= total / 2:
+                same = f"{count} of {total} images have the same caption"
+                return (f"{self.path}: {same}: {caption[:60]!r}",)
+        return ()
 
     def has_images(self) -> bool:
         """Returns whether any usable record has an image, or none can be used."""

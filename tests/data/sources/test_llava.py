@@ -15,7 +15,12 @@ from helpers.llava_sets import (
 
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import largest_remainder, normalize_weights
+from hive_jax.data.sources.base import (
+    SourceOptions,
+    largest_remainder,
+    normalize_weights,
+)
+from hive_jax.data.sources.llava import LlavaSource
 from hive_jax.data.sources.registry import make_source
 from hive_jax.data.types import Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
@@ -223,6 +228,126 @@ def test_missing_inputs_are_named(tmp_path, files, sources):
     not_a_zip.write_bytes(b"no")
     with pytest.raises(DataError, match="expected a folder of images, or a zip"):
         opened(f"{sources['folder'].split(',')[0]},images={not_a_zip}")
+
+
+def test_records_that_all_lack_the_image(tmp_path, files):
+    records = [record(i) for i in range(4)]
+    for one in records:
+        one["img_path"] = one.pop("image")
+    source = write_set(tmp_path, files, records)["folder"]
+    said = "4 of 4 records of .* the first: record 0 has no image, but img_path"
+    with pytest.raises(DataError, match=said):
+        opened(source)
+    source = write_set(tmp_path, files, [text_record(i) for i in range(4)])["folder"]
+    with pytest.raises(
+        DataError, match="no record of .* has an image; the first has id"
+    ):
+        opened(source)
+
+
+def test_a_key_twice_in_a_record(tmp_path, files):
+    lines = [json.dumps(record(i)) for i in range(4)]
+    lines[2] = '{"image": "other.jpg", ' + lines[2][1:]
+    source = write_set(tmp_path, files, [])["lines"]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    held_out = opened(source, "validation", max_bad_fraction=1.0)
+    with pytest.raises(InvalidSample, match="line 3: 'image' is twice in the object"):
+        held_out[1]
+    (tmp_path / "chat.jsonl").write_text(f"[{','.join(lines)}]")
+    with pytest.raises(DataError, match="chat.jsonl: 'image' is twice in the object"):
+        opened(source)
+
+
+def test_a_caption_that_most_images_have_is_a_note(tmp_path, files):
+    hello = [
+        {"from": "human", "value": "<image>\nHi"},
+        {"from": "gpt", "value": "Hello, how can I help?"},
+    ]
+    records = [record(i % COUNT) for i in range(24)]
+    path = write_set(tmp_path, files, records)["folder"].removeprefix("llava:")
+    path, _, images = path.partition(",images=")
+    options = SourceOptions(16, "hf_bicubic")
+    assert LlavaSource(path, options, images=images).notes == ()
+    for one in records[4:]:
+        one["conversations"] = hello
+    write_set(tmp_path, files, records)
+    (note,) = LlavaSource(path, options, images=images).notes
+    assert "20 of 24 images have the same caption: 'Hello, how can I help?'" in note
+    assert LlavaSource(path, options, images=images, form="chat").notes == ()
+
+
+@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
+def test_parquet_in_every_spelling(tmp_path, files):
+    """Bytes, names in a folder, lists, messages, and text alone."""
+    import pyarrow
+    import pyarrow.parquet
+
+    write_set(tmp_path, files, [])
+    path, images = tmp_path / "set.parquet", tmp_path / "images"
+    names = [record(i)["image"] for i in range(4)]
+    turns = [record(i)["conversations"] for i in range(4)]
+    messages = [
+        [
+            {"role": "user", "content": [{"type": "image", "text": None}]},
+            {"role": "assistant", "content": [{"type": "text", "text": f"a {i}"}]},
+        ]
+        for i in range(4)
+    ]
+    inside = [{"bytes": files[name], "path": name} for name in names]
+    outside = [{"bytes": None, "path": name} for name in names]
+    by_name = f",images={images}"
+
+    def write(**columns) -> str:
+        pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
+        return f"llava:{path}"
+
+    for columns, options in (
+        ({"conversations": turns, "image": inside}, ""),
+        ({"conversations": turns, "images": [[one] for one in inside]}, ""),
+        ({"conversations": turns, "image": outside}, by_name),
+        ({"conversations": turns, "image": names}, by_name),
+        ({"conversations": turns, "images": [[name] for name in names]}, by_name),
+        ({"messages": messages, "images": [[one] for one in inside]}, ""),
+        ({"messages": messages, "image": outside}, by_name),
+    ):
+        source = opened(write(**columns) + options + ",form=chat")
+        assert [source[i].image for i in range(2)] == [files[names[i]] for i in (1, 3)]
+        assert source[0].image_before == 0
+    text = [text_record(i)["conversations"] for i in range(4)]
+    for columns in ({"image": pyarrow.nulls(4)}, {"id": list("abcd")}):
+        source = opened(write(conversations=text, **columns))
+        assert [source[i].image for i in range(2)] == [None, None]
+        assert source[0].segments == (Segment("caption number 1\n"),)
+    for columns, options, said in (
+        ({"image": outside}, "", "names 4 images and has no bytes of them; say where"),
+        (
+            {"image": inside},
+            by_name,
+            "names no file, it holds the images; leave images=",
+        ),
+        ({"image": inside, "images": inside}, "", "columns image and images; expected"),
+        ({"img": inside}, "", "has the columns conversations, img; expected"),
+        (
+            {"messages": messages},
+            "",
+            "the columns conversations and messages; expected",
+        ),
+    ):
+        with pytest.raises((ConfigError, DataError, MissingInputError), match=said):
+            opened(write(conversations=turns, **columns) + options)
+    with pytest.raises(DataError, match="no record of .* has an image"):
+        opened(write(conversations=text) + by_name)
+    two = write(conversations=turns, images=[[one, one] for one in inside])
+    with pytest.raises(DataError, match="4 of 4 records .* has 2 images; expected one"):
+        opened(two)
+    missing = opened(
+        write(conversations=turns, image=["no.jpg", *names[1:]]) + by_name,
+        max_bad_fraction=1.0,
+        validation_size=3,
+    )
+    with pytest.raises(MissingInputError, match="4 of 4 images are not in"):
+        opened(write(conversations=turns, image=["no.jpg"] * 4) + by_name)
+    assert len(missing) == 1
 
 
 @pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")

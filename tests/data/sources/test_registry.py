@@ -62,6 +62,8 @@ def test_a_structured_source_is_read_as_its_string():
         ("llava", "expected a path, llava:PATH"),
         ("llava:a.json,image=x", r"'image'; expected images=.*did you mean 'images'"),
         ("llava:a.json,images", r"'images'; expected images=\.\.\. or form="),
+        ("llava:a.json,images=x,images=y", "images= is given twice"),
+        ("folder:a,take=first:1,take=first:2", "take= is given twice"),
         ("0*llava:a.json", "weight 0.0; expected more than 0"),
         ("2*llava:a.json + llava:b.json", "expected a weight for each source"),
         ("tabletop + llava:b.json", "tabletop cannot be mixed"),
