@@ -35,6 +35,7 @@ _EXAMPLES = """examples:
   python -m hive_jax.train --config stage1 --config.data.source=prepared:prepared
 """
 _PREPROCESSING = "hf_bicubic"  # of images that are stored resized
+_CONFIG = "stage1"  # of the run that a dataset is checked for
 # Options of one command alone, which mean nothing for the other.
 _OF_CHECK, _OF_CONVERT = ("config", "tokenizer", "num_tokens"), ("shard_size",)
 
@@ -87,7 +88,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--config",
         metavar="FILE[:ARGUMENTS]",
         help="for check: config of the run that will train on the dataset, with any key "
-        "as --config.KEY=VALUE; default: stage1",
+        f"as --config.KEY=VALUE; default: {_CONFIG}",
     )
     parser.add_argument("--tokenizer", help="for check; default: that of --config")
     parser.add_argument(
@@ -183,7 +184,9 @@ def check(args: argparse.Namespace) -> int:
     report.write(out)
     print(report.to_text())
     for problem in _problems(report, source, config):
-        print(f"training ends with an error: {problem}")
+        print(
+            f"a run of --config {args.config or _CONFIG} ends with an error: {problem}"
+        )
     print(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
     return 65 if report.invalid else 0
 
@@ -194,7 +197,7 @@ def _run_config(args: argparse.Namespace):
     from hive_jax.config.cli import read_config
     from hive_jax.training.resolve import resolve_config
 
-    config = read_config(args.config or "stage1", args.overrides)
+    config = read_config(args.config or _CONFIG, args.overrides)
     changes = {
         "source": args.source,
         "tokenizer": args.tokenizer,

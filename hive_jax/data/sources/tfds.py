@@ -13,7 +13,7 @@ from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions
 from hive_jax.data.sources.image_text import class_caption, class_name, require_text
 from hive_jax.data.types import Sample, Segment
-from hive_jax.errors import DataError, MissingInputError
+from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 PREPARE = "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
 _VERSION_FILE = "features.json"  # in the folder of each version
@@ -180,7 +180,13 @@ def _is_text(feature, kinds) -> bool:
 def _open_builder(tfds, name: str, folder: str):
     """The dataset as TFDS's builder, from its folder. Raises MissingInputError."""
     path = Path(name)
-    if not (path / _VERSION_FILE).is_file():
+    if (path / _VERSION_FILE).is_file():
+        if folder:
+            raise ConfigError(
+                f"tfds:{name},dir={folder}: {name} is the folder of a version; leave dir= "
+                f"out"
+            )
+    else:
         path = _newest_version(name, Path(folder or _default_folder()))
     try:
         builder = tfds.builder_from_directory(str(path))

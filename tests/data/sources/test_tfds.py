@@ -15,7 +15,7 @@ from helpers.llava_sets import encoded, photograph
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import whole_source
-from hive_jax.errors import DataError, MissingInputError
+from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 for package in ("tensorflow_datasets", "array_record"):
     if importlib.util.find_spec(package) is None:
@@ -140,6 +140,8 @@ def test_a_version_by_its_folder_and_parts_of_a_split(folder):
     assert (
         len({s.fingerprint for s in (source, half, opened(f"{name},split=val"))}) == 3
     )
+    with pytest.raises(ConfigError, match="is the folder of a version; leave dir= out"):
+        opened(f"{name},dir={folder}")
     empty = [i for i in range(20) if not _has_text(source, i)]
     assert len(empty) == 1 and "tiny_captions/1.0.0, train" in source.describe(empty[0])
 
