@@ -15,7 +15,6 @@ import collections
 from collections.abc import Sequence
 from pathlib import Path
 
-from hive_jax.data.sources.file_names import is_leftover
 from hive_jax.data.sources.image_store import FolderStore
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation.benchmarks import files
@@ -31,6 +30,7 @@ COGNITION = (
     "code_reasoning",
 )
 _SUFFIX = " Please answer yes or no."
+_IMAGES = (".jpg", ".png", ".jpeg")
 
 
 def read(folder: str) -> Examples:
@@ -124,12 +124,12 @@ def _lines_of(root: Path, category: str, store: FolderStore):
     apart = (root / category / inner).is_dir()
     texts = f"{category}/{inner}" if apart else category
     images = f"{category}/images" if apart else category
-    by_stem = _images_by_stem(root, images)
-    names = [path.name for path in (root / texts).glob("*.txt")]
-    for name in sorted(name for name in names if not is_leftover(name)):
+    for name in sorted(path.name for path in (root / texts).glob("*.txt")):
         content = decode_text(store.read(f"{texts}/{name}"), str(root / texts / name))
-        stem = name.removesuffix(".txt")
-        image = by_stem.get(stem, f"{images}/{stem}.jpg")
+        stem = f"{images}/{name.removesuffix('.txt')}"
+        image = next(
+            (stem + s for s in _IMAGES if store.has(stem + s)), stem + _IMAGES[0]
+        )
         group = f"{category}/{image.rpartition('/')[2]}"
         for number, line in enumerate(content.strip().split("\n"), 1):
             where = f"{root / texts / name}, line {number}"
@@ -139,16 +139,6 @@ def _lines_of(root: Path, category: str, store: FolderStore):
                     f"{where} is {line[:60]!r}; expected a question, a tab, Yes or No"
                 )
             yield where, group, question, answer, category, image
-
-
-def _images_by_stem(root: Path, folder: str) -> dict[str, str]:
-    """File name without its suffix -> path of each image, whatever its suffix."""
-    names = sorted((path.name for path in (root / folder).glob("*")), reverse=True)
-    return {
-        Path(name).stem: f"{folder}/{name}"
-        for name in names
-        if not name.lower().endswith(".txt") and not is_leftover(name)
-    }
 
 
 def _examples(folder: str, found, store) -> Examples:

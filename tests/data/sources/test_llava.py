@@ -20,7 +20,7 @@ from hive_jax.data.sources.base import (
     largest_remainder,
     normalize_weights,
 )
-from hive_jax.data.sources.llava import LlavaSource
+from hive_jax.data.sources.llava import open_llava
 from hive_jax.data.sources.registry import make_source
 from hive_jax.data.types import Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
@@ -267,13 +267,13 @@ def test_a_caption_that_most_images_have_is_a_note(tmp_path, files):
     path = write_set(tmp_path, files, records)["folder"].removeprefix("llava:")
     path, _, images = path.partition(",images=")
     options = SourceOptions(16, "hf_bicubic")
-    assert LlavaSource(path, options, images=images).notes == ()
+    assert open_llava(path, options, images=images).notes == ()
     for one in records[4:]:
         one["conversations"] = hello
     write_set(tmp_path, files, records)
-    (note,) = LlavaSource(path, options, images=images).notes
+    (note,) = open_llava(path, options, images=images).notes
     assert "20 of 24 images have the same caption: 'Hello, how can I help?'" in note
-    assert LlavaSource(path, options, images=images, form="chat").notes == ()
+    assert open_llava(path, options, images=images, form="chat").notes == ()
 
 
 @pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
