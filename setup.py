@@ -53,15 +53,17 @@ setup(
         # The versions that work together: lmms-eval's class for LLaVA imports decord,
         # which only video-legacy brings, and its evaluator filelock._api, which filelock 4
         # no longer has. Run with transformers 5.24 and datasets 5.2.
-        "eval": ["filelock<4", "lmms-eval[video-legacy]==0.7.3", "pyarrow"],
-        "parquet": ["pyarrow"],
+        "eval": ["filelock<4", "lmms-eval[video-legacy]==0.7.3", "pyarrow>=18"],
+        "parquet": ["pyarrow>=18"],
+        "hub": ["datasets>=4"],  # which runs no code of a dataset
         "sentencepiece": ["sentencepiece>=0.2.3"],
         # tensorflow-datasets 4.9.10 imports importlib_resources without declaring it.
         "tfds": ["array_record", "importlib_resources", "tensorflow-datasets"],
         "test": [
             "array_record",
+            "datasets>=4",
             "importlib_resources",
-            "pyarrow",
+            "pyarrow>=18",
             "nbclient",  # runs docs/quickstart.ipynb
             "ipykernel",
             "pytest",

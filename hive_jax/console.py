@@ -1,6 +1,7 @@
 """Console output of commands: log lines, progress bar, text tables, error messages."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,7 +69,8 @@ def parse_named_paths(
     """Parses NAME=PATH arguments; returns name -> paths, for a name may repeat.
 
     Args:
-      arguments: each NAME=PATH, or PATH alone.
+      arguments: each NAME=PATH, or PATH alone: an existing path, or one with a slash
+        before its "=", is no NAME=PATH.
       default_name: returns the name of a PATH alone; by default its last component.
 
     Raises:
@@ -77,7 +79,7 @@ def parse_named_paths(
     paths = {}
     for argument in arguments:
         name, equals, path = argument.partition("=")
-        if not equals:
+        if not equals or "/" in name or os.path.exists(argument):
             name, path = default_name(argument), argument
         if not name or not path:
             raise ConfigError(f"{argument!r}; expected NAME=PATH")

@@ -204,16 +204,33 @@ def parse_json(
       text: the JSON.
       where: name for messages, e.g. the path.
       kind: expected type of the value, dict or list; None for any.
-      error: class of the error for another type, deep nesting, or no JSON.
+      error: class of the error for another type, deep nesting, a key twice in an
+        object, or no JSON.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique_keys)
     except RecursionError:
         raise error(f"{where} is nested too deeply") from None
+    except _RepeatedKey as failure:
+        raise error(f"{where}: {failure}") from None
     except ValueError as failure:
         raise error(f"{where} is not JSON: {failure}") from None
     if kind is not None and not isinstance(value, kind):
         raise error(f"{where}: expected {_JSON_TYPES[kind]}, got {value!r:.40}")
+    return value
+
+
+class _RepeatedKey(Exception):
+    pass
+
+
+def _unique_keys(pairs: list[tuple]) -> dict:
+    """The object of these (key, value) pairs, of which json would keep the last."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise _RepeatedKey(f"{repeated!r} is twice in the object {value!r:.60}")
     return value
 
 

@@ -226,6 +226,8 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
         ("{}".encode("utf-16"), "UTF-16; expected UTF-8"),
         (b'"\xe9"', "is not UTF-8"),
         (b"[1]", r"expected an object, got \[1\]"),
+        (b'{"a": 1, "a": 1}', "'a' is twice in the object {'a': 1}"),
+        (b'{"x": [{"b": 2, "c": 3, "b": 4}]}', "'b' is twice in the object"),
     ],
 )
 def test_what_is_no_json_object_is_one_clear_error(tmp_path, content, message):

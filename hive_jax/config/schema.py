@@ -269,6 +269,11 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     rules: tuple[Rule, ...] = (Rule(".*", 1.0),)
 
+    @property
+    def uses_image(self) -> bool:
+        """Whether training reads images; a language model alone does not."""
+        return self.objective == "contrastive" or self.model.fusion_class.uses_image
+
     def validate(self) -> None:
         require_one_of(OBJECTIVES, "objective", self.objective)
         require_one_of(DTYPES, "dtype", self.dtype)

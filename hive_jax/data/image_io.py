@@ -101,6 +101,18 @@ def unread_format(header: bytes) -> str | None:
     return "SVG" if header.lstrip().startswith(b"<svg") else None
 
 
+def require_size(size: int, where: str) -> None:
+    """Raises InvalidSample if a file of `size` bytes is too large to read.
+
+    Args:
+      size: in bytes.
+      where: the file and record, for the error.
+    """
+    if size > MAX_BYTES:
+        detail = f"{size:,} bytes; expected at most {MAX_BYTES:,}"
+        raise InvalidSample("too large", where, detail)
+
+
 @contextlib.contextmanager
 def open_image(
     content: bytes, where: str, *, as_square: bool = False, drop_alpha: bool = False

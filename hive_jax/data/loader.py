@@ -28,6 +28,44 @@ _PREFETCH = 2
 _MIN_UNSUPERVISED_ROWS = 8
 
 
+def read_row(
+    source: DataSource,
+    index: int,
+    tokenizer: Tokenizer,
+    num_tokens: int,
+    *,
+    image_size: int,
+    preprocessing: str,
+    tag_names: tuple[str, ...] = (),
+    augment: tuple[int, int] | None = None,
+) -> tuple[Sample, dict[str, np.ndarray]]:
+    """Reads a sample and makes its row of a batch.
+
+    Args:
+      source: the dataset.
+      index: of the sample.
+      tokenizer: for its text.
+      num_tokens: longer text is cut, shorter padded to it.
+      image_size: side of the image, in pixels.
+      preprocessing: of image files, one of transforms.PREPROCESSING.
+      tag_names: of the tags that the row carries; empty for none.
+      augment: (seed, position in the run) of random changes of the image; None for none.
+
+    Returns:
+      The sample, and its arrays; see Batch.
+
+    Raises:
+      InvalidSample: it cannot be used, or has nothing to learn within `num_tokens`.
+    """
+    sample, where = source[index], source.describe(index)
+    row = encode_sample(sample, tokenizer, num_tokens, tag_names)
+    if not row["target"].any():
+        detail = f"has no supervised token within num_tokens = {num_tokens}"
+        raise InvalidSample("no target", where, detail)
+    pixels = load_pixels(sample.image, image_size, preprocessing, where, augment)
+    return sample, {"image": pixels, **row}
+
+
 class Loader:
     """Reads, tokenises and stacks samples in threads, ahead of the training.
 
@@ -111,7 +149,9 @@ class Loader:
         Raises:
           InvalidSample: it cannot be read.
         """
-        return self._pixels(index, self.source[index], None)
+        where = self.source.describe(index)
+        size = self.spec.image.shape[1]
+        return load_pixels(self.source[index].image, size, self._preprocessing, where)
 
     def _positions(self, step: int) -> range:
         first = step * self.batch_size
@@ -132,22 +172,20 @@ class Loader:
     ) -> dict[str, np.ndarray] | InvalidSample:
         """The row of (position, sample, tokens)."""
         position, index, length = request
+        seed = self._augment_seed
         try:
-            sample = self.source[index]
-            row = encode_sample(sample, self.tokenizer, length, self.tag_names)
-            if not row["target"].any():
-                detail = "has no supervised token within data.num_tokens"
-                raise InvalidSample("no target", self.source.describe(index), detail)
-            return {"image": self._pixels(index, sample, position), **row}
+            return read_row(
+                self.source,
+                index,
+                self.tokenizer,
+                length,
+                image_size=self.spec.image.shape[1],
+                preprocessing=self._preprocessing,
+                tag_names=self.tag_names,
+                augment=None if seed is None else (seed, position),
+            )[1]
         except InvalidSample as invalid:
             return invalid
-
-    def _pixels(self, index: int, sample: Sample, position: int | None) -> np.ndarray:
-        """The image of a sample, augmented for a position of the run if it has one."""
-        seed = self._augment_seed
-        augment = None if seed is None or position is None else (seed, position)
-        size, where = self.spec.image.shape[1], self.source.describe(index)
-        return load_pixels(sample.image, size, self._preprocessing, where, augment)
 
     def _stack(
         self, step: int, spec: Batch, rows: list[dict[str, np.ndarray] | InvalidSample]

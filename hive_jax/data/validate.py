@@ -10,18 +10,37 @@ import numpy as np
 
 from hive_jax.data.image_io import ImageInfo, inspect_image
 from hive_jax.data.invalid import InvalidSample, format_counts
+from hive_jax.data.loader import read_row
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.base import DataSource
-from hive_jax.data.tokenizer import (
-    Tokenizer,
-    count_tokens,
-    encode_sample,
-    truncate_text,
-)
+from hive_jax.data.tokenizer import Tokenizer, count_tokens, truncate_text
 from hive_jax.data.transforms import drops_alpha, pads
+from hive_jax.data.types import Sample
 from hive_jax.io import atomic_write, json_lines, write_json, write_text
 
 _MAX_HISTOGRAM = 4000  # tokens
+_MAX_LISTED = 10  # classes
+_EQUAL_CAPTIONS = 3  # listed, the most frequent
+_CAPTION_CHARACTERS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """What a run makes of a sample.
+
+    Attributes:
+      tokenizer_name: of `tokenizer`, as in data.tokenizer.
+      tokenizer: for the text.
+      num_tokens: longer text is cut.
+      image_size: side of the image, in pixels.
+      preprocessing: of image files, one of transforms.PREPROCESSING.
+    """
+
+    tokenizer_name: str
+    tokenizer: Tokenizer
+    num_tokens: int
+    image_size: int
+    preprocessing: str
 
 
 @dataclasses.dataclass
@@ -29,7 +48,7 @@ class DatasetReport:
     """Statistics of a dataset and its invalid samples.
 
     Attributes:
-      num_tokens: of a sample in training; longer text is cut.
+      settings: of the run that the samples are checked for.
       samples: number of all samples.
       invalid: {index, reason, where, detail} of each that cannot be used.
       text_alone: samples without an image.
@@ -43,10 +62,12 @@ class DatasetReport:
       long: samples of so much text that its end is not even tokenised, in training and
         here; see tokenizer.truncate_text.
       cut: samples of more than `num_tokens` tokens, and the long ones.
+      classes: name -> valid samples, the most frequent first.
+      captions: text to learn -> valid samples, where several have it.
+      notes: lines on what the dataset left out.
     """
 
-    num_tokens: int
-    preprocessing: str = "hf_bicubic"
+    settings: SampleSettings
     samples: int = 0
     invalid: list[dict] = dataclasses.field(default_factory=list)
     text_alone: int = 0
@@ -58,6 +79,13 @@ class DatasetReport:
     tokens: list[int] = dataclasses.field(default_factory=list)
     long: int = 0
     cut: int = 0
+    classes: collections.Counter = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    captions: collections.Counter = dataclasses.field(
+        default_factory=collections.Counter
+    )
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         """Returns the report as JSON values, without the list of invalid samples."""
@@ -75,9 +103,13 @@ class DatasetReport:
             "images_of_16_bits": len(self.brightest),
             "brightest_of_16_bits": max(self.brightest, default=None),
             "repeated_images": self.repeated,
-            "num_tokens": self.num_tokens,
+            "classes": dict(self.classes.most_common()),
+            "equal_captions": dict(self.captions.most_common(_EQUAL_CAPTIONS)),
+            "tokenizer": self.settings.tokenizer_name,
+            "num_tokens": self.settings.num_tokens,
             "cut": self.cut,
             "long_texts": self.long,
+            "notes": list(self.notes),
             "tokens": {
                 f"{p}%": int(value)
                 for p, value in zip(
@@ -88,20 +120,25 @@ class DatasetReport:
 
     def to_text(self) -> str:
         """Formats the report as text for the terminal."""
-        report = self.to_dict()
+        report, settings = self.to_dict(), self.settings
         reasons = f" ({format_counts(report['bad_by_reason'])})" * bool(self.invalid)
         low, middle, high = (report["tokens"][p] for p in ("0%", "50%", "100%"))
+        limit, tokenizer = settings.num_tokens, settings.tokenizer_name
         return "\n".join(
             [
                 f"samples          {self.samples:,}",
                 f"cannot be used   {len(self.invalid):,}{reasons}",
+                *self._first_of_each_reason(),
                 f"text alone       {self.text_alone:,}",
                 f"image modes      {format_counts(report['image_modes'])}",
                 *self._conversions(),
                 f"repeated images  {self.repeated:,}",
-                f"tokens           {low} to {high}, median {middle}",
-                f"cut              {self.cut:,}, of more than {self.num_tokens} tokens",
+                *self._class_lines(),
+                *self._caption_lines(),
+                f"tokens           {low} to {high}, median {middle}, by {tokenizer}",
+                f"cut              {self.cut:,}, of more than {limit} tokens",
                 f"long texts       {self.long:,}, of which only the start was tokenised",
+                *self.notes,
             ]
         )
 
@@ -109,9 +146,9 @@ class DatasetReport:
         """A line for each kind of image that training sees otherwise than a viewer."""
         lines = []
         if self.transparent:
-            fate = f"on white, with {self.preprocessing}"
-            if drops_alpha(self.preprocessing):
-                fate = f"alpha dropped, with {self.preprocessing}"
+            fate = f"on white, with {self.settings.preprocessing}"
+            if drops_alpha(self.settings.preprocessing):
+                fate = f"alpha dropped, with {self.settings.preprocessing}"
             lines.append(f"transparent      {self.transparent:,}, {fate}")
         if self.rotated:
             lines.append(f"rotated by EXIF  {self.rotated:,}, which is not applied")
@@ -121,6 +158,32 @@ class DatasetReport:
                 f"used: the brightest is {max(self.brightest)} of 255"
             )
         return lines
+
+    def _first_of_each_reason(self) -> list[str]:
+        first = {}
+        for one in self.invalid:
+            first.setdefault(one["reason"], f"{one['where']}: {one['detail']}")
+        return [f"  {reason}, first: {text}" for reason, text in first.items()]
+
+    def _class_lines(self) -> list[str]:
+        if not self.classes:
+            return []
+        known = self.classes.most_common()
+        listed = ", ".join(f"{name} {count}" for name, count in known[:_MAX_LISTED])
+        more = ", ..." * (len(known) > _MAX_LISTED)
+        rarest, count = known[-1]
+        return [
+            f"classes          {len(known):,}: {listed}{more}",
+            f"rarest class     {rarest}, {count} samples",
+        ]
+
+    def _caption_lines(self) -> list[str]:
+        if self.classes:  # captions are made of these
+            return []
+        return [
+            f"equal captions   {count:,} of {self.samples:,}: {text}"
+            for text, count in self.captions.most_common(_EQUAL_CAPTIONS)
+        ]
 
     def write(self, folder: Path) -> None:
         """Writes report.json, bad_samples.jsonl and tokens.png. Raises OutputError."""
@@ -132,10 +195,9 @@ class DatasetReport:
         axes = figure.subplots()
         longest = max(self.tokens, default=1)
         axes.hist(self.tokens, bins=np.arange(min(longest, _MAX_HISTOGRAM) + 2) - 0.5)
-        axes.axvline(self.num_tokens + 0.5, color="black", linestyle="--")
-        axes.set_title(
-            f"{self.cut} of {self.samples} are cut at {self.num_tokens} tokens"
-        )
+        limit = self.settings.num_tokens
+        axes.axvline(limit + 0.5, color="black", linestyle="--")
+        axes.set_title(f"{self.cut} of {self.samples} are cut at {limit} tokens")
         axes.set_xlabel("tokens of a sample")
         axes.set_ylabel("samples")
         axes.spines[["top", "right"]].set_visible(False)
@@ -145,29 +207,30 @@ class DatasetReport:
 
 def validate_source(
     source: DataSource,
-    tokenizer: Tokenizer,
-    num_tokens: int,
+    settings: SampleSettings,
     threads: int,
     progress: Callable[[int], None],
     preprocessing: str = "hf_bicubic",
 ) -> DatasetReport:
-    """Reads, decodes and tokenises every sample of a dataset.
+    """Reads every sample of a dataset as a run does.
 
     Args:
       source: the dataset.
-      tokenizer: for its text.
-      num_tokens: of a sample in training.
+      settings: of the run.
       threads: that read.
       progress: called with the number of samples done since the last call.
       preprocessing: of the images in training.
     """
-    report, images = DatasetReport(num_tokens, preprocessing), set()
+    report, images, captions = (
+        DatasetReport(settings, notes=source.notes),
+        set(),
+        _Captions(),
+    )
+    report.classes.update(dict.fromkeys(source.classes, 0))
 
     def check(index: int):
         try:
-            return _check_sample(
-                source, index, tokenizer, num_tokens, pads(preprocessing)
-            )
+            return _check_sample(source, index, settings)
         except InvalidSample as invalid:
             return invalid
 
@@ -178,42 +241,96 @@ def validate_source(
             line = {"index": index, "reason": result.reason, "where": result.where}
             report.invalid.append(line | {"detail": result.detail})
             continue
-        image, digest, tokens, is_long = result
-        report.tokens.append(tokens)
-        report.long += is_long
-        report.cut += is_long or tokens > num_tokens
-        if image is None:
+        report.tokens.append(result.tokens)
+        report.long += result.is_long
+        report.cut += result.is_long or result.tokens > settings.num_tokens
+        report.classes.update([result.label] if result.label else [])
+        captions.add(result.caption)
+        if result.image is None:
             report.text_alone += 1
             continue
-        report.modes[image.mode] += 1
-        report.transparent += image.is_transparent
-        report.rotated += image.is_rotated
-        if image.brightest is not None:
-            report.brightest.append(image.brightest)
-        report.repeated += digest in images
-        images.add(digest)
+        report.modes[result.info.mode] += 1
+        report.transparent += result.info.is_transparent
+        report.rotated += result.info.is_rotated
+        if result.info.brightest is not None:
+            report.brightest.append(result.info.brightest)
+        report.repeated += result.image in images
+        images.add(result.image)
+    report.captions = captions.repeated()
     return report
 
 
-def _check_sample(
-    source: DataSource,
-    index: int,
-    tokenizer: Tokenizer,
-    num_tokens: int,
-    as_square: bool,
-) -> tuple[ImageInfo | None, bytes | None, int, bool]:
-    """(image, hash of the image, tokens, whether the text is a long one) of a sample.
-    Raises InvalidSample."""
-    whole = source[index]
-    sample = truncate_text(whole, num_tokens)
-    tokens = count_tokens(sample, tokenizer)
-    where = source.describe(index)
-    if not encode_sample(sample, tokenizer, tokens + 1)["target"].any():
-        raise InvalidSample("no target", where, "has no supervised token")
-    is_long = sample is not whole
-    if sample.image is None:
-        return None, None, tokens, is_long
-    digest = hashlib.sha256(sample.image).digest()
-    if isinstance(sample.image, np.ndarray):
-        return ImageInfo("RGB", False, False, None), digest, tokens, is_long
-    return inspect_image(sample.image, where, as_square), digest, tokens, is_long
+class _Captions:
+    """Counts equal texts, of which it keeps a hash and the start of those repeated."""
+
+    def __init__(self):
+        self._counts, self._texts = collections.Counter(), {}
+
+    def add(self, text: str) -> None:
+        key = hashlib.sha256(text.encode()).digest()[:12]
+        self._counts[key] += 1
+        if self._counts[key] > 1 and key not in self._texts:
+            self._texts[key] = text[:_CAPTION_CHARACTERS]
+
+    def repeated(self) -> collections.Counter:
+        counts = collections.Counter()
+        for key, text in self._texts.items():
+            counts[text] += self._counts[key]
+        return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """What is counted of a valid sample.
+
+    Attributes:
+      caption: its supervised text.
+      label: its class; empty for none.
+      tokens: before any cut.
+      is_long: whether only the start of its text is tokenised.
+      image: hash of its image; None without one.
+      info: of its image; None without one.
+    """
+
+    caption: str
+    label: str
+    tokens: int
+    is_long: bool
+    image: bytes | None
+    info: ImageInfo | None
+
+
+def _check_sample(source: DataSource, index: int, settings: SampleSettings) -> _Checked:
+    """Reads a sample. Raises InvalidSample."""
+    sample, _ = read_row(
+        source,
+        index,
+        settings.tokenizer,
+        settings.num_tokens,
+        image_size=settings.image_size,
+        preprocessing=settings.preprocessing,
+    )
+    start = truncate_text(sample, settings.num_tokens)
+    return _Checked(
+        caption=_caption(start),
+        label=sample.label,
+        tokens=count_tokens(start, settings.tokenizer),
+        is_long=start is not sample,
+        image=None if sample.image is None else hashlib.sha256(sample.image).digest(),
+        info=_image_info(sample.image, source.describe(index), settings),
+    )
+
+
+def _caption(sample: Sample) -> str:
+    texts = (segment.text.strip() for segment in sample.segments if segment.target)
+    return " ".join(texts)
+
+
+def _image_info(
+    image: np.ndarray | bytes | None, where: str, settings: SampleSettings
+) -> ImageInfo | None:
+    if image is None:
+        return None
+    if isinstance(image, np.ndarray):  # rendered, not decoded
+        return ImageInfo("RGB", False, False, None)
+    return inspect_image(image, where, pads(settings.preprocessing))

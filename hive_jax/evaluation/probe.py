@@ -63,6 +63,8 @@ class Probe:
         train, test = (
             whole_source(text, options) for text in (config.train, config.test)
         )
+        for note in (*train.notes, *test.notes):
+            log(note)
         self.classes = train.classes
         if len(self.classes) < 2:
             raise DataError(

@@ -8,6 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.config import ProbeConfig
+from hive_jax.console import log
 from hive_jax.data.class_captions import fill_template
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sources.base import DataSource, SourceOptions
@@ -50,6 +51,8 @@ def evaluate_towers(config: ProbeConfig, model: TrainedModel, out: Path) -> dict
     model = _with_settings(model, config)
     preprocessing, size = model.encoder.preprocessing, model.encoder.config.image_size
     source = whole_source(config.test, SourceOptions(size, preprocessing, config.seed))
+    for note in source.notes:
+        log(note)
     settings = {
         "task": config.probe,
         "n": len(source),

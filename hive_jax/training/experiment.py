@@ -79,10 +79,7 @@ class Experiment:
     def _loader(self, split: str, batch_size: int) -> Loader:
         """Returns the loader of a split; only "train" is shuffled and augmented."""
         config, trains = self.config, split == "train"
-        source = self._source(
-            split,
-            config.objective == "contrastive" or config.model.fusion_class.uses_image,
-        )
+        source = self._source(split, config.uses_image)
         return Loader(
             source,
             self.tokenizer,

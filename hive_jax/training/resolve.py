@@ -165,8 +165,7 @@ def _stored_in_components(config: RunConfig, sources: WeightSources) -> _Stored:
     if the config needs one of its values: a hub id is downloaded when opened."""
     model, data, stored = config.model, config.data, _Stored()
     # A decoder-only run (fusion "none") has no encoder to resolve.
-    needs_encoder = model.fusion_class.uses_image or config.objective == "contrastive"
-    encoder_missing = needs_encoder and not (model.encoder and data.preprocessing)
+    encoder_missing = config.uses_image and not (model.encoder and data.preprocessing)
     if encoder_missing and (encoder := sources.encoder):
         # Weights say how their encoder's images were resized, and bring their
         # tokenizer.
@@ -227,7 +226,7 @@ def _require_complete(config: RunConfig, previous_workdir: str) -> None:
     """Raises ConfigError if a needed architecture or the tokenizer is still missing."""
     contrastive = config.objective == "contrastive"
     needed = []
-    if contrastive or config.model.fusion_class.uses_image:
+    if config.uses_image:
         needed.append("encoder")
     if not contrastive:
         needed.append("decoder")

@@ -99,6 +99,8 @@ def train(
     run = Experiment(resolve_config(config, workdir))
     config = run.config
     log(run.program.parameter_table)
+    for note in run.loader.source.notes:
+        log(note)
     folder = Path(workdir)
     is_first_process = jax.process_index() == 0
     # Process 0 locks for all: the job is one run.

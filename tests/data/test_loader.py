@@ -23,7 +23,7 @@ SIZE, BATCH = 37, 8
 
 
 class Numbers:
-    classes = tag_names = ()
+    classes = tag_names = notes = ()
     fingerprint = ""
     """Sample i says i, and its image is i all over."""
 

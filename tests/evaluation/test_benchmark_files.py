@@ -376,7 +376,7 @@ def test_wrong_tables_are_named(parquet, tmp_path):
 
     with pytest.raises(DataError, match="has the columns .* expected question_id as"):
         spoilt("mme", lambda table: table.drop_columns("question_id"))
-    with pytest.raises(DataError, match="expected one with the bytes of images"):
+    with pytest.raises(DataError, match="expected one with images"):
         spoilt("mme", lambda table: table.drop_columns("image"))
     with pytest.raises(DataError, match="category is 'colour'; expected one of"):
         spoilt("mme", changed("category", "colour"))

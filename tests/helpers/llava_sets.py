@@ -21,6 +21,15 @@ def record(number: int, **changes) -> dict:
     } | changes
 
 
+def text_record(number: int) -> dict:
+    """The same conversation without an image."""
+    turns = [
+        {"from": "human", "value": "Give a brief description."},
+        {"from": "gpt", "value": f" caption number {number} "},
+    ]
+    return record(number, image=None, conversations=turns)
+
+
 def photograph(number: int, size=(40, 30), mode="RGB") -> Image.Image:
     """Soft shapes, as JPEG likes them; another for each number."""
     rng = np.random.default_rng(number)

@@ -1,7 +1,8 @@
 """Datasets in ArrayRecord, for pods: shards that any host reads in any order.
 
 A folder has `data-00000.array_record` and so on, and manifest.json: what it was made
-from, how many samples each shard has, and its hash. array_record_writer.py writes it.
+from, how many samples each shard has, its hash, and which samples share an image.
+array_record_writer.py writes it.
 
 A record is a sample in MessagePack: [image file or nil, [[text, target, tags], ...],
 image_before], or [reason, where, detail] for an invalid one. A record that is neither,
@@ -38,7 +39,7 @@ class ArrayRecordSource:
       ConfigError: the images were resized to something else.
     """
 
-    classes = ()
+    classes = notes = ()
 
     def __init__(self, path: str, options: SourceOptions):
         self._path, self._with_image = Path(path), options.with_image
@@ -52,6 +53,7 @@ class ArrayRecordSource:
             )
         check_shards(self._path, manifest)
         self.tag_names = tuple(manifest["tag_names"])
+        self._shared = manifest["shared_images"]
         self._names = [shard["file"] for shard in manifest["shards"]]
         counts = [shard["records"] for shard in manifest["shards"]]
         self._ends = list(itertools.accumulate(counts))
@@ -74,6 +76,10 @@ class ArrayRecordSource:
             raise InvalidSample("damaged", self.describe(index), str(error)) from None
         sample = unpack(content, self.describe(index), self.tag_names)
         return sample if self._with_image else dataclasses.replace(sample, image=None)
+
+    def image_name(self, index: int) -> str:
+        """Name of the image of sample `index`; see DataSource."""
+        return f"{self._path}, image {self._shared.get(str(index), index)}"
 
     def describe(self, index: int) -> str:
         shard, record = self._locate(index)
@@ -102,8 +108,13 @@ def read_manifest(folder: Path) -> dict:
         case {
             "images": None | [*_],
             "tag_names": [*tag_names],
+            "shared_images": {**shared},
             "shards": [_, *_] as shards,
-        } if all(map(_is_shard, shards)) and all(isinstance(t, str) for t in tag_names):
+        } if (
+            all(map(_is_shard, shards))
+            and all(isinstance(name, str) for name in tag_names)
+            and all(isinstance(first, int) for first in shared.values())
+        ):
             return manifest
     raise DataError(
         f"{file} is not one of hive_jax.prepare_data: choose another folder, or prepare "

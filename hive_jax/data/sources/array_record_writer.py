@@ -25,6 +25,7 @@ from hive_jax.data.sources.array_record import (
     read_manifest,
 )
 from hive_jax.data.sources.base import DataSource
+from hive_jax.data.sources.split import group_samples
 from hive_jax.errors import DataError, MissingInputError, OutputError
 from hive_jax.io import (
     atomic_write,
@@ -124,7 +125,8 @@ def write_array_record(
         if not (folder / MANIFEST).exists():
             _begin(folder, plan)
             shards = list(_shards(source, plan, folder, threads, resize, progress))
-            write_json(folder / MANIFEST, _manifest(plan, shards))
+            manifest = _manifest(plan, shards, _shared_images(source))
+            write_json(folder / MANIFEST, manifest)
         else:
             progress(plan.samples)
         manifest = read_manifest(folder)
@@ -142,11 +144,23 @@ def write_array_record(
         return manifest
 
 
-def _manifest(plan: ConversionPlan, shards: list[dict]) -> dict:
+def _shared_images(source: DataSource) -> dict[str, int]:
+    """Sample -> an earlier one with the same image; JSON has no keys but texts."""
+    groups = group_samples([source.image_name(i) for i in range(len(source))]).tolist()
+    return {str(i): first for i, first in enumerate(groups) if i != first}
+
+
+def _manifest(
+    plan: ConversionPlan, shards: list[dict], shared_images: dict[str, int]
+) -> dict:
     bad = collections.Counter()
     for shard in shards:
         bad.update(shard["bad"])
-    return dataclasses.asdict(plan) | {"bad": dict(bad), "shards": shards}
+    return dataclasses.asdict(plan) | {
+        "bad": dict(bad),
+        "shared_images": shared_images,
+        "shards": shards,
+    }
 
 
 def _begin(folder: Path, plan: ConversionPlan) -> None:

@@ -24,16 +24,23 @@ class DataSource(Protocol):
       classes: names of the classes that its samples are labelled with; may be empty.
       tag_names: names of the tags of its tokens, the first for tokens without one;
         validation reports the loss of each. May be empty.
+      notes: lines for people on what was left out of it, e.g. files that are no images;
+        commands print them.
     """
 
     fingerprint: str
     classes: tuple[str, ...]
     tag_names: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`. Raises InvalidSample if it cannot be used."""
+
+    def image_name(self, index: int) -> str | None:
+        """A name of the image of a sample, the same for all samples of an image; None
+        for no image, or one that no other sample has."""
 
     def describe(self, index: int) -> str:
         """The file and record of a sample, for messages."""
@@ -82,6 +89,7 @@ class Subset:
     def __init__(self, source: DataSource, indices: range | np.ndarray):
         self._source, self._indices = source, indices
         self.classes, self.tag_names = source.classes, source.tag_names
+        self.notes = source.notes
         digest = hashlib.sha256(f"part {source.fingerprint}".encode())
         if isinstance(indices, range):
             digest.update(repr(indices).encode())
@@ -94,6 +102,9 @@ class Subset:
 
     def __getitem__(self, index: int) -> Sample:
         return self._source[int(self._indices[index])]
+
+    def image_name(self, index: int) -> str | None:
+        return self._source.image_name(int(self._indices[index]))
 
     def describe(self, index: int) -> str:
         return self._source.describe(int(self._indices[index]))
@@ -115,6 +126,7 @@ class Mixture:
         self._sources = tuple(sources)
         self.classes = _shared([source.classes for source in sources])
         self.tag_names = _shared([source.tag_names for source in sources])
+        self.notes = tuple(note for source in sources for note in source.notes)
         sizes = [len(source) for source in sources]
         if weights:
             total = max(n / w for n, w in zip(sizes, weights, strict=True))
@@ -129,6 +141,10 @@ class Mixture:
     def __getitem__(self, index: int) -> Sample:
         source, index_in_source = self._locate(index)
         return source[index_in_source]
+
+    def image_name(self, index: int) -> str | None:
+        source, index_in_source = self._locate(index)
+        return source.image_name(index_in_source)
 
     def describe(self, index: int) -> str:
         source, index_in_source = self._locate(index)
@@ -177,28 +193,6 @@ def take(source: DataSource, text: str, seed: int) -> Subset:
         return Subset(source, range(count))
     chosen = np.random.default_rng(seed).choice(len(source), count, replace=False)
     return Subset(source, np.sort(chosen))
-
-
-def train_validation_split(source: DataSource, split: str, size: int) -> Subset:
-    """Holds out samples at equal distances, so that a sorted dataset splits evenly too.
-
-    Args:
-      source: the dataset.
-      split: "validation" for the held-out samples, "train" for the others.
-      size: number of held-out samples.
-
-    Raises:
-      DataError: there are no others.
-    """
-    if len(source) <= size:
-        raise DataError(
-            f"{source.describe(0).split(', record')[0]}: {len(source)} records; "
-            f"expected more than the data.validation_size = {size} that are held out"
-        )
-    chosen = np.arange(size) * len(source) // size
-    if split == "train":
-        chosen = np.delete(np.arange(len(source)), chosen)
-    return Subset(source, chosen)
 
 
 def normalize_weights(weights: Sequence[float]) -> list[float]:

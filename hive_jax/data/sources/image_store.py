@@ -1,24 +1,35 @@
 """Image files by name, from a folder or a zip.
 
-Paths are confined to the root; only regular files of up to 64 MB are read.
+Paths are confined to the root; only regular files of up to 64 MB are read. A name that
+does not exist may be there in another spelling: composed or decomposed characters,
+"./", or UTF-8 in a zip that does not say so.
 """
 
+import contextlib
+import functools
+import itertools
 import os
-import re
 import stat
-import zipfile
-import zlib
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, Protocol
 
-from hive_jax.data.image_io import MAX_BYTES
+from hive_jax.data.image_io import MAX_BYTES, require_size
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import is_utf8
-from hive_jax.errors import DataError, MissingInputError
+from hive_jax.data.sources.file_names import (
+    NameIndex,
+    canonical,
+    explain_unsafe,
+    is_leftover,
+    is_safe,
+    require_safe,
+)
+from hive_jax.data.sources.zip_store import ZipStore
+from hive_jax.errors import MissingInputError
 
-# The compression methods that unpack no more than they are asked for.
-_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, OSError, ValueError)
-_DRIVE_OR_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+# Of a folder, listed to find the name nearest to a missing one.
+_MAX_LISTED = 100_000
+# Images looked up before anything else, so that a wrong folder fails at once.
+_CHECKED_IMAGES = 1000
 
 
 class ImageStore(Protocol):
@@ -32,9 +43,15 @@ class ImageStore(Protocol):
     def has(self, name: str) -> bool:
         """Returns whether a file exists; its content is not checked."""
 
+    def explain_missing(self, name: str) -> str:
+        """Returns why `has` is False, with the nearest existing name."""
+
+    def image_name(self, name: str) -> str:
+        """Returns a name that the image has in all sources of the same images."""
+
 
 def open_store(path: str, key: str) -> ImageStore:
-    """Opens a folder or a zip of images.
+    """Opens a folder of images, a zip of them, or a folder in a zip, "a.zip/images".
 
     Args:
       path: the folder or zip.
@@ -48,7 +65,33 @@ def open_store(path: str, key: str) -> ImageStore:
         return FolderStore(path)
     if os.path.isfile(path):
         return ZipStore(path)
+    archive, suffix, folder = path.rpartition(".zip/")
+    if suffix and os.path.isfile(f"{archive}.zip"):
+        return ZipStore(f"{archive}.zip", folder.strip("/"))
     raise MissingInputError(f"{key}={path}: no such folder or zip")
+
+
+def require_images(
+    names: Sequence[str], store: ImageStore, max_bad_fraction: float
+) -> None:
+    """Looks up some of the images, so that a wrong folder fails before it is read.
+
+    Args:
+      names: of the images.
+      store: that should have them.
+      max_bad_fraction: share of them that may be missing.
+
+    Raises:
+      MissingInputError: more are missing; the message has the name nearest to the first.
+    """
+    chosen = names[:: max(1, len(names) // _CHECKED_IMAGES)]
+    missing = [name for name in chosen if not store.has(name)]
+    if len(missing) > max_bad_fraction * len(chosen):
+        raise MissingInputError(
+            f"{len(missing)} of {len(chosen)} images are not in {store.path}; the first: "
+            f"{missing[0]}: {store.explain_missing(missing[0])}. Check images= of "
+            f"data.source"
+        )
 
 
 class FolderStore:
@@ -57,98 +100,94 @@ class FolderStore:
     def __init__(self, path: str):
         self.path = path
         self._root = os.path.realpath(path)
+        self._spellings = functools.lru_cache(maxsize=1000)(_list_spellings)
 
     def read(self, name: str) -> bytes:
         where = f"{self.path}/{name}"
-        _require_safe(name, where)
+        with self._open(name, where) as file:
+            require_size(os.fstat(file.fileno()).st_size, where)
+            return file.read(MAX_BYTES)
+
+    def read_header(self, name: str, size: int) -> bytes:
+        """Returns the first bytes of a file. Raises InvalidSample.
+
+        Args:
+          name: of the file.
+          size: number of bytes.
+        """
+        with self._open(name, f"{self.path}/{name}") as file:
+            return file.read(size)
+
+    def has(self, name: str) -> bool:
+        path = self._real_path(name) if is_safe(name) else ""
+        return self._contains(path) and os.path.isfile(path)
+
+    def explain_missing(self, name: str) -> str:
+        if not is_safe(name):
+            return explain_unsafe(name)
+        if not self._contains(self._real_path(name)):
+            return explain_link(self.path)
+        return self._index.explain_missing(name, self.path)
+
+    def image_name(self, name: str) -> str:
+        return f"{os.path.abspath(self.path)}/{canonical(name)}"
+
+    @contextlib.contextmanager
+    def _open(self, name: str, where: str) -> Iterator[BinaryIO]:
+        require_safe(name, where)
         try:
-            path = os.path.realpath(os.path.join(self._root, name))
-            if os.path.commonpath((path, self._root)) != self._root:
-                raise InvalidSample("unsafe path", where, f"leads out of {self.path}")
+            path = self._real_path(name)
+            if not self._contains(path):
+                raise InvalidSample("unsafe path", where, explain_link(self.path))
             # Without O_NONBLOCK, opening a pipe waits for its writer.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                return _read_regular(descriptor, where)
-            finally:
-                os.close(descriptor)
+            with open(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise InvalidSample("unsafe path", where, "is not a regular file")
+                yield file
+        except FileNotFoundError:
+            raise InvalidSample("missing", where, self.explain_missing(name)) from None
         except OSError as error:
-            reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-            raise InvalidSample(reason, where, str(error.strerror)) from None
+            raise InvalidSample("unreadable", where, str(error.strerror)) from None
         except UnicodeEncodeError as error:  # where names of files are not UTF-8
             raise InvalidSample("unreadable", where, str(error)) from None
 
-    def has(self, name: str) -> bool:
-        return _is_safe(name) and os.path.isfile(os.path.join(self._root, name))
+    def _contains(self, path: str) -> bool:
+        return f"{path}/".startswith(f"{self._root.rstrip('/')}/")
+
+    def _real_path(self, name: str) -> str:
+        """The path without links, of a name in the spelling that the disk has."""
+        path = os.path.join(self._root, name)
+        if name.isascii() or os.path.lexists(path):
+            return os.path.realpath(path)
+        path = self._root
+        for component in canonical(name).split("/"):
+            spelling = self._spellings(path).get(component, component)
+            path = os.path.join(path, spelling)
+        return os.path.realpath(path)
+
+    @functools.cached_property
+    def _index(self) -> NameIndex:
+        return NameIndex(itertools.islice(self._walk(), _MAX_LISTED))
+
+    def _walk(self) -> Iterator[str]:
+        for folder, below, files in os.walk(self._root):
+            below[:] = sorted(name for name in below if not is_leftover(name))
+            for file in sorted(files):
+                yield os.path.relpath(os.path.join(folder, file), self._root)
 
 
-class ZipStore:
-    """Members of a zip by their full names; nothing is unpacked to the disk."""
-
-    def __init__(self, path: str):
-        self.path = path
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except _ZIP_ERRORS as error:
-            raise DataError(
-                f"{path}: {error}; expected a folder of images, or a zip of them"
-            ) from None
-        self._members = {m.filename: m for m in self._zip.infolist() if not m.is_dir()}
-
-    def read(self, name: str) -> bytes:
-        where = f"{self.path}/{name}"
-        _require_safe(name, where)
-        member = self._members.get(name)
-        if member is None:
-            raise InvalidSample("missing", where, "no such member")
-        _require_size(member.file_size, where)
-        if member.compress_type not in _BOUNDED:
-            detail = f"packed by method {member.compress_type}; expected deflate"
-            raise InvalidSample("unreadable", where, detail)
-        try:
-            with self._zip.open(member) as file:
-                content = file.read(member.file_size + 1)
-        except (*_ZIP_ERRORS, zlib.error, RuntimeError, EOFError) as error:
-            raise InvalidSample("damaged", where, str(error)) from None
-        if len(content) != member.file_size:
-            raise InvalidSample("damaged", where, "is not as long as the zip says")
-        return content
-
-    def has(self, name: str) -> bool:
-        return _is_safe(name) and name in self._members
+def _list_spellings(folder: str) -> dict[str, str]:
+    """Canonical name -> name of each entry of a folder; empty if it cannot be read."""
+    try:
+        return {canonical(name): name for name in os.listdir(folder)}
+    except OSError:
+        return {}
 
 
-def _read_regular(descriptor: int, where: str) -> bytes:
-    """Reads an open file, which must be a regular one of bounded size."""
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode):
-        raise InvalidSample("unsafe path", where, "is not a regular file")
-    _require_size(about.st_size, where)
-    with open(descriptor, "rb", closefd=False) as file:
-        return file.read(MAX_BYTES)
-
-
-def _is_safe(name: str) -> bool:
-    """Returns whether the name stays below the root on every system."""
-    return not (
-        not name
-        or len(name) > 1024
-        or "\0" in name
-        or "\\" in name
-        or name.startswith(("/", "~"))
-        or ".." in name.split("/")
-        or _DRIVE_OR_SCHEME.match(name)
-        or not is_utf8(name)
+def explain_link(folder: str) -> str:
+    """Returns what to do about a symbolic link that leads out of a folder."""
+    return (
+        f"a symbolic link leads out of {folder}: copy it with its files, "
+        f"cp -rL {folder} COPY, or name the folder that the links lead to"
     )
-
-
-def _require_safe(name: str, where: str) -> None:
-    if not _is_safe(name):
-        raise InvalidSample(
-            "unsafe path", where, "expected a path below the folder of images"
-        )
-
-
-def _require_size(size: int, where: str) -> None:
-    if size > MAX_BYTES:
-        detail = f"{size:,} bytes; expected at most {MAX_BYTES:,}"
-        raise InvalidSample("too large", where, detail)

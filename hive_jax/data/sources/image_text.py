@@ -1,23 +1,20 @@
-"""Images with a text or a class each: tables in CSV or Parquet, and folders of classes."""
+"""Images with a text or a class each, and tables of them in CSV or Parquet."""
 
-import contextlib
-import csv
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from hive_jax.data.class_captions import class_caption
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
-from hive_jax.data.sources.image_store import FolderStore, ImageStore, open_store
-from hive_jax.data.sources.parquet import ParquetStore, parquet_files
+from hive_jax.data.sources.csv_table import is_text_table, open_rows
+from hive_jax.data.sources.image_store import ImageStore, open_store, require_images
+from hive_jax.data.sources.parquet import ParquetTable, parquet_files, require_unique
+from hive_jax.data.sources.parquet_images import open_images
 from hive_jax.data.types import Sample, Segment
-from hive_jax.errors import ConfigError, DataError, MissingInputError
+from hive_jax.errors import ConfigError, DataError
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-_MAX_FIELD = 1_000_000  # characters of a CSV field
+NO_IMAGE = "none"  # the column of the images, of a table of texts alone
 
 
 class ImageTextSource:
@@ -27,10 +24,11 @@ class ImageTextSource:
       path: the name of the dataset in messages.
       names: of the images in `store`.
       texts: one for each image; an empty or malformed one makes an invalid sample.
-      store: of the images.
+      store: of the images; None for texts alone.
       with_image: False for text alone; no image is read then.
       labels: the class of each image, where they have one.
       classes: names of all classes, in order.
+      notes: as in DataSource.
     """
 
     tag_names = ()
@@ -40,16 +38,18 @@ class ImageTextSource:
         path: str,
         names: Sequence[str],
         texts: Sequence[str],
-        store: ImageStore,
+        store: ImageStore | None,
         with_image: bool = True,
         labels: Sequence[str] = (),
         classes: Sequence[str] = (),
+        notes: Sequence[str] = (),
     ):
         if not names:
             raise DataError(f"{path} has no samples")
         self._path, self._names, self._texts = path, names, texts
         self._store, self._with_image = store, with_image
         self._labels, self.classes = labels, tuple(classes)
+        self.notes = tuple(notes)
         digest = hashlib.sha256()
         for name, text in zip(names, texts, strict=True):
             content = None if isinstance(text, MalformedRecord) else text
@@ -62,9 +62,14 @@ class ImageTextSource:
     def __getitem__(self, index: int) -> Sample:
         """Sample `index`; its image is the bytes of a file. Raises InvalidSample."""
         text = require_text(self._texts[index], self.describe(index))
-        image = self._store.read(self._names[index]) if self._with_image else None
+        reads = self._with_image and self._store is not None
+        image = self._store.read(self._names[index]) if reads else None
         label = self._labels[index] if self._labels else ""
         return Sample(image, (Segment(text + "\n"),), label=label)
+
+    def image_name(self, index: int) -> str | None:
+        """Name of the image of sample `index`; see DataSource."""
+        return self._store and self._store.image_name(self._names[index])
 
     def describe(self, index: int) -> str:
         return f"{self._path}, record {index}, image {self._names[index]}"
@@ -89,6 +94,13 @@ def require_text(text: str, where: str) -> str:
     return text.strip()
 
 
+def sorted_classes(labels: Sequence[str]) -> list[str]:
+    """Returns the names that occur, numbers by value; not empty or malformed ones."""
+    names = {name for name in labels if name and not isinstance(name, MalformedRecord)}
+    # isdecimal and not isdigit: "²" is a digit that int() refuses.
+    return sorted(names, key=lambda name: (name.isdecimal() and int(name), name))
+
+
 def class_name(label: int, names: Sequence[str]) -> str:
     """Returns the name of class number `label`, or a MalformedRecord.
 
@@ -101,136 +113,98 @@ def class_name(label: int, names: Sequence[str]) -> str:
     return MalformedRecord(f"is of class {label}; expected 0 to {len(names) - 1}")
 
 
-def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
-    """Opens path/CLASS/.../IMAGE, sorted by name; other files are ignored.
-
-    Args:
-      path: the folder.
-      options: of the run.
-
-    Raises:
-      MissingInputError: there is no such folder.
-      DataError: it has no such files, or cannot be read.
-    """
-    if not os.path.isdir(path):
-        raise MissingInputError(f"data.source: {path}: no such folder")
-    try:
-        classes = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
-        names = sorted(name for folder in classes for name in _images(path, folder))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    if not names:
-        raise DataError(f"{path}: expected folders of images, one for each class")
-    labels = [name.split("/")[0] for name in names]
-    return ImageTextSource(
-        path,
-        names,
-        [class_caption(label) for label in labels],
-        FolderStore(path),
-        options.with_image,
-        labels,
-        sorted(set(labels)),
-    )
-
-
-def _images(root: str, name: str) -> list[str]:
-    """Paths relative to `root` of the image files in a folder and those below it."""
-
-    def fail(error: OSError):
-        raise error
-
-    return [
-        os.path.relpath(os.path.join(folder, file), root)
-        for folder, _, files in os.walk(os.path.join(root, name), onerror=fail)
-        for file in files
-        if file.lower().endswith(_SUFFIXES)
-    ]
-
-
 def open_table(
     path: str,
     options: SourceOptions,
     *,
     images: str = "",
     image: str = "image",
-    text: str = "text",
-    label: str = "label",
+    text: str = "",
+    label: str = "",
 ) -> ImageTextSource:
-    """Opens a table of images: a .csv with a header, .parquet, or a folder of these.
+    """Opens a table of images: CSV or TSV with a header, or Parquet.
 
     Args:
-      path: the file, the folder, or a pattern of .parquet files.
+      path: the file, or a folder or pattern of .parquet files.
       options: of the run.
-      images: the folder or zip that holds the images of a CSV.
-      image: the column of the images: names in a CSV, bytes in Parquet.
-      text: the column of the texts, if there is one.
-      label: else, the column of the classes; in Parquet of Hugging Face a number.
+      images: the folder or zip of the images that the table names.
+      image: the column of the images: names of files, or in Parquet their bytes; "none"
+        for texts alone.
+      text: the column of the texts.
+      label: the column of the classes; in Parquet of Hugging Face a number. Without
+        `text` and `label`, the column "text" or "label".
 
     Raises:
       MissingInputError: a file is missing.
-      ConfigError: the images of a CSV are not given.
+      ConfigError: `text` and `label` are both given, `images` is missing, or there are
+        no images to look for in it.
       DataError: it is not such a table.
     """
-    if not path.endswith(".csv"):
-        return _open_parquet(path, options, image, text, label)
-    if not Path(path).is_file():
-        raise MissingInputError(f"data.source: {path}: no such file")
-    if not images:
+    if text and label:
+        raise ConfigError(
+            f"table:{path}: text={text} and label={label}; expected one of them: text= "
+            f"has captions to learn, label= the classes of a probe"
+        )
+    if images and image == NO_IMAGE:
+        raise ConfigError(f"table:{path}: images={images} has no use with image=none")
+    columns = (image, text, label)
+    if not is_text_table(path):
+        return _open_parquet(path, options, images, columns)
+    if not images and image != NO_IMAGE:
         raise ConfigError(f"data.source: {path}: say where its images are, images=...")
-    with _csv_rows(path) as rows:
-        column = _column(path, rows.fieldnames or [], image, text, label)
+    with open_rows(path, image) as rows:
+        header = rows.fieldnames or []
+        require_unique(path, header)
+        column, is_class = choose_column(path, header, *columns)
         table = [_csv_pair(rows.line_num, row, image, column) for row in rows]
     names, values = [name for name, _ in table], [value for _, value in table]
-    store = open_store(images, "images")
-    if column == text:
+    store = open_store(images, "images") if images else None
+    if store and options.with_image:
+        require_images(names, store, options.max_bad_fraction)
+    if not is_class:
         return ImageTextSource(path, names, values, store, options.with_image)
     return _labelled(path, names, values, store, options)
 
 
-@contextlib.contextmanager
-def _csv_rows(path: str) -> Iterator[csv.DictReader]:
-    """The rows of a CSV file. Raises DataError where it is none."""
-    before, rows = csv.field_size_limit(_MAX_FIELD), None
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            yield rows
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not CSV in UTF-8: {error}") from None
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {rows.reader.line_num}: not CSV: {error}"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    finally:
-        csv.field_size_limit(before)
-
-
 def _csv_pair(line: int, row: dict, image: str, column: str) -> tuple[str, str]:
     """The image and the text of a row; malformed if it does not match the header."""
+    name = row.get(image) or ""
     if None in row:
-        return row[image], MalformedRecord(
-            f"line {line} has more fields than the header"
-        )
+        return name, MalformedRecord(f"line {line} has more fields than the header")
     if None in row.values():
-        return row[image] or "", MalformedRecord(
-            f"line {line} has fewer fields than the header"
-        )
-    return row[image], row[column]
+        return name, MalformedRecord(f"line {line} has fewer fields than the header")
+    if image != NO_IMAGE and not name.strip():
+        return name, MalformedRecord(f"line {line} has no image")
+    return name, row[column]
 
 
-def _column(
+def choose_column(
     path: str, columns: Sequence[str], image: str, text: str, label: str
-) -> str:
-    """The column of the texts, or of the classes."""
-    chosen = next((name for name in (text, label) if name in columns), None)
-    if image not in columns or chosen is None:
+) -> tuple[str, bool]:
+    """Returns the column of the texts or of the classes, and whether it is of classes.
+
+    Args:
+      path: of the table, for errors.
+      columns: that it has.
+      image, text, label: as in `open_table`.
+
+    Raises:
+      DataError: a column is missing, or both text and label are there.
+    """
+    wanted = [text or label] if text or label else ["text", "label"]
+    present = [name for name in wanted if name in columns]
+    if len(present) > 1:
+        raise DataError(
+            f"{path} has the columns text and label; choose the captions with text=text, "
+            f"or the classes with label=label"
+        )
+    if not present or image not in (*columns, NO_IMAGE):
         raise DataError(
             f"{path} has the columns {', '.join(columns)}; expected {image}, and "
-            f"{text} or {label}: name them with image=, text= and label="
+            f"{' or '.join(wanted)}: name them with image=, and text= or label=; "
+            f"image=none reads texts alone"
         )
-    return chosen
+    return present[0], bool(label) or present == ["label"] and not text
 
 
 def _labelled(
@@ -247,9 +221,8 @@ def _labelled(
         is_name = label and not isinstance(label, MalformedRecord)
         return class_caption(label) if is_name else label
 
-    used = {v for v in labels if v and not isinstance(v, MalformedRecord)}
-    # isdecimal and not isdigit: "²" is a digit that int() refuses.
-    classes = classes or sorted(used, key=lambda v: (v.isdecimal() and int(v), v))
+    labels = [v if isinstance(v, MalformedRecord) else v.strip() for v in labels]
+    classes = classes or sorted_classes(labels)
     texts = [caption(label) for label in labels]
     return ImageTextSource(
         path, names, texts, store, options.with_image, labels, classes
@@ -257,14 +230,47 @@ def _labelled(
 
 
 def _open_parquet(
-    path: str, options: SourceOptions, image: str, text: str, label: str
+    path: str, options: SourceOptions, images: str, columns: tuple[str, str, str]
 ) -> ImageTextSource:
-    store = ParquetStore(parquet_files(path), image)
-    column = _column(path, store.columns, image, text, label)
-    is_class, classes = column != text, _class_names(store.metadata, column)
+    table = ParquetTable(parquet_files(path))
+    column, is_class = choose_column(path, table.columns, *columns)
+    image = columns[0]
+    store = None
+    if image != NO_IMAGE:
+        store = open_images(table, image, images, options.with_image)
+        if not store.has_images:
+            raise DataError(
+                f"{path}: the column {image} is null; image=none reads texts alone"
+            )
+    classes = _class_names(table.schemas[0].metadata or {}, column)
+    values = table.values(column)
+    return source_of_rows(
+        path, column, values, store, options, classes if is_class else None
+    )
+
+
+def source_of_rows(
+    path: str,
+    column: str,
+    values: Sequence,
+    store: ImageStore | None,
+    options: SourceOptions,
+    classes: Sequence[str] | None,
+) -> ImageTextSource:
+    """Returns the samples of rows whose images are named by the number of the row.
+
+    Args:
+      path: the name of the dataset in messages.
+      column: name of the column of texts or classes.
+      values: of that column.
+      store: of the images, by row number.
+      options: of the run.
+      classes: names of the classes that integers in `values` are indices of, empty if
+        they have no names; None if `values` are texts to learn.
+    """
 
     def as_text(value) -> str:
-        if is_class and isinstance(value, int):
+        if classes is not None and isinstance(value, int):
             return class_name(value, classes) if classes else str(value)
         if value is not None and not isinstance(value, str):
             return MalformedRecord(
@@ -272,11 +278,11 @@ def _open_parquet(
             )
         return value or ""
 
-    values = [as_text(value) for value in store.values(column)]
-    rows = [str(row) for row in range(len(values))]
-    if is_class:
-        return _labelled(path, rows, values, store, options, classes)
-    return ImageTextSource(path, rows, values, store, options.with_image)
+    texts = [as_text(value) for value in values]
+    rows = [str(row) for row in range(len(texts))]
+    if classes is not None:
+        return _labelled(path, rows, texts, store, options, classes)
+    return ImageTextSource(path, rows, texts, store, options.with_image)
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:

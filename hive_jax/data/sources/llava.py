@@ -1,51 +1,37 @@
 """LLaVA's format: conversations, and images in a folder, a zip or with the records.
 
-    {"id": "1", "image": "GCC_train_1.jpg",
-     "conversations": [{"from": "human", "value": "Describe it.\n<image>"},
-                       {"from": "gpt", "value": "a dog on a beach"}]}
-
-A JSON list of these, JSON lines, or Parquet with a column `image` of {bytes, path}.
-Samples take one of two forms:
+Records as of conversations.py in a JSON list, JSON lines, or Parquet with the same
+columns. Samples take one of two forms:
 
 plain   LLaVA's and HIVE's pre-training: the instructions are dropped, the text is the
-        first answer and a newline, all of it supervised
+        first answer after the image and a newline, all of it supervised
 chat    every turn and a newline after it; the answers are supervised
 """
 
-import dataclasses
+import collections
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from hive_jax.config import nearest
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
-from hive_jax.data.sources.image_store import open_store
-from hive_jax.data.sources.parquet import ParquetStore, parquet_files
+from hive_jax.data.sources.base import MalformedRecord, SourceOptions
+from hive_jax.data.sources.conversations import (
+    FORMS,
+    IMAGE_KEYS,
+    TURN_KEYS,
+    means_image,
+    parse_record,
+)
+from hive_jax.data.sources.image_store import ImageStore, open_store, require_images
+from hive_jax.data.sources.parquet import ParquetTable, parquet_files
+from hive_jax.data.sources.parquet_images import ParquetImages, open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import decode_text, parse_json
 
-FORMS = ("plain", "chat")
-IMAGE = "<image>"
-_ASKING = ("human", "user", "system")
-_ANSWERING = ("gpt", "assistant")
-# Images looked up before anything else, so that a wrong folder fails at once.
-_CHECKED_IMAGES = 1000
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Conversation:
-    """A record in one of the forms.
-
-    Attributes:
-      image: name of the image; None for text alone.
-      turns: (text, supervised) of each turn.
-      image_before: index of the turn that the image precedes.
-    """
-
-    image: str | None
-    turns: tuple[tuple[str, bool], ...]
-    image_before: int = 0
+# Of at least so many samples with an image, half with one caption are worth a note.
+_MIN_EQUAL_CAPTIONS = 20
 
 
 class LlavaSource:
@@ -55,47 +41,46 @@ class LlavaSource:
     whose image cannot be read, is an invalid sample.
 
     Args:
-      path: a .json, .jsonl or .parquet file, or a folder of .parquet files.
+      path: the name of the dataset in messages.
+      records: as of conversations.py.
+      store: of the images that the records name; None for none.
       options: of the run.
-      images: a folder or a zip; empty for Parquet that contains the images.
       form: "plain" or "chat".
 
     Raises:
       ConfigError: `form` is neither.
-      MissingInputError: a file is missing, or more than `max_bad_fraction` of the first
-        images.
-      DataError: the file does not hold such records.
+      MissingInputError: more than `max_bad_fraction` of the first images are missing.
+      DataError: more than `max_bad_fraction` of the records cannot be used.
     """
 
-    classes = tag_names = ()
+    classes = tag_names = notes = ()
 
     def __init__(
         self,
         path: str,
+        records: Sequence,
+        store: ImageStore | None,
         options: SourceOptions,
-        *,
-        images: str = "",
-        form: str = "plain",
+        form: str,
     ):
         if form not in FORMS:
             raise ConfigError(
                 f"config.data.source: form is {form!r}; expected one of {FORMS}"
                 + nearest(form, FORMS)
             )
-        self.path, self._with_image = path, options.with_image
-        records, self._store = read_records(path)
-        if images:
-            self._store = open_store(images, "images")
+        self.path, self._store, self._with_image = path, store, options.with_image
         if not records:
             raise DataError(f"{path} has 0 records")
         digest = hashlib.sha256(f"llava {form}".encode())
         self._conversations = []
         for record in records:
-            conversation = _parse_record(record, form)
+            conversation = parse_record(record, form)
             content = None if isinstance(conversation, str) else conversation
             digest.update(repr(content).encode("utf-8", "surrogatepass"))
             self._conversations.append(conversation)
         self.fingerprint = digest.hexdigest()[:16]
+        self.notes = self._equal_captions() if form == "plain" else ()
+        self._check_records(options.max_bad_fraction)
         if options.with_image:
             self._check_images(options.max_bad_fraction)
 
@@ -113,11 +98,46 @@ class LlavaSource:
         segments = tuple(Segment(*turn) for turn in conversation.turns)
         return Sample(image, segments, conversation.image_before)
 
+    def image_name(self, index: int) -> str | None:
+        """Name of the image of sample `index`; see DataSource."""
+        image = getattr(self._conversations[index], "image", None)
+        if image is None or self._store is None:
+            return image
+        return self._store.image_name(image)
+
     def describe(self, index: int) -> str:
         conversation = self._conversations[index]
         record = f"{self.path}, record {index}"
         image = getattr(conversation, "image", None)
         return record if image is None else f"{record}, image {image}"
+
+    def _check_records(self, max_bad_fraction: float) -> None:
+        bad = [i for i, one in enumerate(self._conversations) if isinstance(one, str)]
+        if len(bad) > max_bad_fraction * len(self):
+            raise DataError(
+                f"{len(bad)} of {len(self)} records of {self.path} cannot be used; the "
+                f"first: record {bad[0]} {self._conversations[bad[0]]}. "
+                f"data.max_bad_fraction allows {max_bad_fraction:.2%}"
+            )
+
+    def _equal_captions(self) -> tuple[str, ...]:
+        """A note if half of the images have one caption, which may be a greeting."""
+        captions = collections.Counter(
+            conversation.turns[0][0].strip()
+            for conversation in self._conversations
+            if not isinstance(conversation, str) and conversation.image is not None
+        )
+        total = captions.total()
+        for caption, count in captions.most_common(1):
+            if total >= _MIN_EQUAL_CAPTIONS and count >= total / 2:
+                same = f"{count} of {total} images have the same caption"
+                return (f"{self.path}: {same}: {caption[:60]!r}",)
+        return ()
+
+    def has_images(self) -> bool:
+        """Returns whether any usable record has an image, or none can be used."""
+        usable = [one for one in self._conversations if not isinstance(one, str)]
+        return not usable or any(one.image is not None for one in usable)
 
     def _check_images(self, max_bad_fraction: float) -> None:
         names = [c.image for c in self._conversations if not isinstance(c, str)]
@@ -127,21 +147,44 @@ class LlavaSource:
                 f"{self.path} names {len(names)} images; say where they are: "
                 f"llava:{self.path},images=FOLDER_OR_ZIP"
             )
-        chosen = names[:: max(1, len(names) // _CHECKED_IMAGES)]
-        missing = [name for name in chosen if not self._store.has(name)]
-        if len(missing) > max_bad_fraction * len(chosen):
-            raise MissingInputError(
-                f"{len(missing)} of {len(chosen)} images are not in "
-                f"{self._store.path}; the first: {missing[0]}. Check images= of "
-                f"data.source"
-            )
+        if names:
+            require_images(names, self._store, max_bad_fraction)
 
 
-def read_records(path: str) -> tuple[list, ParquetStore | None]:
-    """Reads all records of a dataset, and opens the images in its own files.
+def open_llava(
+    path: str, options: SourceOptions, *, images: str = "", form: str = "plain"
+) -> LlavaSource:
+    """Opens a dataset in LLaVA's format.
 
-    With such a store, the `image` of a record is its row number, as text. Records that
-    cannot be parsed are MalformedRecord.
+    Args:
+      path: a .json, .jsonl or .parquet file, or a folder of .parquet files.
+      options: of the run.
+      images: a folder or a zip; empty for Parquet that contains the images.
+      form: "plain" or "chat".
+
+    Raises:
+      ConfigError, MissingInputError: as LlavaSource, or a file is missing.
+      DataError: as LlavaSource, or the file does not hold such records, or `images` is
+        given and no record has an image.
+    """
+    records, store = _open_records(path, images, options.with_image)
+    source = LlavaSource(path, records, store, options, form)
+    if images and not source.has_images():
+        first = next(record for record in records if isinstance(record, dict))
+        raise DataError(
+            f"images={images} is given, but no record of {path} has an image; the first "
+            f"has {', '.join(map(str, first))}; expected image"
+        )
+    return source
+
+
+def _open_records(
+    path: str, images: str, with_image: bool
+) -> tuple[list, ImageStore | None]:
+    """All records of a dataset, and the store of their images.
+
+    Of Parquet, the `image` of a record is its row number, as text. Records that cannot
+    be parsed are MalformedRecord.
 
     Raises:
       MissingInputError: there is no such file.
@@ -149,7 +192,12 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
     """
     source = Path(path)
     if source.is_dir() or source.suffix == ".parquet":
-        return _parquet_records(parquet_files(path))
+        return _parquet_records(ParquetTable(parquet_files(path)), images, with_image)
+    return _json_records(path), open_store(images, "images") if images else None
+
+
+def _json_records(path: str) -> list:
+    source = Path(path)
     if not source.is_file():
         raise MissingInputError(f"data.source: {path}: no such file")
     try:
@@ -157,7 +205,7 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if text.lstrip()[:1] == "[":
-        return parse_json(text, path), None
+        return parse_json(text, path)
     lines = [(n, x) for n, x in enumerate(text.split("\n"), 1) if x.strip()]
     records = [_parse_line(line, number) for number, line in lines]
     if not any(isinstance(record, dict) for record in records):
@@ -165,7 +213,7 @@ def read_records(path: str) -> tuple[list, ParquetStore | None]:
             f"{path} is neither a JSON list nor JSON lines"
             + (f": {records[0]}" if records else ": it is empty")
         )
-    return records, None
+    return records
 
 
 def _parse_line(line: str, number: int):
@@ -175,78 +223,43 @@ def _parse_line(line: str, number: int):
         return MalformedRecord(error)
 
 
-def _parquet_records(files: list[Path]) -> tuple[list, ParquetStore]:
-    store = ParquetStore(files, "image")
-    if "conversations" not in store.columns:
+def _parquet_records(
+    table: ParquetTable, images: str, with_image: bool
+) -> tuple[list, ParquetImages | None]:
+    """The records of Parquet files; see `_open_records`."""
+    turns, image = _column(table, TURN_KEYS), _column(table, IMAGE_KEYS)
+    if not turns or (not image and any(map(means_image, table.columns))):
         raise DataError(
-            f"{store.path} has the columns {', '.join(store.columns)}; expected "
-            f"conversations and image"
+            f"{table.path} has the columns {', '.join(table.columns)}; expected "
+            f"conversations or messages, and image or images if there are images"
         )
-    rows = zip(store.values("conversations"), store.present(), strict=True)
+    if image:
+        store = open_images(table, image, images, with_image)
+        counts = store.counts()
+    else:
+        store = open_store(images, "images") if images else None
+        counts = [0] * table.starts[-1]
+    rows = zip(table.values(turns), counts, strict=True)
     records = [
-        turns
-        if isinstance(turns, MalformedRecord)
-        else {"conversations": turns, "image": str(number) if present else None}
-        for number, (turns, present) in enumerate(rows)
+        value
+        if isinstance(value, MalformedRecord)
+        else {turns: value, "image": [str(number)] * count}
+        for number, (value, count) in enumerate(rows)
     ]
     return records, store
 
 
-def _parse_record(record, form: str) -> _Conversation | str:
-    """Parses a record of the given form; a MalformedRecord names what is wrong."""
-    if isinstance(record, MalformedRecord):
-        return str(record)
-    if not isinstance(record, dict):
-        return f"is {_type_name(record)}; expected an object"
-    image = record.get("image")
-    if isinstance(image, list):
-        if len(image) > 1:
-            return f"has {len(image)} images; expected one at most"
-        image = image[0] if image else None
-    if image is not None and not isinstance(image, str):
-        return f"image is {_type_name(image)}; expected the name of a file"
-    turns = record.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        return f"conversations is {_type_name(turns)}; expected a list of turns"
-    dialogue = []
-    for number, turn in enumerate(turns):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
-        if speaker not in (*_ASKING, *_ANSWERING):
-            return f"turn {number} is from {speaker!r}; expected human or gpt"
-        text = turn.get("value")
-        if not isinstance(text, str):
-            return f"turn {number}: value is {_type_name(text)}; expected text"
-        if isinstance(text, MalformedRecord):
-            return f"turn {number}: value is {text}"
-        if not is_utf8(text):
-            return f"turn {number}: value has half of a character"
-        dialogue.append((text, speaker in _ANSWERING))
-    return _plain(image, dialogue) if form == "plain" else _chat(image, dialogue)
-
-
-def _plain(image, dialogue: list[tuple[str, bool]]) -> _Conversation | str:
-    caption = next((text.strip() for text, answers in dialogue if answers), "")
-    if not caption:
-        return "has no text from gpt"
-    return _Conversation(image, ((caption + "\n", True),))
-
-
-def _chat(image, dialogue: list[tuple[str, bool]]) -> _Conversation | str:
-    marked = [
-        turn
-        for turn, (text, _) in enumerate(dialogue)
-        for _ in range(text.count(IMAGE))
-    ]
-    if len(marked) != (image is not None):
-        images = "an image" if image is not None else "no image"
-        return f"has {images}, and {IMAGE} {len(marked)} times"
-    turns = tuple(
-        (text.replace(IMAGE, "").strip() + "\n", answers) for text, answers in dialogue
-    )
-    if not any(answers and text.strip() for text, answers in turns):
-        return "has no text from gpt"
-    return _Conversation(image, turns, marked[0] if marked else 0)
-
-
-def _type_name(value) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
+def _column(table: ParquetTable, names: tuple[str, ...]) -> str:
+    """The column of one of these names; empty for none. Raises DataError for several,
+    and where some files lack it."""
+    used = {name for schema in table.schemas for name in schema.names}
+    present = [name for name in names if name in used]
+    if len(present) > 1:
+        raise DataError(
+            f"{table.path} has the columns {' and '.join(present)}; expected one of them"
+        )
+    if present and present[0] not in table.columns:
+        raise DataError(
+            f"{table.path}: some files have the column {present[0]}, not all"
+        )
+    return present[0] if present else ""

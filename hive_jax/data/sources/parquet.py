@@ -1,16 +1,11 @@
-"""Parquet files: images by row number, and the values of other columns."""
+"""Parquet files as one table, read a column of a row group at a time."""
 
-import bisect
-import collections
 import contextlib
 import glob
 import itertools
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from hive_jax.data.image_io import MAX_BYTES
-from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord
 from hive_jax.errors import DataError, MissingInputError
 
@@ -34,28 +29,27 @@ def parquet_files(path: str) -> list[Path]:
     return files
 
 
-class ParquetStore:
-    """The images in a column of Parquet files, by row number, and other columns' values.
-
-    Parquet is read a row group at a time: a shuffled run over a large dataset reads a
-    whole group for nearly every image. Use hive_jax.prepare_data to convert these.
+class ParquetTable:
+    """The rows of Parquet files, in order.
 
     Args:
-      files: read as one table, in order.
-      column: of the images, as {bytes, path} or bytes; empty for none.
+      files: with the same columns.
 
     Attributes:
       path: the file, or the folder of several, for messages.
+      files: as given.
+      schemas: Arrow schema of each file.
       columns: that all files have.
-      metadata: of the schema of the first file.
+      groups: (file number, row group) of each row group.
+      starts: number of the first row of each group, and of all rows at the end.
+      errors: what reading may raise.
 
     Raises:
       MissingInputError: the package pyarrow is not installed.
-      DataError: a file is not Parquet, its image column holds no bytes, or a row group
-        is too large.
+      DataError: a file is not Parquet, or has two columns of one name.
     """
 
-    def __init__(self, files: list[Path], column: str):
+    def __init__(self, files: list[Path]):
         try:
             import pyarrow
             import pyarrow.parquet
@@ -64,112 +58,84 @@ class ParquetStore:
                 f"{files[0]} needs the package pyarrow: pip install pyarrow"
             ) from None
         self.path = str(files[0] if len(files) == 1 else files[0].parent)
+        self.files, self.schemas, self._footers = files, [], []
         self._parquet = pyarrow.parquet
-        self._errors = (pyarrow.ArrowException, OSError)
-        self._column, self._files, self._footers, schemas = column, files, [], []
+        self.errors = (pyarrow.ArrowException, OSError)
         for file in files:
-            with self._parquet_errors(file):
+            with self.parquet_errors(file):
                 footer = pyarrow.parquet.read_metadata(file)
-                schemas.append(footer.schema.to_arrow_schema())
-            if column:
-                _require_image_bytes(file, schemas[-1], column)
+                schema = footer.schema.to_arrow_schema()
+            require_unique(str(file), schema.names)
+            self.schemas.append(schema)
             self._footers.append(footer)
-        self.metadata = schemas[0].metadata or {}
         self.columns = [
-            name for name in schemas[0].names if all(name in s.names for s in schemas)
+            name
+            for name in self.schemas[0].names
+            if all(name in schema.names for schema in self.schemas)
         ]
-        self._groups = [
+        self.groups = [
             (number, group)
             for number, footer in enumerate(self._footers)
             for group in range(footer.num_row_groups)
         ]
-        if column:
-            for number, group in self._groups:
-                self._require_small(number, group, column)
-        rows = (self._footers[n].row_group(g).num_rows for n, g in self._groups)
-        self._starts = list(itertools.accumulate(rows, initial=0))
-        self._cache = collections.OrderedDict()
-        self._lock = threading.Lock()
+        rows = (self.group(*one).num_rows for one in self.groups)
+        self.starts = list(itertools.accumulate(rows, initial=0))
 
     def values(self, column: str) -> list:
         """Returns a whole column; values without a Python type are MalformedRecord."""
         values = []
-        for number, group in self._groups:
-            with self._parquet_errors(self._files[number]):
-                values += _as_python(self._read_group(number, group, column))
+        for number, group in self.groups:
+            with self.parquet_errors(self.files[number]):
+                values += as_python(self.read_group(number, group, column))
         return values
 
-    def present(self) -> list[bool]:
-        """Returns for each row whether it has an image."""
-        present = []
-        for number, group in self._groups:
-            leaves = _leaves(self._footers[number], self._column)
-            # Of {bytes, path} the paths tell it without the bytes being read.
-            others = [leaf for leaf in leaves if not leaf.endswith(".bytes")]
-            with self._parquet_errors(self._files[number]):
-                read = self._read_group(number, group, (others or leaves)[0])
-            present += read.is_valid().to_pylist()
-        return present
+    def group(self, number: int, group: int):
+        """Returns pyarrow's metadata of a row group of file `number`."""
+        return self._footers[number].row_group(group)
 
-    def has(self, name: str) -> bool:
-        return True
+    def leaves(self, number: int, column: str) -> list[str]:
+        """Returns the paths of a column's leaves, e.g. "image.bytes" and "image.path".
 
-    def read(self, name: str) -> bytes:
-        """Returns the image bytes in row number `name`. Raises InvalidSample."""
-        row = int(name)
-        position = bisect.bisect_right(self._starts, row) - 1
-        where = f"{self._files[self._groups[position][0]]}, row {row}"
-        try:
-            with self._lock:
-                images = self._images(position)
-            value = images[row - self._starts[position]].as_py()
-        except self._errors as error:
-            raise InvalidSample("damaged", where, str(error)) from None
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(content, bytes):
-            raise InvalidSample("missing", where, "the row has no bytes of an image")
-        if len(content) > MAX_BYTES:
-            detail = f"{len(content):,} bytes; expected at most {MAX_BYTES:,}"
-            raise InvalidSample("too large", where, detail)
-        return content
-
-    def _images(self, position: int):
-        """The images of a row group, from the cache of those read last."""
-        if position not in self._cache:
-            number, group = self._groups[position]
-            size = self._num_bytes(number, group, self._column)
-            while (
-                self._cache
-                and size + sum(images.nbytes for images in self._cache.values())
-                > MAX_ROW_GROUP_BYTES
-            ):
-                self._cache.popitem(last=False)
-            self._cache[position] = self._read_group(number, group, self._column)
-        self._cache.move_to_end(position)
-        return self._cache[position]
-
-    def _read_group(self, number: int, group: int, column: str):
-        """A column of a row group, or a field of one, as "image.path"."""
-        self._require_small(number, group, column)
+        Args:
+          number: of the file.
+          column: name of the column.
+        """
         footer = self._footers[number]
-        with self._parquet.ParquetFile(self._files[number], metadata=footer) as file:
+        paths = (footer.schema.column(i).path for i in range(footer.num_columns))
+        return [path for path in paths if f"{path}.".startswith(f"{column}.")]
+
+    def read_group(self, number: int, group: int, column: str):
+        """Returns a column of a row group, or a leaf of it, as a pyarrow array.
+
+        Args:
+          number: of the file.
+          group: of the file.
+          column: name of the column, or path of a leaf.
+
+        Raises:
+          DataError: it is larger than MAX_ROW_GROUP_BYTES.
+        """
+        self.require_small(number, group, column)
+        footer = self._footers[number]
+        with self._parquet.ParquetFile(self.files[number], metadata=footer) as file:
             read = file.read_row_group(group, columns=[column]).column(0)
         if len(read) != footer.row_group(group).num_rows:
             raise OSError(f"row group {group} is not as long as the footer says")
         return read
 
-    def _require_small(self, number: int, group: int, column: str) -> None:
-        size = self._num_bytes(number, group, column)
+    def require_small(self, number: int, group: int, column: str) -> None:
+        """Raises DataError if a column of a row group is too large; see `read_group`."""
+        size = self.num_bytes(number, group, column)
         if size > MAX_ROW_GROUP_BYTES:
             raise DataError(
-                f"{self._files[number]}: a row group has {size:,} bytes of {column}; "
+                f"{self.files[number]}: a row group has {size:,} bytes of {column}; "
                 f"expected at most {MAX_ROW_GROUP_BYTES:,}: write it with smaller ones, "
                 f"row_group_size=100"
             )
 
-    def _num_bytes(self, number: int, group: int, column: str) -> int:
-        """Unpacked bytes of a column in a row group, as the footer says."""
-        about = self._footers[number].row_group(group)
+    def num_bytes(self, number: int, group: int, column: str) -> int:
+        """Returns the unpacked bytes of a column in a row group; see `read_group`."""
+        about = self.group(number, group)
         chunks = map(about.column, range(about.num_columns))
         return sum(
             chunk.total_uncompressed_size
@@ -178,39 +144,31 @@ class ParquetStore:
         )
 
     @contextlib.contextmanager
-    def _parquet_errors(self, file: Path) -> Iterator[None]:
+    def parquet_errors(self, file: Path) -> Iterator[None]:
+        """Raises errors of reading a file as DataError."""
         try:
             yield
-        except self._errors as error:
+        except self.errors as error:
             raise DataError(f"{file}: not Parquet: {error}") from None
 
 
-def _require_image_bytes(file: Path, schema, column: str) -> None:
-    import pyarrow
+def require_unique(path: str, columns: list[str]) -> None:
+    """Raises DataError if two columns have one name.
 
-    if schema.names.count(column) != 1:
+    Args:
+      path: of the file, for the message.
+      columns: names; an empty one is no name.
+    """
+    repeated = {name for name in columns if name and columns.count(name) > 1}
+    if repeated:
         raise DataError(
-            f"{file} has the columns {', '.join(schema.names)}; expected one with the "
-            f"bytes of images, {column}"
-        )
-    kind = schema.field(column).type
-    if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if pyarrow.types.is_dictionary(kind):
-        kind = kind.value_type
-    if not (pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)):
-        raise DataError(
-            f"{file}: the column {column} is {kind}; expected the bytes of images"
+            f"{path} has the column {min(repeated)} twice; rename or remove one"
         )
 
 
-def _leaves(footer, column: str) -> list[str]:
-    """The paths of the leaves of a column, "image.bytes" and "image.path"."""
-    paths = (footer.schema.column(i).path for i in range(footer.num_columns))
-    return [path for path in paths if f"{path}.".startswith(f"{column}.")]
-
-
-def _as_python(array) -> list:
+def as_python(array) -> list:
+    """Returns the values of a pyarrow array; a MalformedRecord for one without a Python
+    type."""
     try:
         return array.to_pylist()
     except (ValueError, OverflowError):  # of one value, e.g. text that is not UTF-8

@@ -8,6 +8,8 @@ arguments are texts, and add it to _KINDS.
 
 import dataclasses
 import functools
+import os
+import re
 from collections.abc import Callable, Sequence
 
 from hive_jax.config import DataConfig, Source, nearest
@@ -20,12 +22,15 @@ from hive_jax.data.sources.base import (
     normalize_weights,
     require_epoch_length,
     take,
-    train_validation_split,
 )
 from hive_jax.data.sources.catalog import CATALOG, open_catalog
-from hive_jax.data.sources.image_text import open_class_folder, open_table
-from hive_jax.data.sources.llava import LlavaSource
+from hive_jax.data.sources.class_folder import open_class_folder
+from hive_jax.data.sources.hub import open_hub
+from hive_jax.data.sources.image_text import open_table
+from hive_jax.data.sources.llava import open_llava
+from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.sources.tfds import TfdsSource
+from hive_jax.data.sources.webdataset import WebDatasetSource
 from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.errors import ConfigError
 
@@ -60,9 +65,13 @@ class _Kind:
 
 _KINDS = {
     "tabletop": _Kind(_open_tabletop, ("split",), needs_path=False),
-    "llava": _Kind(LlavaSource, ("images", "form")),
+    "llava": _Kind(open_llava, ("images", "form")),
     "prepared": _Kind(ArrayRecordSource),
     "tfds": _Kind(TfdsSource, ("dir", "split", "image", "text")),
+    "hf": _Kind(
+        open_hub, ("config", "split", "revision", "image", "text", "label", "form")
+    ),
+    "wds": _Kind(WebDatasetSource, ("image", "text", "label", "form")),
     "folder": _Kind(open_class_folder),
     "table": _Kind(open_table, ("images", "image", "text", "label")),
     **{
@@ -75,14 +84,16 @@ _KINDS = {
 def parse(text: str) -> tuple[Source, ...]:
     """Parses sources such as "2*llava:a.json,images=a.zip + 1*folder:DIR".
 
+    Paths may contain commas and " + " if they exist.
+
     Raises:
       ConfigError: it is malformed, or names no such kind or option.
     """
-    return tuple(_parse_one(part.strip()) for part in text.split(_AND))
+    return tuple(_parse_one(one.strip()) for one in _split(text, _AND, _source_paths))
 
 
 def _parse_one(text: str) -> Source:
-    head, *options = text.split(",")
+    head, *options = _split(text, ",", _option_path)
     weight, star, rest = head.partition("*")
     try:
         weight = float(weight) if star else None
@@ -102,6 +113,42 @@ def _parse_one(text: str) -> Source:
             )
         pairs.append((name, value))
     return Source(kind, path, tuple(pairs), weight)
+
+
+def _split(
+    text: str, separator: str, paths_in: Callable[[str], list[str]]
+) -> list[str]:
+    """Splits at separators, except those in a path that exists.
+
+    Args:
+      text: the text.
+      separator: between pieces.
+      paths_in: returns the paths in a piece.
+    """
+
+    def is_piece(joined: str) -> bool:
+        exist = (p for p in paths_in(joined) if os.path.exists(os.path.expanduser(p)))
+        return sum(path.count(separator) for path in exist) == joined.count(separator)
+
+    pieces, rest = [], text.split(separator)
+    while rest:
+        length = next(
+            n for n in range(len(rest), 0, -1) if is_piece(separator.join(rest[:n]))
+        )
+        pieces.append(separator.join(rest[:length]))
+        rest = rest[length:]
+    return pieces
+
+
+def _option_path(text: str) -> list[str]:
+    """The path in "llava:PATH" or "images=PATH"."""
+    return re.split("[:=]", text, maxsplit=1)[1:]
+
+
+def _source_paths(text: str) -> list[str]:
+    """The paths in "llava:PATH,images=PATH"."""
+    options = _split(text, ",", _option_path)
+    return [path for option in options for path in _option_path(option)]
 
 
 def to_text(sources: str | Sequence[Source]) -> str:
@@ -157,7 +204,10 @@ def _check(source: Source) -> None:
             f"config.data.source is {source.kind!r}; expected a path, {source.kind}:PATH"
         )
     names = (*kind.names, "take")
-    for name, _ in source.options:
+    given = [name for name, _ in source.options]
+    for name in given:
+        if given.count(name) > 1:
+            raise ConfigError(f"config.data.source: {name}= is given twice")
         if name not in names:
             raise ConfigError(
                 f"config.data.source: {name!r}; expected "
@@ -197,10 +247,9 @@ def make_source(
         return _open(sources[0], options, split)
     shares = normalize_weights([source.weight or 1.0 for source in sources])
     sizes = largest_remainder(config.validation_size, shares)
-    subsets = [
-        train_validation_split(_open(source, options), split, size)
-        for source, size in zip(sources, sizes, strict=True)
-    ]
+    opened = [_open(source, options) for source in sources]
+    train, validation = train_validation_splits(opened, sizes)
+    subsets = train if split == "train" else validation
     if len(subsets) == 1:
         return subsets[0]
     if split == "validation" or sources[0].weight is None:
@@ -237,7 +286,10 @@ def _open(source: Source, options: SourceOptions, split: str = "train") -> DataS
     subset = named.pop("take", "")
     if source.kind == "tabletop":
         named.setdefault("split", split)
-    opened = _KINDS[source.kind].open(source.path, options, **named)
+    # A shell leaves the "~" of "folder:~/data" to the program.
+    named = {name: os.path.expanduser(value) for name, value in named.items()}
+    path = os.path.expanduser(source.path)
+    opened = _KINDS[source.kind].open(path, options, **named)
     return take(opened, subset, options.seed) if subset else opened
 
 

@@ -14,10 +14,12 @@ from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions
 from hive_jax.data.sources.image_text import class_name, require_text
 from hive_jax.data.types import Sample, Segment
-from hive_jax.errors import DataError, MissingInputError
+from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 PREPARE = "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
 _VERSION_FILE = "features.json"  # in the folder of each version
+# Work in progress has folders such as 1.0.0.incompleteABC123_coco_captions.
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class TfdsSource:
@@ -38,7 +40,7 @@ class TfdsSource:
       DataError: it is not ArrayRecord, or has no such split or feature.
     """
 
-    tag_names = ()
+    tag_names = notes = ()
 
     def __init__(
         self,
@@ -110,6 +112,9 @@ class TfdsSource:
             return Sample(image, (Segment(text + "\n"),))
         return Sample(image, (Segment(class_caption(text) + "\n"),), label=text)
 
+    def image_name(self, index: int) -> None:
+        """None: a record has all that is said of its image."""
+
     def describe(self, index: int) -> str:
         return f"{self._name}, {self._split}, record {index}"
 
@@ -176,7 +181,13 @@ def _is_text(feature, kinds) -> bool:
 def _open_builder(tfds, name: str, folder: str):
     """The dataset as TFDS's builder, from its folder. Raises MissingInputError."""
     path = Path(name)
-    if not (path / _VERSION_FILE).is_file():
+    if (path / _VERSION_FILE).is_file():
+        if folder:
+            raise ConfigError(
+                f"tfds:{name},dir={folder}: {name} is the folder of a version; leave dir= "
+                f"out"
+            )
+    else:
         path = _newest_version(name, Path(folder or _default_folder()))
     try:
         builder = tfds.builder_from_directory(str(path))
@@ -195,13 +206,16 @@ def _default_folder() -> str:
 def _newest_version(name: str, root: Path) -> Path:
     """The folder of the version that the name has, or of the newest."""
     dataset, _, version = name.partition(":")
-    versions = {
-        file.parent.name: file.parent
-        for file in root.glob(f"{_escape_glob(dataset)}/*/{_VERSION_FILE}")
-    }
+    folders = [
+        f.parent for f in root.glob(f"{_escape_glob(dataset)}/*/{_VERSION_FILE}")
+    ]
+    versions = {f.name: f for f in folders if _VERSION.fullmatch(f.name)}
     if not versions:
         configs = root.glob(f"{_escape_glob(dataset)}/*/*/{_VERSION_FILE}")
         names = sorted({f"{dataset}/{file.parts[-3]}" for file in configs})
+        if folders:
+            unfinished = ", ".join(sorted(folder.name for folder in folders))
+            raise _missing(name, f"{root / dataset} has no version but {unfinished}")
         if names:
             raise _missing(name, f"it has configs, {', '.join(names)}")
         raise _missing(name, f"{root / dataset} has no prepared version")
@@ -215,7 +229,7 @@ def _escape_glob(path: str) -> str:
 
 
 def _as_numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)]
+    return [int(number) for number in version.split(".")]
 
 
 def _missing(name: str, why: str) -> MissingInputError:

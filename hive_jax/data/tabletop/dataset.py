@@ -27,7 +27,7 @@ class Tabletop:
         (64, 64, 3)
     """
 
-    tag_names = TAG_NAMES
+    tag_names, notes = TAG_NAMES, ()
 
     def __init__(
         self,
@@ -70,6 +70,9 @@ class Tabletop:
         image = render(one, self.image_size) if self.with_image else None
         label = class_of(one) if self.classes else ""
         return Sample(image, segments(one, self.text), label=label)
+
+    def image_name(self, index: int) -> None:
+        """None: each sample has a scene of its own."""
 
     def describe(self, index: int) -> str:
         return f"scene {index} of {self!r}"

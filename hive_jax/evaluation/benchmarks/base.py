@@ -87,8 +87,9 @@ class Examples(Sequence):
         if missing:
             raise MissingInputError(
                 f"{path}: of {len(names)} questions with an image, {len(missing)} have "
-                f"none in {store.path}; the first: {missing[0]}. Scores over a part "
-                f"compare with nothing; add the images"
+                f"none in {store.path}; the first: {missing[0]}: "
+                f"{store.explain_missing(missing[0])}. Scores over a part compare "
+                f"with nothing; add the images"
             )
         # JSON can encode lone surrogates, which plain UTF-8 refuses.
         content = repr(self._examples).encode("utf-8", "surrogatepass")

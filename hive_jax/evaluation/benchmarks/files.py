@@ -4,8 +4,10 @@ import functools
 from pathlib import Path
 
 from hive_jax.data.sources.base import is_utf8
-from hive_jax.data.sources.image_store import FolderStore, ZipStore
-from hive_jax.data.sources.parquet import ParquetStore
+from hive_jax.data.sources.image_store import FolderStore
+from hive_jax.data.sources.parquet import ParquetTable
+from hive_jax.data.sources.parquet_images import ParquetImages
+from hive_jax.data.sources.zip_store import ZipStore
 from hive_jax.errors import DataError, MissingInputError
 
 _NAMES = {str: "text", int: "a whole number", list: "a list", dict: "an object"}
@@ -144,7 +146,8 @@ class Table:
                 f"{folder}: expected Parquet files of the split {split}, as "
                 f"{split}-00000-of-00001.parquet; found {names}"
             )
-        self.path, self._store = str(folder), ParquetStore(files, images)
+        self.path, self._table = str(folder), ParquetTable(files)
+        self._images = ParquetImages(self._table, images) if images else None
 
     def rows(self, *columns: str, also: str = "") -> list[tuple[str, str, dict]]:
         """Reads the given columns of all rows.
@@ -160,8 +163,8 @@ class Table:
           DataError: a required column is missing.
         """
         self._require(columns)
-        columns += (also,) if also in self._store.columns else ()
-        values = zip(*(self._store.values(column) for column in columns), strict=True)
+        columns += (also,) if also in self._table.columns else ()
+        values = zip(*(self._table.values(column) for column in columns), strict=True)
         return [
             (f"{self.path}, row {row}", str(row), dict(zip(columns, one)))
             for row, one in enumerate(values)
@@ -171,19 +174,24 @@ class Table:
         """Returns whether the row with this number has an image."""
         return name in self._with_image
 
+    def explain_missing(self, name: str) -> str:
+        """Returns what the row with this number lacks."""
+        return "the row has no image"
+
     @functools.cached_property
     def _with_image(self) -> set[str]:
-        return {str(row) for row, there in enumerate(self._store.present()) if there}
+        counts = self._images.counts() if self._images else []
+        return {str(row) for row, count in enumerate(counts) if count}
 
     def read(self, name: str) -> bytes:
         """Returns the bytes of an image. Raises InvalidSample if it cannot be read."""
-        return self._store.read(name)
+        return self._images.read(name)
 
     def _require(self, columns) -> None:
-        missing = [name for name in columns if name not in self._store.columns]
+        missing = [name for name in columns if name not in self._table.columns]
         if missing:
             raise DataError(
-                f"{self.path} has the columns {', '.join(self._store.columns)}; "
+                f"{self.path} has the columns {', '.join(self._table.columns)}; "
                 f"expected {', '.join(missing)} as well"
             )
 

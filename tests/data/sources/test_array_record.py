@@ -12,7 +12,13 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from helpers.llava_sets import encoded, photograph, record, write_set
+from helpers.llava_sets import (
+    encoded,
+    photograph,
+    record,
+    text_record,
+    write_set,
+)
 
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
@@ -40,7 +46,7 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     files = {record(i)["image"]: encoded(photograph(i)) for i in range(COUNT)}
     records = [record(i) for i in range(COUNT)]
-    records[5]["image"] = None
+    records[5] = text_record(5)
     records[6]["conversations"] = []
     files[record(8)["image"]] = b"<html>"
     files.pop(record(9)["image"])
@@ -220,17 +226,34 @@ def test_few_samples_are_read_ahead():
     [
         "[]",
         "{}",
-        '{"tag_names": [], "images": null, "shards": []}',
-        '{"tag_names": [], "images": null, "shards": [{"file": "a"}]}',
+        '{"tag_names": [], "images": null, "shared_images": {}, "shards": []}',
+        '{"tag_names": [], "images": null, "shared_images": {}, "shards": [{"file": "a"}]}',
         '{"tag_names": [], "images": 5, "shards": [{}]}',
         json.dumps(
-            {"tag_names": [], "images": None, "shards": [SHARD | {"file": "../a"}]}
+            {
+                "tag_names": [],
+                "images": None,
+                "shared_images": {},
+                "shards": [SHARD | {"file": "../a"}],
+            }
         ),
-        json.dumps({"tag_names": [], "images": 5, "shards": [SHARD]}),
         json.dumps(
-            {"tag_names": [], "images": None, "shards": [SHARD | {"records": 0}]}
+            {"tag_names": [], "images": 5, "shared_images": {}, "shards": [SHARD]}
         ),
-        json.dumps({"tag_names": [5], "images": None, "shards": [SHARD]}),
+        json.dumps(
+            {
+                "tag_names": [],
+                "images": None,
+                "shared_images": {},
+                "shards": [SHARD | {"records": 0}],
+            }
+        ),
+        json.dumps(
+            {"tag_names": [5], "images": None, "shared_images": {}, "shards": [SHARD]}
+        ),
+        json.dumps(
+            {"tag_names": [], "images": None, "shared_images": [], "shards": [SHARD]}
+        ),
     ],
 )
 def test_a_manifest_of_others(tmp_path, manifest):
@@ -306,50 +329,3 @@ def test_damage_is_noticed(source, tmp_path):
     shard.unlink()
     with pytest.raises(MissingInputError, match="no such shard"):
         samples(f"prepared:{out}")
-
-
-def test_check_reports_what_is_there(source, tmp_path, capsys):
-    out = tmp_path / "report"
-    arguments = ["check", "--from", source, "--out", str(out), "--num_tokens", "5"]
-    assert prepare_data.main(arguments) == 65
-    report = json.loads((out / "report.json").read_text())
-    assert report["samples"] == COUNT and report["text_alone"] == 1
-    reasons = {"record": 1, "not an image": 1, "missing": 1}
-    assert report["bad_by_reason"] == reasons
-    assert report["image_modes"] == {"RGB": COUNT - 4}
-    assert report["repeated_images"] == 0 and report["cut"] == COUNT - 3
-    bad = [*map(json.loads, (out / "bad_samples.jsonl").read_text().splitlines())]
-    assert [one["index"] for one in bad] == [6, 8, 9]
-    assert (out / "tokens.png").read_bytes()[:4] == b"\x89PNG"
-    assert "cannot be used   3" in capsys.readouterr().out
-    assert prepare_data.main(arguments) == 64  # not over another report
-    (tmp_path / "file").write_text("")
-    capsys.readouterr()
-    for place in (tmp_path / "file", tmp_path / "file/report"):
-        assert prepare_data.main([*arguments[:4], str(place)]) == 73
-    assert "sample" not in capsys.readouterr().err  # nothing was read for it
-
-
-def test_check_names_texts_that_are_not_read_to_their_end(tmp_path, capsys):
-    turns = [
-        {"from": "human", "value": "<image>"},
-        {"from": "gpt", "value": "a " * 2**17},
-    ]
-    records = [record(0, conversations=turns), record(1)]
-    files = {one["image"]: encoded(photograph(0)) for one in records}
-    source = write_set(tmp_path, files, records)["folder"]
-    out = tmp_path / "report"
-    assert prepare_data.main(["check", "--from", source, "--out", str(out)]) == 0
-    report = json.loads((out / "report.json").read_text())
-    assert report["long_texts"] == report["cut"] == 1
-    assert "long texts       1, of which only the start" in capsys.readouterr().out
-
-
-def test_check_of_a_good_set(tmp_path):
-    image = encoded(photograph(1, mode="L"))
-    files = {record(i)["image"]: image for i in range(4)}
-    source = write_set(tmp_path, files, [record(i) for i in range(4)])["folder"]
-    out = tmp_path / "report"
-    assert prepare_data.main(["check", "--from", source, "--out", str(out)]) == 0
-    report = json.loads((out / "report.json").read_text())
-    assert report["image_modes"] == {"L": 4} and report["repeated_images"] == 3

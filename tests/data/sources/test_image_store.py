@@ -5,15 +5,17 @@ import socket
 import struct
 import subprocess
 import sys
+import unicodedata
 import zipfile
 from zlib import crc32
 
 import pytest
 
+from hive_jax.data import image_io
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources import image_store as stores
-from hive_jax.data.sources.image_store import open_store
-from hive_jax.errors import DataError
+from hive_jax.data.sources.image_store import open_store, require_images
+from hive_jax.errors import DataError, MissingInputError
 
 SECRET = b"secret"
 LINKS = ("link/secret.txt", "link.txt", "folder-link/../../secret.txt")
@@ -141,7 +143,7 @@ def test_no_name_leads_anywhere_else(folder, archive, name):
 
 
 def test_a_file_that_is_too_large(folder, archive, monkeypatch):
-    monkeypatch.setattr(stores, "MAX_BYTES", 4)
+    monkeypatch.setattr(image_io, "MAX_BYTES", 4)
     for store in (
         open_store(str(folder), "images"),
         open_store(str(archive), "images"),
@@ -235,3 +237,99 @@ def test_bombs_are_refused_before_they_are_large(tmp_path):
         "picture.png too large",
     ]
     assert int(memory) < 1_000_000  # kB
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
+
+
+def write_zip(path, *names, flagged=True):
+    """A zip of empty files; without the flag their names are UTF-8 all the same."""
+    with zipfile.ZipFile(path, "w") as out:
+        for name in names:
+            out.writestr(name, b"image")
+    if not flagged:
+        content = bytearray(path.read_bytes())
+        for mark, offset in ((b"PK\3\4", 7), (b"PK\1\2", 9)):
+            start = content.find(mark)
+            while start >= 0:
+                content[start + offset] &= ~8 & 0xFF
+                start = content.find(mark, start + 1)
+        path.write_bytes(content)
+    return open_store(str(path), "images")
+
+
+@pytest.mark.parametrize(
+    ("there", "name"),
+    [
+        (COMPOSED, DECOMPOSED),
+        (DECOMPOSED, COMPOSED),
+        (f"{DECOMPOSED}/a.jpg", f"{COMPOSED}/a.jpg"),
+        ("a.jpg", "./a.jpg"),
+        ("./b/a.jpg", "b//./a.jpg"),
+    ],
+)
+def test_equal_spellings_are_one_name(tmp_path, there, name):
+    path = tmp_path / "images" / there
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"image")
+    archive = write_zip(tmp_path / "a.zip", there, "other.jpg")
+    for store in (open_store(str(tmp_path / "images"), "images"), archive):
+        assert store.has(name) and store.read(name) == b"image"
+
+
+def test_names_of_zips_as_programs_write_them(tmp_path):
+    store = write_zip(tmp_path / "a.zip", COMPOSED, "b/c.jpg", flagged=False)
+    assert not zipfile.ZipFile(tmp_path / "a.zip").infolist()[0].flag_bits & 0x800
+    assert store.read(COMPOSED) == store.read(DECOMPOSED) == b"image"
+    assert write_zip(tmp_path / "b.zip", "b\\c.jpg").read("b/c.jpg") == b"image"
+    # Of two members with one name, neither is guessed.
+    store = write_zip(tmp_path / "c.zip", "./a.jpg", ".//a.jpg", "b.jpg")
+    assert not store.has("a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("000.jpg", "images/000.jpg"),
+        ("cats/001.JPG", "images/cats/001.jpg"),
+        ("images/cats/001.png", "images/cats/001.jpg"),
+        ("nothing like it", "images/000.jpg"),
+    ],
+)
+def test_a_missing_name_comes_with_the_nearest(tmp_path, name, nearest):
+    names = ("images/000.jpg", "images/cats/001.jpg", "dogs/001.jpg")
+    names = ("__MACOSX/images/._000.jpg", "__MACOSX/000.jpg", *names)
+    archive = write_zip(tmp_path / "a.zip", *names)
+    with zipfile.ZipFile(tmp_path / "a.zip") as opened:
+        opened.extractall(tmp_path / "folder")
+    folder = open_store(str(tmp_path / "folder"), "images")
+    for store in (archive, folder):
+        if name == "nothing like it" and store is folder:
+            nearest = "dogs/001.jpg"
+        with pytest.raises(InvalidSample, match=f"the nearest: {nearest}") as caught:
+            store.read(name)
+        assert caught.value.reason == "missing"
+        with pytest.raises(MissingInputError, match=f"the first: {name}: no such file"):
+            require_images([name], store, 0.01)
+        require_images([name, names[2]], store, 0.5)
+
+
+def test_the_folder_above_can_be_named(tmp_path):
+    store = write_zip(tmp_path / "a.zip", "images/000.jpg")
+    remedy = f"images={tmp_path}/a.zip/images"
+    assert remedy in store.explain_missing("000.jpg")
+    store = open_store(remedy.removeprefix("images="), "images")
+    assert store.read("000.jpg") == b"image" and store.path in remedy
+    with pytest.raises(MissingInputError, match="a.zip has no folder pictures"):
+        open_store(f"{tmp_path}/a.zip/pictures", "images")
+
+
+def test_refusals_name_the_remedy(folder):
+    store = open_store(str(folder), "images")
+    with pytest.raises(InvalidSample, match="cp -rL .* COPY, or name the folder"):
+        store.read("link.txt")
+    assert not store.has("link.txt")
+    with pytest.raises(MissingInputError, match="of 1 images .* link.txt: a symbolic"):
+        require_images(["link.txt"], store, 0.01)
+    with pytest.raises(InvalidSample, match=r"with / and not \\ between folders"):
+        store.read("folder\\b.jpg")

@@ -9,8 +9,9 @@ from helpers.llava_sets import encoded, photograph
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions
+from hive_jax.data.sources.class_folder import open_class_folder
 from hive_jax.data.sources.image_store import open_store
-from hive_jax.data.sources.image_text import ImageTextSource, open_class_folder
+from hive_jax.data.sources.image_text import ImageTextSource
 from hive_jax.data.sources.registry import make_source, whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 

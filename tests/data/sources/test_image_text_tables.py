@@ -60,6 +60,38 @@ def test_csv(tmp_path, archive):
         opened(f"table:{path},images={archive}")
 
 
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|", ", "])
+@pytest.mark.parametrize("suffix", ["csv", "CSV", "tsv", "txt"])
+def test_any_delimiter_and_suffix(tmp_path, archive, delimiter, suffix):
+    path = tmp_path / f"captions.{suffix}"
+    rows = [("id", "image", "text"), *((i, n, "a, b; c") for i, n in enumerate(IMAGES))]
+    lines = [delimiter.join(f'"{field}"' for field in row) for row in rows]
+    path.write_text("\r\n".join(lines), "utf-8-sig", newline="")
+    source = opened(f"table:{path},images={archive}")
+    assert [source[i].image for i in range(len(source))] == list(IMAGES.values())
+    assert source[5].segments[0].text == "a, b; c\n"
+
+
+def test_files_that_are_no_tables_are_named(tmp_path, archive):
+    for content, kind in (
+        (b"PK\3\4" + bytes(99), "an Excel workbook: save the table as CSV"),
+        (b'[{"image": "a.jpg"}]', "JSON; llava: reads conversations"),
+        ("image,text\n".encode("utf-16"), "not CSV in UTF-8"),
+    ):
+        (tmp_path / "table.csv").write_bytes(content)
+        with pytest.raises(DataError, match=kind):
+            opened(f"table:{tmp_path}/table.csv,images={archive}")
+    with pytest.raises(MissingInputError, match="x.tsv: no such file"):
+        opened(f"table:{tmp_path}/x.tsv,images={archive}")
+
+
+def test_images_of_a_table_are_looked_up_before_training(tmp_path, archive):
+    (tmp_path / "t.csv").write_text("image,text\n0.jpg,a\n1.jpg,b\n")
+    options = SourceOptions(16, "hf_bicubic", max_bad_fraction=0.01)
+    with pytest.raises(MissingInputError, match="2 of 2 images .*the nearest: a/0.jpg"):
+        whole_source(f"table:{tmp_path}/t.csv,images={archive}", options)
+
+
 def test_rows_of_csv_that_are_not_like_the_header(tmp_path, archive):
     path = tmp_path / "labels.csv"
     long = "a" * 900_000
@@ -100,6 +132,80 @@ def test_classes_of_csv_are_captions(tmp_path, archive):
     said = [source[i].segments[0].text for i in (0, 2)]
     assert said == ["a photo of a hot dog\n", "a photo of a pizza\n"]
     assert bad(source, 1).detail == "has no text"
+
+
+def test_labels_of_csv(tmp_path, archive):
+    """Numbers by value, what only looks like one by name, without surrounding space."""
+    path = tmp_path / "labels.csv"
+    labels = ["10", " 9", "²", "٣", "1e3", "Ⅷ", "cat ", "cat", " "]
+    path.write_text(
+        "image,label\n" + "".join(f"a/0.jpg,{v}\n" for v in labels), "utf-8"
+    )
+    source = opened(f"table:{path},images={archive}")
+    assert source.classes == ("1e3", "cat", "²", "Ⅷ", "٣", "9", "10")
+    assert [source[i].label for i in (1, 6, 7)] == ["9", "cat", "cat"]
+    assert bad(source, 8).detail == "has no text"
+
+
+def test_options_of_tables_without_meaning(tmp_path, archive):
+    path = tmp_path / "labels.csv"
+    path.write_text("image,text,label\na/0.jpg,a,b\n")
+    source = f"table:{path},images={archive}"
+    with pytest.raises(ConfigError, match="text=text and label=label; expected one"):
+        opened(f"{source},text=text,label=label")
+    with pytest.raises(DataError, match="columns text and label; choose the captions"):
+        opened(source)
+    with pytest.raises(ConfigError, match="has no use with image=none"):
+        opened(f"{source},image=none,text=text")
+    assert opened(f"{source},text=text")[0].segments[0].text == "a\n"
+    assert opened(f"{source},label=label").classes == ("b",)
+    sample = opened(f"table:{path},image=none,text=text")[0]
+    assert sample.image is None and sample.segments[0].text == "a\n"
+
+
+@pytest.mark.parametrize("header", ["image,text,text", "image,image,text", "text,x,x"])
+def test_a_name_twice_in_a_header(tmp_path, archive, header):
+    (tmp_path / "a.csv").write_text(f"{header}\na/0.jpg,b,c\n")
+    with pytest.raises(DataError, match="has the column (text|image|x) twice; rename"):
+        opened(f"table:{tmp_path}/a.csv,images={archive}")
+    (tmp_path / "a.csv").write_text("image,text,,\na/0.jpg,b,,\n,b,,\n")
+    source = opened(f"table:{tmp_path}/a.csv,images={archive}")
+    assert source[0].segments[0].text == "b\n"
+    assert bad(source, 1).detail == "line 3 has no image"
+
+
+@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
+def test_parquet_that_names_images(tmp_path, archive):
+    import pyarrow
+    import pyarrow.parquet
+
+    def write(column) -> str:
+        table = pyarrow.table(
+            {"image": column, "text": [f"a {name}" for name in IMAGES]}
+        )
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        return f"table:{tmp_path}/a.parquet"
+
+    names, options = list(IMAGES), f",images={archive}"
+    for column in (
+        names,
+        pyarrow.array(names, pyarrow.large_string()),
+        pyarrow.array(names, pyarrow.string_view()),
+        pyarrow.array(names).dictionary_encode(),
+        [[name] for name in names],
+        [{"bytes": None, "path": name} for name in names],
+    ):
+        source = opened(write(column) + options)
+        got = [source[i].image for i in range(len(names))]
+        assert got == list(IMAGES.values())
+        with pytest.raises(MissingInputError, match="names 6 images and has no bytes"):
+            opened(write(column))
+    with pytest.raises(ConfigError, match="names no file, it holds the images; leave"):
+        opened(write(list(IMAGES.values())) + options)
+    with pytest.raises(DataError, match="image is null; image=none reads texts alone"):
+        opened(write(pyarrow.nulls(6)))
+    source = opened(write(pyarrow.nulls(6)) + ",image=none")
+    assert source[1].image is None and source[1].segments[0].text == f"a {names[1]}\n"
 
 
 @pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")

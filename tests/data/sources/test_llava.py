@@ -4,11 +4,23 @@ import importlib.util
 import json
 
 import pytest
-from helpers.llava_sets import encoded, photograph, record, write_parquet, write_set
+from helpers.llava_sets import (
+    encoded,
+    photograph,
+    record,
+    text_record,
+    write_parquet,
+    write_set,
+)
 
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import largest_remainder, normalize_weights
+from hive_jax.data.sources.base import (
+    SourceOptions,
+    largest_remainder,
+    normalize_weights,
+)
+from hive_jax.data.sources.llava import open_llava
 from hive_jax.data.sources.registry import make_source
 from hive_jax.data.types import Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
@@ -27,7 +39,7 @@ def files():
 def sources(tmp_path_factory, files):
     folder = tmp_path_factory.mktemp("llava")
     records = [record(i) for i in range(COUNT)]
-    records[7]["image"] = None
+    records[7] = text_record(7)
     written = write_set(folder, files, records)
     if HAS_PYARROW:
         written["parquet"] = write_parquet(folder, files, records)
@@ -71,8 +83,10 @@ def test_the_fingerprint_is_of_what_is_read(sources):
 def chat(tmp_path, turns, image="0/0.jpg", form="chat"):
     """The one train sample that says these turns."""
     said = [{"from": who, "value": text} for who, text in turns]
-    records = [record(0), record(0), record(0, image=image, conversations=said)]
-    sources = write_set(tmp_path, {"0/0.jpg": encoded(photograph(0))}, records)
+    last = record(0, image=image, conversations=said)
+    records = [record(1), text_record(2), last]
+    files = {name: encoded(photograph(0)) for name in ("0/0.jpg", "1/1.jpg")}
+    sources = write_set(tmp_path, files, records)
     return opened(f"{sources['zip']},form={form}")[0]
 
 
@@ -117,12 +131,13 @@ def test_text_without_an_image_is_kept(tmp_path):
         ({"image": 3}, "plain", "image is a int"),
         ({"image": True}, "plain", "image is a bool"),
         ({"image": ["a.jpg", "b.jpg"]}, "plain", "has 2 images"),
-        ({"conversations": []}, "plain", "expected a list of turns"),
+        ({"conversations": []}, "plain", "conversations is missing"),
+        ({"conversations": "hi"}, "plain", "conversations is a str; expected a list"),
         ({"conversations": None}, "plain", "conversations is missing"),
         ({"conversations": [{"from": "gpt", "value": " "}]}, "plain", "no text from"),
         ({"conversations": [{"from": "gpt", "value": 3}]}, "plain", "value is a int"),
         ({"conversations": [{"from": "bard", "value": ""}]}, "plain", "'bard'"),
-        ({"conversations": ["hello"]}, "plain", "turn 0 is from None"),
+        ({"conversations": ["hello"]}, "plain", "turn 0 is a str"),
         (
             {"conversations": [{"from": "gpt", "value": "a \ud800"}]},
             "plain",
@@ -140,7 +155,7 @@ def test_text_without_an_image_is_kept(tmp_path):
 def test_records_that_say_nothing_are_bad_samples(tmp_path, files, changes, form, said):
     records = [record(i) for i in range(3)] + [record(3, **changes)]
     source = write_set(tmp_path, files, records)["folder"]
-    train = opened(f"{source},form={form}")
+    train = opened(f"{source},form={form}", max_bad_fraction=1.0)
     with pytest.raises(InvalidSample, match=rf"chat\.json, record 3.*{said}") as caught:
         train[1]
     assert caught.value.reason == "record"
@@ -163,7 +178,7 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
     lines[1] = json.dumps(record(1, conversations=turns), ensure_ascii=False)
     content = "\ufeff" + "\n\n".join(lines[:4]) + "\r\n\r\n" + lines[4]
     path.write_bytes(content.encode("utf-8"))
-    train = opened(source)
+    train = opened(source, max_bad_fraction=1.0)
     for index, said in ((1, "line 7 is not JSON"), (2, "line 9 is nested too deeply")):
         with pytest.raises(InvalidSample, match=said):
             train[index]
@@ -181,13 +196,19 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
         (b"\xff\xfe[]", "is UTF-16; expected UTF-8"),
         (b"[\xff]", "not UTF-8"),
         (b"[]", "has 0 records"),
-        (json.dumps([record(0, image=None)]).encode(), "1 records; expected more than"),
+        (json.dumps([text_record(0)]).encode(), "is given, but no record of .* has an"),
     ],
 )
 def test_files_that_are_no_set(tmp_path, content, said):
     (tmp_path / "chat.json").write_bytes(content)
     with pytest.raises(DataError, match=said):
         opened(f"llava:{tmp_path}/chat.json,images={tmp_path}")
+
+
+def test_a_set_that_is_smaller_than_its_validation_split(tmp_path):
+    (tmp_path / "chat.json").write_text(json.dumps([text_record(0)]))
+    with pytest.raises(DataError, match="1 samples; expected more than the 2 that"):
+        opened(f"llava:{tmp_path}/chat.json")
 
 
 def test_missing_inputs_are_named(tmp_path, files, sources):
@@ -209,6 +230,126 @@ def test_missing_inputs_are_named(tmp_path, files, sources):
         opened(f"{sources['folder'].split(',')[0]},images={not_a_zip}")
 
 
+def test_records_that_all_lack_the_image(tmp_path, files):
+    records = [record(i) for i in range(4)]
+    for one in records:
+        one["img_path"] = one.pop("image")
+    source = write_set(tmp_path, files, records)["folder"]
+    said = "4 of 4 records of .* the first: record 0 has no image, but img_path"
+    with pytest.raises(DataError, match=said):
+        opened(source)
+    source = write_set(tmp_path, files, [text_record(i) for i in range(4)])["folder"]
+    with pytest.raises(
+        DataError, match="no record of .* has an image; the first has id"
+    ):
+        opened(source)
+
+
+def test_a_key_twice_in_a_record(tmp_path, files):
+    lines = [json.dumps(record(i)) for i in range(4)]
+    lines[2] = '{"image": "other.jpg", ' + lines[2][1:]
+    source = write_set(tmp_path, files, [])["lines"]
+    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
+    held_out = opened(source, "validation", max_bad_fraction=1.0)
+    with pytest.raises(InvalidSample, match="line 3: 'image' is twice in the object"):
+        held_out[1]
+    (tmp_path / "chat.jsonl").write_text(f"[{','.join(lines)}]")
+    with pytest.raises(DataError, match="chat.jsonl: 'image' is twice in the object"):
+        opened(source)
+
+
+def test_a_caption_that_most_images_have_is_a_note(tmp_path, files):
+    hello = [
+        {"from": "human", "value": "<image>\nHi"},
+        {"from": "gpt", "value": "Hello, how can I help?"},
+    ]
+    records = [record(i % COUNT) for i in range(24)]
+    path = write_set(tmp_path, files, records)["folder"].removeprefix("llava:")
+    path, _, images = path.partition(",images=")
+    options = SourceOptions(16, "hf_bicubic")
+    assert open_llava(path, options, images=images).notes == ()
+    for one in records[4:]:
+        one["conversations"] = hello
+    write_set(tmp_path, files, records)
+    (note,) = open_llava(path, options, images=images).notes
+    assert "20 of 24 images have the same caption: 'Hello, how can I help?'" in note
+    assert open_llava(path, options, images=images, form="chat").notes == ()
+
+
+@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
+def test_parquet_in_every_spelling(tmp_path, files):
+    """Bytes, names in a folder, lists, messages, and text alone."""
+    import pyarrow
+    import pyarrow.parquet
+
+    write_set(tmp_path, files, [])
+    path, images = tmp_path / "set.parquet", tmp_path / "images"
+    names = [record(i)["image"] for i in range(4)]
+    turns = [record(i)["conversations"] for i in range(4)]
+    messages = [
+        [
+            {"role": "user", "content": [{"type": "image", "text": None}]},
+            {"role": "assistant", "content": [{"type": "text", "text": f"a {i}"}]},
+        ]
+        for i in range(4)
+    ]
+    inside = [{"bytes": files[name], "path": name} for name in names]
+    outside = [{"bytes": None, "path": name} for name in names]
+    by_name = f",images={images}"
+
+    def write(**columns) -> str:
+        pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
+        return f"llava:{path}"
+
+    for columns, options in (
+        ({"conversations": turns, "image": inside}, ""),
+        ({"conversations": turns, "images": [[one] for one in inside]}, ""),
+        ({"conversations": turns, "image": outside}, by_name),
+        ({"conversations": turns, "image": names}, by_name),
+        ({"conversations": turns, "images": [[name] for name in names]}, by_name),
+        ({"messages": messages, "images": [[one] for one in inside]}, ""),
+        ({"messages": messages, "image": outside}, by_name),
+    ):
+        source = opened(write(**columns) + options + ",form=chat")
+        assert [source[i].image for i in range(2)] == [files[names[i]] for i in (1, 3)]
+        assert source[0].image_before == 0
+    text = [text_record(i)["conversations"] for i in range(4)]
+    for columns in ({"image": pyarrow.nulls(4)}, {"id": list("abcd")}):
+        source = opened(write(conversations=text, **columns))
+        assert [source[i].image for i in range(2)] == [None, None]
+        assert source[0].segments == (Segment("caption number 1\n"),)
+    for columns, options, said in (
+        ({"image": outside}, "", "names 4 images and has no bytes of them; say where"),
+        (
+            {"image": inside},
+            by_name,
+            "names no file, it holds the images; leave images=",
+        ),
+        ({"image": inside, "images": inside}, "", "columns image and images; expected"),
+        ({"img": inside}, "", "has the columns conversations, img; expected"),
+        (
+            {"messages": messages},
+            "",
+            "the columns conversations and messages; expected",
+        ),
+    ):
+        with pytest.raises((ConfigError, DataError, MissingInputError), match=said):
+            opened(write(conversations=turns, **columns) + options)
+    with pytest.raises(DataError, match="no record of .* has an image"):
+        opened(write(conversations=text) + by_name)
+    two = write(conversations=turns, images=[[one, one] for one in inside])
+    with pytest.raises(DataError, match="4 of 4 records .* has 2 images; expected one"):
+        opened(two)
+    missing = opened(
+        write(conversations=turns, image=["no.jpg", *names[1:]]) + by_name,
+        max_bad_fraction=1.0,
+        validation_size=3,
+    )
+    with pytest.raises(MissingInputError, match="4 of 4 images are not in"):
+        opened(write(conversations=turns, image=["no.jpg"] * 4) + by_name)
+    assert len(missing) == 1
+
+
 @pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
 def test_parquet_of_other_columns(tmp_path):
     import pyarrow
@@ -221,8 +362,8 @@ def test_parquet_of_other_columns(tmp_path):
     for rows, said in (
         ([{"text": "a"}], "has the columns text; expected"),
         (
-            [{"conversations": [], "image": "a.jpg"}],
-            "the column image is string; expected the bytes",
+            [{"conversations": [], "image": 3}],
+            "the column image is int64; expected the bytes of images, or names",
         ),
     ):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)

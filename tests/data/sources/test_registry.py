@@ -62,6 +62,8 @@ def test_a_structured_source_is_read_as_its_string():
         ("llava", "expected a path, llava:PATH"),
         ("llava:a.json,image=x", r"'image'; expected images=.*did you mean 'images'"),
         ("llava:a.json,images", r"'images'; expected images=\.\.\. or form="),
+        ("llava:a.json,images=x,images=y", "images= is given twice"),
+        ("folder:a,take=first:1,take=first:2", "take= is given twice"),
         ("0*llava:a.json", "weight 0.0; expected more than 0"),
         ("2*llava:a.json + llava:b.json", "expected a weight for each source"),
         ("tabletop + llava:b.json", "tabletop cannot be mixed"),
@@ -73,3 +75,30 @@ def test_a_structured_source_is_read_as_its_string():
 def test_what_is_no_source_is_named(source, message):
     with pytest.raises(ConfigError, match=message):
         checked_sources(source)
+
+
+def test_paths_that_exist_may_have_the_characters_of_the_syntax(tmp_path):
+    """A comma, an equals sign, a colon, a star and " + "."""
+    for name in ("a,b", "a + b,c", "lr=0.1", "x,images=y", "2*z"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "base, v2.json").touch()
+        path = f"{folder}/base, v2.json"
+        text = f"llava:{path},images={folder},form=chat"
+        options = (("images", str(folder)), ("form", "chat"))
+        assert parse(text) == (Source("llava", path, options),)
+        assert parse(f"2*{text} + 1*folder:{folder}") == (
+            Source("llava", path, options, 2.0),
+            Source("folder", str(folder), weight=1.0),
+        )
+    with pytest.raises(ConfigError, match=r"'d/base.json'; expected images=\.\.\."):
+        parse(f"llava:{tmp_path}/c,d/base.json")
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
+    """As in folder:~/data, which no shell replaces."""
+    (tmp_path / "a,b/cat").mkdir(parents=True)
+    (tmp_path / "a,b/cat/0.jpg").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = whole_source("folder:~/a,b", SourceOptions(16, "hf_bicubic"))
+    assert source.describe(0).startswith(f"{tmp_path}/a,b")

@@ -4,6 +4,7 @@ import collections
 import importlib.util
 import io
 import re
+import shutil
 import time
 
 import kill_loop
@@ -14,7 +15,7 @@ from helpers.llava_sets import encoded, photograph
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import whole_source
-from hive_jax.errors import DataError, MissingInputError
+from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 for package in ("tensorflow_datasets", "array_record"):
     if importlib.util.find_spec(package) is None:
@@ -139,6 +140,8 @@ def test_a_version_by_its_folder_and_parts_of_a_split(folder):
     assert (
         len({s.fingerprint for s in (source, half, opened(f"{name},split=val"))}) == 3
     )
+    with pytest.raises(ConfigError, match="is the folder of a version; leave dir= out"):
+        opened(f"{name},dir={folder}")
     empty = [i for i in range(20) if not _has_text(source, i)]
     assert len(empty) == 1 and "tiny_captions/1.0.0, train" in source.describe(empty[0])
 
@@ -167,6 +170,18 @@ def test_what_is_not_there(folder):
             MissingInputError, match=f"tfds:{re.escape(name)} is not there.*Prepare"
         ):
             opened(f"tfds:{name},dir={folder},text=label")
+
+
+def test_versions_are_three_numbers(folder, tmp_path):
+    """And what an interrupted preparation leaves is none."""
+    root = tmp_path / "tiny_captions"
+    for name in ("2.0.0.incompleteABC123_tiny_captions", "backup-9.9.9"):
+        shutil.copytree(f"{folder}/tiny_captions/1.0.0", root / name)
+    name = f"tfds:tiny_captions,dir={tmp_path},image=image,text=label"
+    with pytest.raises(MissingInputError, match="no version but 2.0.0.incompleteABC"):
+        opened(name)
+    shutil.copytree(f"{folder}/tiny_captions/1.0.0", root / "1.0.0")
+    assert len(opened(name)) == 20
 
 
 TRAIN = """
