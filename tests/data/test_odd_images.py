@@ -302,7 +302,9 @@ def test_check_says_what_becomes_of_odd_images(tmp_path, capsys):
         "bv_bilinear": "alpha dropped",
     }.items():
         out = tmp_path / name
-        arguments = ["check", "--from", f"folder:{tmp_path / 'set'}", "--out", str(out)]
+        # Stage 0 has no weights that decide the preprocessing.
+        arguments = ["check", "--config", "configs/stage0.py:siglip"]
+        arguments += ["--from", f"folder:{tmp_path / 'set'}", "--out", str(out)]
         assert prepare_data.main([*arguments, "--preprocessing", name]) == 65
         report = json.loads((out / "report.json").read_text())
         assert report["bad_by_reason"] == {"unscaled 16 bits": 1}

@@ -18,8 +18,6 @@ from hive_jax.config.cli import get_config
 from hive_jax.training.experiment import Experiment
 from hive_jax.training.resolve import resolve_config
 
-# ml_collections loads config files by a function that Python will remove.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 COUNT = 10
 
 

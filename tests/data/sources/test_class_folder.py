@@ -12,8 +12,6 @@ from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import DataError, MissingInputError
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 JPEG, PNG = encoded(photograph(0)), encoded(photograph(1), "PNG")
 
 

@@ -15,8 +15,6 @@ from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import make_source, whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 IMAGES = [encoded(photograph(i)) for i in range(4)]
 TURNS = [
     {"from": "human", "value": "What is it?\n<image>"},
