@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from hive_jax.errors import DataError
+from hive_jax.file_content import explain_file
 
 _DELIMITERS = (",", "\t", ";", "|")
 _MAX_FIELD = 1_000_000  # characters
@@ -34,6 +35,10 @@ def is_text_table(path: str) -> bool:
     for signature, name in _OTHERS.items():
         if start.startswith(signature):
             raise DataError(f"{path}: expected CSV, TSV or Parquet; it is {name}")
+    if not start:
+        raise DataError(f"{path} is empty; expected a header and rows")
+    if explanation := explain_file(path):
+        raise DataError(f"{path} {explanation}")
     return start != _PARQUET
 
 
@@ -61,7 +66,10 @@ def open_rows(path: str, column: str) -> Iterator[csv.DictReader]:
         raise DataError(f"{path} is not CSV in UTF-8: {error}") from None
     except csv.Error as error:
         line = rows.reader.line_num if rows else 1
-        raise DataError(f"{path}, line {line}: not CSV: {error}") from None
+        raise DataError(
+            f"{path}, line {line}: not CSV: {error}. A field that begins with a quote "
+            'ends with one, and has its own quotes twice: "say ""hi"""'
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     finally:
