@@ -218,8 +218,9 @@ def _labelled(
     """Images with classes; without `classes`, those that occur, numbers by value."""
 
     def caption(label: str) -> str:
-        is_name = label and not isinstance(label, MalformedRecord)
-        return class_caption(label) if is_name else label
+        if isinstance(label, MalformedRecord):
+            return label
+        return class_caption(label) if label else MalformedRecord("has no class")
 
     labels = [v if isinstance(v, MalformedRecord) else v.strip() for v in labels]
     classes = classes or sorted_classes(labels)
@@ -273,8 +274,9 @@ def source_of_rows(
         if classes is not None and isinstance(value, int):
             return class_name(value, classes) if classes else str(value)
         if value is not None and not isinstance(value, str):
+            expected = "text" if classes is None else "a name or an integer"
             return MalformedRecord(
-                f"{column} is a {type(value).__name__}; expected text"
+                f"{column} is a {type(value).__name__}; expected {expected}"
             )
         return value or ""
 

@@ -213,6 +213,11 @@ def _json_records(path: str) -> list:
             f"{path} is neither a JSON list nor JSON lines"
             + (f": {records[0]}" if records else ": it is empty")
         )
+    if len(records) == 1 and not any(key in records[0] for key in TURN_KEYS):
+        raise DataError(
+            f"{path} is one object with the keys {', '.join(records[0])[:200]}; expected a "
+            f"list of records, or one record a line"
+        )
     return records
 
 
