@@ -5,15 +5,17 @@ import csv
 import os
 from collections.abc import Iterator
 
+from hive_jax.data.sources.parquet import is_parquet
 from hive_jax.errors import DataError
 from hive_jax.file_content import explain_file
 
 _DELIMITERS = (",", "\t", ";", "|")
 _MAX_FIELD = 1_000_000  # characters
-_PARQUET = b"PAR1"
 _OTHERS = {
     b"PK\3\4": "a zip or an Excel workbook: save the table as CSV",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: save the table as CSV",
+    b"ARRO": "an Arrow file: write it as Parquet",
+    b"\xff\xff\xff\xff": "an Arrow stream: hf: reads folders of save_to_disk",
     b"[": "JSON; llava: reads conversations",
     b"{": "JSON; llava: reads conversations",
 }
@@ -39,7 +41,7 @@ def is_text_table(path: str) -> bool:
         raise DataError(f"{path} is empty; expected a header and rows")
     if explanation := explain_file(path):
         raise DataError(f"{path} {explanation}")
-    return start != _PARQUET
+    return not is_parquet(path)
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ def test_files_that_are_no_tables_are_named(tmp_path, archive):
         ("image,text\n".encode("latin-1") + b"\xe9", "not CSV in UTF-8"),
         (gzip.compress(b"image,text\n"), "is compressed with gzip: unpack it"),
         (b"", "is empty; expected a header and rows"),
+        (b"ARROW1\0\0", "an Arrow file: write it as Parquet"),
     ):
         (tmp_path / "table.csv").write_bytes(content)
         with pytest.raises(DataError, match=kind):
@@ -258,3 +259,11 @@ def test_parquet_without_names_of_classes(tmp_path):
     source = opened(f"table:{tmp_path},text=label")
     assert "label is a int; expected text" in bad(source, 0).detail
     assert source[6].segments[0].text == "hot_dog\n"
+
+
+def test_a_quote_that_is_left_open_in_tsv_does_not_join_rows(tmp_path, archive):
+    path = tmp_path / "table.tsv"
+    path.write_text('image\ttext\na/0.jpg\t"open\nb/1.jpg\tb"\na/2.jpg\t"two\nlines"\n')
+    source = opened(f"table:{path},images={archive}")
+    assert "line 3 ends a field of 2 lines with tabs" in bad(source, 0).detail
+    assert source[1].segments[0].text == "two\nlines\n"
