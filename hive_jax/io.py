@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hive_jax.errors import DataError, HiveError, MissingInputError, OutputError
+from hive_jax.file_content import explain_content
 
 # Python objects take about ten times the memory of the JSON text: 20 GB at this size.
 MAX_JSON_BYTES = 2**31
@@ -27,7 +28,6 @@ HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 60
 
 _JSON_TYPES = {dict: "an object", list: "a list"}
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @contextlib.contextmanager
@@ -183,8 +183,8 @@ def decode_text(
       where: name of the content for messages, e.g. its path.
       error: class of the error if it is not UTF-8.
     """
-    if content.startswith(_UTF16_MARKS):
-        raise error(f"{where} is UTF-16; expected UTF-8")
+    if explanation := explain_content(content):
+        raise error(f"{where} {explanation}")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as failure:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import json
 import os
 import signal
@@ -225,6 +226,9 @@ def test_leftovers_of_killed_writers_are_removed(tmp_path):
         (b"{", "is not JSON"),
         ("{}".encode("utf-16"), "UTF-16; expected UTF-8"),
         (b'"\xe9"', "is not UTF-8"),
+        (gzip.compress(b"{}"), "a.json is compressed with gzip: unpack it with gunzip"),
+        (b"PK\3\4", "is a zip: unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "get the file with git lfs"),
         (b"[1]", r"expected an object, got \[1\]"),
         (b'{"a": 1, "a": 1}', "'a' is twice in the object {'a': 1}"),
         (b'{"x": [{"b": 2, "c": 3, "b": 4}]}', "'b' is twice in the object"),

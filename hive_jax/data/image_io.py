@@ -15,6 +15,7 @@ from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.memory_budget import MemoryBudget
 from hive_jax.data.png_metadata import strip_png_metadata
 from hive_jax.data.rgb_conversion import brightest, is_transparent, to_rgb
+from hive_jax.file_content import explain_content
 
 # Detected from the content, not the suffix. EPS and others are excluded, because Pillow
 # starts another program to read them, and TIFF because libtiff prints to stderr.
@@ -215,9 +216,11 @@ def _is_rotated(image: Image.Image) -> bool:
 
 
 def _not_an_image(content: bytes, where: str) -> InvalidSample:
-    start = f"begins with {content[:16]!r}" if content else "the file is empty"
-    unread = unread_format(content)
-    detail = f"is {unread}: convert it, for instance to PNG" if unread else start
+    detail = f"begins with {content[:16]!r}" if content else "the file is empty"
+    if unread := unread_format(content):
+        detail = f"is {unread}: convert it, for instance to PNG"
+    elif explanation := explain_content(content):
+        detail = explanation
     return InvalidSample(
         "not an image", where, f"{detail}; expected one of {', '.join(_FORMATS)}"
     )

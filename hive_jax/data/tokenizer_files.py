@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hive_jax.errors import DataError, MissingInputError
+from hive_jax.file_content import explain_file
 
 
 def read_tokenizer_json(path: Path):
@@ -16,7 +17,8 @@ def read_tokenizer_json(path: Path):
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise DataError(f"{path} is not a tokenizer.json: {error}") from error
+        about = explain_file(path) or f"is not a tokenizer.json: {error}"
+        raise DataError(f"{path} {about}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -38,4 +40,5 @@ def read_sentencepiece(path: Path):
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{path} is not a SentencePiece model: {error}") from None
+        about = explain_file(path) or f"is not a SentencePiece model: {error}"
+        raise DataError(f"{path} {about}") from None

@@ -52,7 +52,6 @@ class DatasetReport:
       samples: number of all samples.
       invalid: {index, reason, where, detail} of each that cannot be used.
       text_alone: samples without an image.
-      preprocessing: of the images in training.
       modes: PIL's image mode -> samples; all but RGB are converted when read.
       transparent: samples whose image has transparent pixels.
       rotated: samples whose image is to be rotated or mirrored, by its EXIF.
@@ -210,7 +209,6 @@ def validate_source(
     settings: SampleSettings,
     threads: int,
     progress: Callable[[int], None],
-    preprocessing: str = "hf_bicubic",
 ) -> DatasetReport:
     """Reads every sample of a dataset as a run does.
 
@@ -219,13 +217,9 @@ def validate_source(
       settings: of the run.
       threads: that read.
       progress: called with the number of samples done since the last call.
-      preprocessing: of the images in training.
     """
-    report, images, captions = (
-        DatasetReport(settings, notes=source.notes),
-        set(),
-        _Captions(),
-    )
+    report = DatasetReport(settings, notes=source.notes)
+    images, captions = set(), _Captions()
     report.classes.update(dict.fromkeys(source.classes, 0))
 
     def check(index: int):

@@ -56,7 +56,7 @@ def _components_of_folder(folder: Path, path: str) -> tuple[str, ...]:
     if model_type not in components:
         raise CheckpointError(
             f"{path}: model_type is {model_type!r}; expected the workdir of a run, or a "
-            f"model of type {', '.join(components)}"
+            f"model of type {', '.join(components)}{hf_folder.explain_type(model_type)}"
         )
     return components[model_type]
 

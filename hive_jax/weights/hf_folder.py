@@ -146,17 +146,21 @@ def decoder_config(config: dict, source: str) -> dict:
 def _model_type(config: dict, known: tuple, component: str, source: str) -> str:
     model_type = config.get("model_type")
     if model_type not in known:
-        hint = ""
-        if model_type in ("siglip2", "siglip2_vision_model"):
-            hint = (
-                ". This is SigLIP 2 of variable resolution (NaFlex); its models of "
-                "fixed resolution have the type 'siglip'"
-            )
         raise CheckpointError(
             f"{source}: model_type is {model_type!r}; expected one with {component}: "
-            f"{', '.join(known)}{hint}"
+            f"{', '.join(known)}{explain_type(model_type)}"
         )
     return model_type
+
+
+def explain_type(model_type) -> str:
+    """Returns what to use instead of a model_type that is not read; "" if not known."""
+    if model_type in ("siglip2", "siglip2_vision_model"):
+        return (
+            ". This is SigLIP 2 of variable resolution (NaFlex); its models of fixed "
+            "resolution have the type 'siglip'"
+        )
+    return ""
 
 
 def _complete(

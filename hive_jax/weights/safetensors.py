@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from hive_jax.errors import CheckpointError, ConfigError, MissingInputError
+from hive_jax.file_content import explain_file
 from hive_jax.io import read_json, write_json
 
 DTYPES = {
@@ -194,6 +195,8 @@ def _open(path: Path, hashes: dict) -> dict[str, Tensor]:
         file = safetensors.safe_open(path, framework="numpy")
         names = list(file.keys())
     except (safetensors.SafetensorError, OSError) as error:
+        if explanation := explain_file(path):
+            raise CheckpointError(f"{path} {explanation}") from None
         raise CheckpointError(
             f"{path} is damaged or incomplete, or not a safetensors file: {error}. "
             "Compare its size with the original's, and get it again."

@@ -247,6 +247,7 @@ def test_format_is_told_by_the_first_bytes(kind):
         (b"\xff\x0a" + bytes(30), "is JPEG XL: convert it"),
         (b"BM are the first letters of a text", "begins with b'BM are the first"),
         (b"RIFF\0\0\0\0WAVE", "begins with"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
     ],
 )
 def test_unread_formats_are_named(content, message):

@@ -34,6 +34,8 @@ def test_truncated_or_garbage_file_raises(tmp_path):
         assert_raises(load_encoder, tmp_path, "damaged or incomplete")
     file.write_bytes(content + b"\0")
     assert_raises(load_encoder, tmp_path, "damaged or incomplete")
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    assert_raises(load_encoder, tmp_path, "git lfs pull")
 
 
 @pytest.mark.parametrize("bit", [1, 16, 128])

@@ -13,6 +13,7 @@ from hive_jax.weights import (
     load_two_towers,
     sources,
 )
+from hive_jax.weights.components import open_components
 
 UNSUPPORTED = [
     (hf_models.encoder(IMAGE), load_encoder, change, message)
@@ -39,6 +40,9 @@ UNSUPPORTED = [
         ({"vision_use_head": False}, "unexpected: vision_model.head.probe"),
     ]
 ]
+UNSUPPORTED.append(
+    (hf_models.encoder(IMAGE), open_components, {"model_type": "siglip2"}, "NaFlex")
+)
 UNSUPPORTED += [
     (hf_models.decoder(GEMMA3), load_decoder, change, message)
     for change, message in [

@@ -2,14 +2,13 @@
 
 import collections
 import os
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
 from hive_jax.data.image_io import HEADER_BYTES, image_format, unread_format
 from hive_jax.data.invalid import InvalidSample, format_counts
 from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.sources.file_names import is_leftover
+from hive_jax.data.sources.file_names import TEST_NAME, TRAIN_NAME, is_leftover
 from hive_jax.data.sources.image_store import FolderStore, explain_link
 from hive_jax.data.sources.image_text import ImageTextSource, class_caption
 from hive_jax.errors import DataError, MissingInputError
@@ -18,10 +17,6 @@ from hive_jax.errors import DataError, MissingInputError
 # long for all files of a large dataset.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _IMAGE = "image"
-_TRAIN, _TEST = (
-    re.compile(rf"({names})([ _-]?(set|data|images|split|\d{{4}}))?", re.IGNORECASE)
-    for names in ("train|training", "test|testing|val|valid|validation|dev|eval")
-)
 
 
 def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
@@ -59,6 +54,7 @@ def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
     labels = [unicodedata.normalize("NFC", name.split("/")[0]) for name in names]
     classes = sorted(set(labels))
     _require_classes(path, classes, left_out)
+    _require_level(path, classes, names)
     return ImageTextSource(
         path,
         names,
@@ -129,12 +125,23 @@ def _require_classes(
         raise DataError(
             f"{path}: expected folders of images, one for each class{found}"
         )
-    train = [name for name in classes if _TRAIN.fullmatch(name)]
-    test = [name for name in classes if _TEST.fullmatch(name)]
+    train = [name for name in classes if TRAIN_NAME.fullmatch(name)]
+    test = [name for name in classes if TEST_NAME.fullmatch(name)]
     if train and test or len(train + test) == len(classes):
         raise DataError(
             f"{path} has the splits {', '.join(train + test)} in place of classes; name "
             f"one of them: folder:{os.path.join(path, (train + test)[0])}"
+        )
+
+
+def _require_level(path: str, classes: Sequence[str], names: Sequence[str]) -> None:
+    """Raises DataError if the only class is a folder of class folders."""
+    below = sorted({name.split("/")[1] for name in names})
+    if len(classes) == 1 and len(below) > 1 and all(n.count("/") > 1 for n in names):
+        folder = os.path.join(path, names[0].split("/")[0])
+        raise DataError(
+            f"{path}: all images are in the folders {', '.join(below[:3])}, ... of one "
+            f"class, {classes[0]}; if these are the classes, name folder:{folder}"
         )
 
 

@@ -32,6 +32,7 @@ _IMAGE_PARTS = ("image", "image_url")
 _PART_IMAGES = ("image", "path", "url", "image_url")
 # Names of keys that mean an image, or a medium that is not read: image_path, img,
 # file_name, input_images, videos.
+_MAX_NAME = 4096  # characters; the content of an image in base64 has more
 _MEDIUM = re.compile(
     r"(.*[_-])?(image|img|picture|photo|jpe?g|png|webp|video|audio)s?"
     r"([_-].*|paths?|urls?|files?|names?|bytes)?"
@@ -129,6 +130,11 @@ def _names(value, key: str) -> list[str]:
             one = one.get("path") or one.get("url")
         if one is not None and not isinstance(one, str):
             raise _Malformed(f"{key} is {_type_name(one)}; expected the name of a file")
+        if one is not None and len(one) > _MAX_NAME:
+            raise _Malformed(
+                f"{key} has {len(one):,} characters; expected the name of a file, and not "
+                f"its content"
+            )
         names += [one] if one and one.strip() else []
     return names
 

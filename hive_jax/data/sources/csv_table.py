@@ -5,14 +5,17 @@ import csv
 import os
 from collections.abc import Iterator
 
+from hive_jax.data.sources.parquet import is_parquet
 from hive_jax.errors import DataError
+from hive_jax.file_content import explain_file
 
 _DELIMITERS = (",", "\t", ";", "|")
 _MAX_FIELD = 1_000_000  # characters
-_PARQUET = b"PAR1"
 _OTHERS = {
     b"PK\3\4": "a zip or an Excel workbook: save the table as CSV",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: save the table as CSV",
+    b"ARRO": "an Arrow file: write it as Parquet",
+    b"\xff\xff\xff\xff": "an Arrow stream: hf: reads folders of save_to_disk",
     b"[": "JSON; llava: reads conversations",
     b"{": "JSON; llava: reads conversations",
 }
@@ -34,7 +37,11 @@ def is_text_table(path: str) -> bool:
     for signature, name in _OTHERS.items():
         if start.startswith(signature):
             raise DataError(f"{path}: expected CSV, TSV or Parquet; it is {name}")
-    return start != _PARQUET
+    if not start:
+        raise DataError(f"{path} is empty; expected a header and rows")
+    if explanation := explain_file(path):
+        raise DataError(f"{path} {explanation}")
+    return not is_parquet(path)
 
 
 @contextlib.contextmanager
@@ -61,7 +68,10 @@ def open_rows(path: str, column: str) -> Iterator[csv.DictReader]:
         raise DataError(f"{path} is not CSV in UTF-8: {error}") from None
     except csv.Error as error:
         line = rows.reader.line_num if rows else 1
-        raise DataError(f"{path}, line {line}: not CSV: {error}") from None
+        raise DataError(
+            f"{path}, line {line}: not CSV: {error}. A field that begins with a quote "
+            'ends with one, and has its own quotes twice: "say ""hi"""'
+        ) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     finally:

@@ -1,4 +1,4 @@
-"""Names of files: safe ones, leftovers of systems, equal spellings, and the nearest."""
+"""Names of files: safe, leftovers of systems, splits, equal spellings, and the nearest."""
 
 import collections
 import itertools
@@ -25,6 +25,12 @@ _LEFTOVERS = {
     "thumbs.db",
 }
 _MAX_CANDIDATES = 1000
+
+# Names of folders and files that are splits: "train", "val2017", "test_images".
+TRAIN_NAME, TEST_NAME = (
+    re.compile(rf"({names})([ _-]?(set|data|images|split|\d{{4}}))?", re.IGNORECASE)
+    for names in ("train|training", "test|testing|val|valid|validation|dev|eval")
+)
 
 
 def is_safe(name: str) -> bool:

@@ -114,7 +114,7 @@ def _load(path: str, config: str, split: str, revision: str):
         reason = " ".join(str(error).split()) or repr(error)
         if is_folder or not isinstance(error, OSError):
             raise DataError(
-                f"hf:{path}: {reason}; check config={config} and split={split}"
+                f"hf:{path}: {reason.rstrip('.')}; check config={config} and split={split}"
             ) from None
         raise MissingInputError(
             f"hf:{path} is no folder here, and as a hub id it could not be downloaded: "

@@ -127,6 +127,8 @@ class FolderStore:
             return explain_unsafe(name)
         if not self._contains(self._real_path(name)):
             return explain_link(self.path)
+        if os.path.islink(os.path.join(self._root, name)):
+            return "is a symbolic link to a file that does not exist"
         return self._index.explain_missing(name, self.path)
 
     def image_name(self, name: str) -> str:

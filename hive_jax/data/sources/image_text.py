@@ -1,5 +1,6 @@
 """Images with a text or a class each, and tables of them in CSV or Parquet."""
 
+import csv
 import hashlib
 import json
 from collections.abc import Sequence
@@ -156,7 +157,7 @@ def open_table(
         header = rows.fieldnames or []
         require_unique(path, header)
         column, is_class = choose_column(path, header, *columns)
-        table = [_csv_pair(rows.line_num, row, image, column) for row in rows]
+        table = [_csv_pair(rows, row, image, column) for row in rows]
     names, values = [name for name, _ in table], [value for _, value in table]
     store = open_store(images, "images") if images else None
     if store and options.with_image:
@@ -166,16 +167,25 @@ def open_table(
     return _labelled(path, names, values, store, options)
 
 
-def _csv_pair(line: int, row: dict, image: str, column: str) -> tuple[str, str]:
+def _csv_pair(
+    rows: csv.DictReader, row: dict, image: str, column: str
+) -> tuple[str, str]:
     """The image and the text of a row; malformed if it does not match the header."""
-    name = row.get(image) or ""
+    name, line = row.get(image) or "", rows.line_num
     if None in row:
         return name, MalformedRecord(f"line {line} has more fields than the header")
     if None in row.values():
         return name, MalformedRecord(f"line {line} has fewer fields than the header")
     if image != NO_IMAGE and not name.strip():
         return name, MalformedRecord(f"line {line} has no image")
-    return name, row[column]
+    text, delimiter = row[column], rows.reader.dialect.delimiter
+    if delimiter == "\t" and delimiter in text and "\n" in text:
+        lines = text.count("\n") + 1
+        return name, MalformedRecord(
+            f"line {line} ends a field of {lines} lines with tabs: the quote that it begins "
+            f"with is text; write it twice, in quotes"
+        )
+    return name, text
 
 
 def choose_column(
@@ -218,8 +228,9 @@ def _labelled(
     """Images with classes; without `classes`, those that occur, numbers by value."""
 
     def caption(label: str) -> str:
-        is_name = label and not isinstance(label, MalformedRecord)
-        return class_caption(label) if is_name else label
+        if isinstance(label, MalformedRecord):
+            return label
+        return class_caption(label) if label else MalformedRecord("has no class")
 
     labels = [v if isinstance(v, MalformedRecord) else v.strip() for v in labels]
     classes = classes or sorted_classes(labels)
@@ -273,8 +284,9 @@ def source_of_rows(
         if classes is not None and isinstance(value, int):
             return class_name(value, classes) if classes else str(value)
         if value is not None and not isinstance(value, str):
+            expected = "text" if classes is None else "a name or an integer"
             return MalformedRecord(
-                f"{column} is a {type(value).__name__}; expected text"
+                f"{column} is a {type(value).__name__}; expected {expected}"
             )
         return value or ""
 

@@ -9,6 +9,7 @@ chat    every turn and a newline after it; the answers are supervised
 """
 
 import collections
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from hive_jax.data.sources.conversations import (
     parse_record,
 )
 from hive_jax.data.sources.image_store import ImageStore, open_store, require_images
-from hive_jax.data.sources.parquet import ParquetTable, parquet_files
+from hive_jax.data.sources.parquet import ParquetTable, is_parquet, parquet_files
 from hive_jax.data.sources.parquet_images import ParquetImages, open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
@@ -191,9 +192,15 @@ def _open_records(
       DataError: it is of none of the formats.
     """
     source = Path(path)
-    if source.is_dir() or source.suffix == ".parquet":
+    if source.is_dir() or source.suffix == ".parquet" or _is_parquet(source):
         return _parquet_records(ParquetTable(parquet_files(path)), images, with_image)
     return _json_records(path), open_store(images, "images") if images else None
+
+
+def _is_parquet(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.is_file() and is_parquet(str(path))
+    return False
 
 
 def _json_records(path: str) -> list:
@@ -209,9 +216,17 @@ def _json_records(path: str) -> list:
     lines = [(n, x) for n, x in enumerate(text.split("\n"), 1) if x.strip()]
     records = [_parse_line(line, number) for number, line in lines]
     if not any(isinstance(record, dict) for record in records):
+        with contextlib.suppress(DataError):  # one object on several lines
+            records = [parse_json(text, path, dict)]
+    if not any(isinstance(record, dict) for record in records):
         raise DataError(
             f"{path} is neither a JSON list nor JSON lines"
             + (f": {records[0]}" if records else ": it is empty")
+        )
+    if len(records) == 1 and not any(key in records[0] for key in TURN_KEYS):
+        raise DataError(
+            f"{path} is one object with the keys {', '.join(records[0])[:200]}; expected a "
+            f"list of records, or one record a line"
         )
     return records
 

@@ -3,15 +3,19 @@
 import contextlib
 import glob
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from hive_jax.data.sources.base import MalformedRecord
+from hive_jax.data.sources.file_names import TEST_NAME, TRAIN_NAME
 from hive_jax.errors import DataError, MissingInputError
 
 # Of a column in a row group, unpacked; and of the row groups that are cached. A file of
 # some kilobytes may unpack to terabytes, which its footer tells before it is read.
 MAX_ROW_GROUP_BYTES = 512_000_000
+_SIGNATURE = b"PAR1"
+_SHARD = re.compile(r"[-_.]\d")  # begins the number of a file of several
 
 
 def parquet_files(path: str) -> list[Path]:
@@ -19,14 +23,46 @@ def parquet_files(path: str) -> list[Path]:
 
     Raises:
       MissingInputError: there is none.
+      DataError: the files of a folder are of several splits.
     """
     if Path(path).is_file():  # whatever its suffix
         return [Path(path)]
-    pattern = f"{glob.escape(path)}/**/*.parquet" if Path(path).is_dir() else path
+    is_folder = Path(path).is_dir()
+    pattern = f"{glob.escape(path)}/**/*.parquet" if is_folder else path
     files = sorted(map(Path, glob.glob(pattern, recursive=True)))
     if not files:
         raise MissingInputError(f"data.source: {path}: no such file, or no .parquet")
+    if is_folder:
+        _require_one_split(path, files)
     return files
+
+
+def is_parquet(path: str) -> bool:
+    """Returns whether a file is Parquet by its content. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(len(_SIGNATURE)) == _SIGNATURE
+
+
+def _require_one_split(path: str, files: list[Path]) -> None:
+    """Raises DataError for files of both a train and another split, as in the layouts of
+    the hub: data/train-00000-of-00002.parquet, train/0000.parquet."""
+    patterns = {}
+    for file in files:
+        folder, name = file.relative_to(path).parent, _SHARD.split(file.stem)[0]
+        for split, shards in (
+            (name, folder / f"{name}*.parquet"),
+            (folder.name, folder / "*.parquet"),
+        ):
+            if TRAIN_NAME.fullmatch(split) or TEST_NAME.fullmatch(split):
+                patterns.setdefault(split, Path(path, shards))
+    if any(map(TRAIN_NAME.fullmatch, patterns)) and any(
+        map(TEST_NAME.fullmatch, patterns)
+    ):
+        train = next(filter(TRAIN_NAME.fullmatch, patterns))
+        raise DataError(
+            f"{path} has the splits {', '.join(patterns)}; name the files of one: "
+            f"{patterns[train]}"
+        )
 
 
 class ParquetTable:

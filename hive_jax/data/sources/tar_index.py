@@ -36,6 +36,7 @@ def expand_shards(pattern: str) -> list[str]:
       MissingInputError: there is none, or some of a range are missing.
     """
     if os.path.isdir(pattern):
+        _require_tars(pattern)
         pattern = f"{glob.escape(pattern)}/*.tar"
     paths = _expand_ranges(pattern)
     if len(paths) == 1 and not os.path.exists(paths[0]):
@@ -48,6 +49,18 @@ def expand_shards(pattern: str) -> list[str]:
             f"Expected tars on this machine: mount or copy those of a bucket"
         )
     return paths
+
+
+def _require_tars(folder: str) -> None:
+    """Raises MissingInputError for a folder without a plain tar."""
+    names = sorted(os.listdir(folder))
+    if any(name.endswith(".tar") for name in names):
+        return
+    found = f"; it has {names[0]}" if names else ""
+    raise MissingInputError(
+        f"data.source: {folder}: no .tar in this folder{found}. Compressed tars cannot be "
+        f"read at random: unpack them with gunzip"
+    )
 
 
 def _expand_ranges(pattern: str) -> list[str]:

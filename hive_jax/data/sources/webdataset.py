@@ -31,6 +31,7 @@ from hive_jax.io import parse_json
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "jfif", "img", "image")
 _JSON = "json"
+_MAX_LISTED = 10  # extensions
 
 
 class WebDatasetSource:
@@ -122,8 +123,8 @@ class WebDatasetSource:
         images = [extension for extension in _IMAGES if extension in counts]
         if not images:
             raise DataError(
-                f"{self._path} has the extensions {', '.join(sorted(counts))}; name that "
-                f"of the images, image=EXTENSION, or read texts alone, image=none"
+                f"{self._path} has {_extensions(counts)}; name that of the images, "
+                f"image=EXTENSION, or read texts alone, image=none"
             )
         return images
 
@@ -134,13 +135,18 @@ class WebDatasetSource:
                 f"{self._path} has the extensions cls and txt; choose the captions with "
                 f"text=txt, or the classes with label=cls"
             )
+        if not found and _JSON not in counts:
+            raise DataError(
+                f"{self._path} has {_extensions(counts)}; expected txt, cls or json: name "
+                f"that of the texts or classes, text=EXTENSION or label=EXTENSION"
+            )
         return found[0] if found else _JSON
 
     def _require(self, counts: collections.Counter, extension: str) -> None:
         if extension not in counts:
             raise DataError(
-                f"{self._path} has the extensions {', '.join(sorted(counts))}; expected "
-                f"{extension}: name them with image=, and text= or label="
+                f"{self._path} has {_extensions(counts)}; expected {extension}: name "
+                f"them with image=, and text= or label="
             )
 
     def _check_conversations(self) -> None:
@@ -165,7 +171,9 @@ class WebDatasetSource:
 
     def _label(self, index: int) -> str:
         text = self._text(index)
-        return text if isinstance(text, MalformedRecord) else text.strip()
+        if isinstance(text, MalformedRecord):
+            return text
+        return text.strip() or MalformedRecord("has no class")
 
     def _text(self, index: int) -> str:
         """The text or class of a sample, or a MalformedRecord."""
@@ -210,3 +218,14 @@ class WebDatasetSource:
         image = self._image(index) if conversation.image is not None else None
         segments = tuple(Segment(*turn) for turn in conversation.turns)
         return Sample(image, segments, conversation.image_before)
+
+
+def _extensions(counts: collections.Counter) -> str:
+    """The most frequent extensions, for an error."""
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    listed = ", ".join(names[:_MAX_LISTED])
+    more = f" and {len(counts) - _MAX_LISTED} more" * (len(counts) > _MAX_LISTED)
+    hint = ""
+    if any("." in name for name in counts):
+        hint = " (an extension begins at the first dot of a name: rename 1.5.jpg to 1_5.jpg)"
+    return f"the extensions {listed}{more}{hint}"

@@ -8,6 +8,7 @@ import pytest
 from helpers.llava_sets import encoded, photograph
 
 from hive_jax import prepare_data
+from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import DataError, MissingInputError
@@ -141,3 +142,22 @@ def test_a_class_has_one_name_on_all_systems(tmp_path):
     source = opened(tmp_path)
     assert source.classes == ("café",)
     assert source[0].label == "café" and source[0].image == JPEG
+
+
+def test_a_folder_above_the_classes_is_refused(tmp_path):
+    write(tmp_path, images__cat__0=JPEG, images__dog__0=PNG)
+    put(tmp_path, "meta/classes.txt", b"cat")
+    with pytest.raises(DataError, match=rf"cat, dog, .* name folder:{tmp_path}/images"):
+        opened(tmp_path)
+    assert opened(tmp_path / "images").classes == ("cat", "dog")
+    write(tmp_path, sketches__0=JPEG)  # then folders below a class are its own affair
+    assert opened(tmp_path).classes == ("images", "sketches")
+
+
+def test_a_link_without_a_file_is_named(tmp_path):
+    write(tmp_path, cat__0=JPEG, dog__0=PNG)
+    (tmp_path / "cat/1.jpg").symlink_to("nowhere.jpg")
+    with pytest.raises(
+        InvalidSample, match=r"cat/1\.jpg: is a symbolic link to a file"
+    ):
+        opened(tmp_path)[1]

@@ -1,5 +1,6 @@
 """CSV and Parquet, made here in the real formats."""
 
+import gzip
 import importlib.util
 import json
 import zipfile
@@ -76,7 +77,11 @@ def test_files_that_are_no_tables_are_named(tmp_path, archive):
     for content, kind in (
         (b"PK\3\4" + bytes(99), "an Excel workbook: save the table as CSV"),
         (b'[{"image": "a.jpg"}]', "JSON; llava: reads conversations"),
-        ("image,text\n".encode("utf-16"), "not CSV in UTF-8"),
+        ("image,text\n".encode("utf-16"), "is UTF-16; expected UTF-8"),
+        ("image,text\n".encode("latin-1") + b"\xe9", "not CSV in UTF-8"),
+        (gzip.compress(b"image,text\n"), "is compressed with gzip: unpack it"),
+        (b"", "is empty; expected a header and rows"),
+        (b"ARROW1\0\0", "an Arrow file: write it as Parquet"),
     ):
         (tmp_path / "table.csv").write_bytes(content)
         with pytest.raises(DataError, match=kind):
@@ -102,11 +107,10 @@ def test_rows_of_csv_that_are_not_like_the_header(tmp_path, archive):
     assert "line 4 has more fields than the header" in bad(source, 1).detail
     assert source[2].segments[0].text == long + "\n"
     for text, said in (
-        ('image,text\na/0.jpg,"a" b\n', "line 2: not CSV"),
+        ('image,text\na/0.jpg,"a" b\n', "line 2: not CSV.*quotes twice"),
         ('image,text\na/0.jpg,a\nb/1.jpg,"a\n\n', "not CSV: unexpected end"),
         (f"image,text\na/0.jpg,{long}{long}\n", "line 2: not CSV: field larger"),
         ('image,"text\n', "not CSV"),
-        ("", "has the columns ; expected image"),
     ):
         path.write_text(text)
         with pytest.raises(DataError, match=said):
@@ -131,7 +135,7 @@ def test_classes_of_csv_are_captions(tmp_path, archive):
     source = opened(f"table:{path},images={archive}")
     said = [source[i].segments[0].text for i in (0, 2)]
     assert said == ["a photo of a hot dog\n", "a photo of a pizza\n"]
-    assert bad(source, 1).detail == "has no text"
+    assert bad(source, 1).detail == "has no class"
 
 
 def test_labels_of_csv(tmp_path, archive):
@@ -144,7 +148,7 @@ def test_labels_of_csv(tmp_path, archive):
     source = opened(f"table:{path},images={archive}")
     assert source.classes == ("1e3", "cat", "²", "Ⅷ", "٣", "9", "10")
     assert [source[i].label for i in (1, 6, 7)] == ["9", "cat", "cat"]
-    assert bad(source, 8).detail == "has no text"
+    assert bad(source, 8).detail == "has no class"
 
 
 def test_options_of_tables_without_meaning(tmp_path, archive):
@@ -255,3 +259,11 @@ def test_parquet_without_names_of_classes(tmp_path):
     source = opened(f"table:{tmp_path},text=label")
     assert "label is a int; expected text" in bad(source, 0).detail
     assert source[6].segments[0].text == "hot_dog\n"
+
+
+def test_a_quote_that_is_left_open_in_tsv_does_not_join_rows(tmp_path, archive):
+    path = tmp_path / "table.tsv"
+    path.write_text('image\ttext\na/0.jpg\t"open\nb/1.jpg\tb"\na/2.jpg\t"two\nlines"\n')
+    source = opened(f"table:{path},images={archive}")
+    assert "line 3 ends a field of 2 lines with tabs" in bad(source, 0).detail
+    assert source[1].segments[0].text == "two\nlines\n"

@@ -196,6 +196,8 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
         (b"\xff\xfe[]", "is UTF-16; expected UTF-8"),
         (b"[\xff]", "not UTF-8"),
         (b"[]", "has 0 records"),
+        (b'{"data": []}', "is one object with the keys data; expected a list of rec"),
+        (b'{\n"data": []\n}', "is one object with the keys data"),
         (json.dumps([text_record(0)]).encode(), "is given, but no record of .* has an"),
     ],
 )

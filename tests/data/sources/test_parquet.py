@@ -7,7 +7,7 @@ import pytest
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord
 from hive_jax.data.sources.image_store import FolderStore
-from hive_jax.data.sources.parquet import ParquetTable
+from hive_jax.data.sources.parquet import ParquetTable, parquet_files
 from hive_jax.data.sources.parquet_images import ParquetImages
 from hive_jax.errors import DataError
 
@@ -148,3 +148,29 @@ def test_a_column_twice(tmp_path):
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="has the column text twice"):
         ParquetTable([tmp_path / "a.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        (("data/train-00000-of-00001", "data/test-00000-of-00001"), "data/train*"),
+        (("train/0000", "validation/0000"), "train/*"),
+        (("train", "val"), "train*"),
+    ],
+)
+def test_a_folder_of_several_splits_is_refused(tmp_path, files, remedy):
+    for name in files:
+        path = tmp_path / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, text=[name])
+    with pytest.raises(DataError, match="name the files of one") as caught:
+        parquet_files(str(tmp_path))
+    assert str(caught.value).endswith(f": {tmp_path}/{remedy}.parquet")
+    pattern = str(caught.value).rpartition(" ")[2]
+    assert parquet_files(pattern) == [tmp_path / f"{files[0]}.parquet"]
+
+
+def test_a_folder_of_one_split_or_none_is_a_dataset(tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "part-0", "trainer"):
+        write(tmp_path / f"{name}.parquet", text=[name])
+    assert len(parquet_files(str(tmp_path))) == 4

@@ -101,6 +101,9 @@ def test_classes_and_keys_of_json(tmp_path):
     assert source.classes == ("9", "10") and source[2].label == "9"
     assert source[0].segments[0].text == "a photo of a 10\n"
     assert source.notes == (f"{path}: members not used: 3 json",)
+    empty = opened(f"wds:{write(tmp_path / 'b.tar', members | {'1.cls': ' '})}")
+    with pytest.raises(InvalidSample, match="sample 1: has no class"):
+        empty[1]
     assert samples(opened(f"wds:{path},text=json/caption"))[1][1:] == ("the 1\n", "")
     assert opened(f"wds:{path},label=json/size").classes == ("0", "1", "2")
     with pytest.raises(DataError, match="has the keys caption, size; expected conv"):
@@ -209,6 +212,17 @@ def test_a_tar_that_shrinks_is_bad_samples(tmp_path):
         ("{0}/000.tar,text=txt,form=chat", ConfigError, "is for conversations in json"),
         ("{0}/masks.tar", DataError, "0 has jpg and png; choose one: image=jpg or"),
         ("{0}/texts.tar", DataError, "extensions txt; name that of the images"),
+        (
+            "{0}/images.tar",
+            DataError,
+            "extensions jpg; expected txt, cls or json: name",
+        ),
+        ("{0}/dots.tar", DataError, "7.png and 2 more .*begins at the first dot"),
+        (
+            "{0}/compressed",
+            MissingInputError,
+            "no .tar in this folder; it has a.tar.gz",
+        ),
         ("{0}/none.tar", DataError, "none.tar has no samples"),
         ("{0}/twice.tar", DataError, "has 0.txt twice"),
     ],
@@ -219,6 +233,9 @@ def test_what_is_no_dataset_is_named(tmp_path, text, error, message):
         tmp_path / "masks.tar", {"0.jpg": IMAGES[0], "0.png": IMAGES[0], "0.txt": "a"}
     )
     write(tmp_path / "texts.tar", {"0.txt": "a"})
+    write(tmp_path / "images.tar", {"a/0.jpg": IMAGES[0], "b/1.jpg": IMAGES[1]})
+    write(tmp_path / "dots.tar", {f"v1.{i}.png": IMAGES[0] for i in range(12)})
+    write(tmp_path / "compressed/a.tar.gz", {"0.txt": "a"}, "w:gz")
     write(tmp_path / "none.tar", {"README": "a"})
     write(tmp_path / "twice.tar", {"0.jpg": IMAGES[0], "0.txt": "a", "./0.txt": "b"})
     with pytest.raises(error, match=message):
