@@ -34,13 +34,13 @@ class ExitOnSignal:
     def __enter__(self) -> Self:
         self._signalled = False
         self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
-        _install(dict.fromkeys(_SIGNALS, self._exit))
         # Python runs handlers between its own instructions only, but writes to this
         # pipe at once.
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer)
         threading.Thread(target=_end_process, args=(reader,), daemon=True).start()
+        _install(dict.fromkeys(_SIGNALS, self._exit))
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
