@@ -8,63 +8,68 @@ import ctypes
 import os
 import signal
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Self
 
 from hive_jax.errors import PREEMPTED
 
-# After the signal; schedulers grant 30 seconds and more.
-EXIT_SECONDS = 5
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # JAX's own handler of SIGTERM in a job of several processes, a C function.
 _jax_handler = None
+# Called before `ExitOnSignal` ends the process.
+_releases = []
 
 
 class ExitOnSignal:
-    """Context manager that exits with code PREEMPTED on SIGTERM or SIGINT.
+    """Context manager that exits with code PREEMPTED on SIGTERM or SIGINT, at once.
 
-    For the time without anything to save. The stack unwinds, which releases locks. A
-    call into C++ (compilation, the wait for other processes) would delay this until it
-    returns, and so does a thread that downloads: EXIT_SECONDS after the signal the
-    process ends regardless.
+    For the time without anything to save. The process ends as if it were killed, after
+    `released_on_exit`: an exception would wait for calls into C++ (compilation, other
+    processes), and is lost where it is raised in a callback.
     """
 
     def __enter__(self) -> Self:
-        self._signalled = False
         self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
-        # Python runs handlers between its own instructions only, but writes to this
-        # pipe at once.
+        # Python calls handlers between instructions of the main thread only, but writes
+        # to this pipe at once.
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer)
-        threading.Thread(target=_end_process, args=(reader,), daemon=True).start()
-        _install(dict.fromkeys(_SIGNALS, self._exit))
+        threading.Thread(target=_exit_on_signal, args=(reader,), daemon=True).start()
+        self._install()
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
-        if self._signalled:
-            with contextlib.suppress(OSError):
-                print(
-                    "stopped, nothing to save; run the same command again", flush=True
-                )
-            return  # `_end_process` guards the rest of the exit
+    def __exit__(self, *unused_exception) -> None:
+        _install(self._previous)
         signal.set_wakeup_fd(-1)
         os.close(self._writer)
-        _install(self._previous)
 
     def joined_job(self) -> None:
         """Installs the handlers again, after JAX replaced one as it joined a job."""
         global _jax_handler
         _jax_handler = _get_native_handler(signal.SIGTERM)
-        _install(dict.fromkeys(_SIGNALS, self._exit))
+        self._install()
 
-    def _exit(self, number: int, frame) -> None:
-        self._signalled = True
-        # Another signal would interrupt the release of locks.
-        _install(dict.fromkeys(_SIGNALS, signal.SIG_IGN))
-        raise SystemExit(PREEMPTED)
+    def _install(self) -> None:
+        # Without a handler Python would not write to the pipe.
+        _install(dict.fromkeys(_SIGNALS, lambda number, frame: None))
+
+
+@contextlib.contextmanager
+def released_on_exit(lock: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Context manager that enters another, which `ExitOnSignal` leaves if it exits.
+
+    Args:
+      lock: the other context manager.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock)
+        _releases.append(stack.close)
+        try:
+            yield
+        finally:
+            _releases.remove(stack.close)
 
 
 class StopRequest:
@@ -139,11 +144,14 @@ def _install(handlers: Mapping) -> None:
         signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _end_process(reader: int) -> None:
-    """Waits for one of the signals, and ends the process EXIT_SECONDS later."""
+def _exit_on_signal(reader: int) -> None:
+    """Waits for one of the signals, and ends the process."""
     while number := os.read(reader, 1):  # empty when the pipe is closed
         if number[0] in _SIGNALS:
-            time.sleep(EXIT_SECONDS)
+            for release in _releases:
+                release()
+            with contextlib.suppress(OSError):
+                os.write(1, b"stopped, nothing to save; run the same command again\n")
             os._exit(PREEMPTED)
     os.close(reader)
 

@@ -25,7 +25,7 @@ from hive_jax.training.experiment import Experiment
 from hive_jax.training.flops import step_flops
 from hive_jax.training.metrics import MetricsWriter, Throughput
 from hive_jax.training.peak_flops import peak_flops
-from hive_jax.training.preemption import StopRequest
+from hive_jax.training.preemption import StopRequest, released_on_exit
 from hive_jax.training.resolve import default_workdir, resolve_config
 from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.training.train_step import TrainState
@@ -68,7 +68,7 @@ def train(
     folder = Path(workdir)
     is_first_process = jax.process_index() == 0
     # Process 0 locks for all: the job is one run.
-    lock = exclusive_lock(workdir, "run.lock")
+    lock = released_on_exit(exclusive_lock(workdir, "run.lock"))
     with (
         lock if is_first_process else contextlib.nullcontext(),
         Checkpoints(workdir, keep=config.max_to_keep) as checkpoints,

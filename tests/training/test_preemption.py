@@ -13,23 +13,28 @@ from hive_jax.errors import PREEMPTED
 from hive_jax.training.preemption import ExitOnSignal, StopRequest
 
 WAIT = """
-import ctypes, sys, time
-from hive_jax.training import preemption
+import contextlib, ctypes, sys, time
+from hive_jax.training.preemption import ExitOnSignal, released_on_exit
 
-preemption.EXIT_SECONDS = 0.5
 assert "jax" not in sys.modules
-try:
-    with preemption.ExitOnSignal():
-        print("ready", flush=True)
-        if sys.argv[1] == "python":
-            time.sleep(60)
-        # A C function that no signal interrupts: to lock a locked mutex.
-        mutex = ctypes.create_string_buffer(64)
-        ctypes.CDLL(None).pthread_mutex_lock(mutex)
-        ctypes.CDLL(None).pthread_mutex_lock(mutex)
-finally:
-    print("released")
+
+@contextlib.contextmanager
+def lock():
+    try:
+        yield
+    finally:
+        print("released", flush=True)
+
+with ExitOnSignal(), released_on_exit(lock()):
+    print("ready", flush=True)
+    if sys.argv[1] == "python":
+        time.sleep(60)
+    # A C function that no signal interrupts: to lock a locked mutex.
+    mutex = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
 """
+MESSAGE = "stopped, nothing to save; run the same command again\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -41,20 +46,21 @@ def test_exit_while_there_is_nothing_to_save(where, number):
     process.send_signal(number)
     output, _ = process.communicate(timeout=10)
     assert process.returncode == PREEMPTED
-    unwound = "stopped, nothing to save; run the same command again\nreleased\n"
-    assert output == (unwound if where == "python" else "")
+    assert output == f"released\n{MESSAGE}"
 
 
 def test_signals_are_recorded_from_listen_on():
     before = signal.getsignal(signal.SIGTERM)
     with ExitOnSignal(), StopRequest() as stop:
-        exits = signal.getsignal(signal.SIGTERM)
+        exits, pipe = signal.getsignal(signal.SIGTERM), signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(pipe)
         assert not stop.check()
         stop.listen()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested and stop.check()
         # A second one exits.
         assert signal.getsignal(signal.SIGTERM) == exits
+        assert signal.set_wakeup_fd(pipe) == pipe
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -74,5 +80,5 @@ def test_train_handles_sigterm_before_it_imports_jax(tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == PREEMPTED, output
-    assert output == "stopped, nothing to save; run the same command again\n"
+    assert output == MESSAGE
     assert not (tmp_path / "run").exists()
