@@ -40,7 +40,6 @@ setup(
         "pillow",
         "safetensors>=0.8",  # bfloat16 as NumPy arrays
         "scipy>=1.15",  # rng= of permutation_test
-        "tensorboardX",
         "tokenizers",
         "tqdm",
         # For the configurations in Hugging Face folders; torch is not needed.
@@ -71,6 +70,7 @@ setup(
             "ruff",
             "sentencepiece>=0.2.3",
             "setuptools>=77",  # builds the wheel that a test installs
+            "tensorboard",  # reads event files back
             "tensorflow-datasets",
             # The registry's other builds bring several GB of CUDA along.
             "torch==2.13.0; python_version < '3.12'",

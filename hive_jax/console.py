@@ -1,5 +1,6 @@
 """Console output of commands: log lines, progress bar, text tables, error messages."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -12,10 +13,15 @@ from hive_jax.errors import ConfigError, HiveError
 
 
 def log(line: str) -> None:
-    """Prints a line on process 0, above the progress bar if there is one."""
+    """Prints a line on process 0, above the progress bar if there is one.
+
+    The line is lost if stdout is a file on a full disk, or a closed pipe: no reason to
+    end a training.
+    """
     if _is_first_process():
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
 
 
 def progress_bar(name: str, total: int, step: int = 0) -> tqdm:
@@ -54,12 +60,24 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
     @functools.wraps(main)
     def reported(*arguments) -> int:
         try:
-            return main(*arguments)
+            code = main(*arguments)
         except HiveError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return error.exit_code
+            code = error.exit_code
+            with contextlib.suppress(OSError):
+                print(f"error: {error}", file=sys.stderr)
+        _drop_unwritable_output()
+        return code
 
     return reported
+
+
+def _drop_unwritable_output() -> None:
+    """Drops buffered output that cannot be written: Python would try again at exit, and
+    change the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_named_paths(

@@ -323,7 +323,7 @@ def _read_holder(descriptor: int) -> tuple[dict | None, float]:
     age = time.time() - os.fstat(descriptor).st_mtime
     try:
         holder = json.loads(os.pread(descriptor, 4096, 0))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, age
     is_holder = isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys()
     return (holder if is_holder else None), age

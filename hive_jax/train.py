@@ -2,9 +2,8 @@
 
 import sys
 
-from hive_jax.config import cli
 from hive_jax.console import report_errors
-from hive_jax.training import runtime, trainer
+from hive_jax.training.preemption import ExitOnSignal
 
 _EXAMPLES = """examples:
   python -m hive_jax.train --config configs/stage1.py
@@ -16,6 +15,15 @@ _EXAMPLES = """examples:
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
     """Joins the job, if there is one, and trains; returns the exit code."""
+    with ExitOnSignal() as exits:
+        return _train(arguments, exits)
+
+
+def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
+    # Here, because importing JAX takes seconds, in which a signal may arrive.
+    from hive_jax.config import cli
+    from hive_jax.training import runtime, trainer
+
     parser = cli.config_parser("hive_jax.train", __doc__, _EXAMPLES)
     parser.add_argument(
         "--workdir", help="folder of the run (default: workdir/NAME of the config)"
@@ -42,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.num_processes,
         options.process_id,
     )
+    exits.joined_job()
     with runtime.abort_job_on_error():
         # After joining: it asks JAX for the platform, which initializes the backend.
         runtime.enable_compilation_cache()

@@ -5,13 +5,15 @@ the others is what it would be without it.
 """
 
 import collections
-import json
-import sys
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hive_jax.errors import DataError, OutputError
 from hive_jax.io import json_lines, write_text
+from hive_jax.log_file import append_bytes, read_records
+
+_log = logging.getLogger(__name__)
 
 # Smallest denominator of the fraction: one invalid sample among the first eight does
 # not mean that an eighth of the dataset is invalid.
@@ -57,6 +59,7 @@ class InvalidSampleLog:
         self._reasons: dict[int, str] = {}
         self._named: dict[str, str] = {}
         self._path = None
+        self._failed = False
 
     def keep_in(self, path: Path, position: int | None) -> None:
         """Appends invalid samples to a file from now on, a JSON object a line.
@@ -70,15 +73,12 @@ class InvalidSampleLog:
           OutputError: the file cannot be read or written.
         """
         kept = []
-        try:
-            for line in _read_lines(path):
-                if line["split"] != self._split:
-                    kept.append(line)
-                elif position is None or line["position"] < position:
-                    kept.append(line)
-                    self.include({line["index"]: line["reason"]})
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error}") from error
+        for line in read_records(path, _is_line)[0]:
+            if line["split"] != self._split:
+                kept.append(line)
+            elif position is None or line["position"] < position:
+                kept.append(line)
+                self.include({line["index"]: line["reason"]})
         write_text(path, json_lines(kept))
         self._path = path
 
@@ -104,10 +104,11 @@ class InvalidSampleLog:
                 "detail": invalid.detail,
             }
             try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
-            except OSError as error:  # a full disk does not end the training
-                print(f"{self._path} cannot be written: {error}", file=sys.stderr)
+                append_bytes(self._path, json_lines([line]).encode())
+            except OutputError as error:  # a full disk does not end the training
+                if not self._failed:
+                    _log.warning("%s", error)
+                self._failed = True
 
     def include(self, reasons: Mapping[int, str]) -> None:
         """Counts invalid samples of another process or of the file.
@@ -170,18 +171,6 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _read_lines(path: Path) -> list[dict]:
-    """The lines that `add` wrote, without one that a kill cut short."""
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text("utf-8", "replace").split("\n"):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and all(
-            isinstance(value.get(key), kind) for key, kind in _KEYS.items()
-        ):
-            lines.append(value)
-    return lines
+def _is_line(value: dict) -> bool:
+    """Returns whether `add` wrote this line."""
+    return all(isinstance(value.get(key), kind) for key, kind in _KEYS.items())

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hive_jax.console import log
 from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
 from hive_jax.data.types import Sample
-from hive_jax.errors import ConfigError, DataError, MissingInputError
-from hive_jax.io import atomic_dir
+from hive_jax.errors import ConfigError, DataError, HiveError, MissingInputError
+from hive_jax.io import atomic_dir, output_errors
 
 BUILTIN = "builtin:tabletop"
 _BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
@@ -135,15 +136,21 @@ def keep_tokenizer(source: str, folder: Path) -> None:
 
     Args:
       source: as `load_tokenizer` takes it.
-      folder: replaced if it holds another tokenizer.
+      folder: replaced if it holds another tokenizer, or none that can be read.
+
+    Raises:
+      OutputError: it cannot be written.
     """
     if folder.is_dir():
-        if (
-            load_tokenizer(source).fingerprint
-            == load_tokenizer(str(folder)).fingerprint
-        ):
-            return
-        shutil.rmtree(folder)
+        expected, problem = load_tokenizer(source).fingerprint, "is another tokenizer"
+        try:
+            if load_tokenizer(str(folder)).fingerprint == expected:
+                return
+        except HiveError as error:
+            problem = f"cannot be read ({error})"
+        log(f"{folder} {problem}: written anew")
+        with output_errors(folder):
+            shutil.rmtree(folder)
     copy_tokenizer(source, folder)
 
 

@@ -1,20 +1,20 @@
 """Writes the metrics of a run (JSON Lines, TensorBoard), and measures its rates."""
 
-import contextlib
-import json
 import time
 from pathlib import Path
-from typing import Self
 
 import jax
 
 from hive_jax.console import log
-from hive_jax.io import write_text
+from hive_jax.errors import OutputError
+from hive_jax.io import json_lines, write_text
+from hive_jax.log_file import append_bytes, read_records
+from hive_jax.training.event_file import EventFile
 
 
 class MetricsWriter:
-    """Context manager that appends metrics to workdir/metrics.jsonl, one JSON object a
-    line, and to workdir/tensorboard. Only process 0 writes.
+    """Appends metrics to workdir/metrics.jsonl, one JSON object a line, and to
+    workdir/tensorboard. Only process 0 writes.
 
     Removes the lines of steps after `step`, left by a run that was killed after its
     last checkpoint, so that each step is in the file once. A full disk costs the
@@ -23,25 +23,18 @@ class MetricsWriter:
     Args:
       workdir: folder of the run, which must exist.
       step: step that the run starts from.
+
+    Raises:
+      OutputError: the files cannot be written.
     """
 
     def __init__(self, workdir: Path, step: int):
-        self._file = self._board = None
         self._failed = False
-        if jax.process_index() != 0:
-            return
-        path = workdir / "metrics.jsonl"
-        _drop_after(path, step)
-        self._file = path.open("a", encoding="utf-8")
-        # An optional dependency: metrics.jsonl has the same values.
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            log("no TensorBoard files: pip install tensorboardX")
-        else:
-            board = str(workdir / "tensorboard")
-            # The counterpart of _drop_after: later steps are hidden.
-            self._board = SummaryWriter(board, purge_step=step + 1)
+        self._path = workdir / "metrics.jsonl"
+        if jax.process_index() == 0:
+            _drop_after(self._path, step)
+            # The counterpart of _drop_after: TensorBoard drops later steps.
+            self._events = EventFile(workdir / "tensorboard", step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends the metrics of a step; a failure is logged once and ignored.
@@ -50,41 +43,28 @@ class MetricsWriter:
           step: number of updates done.
           values: name -> value.
         """
+        if jax.process_index() != 0:
+            return
         try:
-            if self._file:
-                self._file.write(json.dumps({"step": step, **values}) + "\n")
-                self._file.flush()  # visible at once, and safe from a kill
-            if self._board:
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
-        except OSError as error:
+            # Written through at once: visible, and safe from a kill.
+            line = json_lines([{"step": step, **values}])
+            append_bytes(self._path, line.encode())
+            self._events.write(step, values)
+        except OutputError as error:
             if not self._failed:
-                log(f"step {step}: metrics cannot be written: {error}")
+                log(f"step {step}: metrics are lost until this can be written: {error}")
             self._failed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *unused_exception) -> None:
-        for writer in (self._file, self._board):
-            if writer:
-                with contextlib.suppress(OSError):  # closing flushes the buffer
-                    writer.close()
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and a last line that a kill cut short."""
-    if not path.exists():
-        return
+    """Removes the lines of later steps, and lines that are no metrics."""
     # The resumed run writes the lines of later steps again.
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line + "\n")
-        except ValueError:  # not JSON
-            continue
-    write_text(path, "".join(lines))
+    records, damaged = read_records(path, lambda line: type(line.get("step")) is int)
+    if damaged:
+        log(f"{path}: {damaged} unreadable lines removed")
+    if path.exists():
+        kept = [record for record in records if record["step"] <= step]
+        write_text(path, json_lines(kept))
 
 
 class Throughput:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.config import RunConfig, from_dict
-from hive_jax.errors import CheckpointError, MissingInputError
+from hive_jax.console import log
+from hive_jax.data.tokenizer import load_tokenizer
+from hive_jax.errors import CheckpointError, HiveError, MissingInputError
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
@@ -22,7 +25,8 @@ _BRANCHES = {"encoder": "img", "decoder": "llm"}
 
 def is_run(path: str) -> bool:
     """Returns whether a path is the workdir of a run, rather than weight files."""
-    return bool(path) and (Path(path) / "checkpoints").is_dir()
+    # os.path: False for a name that is too long, where pathlib raises.
+    return bool(path) and os.path.isdir(os.path.join(path, "checkpoints"))
 
 
 class StoredRun:
@@ -48,13 +52,18 @@ class StoredRun:
     @functools.cached_property
     def config(self) -> RunConfig:
         """Config of the run. Its tokenizer is the copy in the workdir: the original
-        may have moved or changed."""
+        may have moved or changed. The original is used if the copy cannot be read."""
         config = from_dict(self.meta["config"])
         tokenizer = Path(self.workdir) / TOKENIZER_FOLDER
-        if tokenizer.is_dir():
-            data = dataclasses.replace(config.data, tokenizer=str(tokenizer))
-            config = dataclasses.replace(config, data=data)
-        return config
+        if not tokenizer.is_dir():
+            return config
+        try:
+            load_tokenizer(str(tokenizer))
+        except HiveError as error:
+            log(f"{error}; using {config.data.tokenizer}")
+            return config
+        data = dataclasses.replace(config.data, tokenizer=str(tokenizer))
+        return dataclasses.replace(config, data=data)
 
     @functools.cached_property
     def abstract_params(self) -> dict:

@@ -5,12 +5,9 @@ import functools
 import itertools
 import json
 import os
-import signal
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Self
 
 import jax
 import numpy as np
@@ -28,43 +25,12 @@ from hive_jax.training.experiment import Experiment
 from hive_jax.training.flops import step_flops
 from hive_jax.training.metrics import MetricsWriter, Throughput
 from hive_jax.training.peak_flops import peak_flops
+from hive_jax.training.preemption import StopRequest, released_on_exit
 from hive_jax.training.resolve import default_workdir, resolve_config
 from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.training.train_step import TrainState
 from hive_jax.training.validation import summary_line, validate
-
-
-class StopRequest:
-    """Context manager that records SIGTERM and SIGINT; a second signal ends at once.
-
-    It records nothing in a job of several processes. They must all stop at the same
-    step, so JAX catches SIGTERM and agrees on one: `Checkpoints.reached_preemption`.
-
-    Attributes:
-      requested: whether a signal has arrived.
-    """
-
-    def __init__(self):
-        self.requested = False
-        self._previous = {}
-
-    def __enter__(self) -> Self:
-        # Python accepts signal handlers in the main thread only.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread and jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._record)
-        return self
-
-    def __exit__(self, *unused_exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _record(self, number: int, frame) -> None:
-        # With the previous handler back, a second signal ends the process. It is None
-        # if it was not installed from Python.
-        self.requested = True
-        signal.signal(number, self._previous[number] or signal.SIG_DFL)
+from hive_jax.training.workdir import is_final, set_aside_unusable
 
 
 def train(
@@ -90,7 +56,7 @@ def train(
       HiveError: before the first step, for a config, data, weights or workdir that
         cannot be used.
       DataError: too many samples are invalid, or a batch has no supervised token.
-      NumericsError: the loss or a gradient is not finite.
+      NumericsError: the loss, a gradient, or a value to save is not finite.
       OutputError: several saves in a row have failed.
     """
     config = as_run_config(config)
@@ -104,12 +70,13 @@ def train(
     folder = Path(workdir)
     is_first_process = jax.process_index() == 0
     # Process 0 locks for all: the job is one run.
-    lock = exclusive_lock(workdir, "run.lock")
+    lock = released_on_exit(exclusive_lock(workdir, "run.lock"))
     with (
         lock if is_first_process else contextlib.nullcontext(),
         Checkpoints(workdir, keep=config.max_to_keep) as checkpoints,
-        StopRequest() as stop,
     ):
+        if is_first_process:
+            set_aside_unusable(folder)
         # Restore the newest good checkpoint, or start from the initial weights.
         state = run.restore(checkpoints, allow_config_change)
         if state is None:
@@ -119,15 +86,16 @@ def train(
         # checkpoints in the folder.
         _prepare_workdir(folder, config, start)
         _record_bad_samples(run, folder, start)
-        with MetricsWriter(folder, start) as writer:
+        writer = MetricsWriter(folder, start)
+        with StopRequest() as stop, _explain_divergence(checkpoints):
             state = _train_loop(run, state, checkpoints, writer, stop)
-            step, params = int(state.step), state.params
-            if step == config.total_steps:
-                # Frees the optimizer's moments: the report loads the initial
-                # parameters beside the trained ones.
-                del state
-                _finish(run, step, params, writer, folder)
-                return 0
+        step, params = int(state.step), state.params
+        if step == config.total_steps:
+            # Frees the optimizer's moments: the report loads the initial parameters
+            # beside the trained ones.
+            del state
+            _finish(run, step, params, writer, folder)
+            return 0
     log(f"stopped at step {step}, saved; run the same command to resume")
     return PREEMPTED
 
@@ -178,23 +146,29 @@ def _train_loop(
             bar.update()
 
             # What is due after this step.
-            stopping = stop.requested or checkpoints.reached_preemption(step)
+            stopping = stop.check()
             is_last = step == config.total_steps
             saving = stopping or is_last or step % config.checkpoint_every == 0
+            # `_finish` does the last validation.
+            validating = step % config.eval_every == 0 and not (is_last or stopping)
             # A saved step is also logged: reading its metrics checks that they are
-            # finite. The first one starts the clock of the rates.
-            if saving or step % config.log_every == 0 or step == start + 1:
+            # finite; and a validation may end in a save. The first one starts the
+            # clock of the rates.
+            is_first = step == start + 1
+            if saving or validating or is_first or step % config.log_every == 0:
                 values = _read_metrics(run, metrics, step) | throughput.since_last(step)
                 values["bad_samples"] = len(run.loader.invalid)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
                 mfu = {"mfu": f"{values['mfu']:.1%}"} if "mfu" in values else {}
                 bar.set_postfix(loss=f"{values['loss']:.3f}", **mfu)
+            if is_first:
+                stop.listen()  # from now on there is something to save
             # Validation pauses the clock of the rates.
-            if step % config.eval_every == 0 and not is_last:  # `_finish` does the last
-                _validate(run, state.params, writer, step)
+            if validating:
+                stopping = not _validate(run, state.params, writer, step, stop.check)
                 throughput.restart(step)
             checkpoints.check()  # reports a failed save now, not at the next one
-            if saving:
+            if saving or stopping:
                 checkpoints.save(step, state, run.meta(step))
             if stopping:
                 break
@@ -235,11 +209,26 @@ def _require_valid(
         )
     not_finite = [name for name, value in values.items() if not np.isfinite(value)]
     if not_finite:
-        raise NumericsError(
-            f"step {step}: {', '.join(not_finite)} is not finite. The last checkpoint "
-            "is good; lower optimizer.peak_lr or optimizer.clip_norm, and resume from "
-            "it with allow_config_change"
-        )
+        raise NumericsError(f"step {step}: not finite: {', '.join(not_finite)}")
+
+
+@contextlib.contextmanager
+def _explain_divergence(checkpoints: Checkpoints) -> Iterator[None]:
+    """Context manager that adds what to do to a NumericsError."""
+    try:
+        yield
+    except NumericsError as error:
+        newest = checkpoints.latest_step()
+        advice = "Lower optimizer.peak_lr or optimizer.clip_norm, and "
+        if newest is None:
+            advice += "start again; there is no checkpoint yet"
+        else:
+            advice += (
+                f"resume from step {newest} with allow_config_change. If it fails there "
+                f"again, move {checkpoints.directory}/{newest} away, to resume from the "
+                "step before or to start again"
+            )
+        raise NumericsError(f"{error}. {advice}.") from error
 
 
 def _peak_flops(run: Experiment) -> float | None:
@@ -250,11 +239,23 @@ def _peak_flops(run: Experiment) -> float | None:
     return peak_flops(run.mesh.devices.flatten())
 
 
-def _validate(run: Experiment, params: dict, writer: MetricsWriter, step: int) -> dict:
-    """Writes, logs and returns the validation losses."""
+def _validate(
+    run: Experiment,
+    params: dict,
+    writer: MetricsWriter,
+    step: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict | None:
+    """Writes, logs and returns the validation losses; None if it was stopped."""
     values = validate(
-        run.program.eval_step, params, run.validation, run.validation_batches
+        run.program.eval_step,
+        params,
+        run.validation,
+        run.validation_batches,
+        should_stop,
     )
+    if values is None:
+        return None
     writer.write(step, {f"validation/{k}": v for k, v in values.items()})
     log(f"step {step}: {summary_line(values)}")
     return values
@@ -266,7 +267,7 @@ def _finish(
     """Writes result.json, once: final validation, bad samples, and the relative
     distance that each parameter group moved from its initial value."""
     path = folder / "result.json"
-    if path.exists():
+    if is_final(path, step):
         log(f"finished already; its figures are in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}

@@ -69,7 +69,13 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
     return caption_sums if isinstance(model, Hive) else contrastive_sums
 
 
-def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
+def validate(
+    eval_step,
+    params: dict,
+    loader: Loader,
+    num_batches: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict | None:
     """Returns the mean losses over the first batches of a loader.
 
     Args:
@@ -77,8 +83,10 @@ def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
       params: nested dict of parameters.
       loader: of the validation split.
       num_batches: batches to read, the same ones each time.
+      should_stop: called before each batch; True ends the validation.
 
     Returns:
+      None if it was stopped; else the losses.
       For captions, in nats per token: "loss" (with the sample's image),
       "loss_wrong_image" (with another sample's), "loss_no_image", "image_gain" (wrong
       minus right), and "loss/TAG" and "image_gain/TAG" for each tag of the dataset.
@@ -86,8 +94,12 @@ def validate(eval_step, params: dict, loader: Loader, num_batches: int) -> dict:
     """
     total = None
     for batch in loader.batches(0, num_batches):
-        # Summed on the device: no batch waits for the result of the one before.
+        if should_stop():
+            return None
+        # Summed on the device. It is a batch ahead of the sums that are waited for,
+        # and not more, so that a stop is not far behind.
         sums = eval_step(params, batch)
+        jax.block_until_ready(total)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     # The only transfer, after all batches are under way.
     total = jax.device_get(total)

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from hive_jax.training.metrics import MetricsWriter, Throughput
 
 
@@ -18,13 +20,12 @@ def rows(folder) -> list[dict]:
 
 
 def test_each_step_is_written_once_after_a_kill(tmp_path):
-    with MetricsWriter(tmp_path, 0) as writer:
-        for step in (1, 2, 3):
-            writer.write(step, {"loss": float(step)})
+    writer = MetricsWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": float(step)})
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 4, "lo')  # cut short by a kill
-    with MetricsWriter(tmp_path, 2) as writer:
-        writer.write(3, {"loss": 30.0})
+    MetricsWriter(tmp_path, 2).write(3, {"loss": 30.0})
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
         (1, 1.0),
         (2, 2.0),
@@ -34,12 +35,29 @@ def test_each_step_is_written_once_after_a_kill(tmp_path):
 
 
 def test_a_full_disk_costs_metrics_and_one_warning(tmp_path, capsys):
-    with open("/dev/full", "w") as full, MetricsWriter(tmp_path, 0) as writer:
-        writer._file.close()
-        writer._file = full
-        for step in (1, 2):
-            writer.write(step, {"loss": 1.0})
-    assert capsys.readouterr().out.count("metrics cannot be written") == 1
+    """A folder that is gone fails as a full disk does, and comes back as it does."""
+    writer, away = MetricsWriter(tmp_path / "run", 0), tmp_path / "away"
+    for step in range(1, 7):
+        if step == 2:
+            (tmp_path / "run").rename(away)
+            (tmp_path / "run").write_text("no folder")
+        if step == 5:
+            (tmp_path / "run").unlink()
+            away.rename(tmp_path / "run")
+        writer.write(step, {"loss": 1.0})
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 5, 6]
+    assert capsys.readouterr().out.count("metrics are lost until") == 1
+
+
+@pytest.mark.parametrize(
+    "line", [b"5", b"{}", b"null", b'{"step": "x"}', b"\xff\xfe", b"[" * 100_000]
+)
+def test_damaged_lines_are_removed_with_a_word(tmp_path, line, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": 2.0}\n' + line + b"\n")
+    MetricsWriter(tmp_path, 1).write(2, {"loss": 3.0})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+    assert f"{path}: 1 unreadable lines removed" in capsys.readouterr().out
 
 
 def test_waiting_counts_only_while_the_device_is_idle(monkeypatch):

@@ -110,6 +110,31 @@ def test_a_finished_run_is_not_trained_again(stages, cache):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+def test_spoilt_files_that_derive_from_the_run_are_replaced(stages, cache, tmp_path):
+    folder, _ = stages
+    workdir = tmp_path / "run"
+    shutil.copytree(folder / "stage1", workdir)
+    result, tokenizer = (
+        (workdir / name).read_bytes()
+        for name in ("result.json", "tokenizer/tokenizer.json")
+    )
+    (workdir / "result.json").write_bytes(result[:20])
+    (workdir / "tokenizer/tokenizer.json").write_bytes(b"")
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "metrics.jsonl").mkdir()
+    shutil.rmtree(workdir / "tensorboard")
+    (workdir / "tensorboard").write_text("")
+    (workdir / "run.lock").write_text("[" * 4000)
+    arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=6")
+    code, output = run(arguments, cache)
+    assert code == 0 and "Traceback" not in output, output
+    assert output.count("written anew") == 4
+    assert (workdir / "result.json").read_bytes() == result
+    assert (workdir / "tokenizer/tokenizer.json").read_bytes() == tokenizer
+    assert (workdir / "metrics.jsonl").is_file()
+    assert (workdir / "tensorboard").is_dir()
+
+
 def test_changed_config_is_refused_by_name(stages, cache, tmp_path):
     folder, _ = stages
     workdir = tmp_path / "run"
@@ -224,13 +249,20 @@ def test_workdir_that_cannot_be_written(cache, tmp_path):
     assert code == 73 and "cannot write" in output and "Traceback" not in output
 
 
-def test_sigterm_saves_and_the_same_command_continues(cache, tmp_path):
-    overrides = ("--config.total_steps=3000", "--config.checkpoint_every=100000")
+# In training, and in the validation after the first step, which takes minutes.
+@pytest.mark.parametrize(
+    ("lines", "overrides"),
+    [(3, ()), (1, ("--config.eval_every=1", "--config.data.validation_size=80000"))],
+)
+def test_sigterm_saves_and_the_same_command_continues(
+    lines, overrides, cache, tmp_path
+):
+    overrides += ("--config.total_steps=3000", "--config.checkpoint_every=100000")
     arguments = kill_loop.command("stage1.py", tmp_path / "run", *overrides)
     process = kill_loop.start(arguments, cache)
     log = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 200
-    while not (log.exists() and len(log.read_text().splitlines()) > 2):
+    while not (log.exists() and len(log.read_text().splitlines()) >= lines):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

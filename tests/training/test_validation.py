@@ -33,6 +33,21 @@ def test_validation_weighs_tokens_not_batches():
     assert "+1.7500 nats per token" in summary_line(values)
 
 
+def test_validation_stops_between_batches():
+    class Batches:
+        def batches(self, start, stop):
+            return iter(range(start, stop))
+
+    seen = []
+
+    def eval_step(params, batch):
+        seen.append(batch)
+        return {"none": np.zeros(1)}
+
+    assert validate(eval_step, {}, Batches(), 9, lambda: len(seen) == 3) is None
+    assert seen == [0, 1, 2]
+
+
 def test_caption_sums_are_by_image_and_tag(hive2, hive2_losses):
     """Right, wrong and no image; sums by tag."""
     batch = hive2.batch

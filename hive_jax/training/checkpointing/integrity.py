@@ -9,6 +9,8 @@ element and `hash` a hash of its index:
 
 An odd factor and `mix` are both one-to-one, so a change of a single element changes
 both sums. The first alone would miss two flipped sign bits (each adds 2^31).
+
+The same pass says whether every value is finite.
 """
 
 import contextlib
@@ -109,19 +111,14 @@ def fingerprint(tree: Any) -> dict[str, str]:
 
     Leaves are arrays or scalars of float, int or bool dtypes with 8 to 64 bits.
     """
-    return as_text(fingerprint_arrays(tree))
+    fingerprints, _ = inspect_leaves(tree)
+    return fingerprints
 
 
-def fingerprint_arrays(tree: Any) -> dict[str, jax.Array]:
-    """Starts the computation and returns uint32[2] on device for every leaf.
-
-    Does not wait for the result, and the arrays may be donated afterwards.
-    """
-    return _fingerprint_leaves(flatten(tree))
-
-
-def as_text(arrays: dict[str, jax.Array]) -> dict[str, str]:
-    """Waits for the arrays of `fingerprint_arrays`; returns them as hexadecimal text."""
+def inspect_leaves(tree: Any) -> tuple[dict[str, str], list[str]]:
+    """Returns the fingerprint of every leaf as `fingerprint` does, and the names of the
+    leaves that have NaN or infinity."""
+    arrays = fingerprint_arrays(tree)
     # A process can read its own shards alone; others come by a collective.
     arrays = {
         name: array
@@ -129,18 +126,26 @@ def as_text(arrays: dict[str, jax.Array]) -> dict[str, str]:
         else multihost_utils.process_allgather(array, tiled=True)
         for name, array in arrays.items()
     }
-    return {
-        name: f"{int(first):08x}{int(second):08x}"
-        for name, (first, second) in jax.device_get(arrays).items()
-    }
+    fingerprints, not_finite = {}, []
+    for name, (first, second, finite) in jax.device_get(arrays).items():
+        fingerprints[name] = f"{int(first):08x}{int(second):08x}"
+        if not finite:
+            not_finite.append(name)
+    return fingerprints, not_finite
+
+
+def fingerprint_arrays(tree: Any) -> dict[str, jax.Array]:
+    """Starts the computation and returns uint32[3] on device for every leaf: the two
+    sums, and 1 if all values are finite, else 0."""
+    return _inspect_leaves(flatten(tree))
 
 
 @jax.jit
-def _fingerprint_leaves(leaves: dict[str, Any]) -> dict[str, jax.Array]:
-    return {name: _fingerprint_leaf(jnp.asarray(x)) for name, x in leaves.items()}
+def _inspect_leaves(leaves: dict[str, Any]) -> dict[str, jax.Array]:
+    return {name: _inspect_leaf(jnp.asarray(x)) for name, x in leaves.items()}
 
 
-def _fingerprint_leaf(array: jax.Array) -> jax.Array:
+def _inspect_leaf(array: jax.Array) -> jax.Array:
     words = _words(array)
     # With the index in them, the sums also change when values trade places.
     index_hash = _index_hash(words.shape)
@@ -152,7 +157,9 @@ def _fingerprint_leaf(array: jax.Array) -> jax.Array:
         lambda x, y: (x[0] + y[0], x[1] + y[1]),
         tuple(range(words.ndim)),
     )
-    return jnp.stack(sums)
+    # True for integers.
+    finite = jnp.isfinite(array).all().astype(jnp.uint32)
+    return jnp.stack([*sums, finite])
 
 
 def _words(array: jax.Array) -> jax.Array:

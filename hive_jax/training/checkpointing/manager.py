@@ -20,15 +20,20 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
-from hive_jax.errors import CheckpointError, MissingInputError, OutputError
+from hive_jax.errors import (
+    CheckpointError,
+    MissingInputError,
+    NumericsError,
+    OutputError,
+)
 from hive_jax.io import require_writable
 from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.integrity import (
     DamagedError,
     classify_read_errors,
     digest,
-    fingerprint,
     first_line,
+    inspect_leaves,
 )
 
 _MAX_FAILED_SAVES = 3  # in a row: a disk may be full for a moment
@@ -83,6 +88,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: the step exists already; nothing is ever overwritten.
+          NumericsError: a leaf has NaN or infinity; it is named, and nothing is saved.
           OutputError: three saves in a row have failed.
         """
         self.check(wait=True)  # one save at a time
@@ -94,13 +100,19 @@ class Checkpoints:
                 f"Move the steps from {step} on away to train them again."
             )
         leaves = trees.flatten(state)
+        fingerprints, not_finite = inspect_leaves(leaves)
+        if not_finite:
+            raise NumericsError(
+                f"step {step} is not saved: NaN or infinity in {trees.first_names(not_finite)}"
+            )
         meta = meta | {
             "step": step,
             "leaves": trees.describe(leaves),
-            "fingerprints": fingerprint(leaves),
+            "fingerprints": fingerprints,
         }
         items = {
-            name: ocp.args.StandardSave(item) for name, item in _items(leaves).items()
+            name: ocp.args.StandardSave(item)
+            for name, item in trees.to_items(leaves).items()
         }
         sealed = {"meta": meta, "digest": digest(meta)}
         arguments = ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed))
@@ -125,11 +137,6 @@ class Checkpoints:
             if self._current is not None:
                 self._failed_saves = 0
         return self._failed_saves == 0
-
-    def reached_preemption(self, step: int) -> bool:
-        """Returns whether a process of a distributed job received SIGTERM, at the same
-        step in all of them; False outside of `jax.distributed`."""
-        return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
         """Waits until the last save is on disk. Raises OutputError if it failed."""
@@ -291,18 +298,19 @@ class Checkpoints:
         trees.require_equal(requested, stored, f"checkpoint {step}")
         arguments = {
             name: ocp.args.StandardRestore(item)
-            for name, item in _items(requested).items()
+            for name, item in trees.to_items(requested).items()
         }
         with classify_read_errors(requested):
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-            leaves = _leaves({name: restored[name] for name in arguments})
-        restored = fingerprint(leaves)
+            leaves = trees.from_items({name: restored[name] for name in arguments})
+        restored, not_finite = inspect_leaves(leaves)
         wrong = [
             name for name in requested if restored[name] != meta["fingerprints"][name]
         ]
         if wrong:
-            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-            raise DamagedError(f"wrong values in {', '.join(wrong[:3])}{more}")
+            raise DamagedError(f"wrong values in {trees.first_names(wrong)}")
+        if not_finite:
+            raise DamagedError(f"NaN or infinity in {trees.first_names(not_finite)}")
         return leaves, meta
 
     def _load_meta(self, step: int) -> dict:
@@ -327,24 +335,3 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints_set_aside")
         self._manager.reload()
-
-
-def _items(leaves: dict) -> dict[str, dict]:
-    """Returns the Orbax items, nested dicts, of leaves by name. Parameters are an item
-    of their own, so that the next stage can read them alone."""
-    prefix = "params/"
-    params = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
-    others = {k: v for k, v in leaves.items() if not k.startswith(prefix)}
-    items = {"params": params, "optimizer": others}
-    return {
-        name: traverse_util.unflatten_dict(item, sep="/")
-        for name, item in items.items()
-        if item
-    }
-
-
-def _leaves(items: dict) -> dict:
-    """Returns the leaves by name of Orbax items, the inverse of `_items`."""
-    return trees.flatten(items.get("optimizer", {})) | {
-        f"params/{name}": leaf for name, leaf in trees.flatten(items["params"]).items()
-    }

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
 from hive_jax.errors import CheckpointError
 
@@ -135,3 +136,31 @@ def with_shardings(leaves: dict) -> dict:
             raise CheckpointError(f"{name}: {str(error).splitlines()[0]}") from error
         result[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     return result
+
+
+def to_items(leaves: dict) -> dict[str, dict]:
+    """Returns the Orbax items, nested dicts, of leaves by name. Parameters are an item
+    of their own, so that the next stage can read them alone."""
+    prefix = "params/"
+    params = {k[len(prefix) :]: v for k, v in leaves.items() if k.startswith(prefix)}
+    others = {k: v for k, v in leaves.items() if not k.startswith(prefix)}
+    items = {"params": params, "optimizer": others}
+    return {
+        name: traverse_util.unflatten_dict(item, sep="/")
+        for name, item in items.items()
+        if item
+    }
+
+
+def from_items(items: dict) -> dict:
+    """Returns the leaves by name of Orbax items, the inverse of `to_items`."""
+    params = flatten(items["params"])
+    return flatten(items.get("optimizer", {})) | {
+        f"params/{name}": leaf for name, leaf in params.items()
+    }
+
+
+def first_names(names: list[str]) -> str:
+    """Returns the first three names and the number of others, for messages."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

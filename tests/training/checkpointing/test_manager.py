@@ -18,8 +18,13 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from hive_jax.errors import CheckpointError, MissingInputError, OutputError
-from hive_jax.training.checkpointing import trees
+from hive_jax.errors import (
+    CheckpointError,
+    MissingInputError,
+    NumericsError,
+    OutputError,
+)
+from hive_jax.training.checkpointing import manager, trees
 from hive_jax.training.checkpointing.integrity import fingerprint
 from hive_jax.training.checkpointing.manager import Checkpoints
 
@@ -286,6 +291,36 @@ def test_changed_meta_is_damage(tmp_path):
         with pytest.raises(CheckpointError, match="digest"):
             checkpoints.read_meta(2)
         assert checkpoints.read_meta(1)["seed"] == 1
+
+
+@pytest.mark.parametrize("part", ["params", "opt_state"])
+def test_no_value_that_is_not_finite_is_saved(tmp_path, part):
+    good = make_state(1)
+    leaves = trees.flatten(good)
+    name = next(n for n in leaves if n.startswith(part) and n.endswith("img/kernel"))
+    leaves[name] = leaves[name].at[3, 2].set(jnp.inf)
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        checkpoints.save(1, good, {})
+        with pytest.raises(NumericsError, match=f"step 2 is not saved.*{name}"):
+            checkpoints.save(2, trees.unflatten(good, leaves), {})
+        assert checkpoints.latest_step() == 1
+
+
+def test_a_stored_step_that_is_not_finite_is_passed_over(tmp_path, caplog, monkeypatch):
+    save_steps(tmp_path, [1])
+    bad = make_state(2)
+    bad.params["head"]["scale"] = bad.params["head"]["scale"] * jnp.nan
+    with monkeypatch.context() as patch, Checkpoints(str(tmp_path)) as checkpoints:
+        # As a version without the check would have saved it.
+        inspect = lambda leaves: (fingerprint(leaves), [])
+        patch.setattr(manager, "inspect_leaves", inspect)
+        checkpoints.save(2, bad, {})
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        restored, meta = checkpoints.restore(abstract(bad))
+        assert meta["step"] == 1 and fingerprint(restored) == meta["fingerprints"]
+    assert (
+        "checkpoint 2 is damaged: NaN or infinity in params/head/scale" in caplog.text
+    )
 
 
 def test_nothing_is_renamed_if_no_step_is_good(tmp_path):
