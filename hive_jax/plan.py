@@ -15,6 +15,7 @@ from tqdm import tqdm
 from hive_jax.config import MeshConfig, RunConfig, cli
 from hive_jax.console import report_errors
 from hive_jax.errors import ConfigError
+from hive_jax.io import write_json
 from hive_jax.planning import hardware, report
 from hive_jax.planning.plan import make_plan
 from hive_jax.training import sharding
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan = make_plan(_complete(config), machine)
     print(report.describe(plan))
     if options.out:
-        report.write(report.to_dict(plan), options.out)
+        write_json(options.out, report.to_dict(plan))
     return 0
 
 

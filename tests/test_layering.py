@@ -2,7 +2,7 @@
 
 models <- config <- data <- training <- export, inference <- evaluation <- analysis
 weights between models and training; planning beside evaluation; commands above all
-errors, io and console serve everything but models
+errors, io, locks and console serve everything but models
 """
 
 import ast
@@ -16,11 +16,12 @@ PACKAGE = Path(hive_jax.__path__[0])
 ROOT = PACKAGE.parent
 
 # Imports of each room of the package, besides itself and SHARED.
-SHARED = {"errors", "io", "console"}
+SHARED = {"errors", "io", "locks", "console"}
 TRAINING = {"models", "config", "data", "weights", "training"}
 BELOW = {
     "errors": set(),
     "io": set(),
+    "locks": set(),
     "console": set(),
     "plotting": set(),
     "models": set(),

@@ -16,13 +16,13 @@ import hive_jax
 from hive_jax.config import differences
 from hive_jax.errors import OutputError
 from hive_jax.io import (
-    exclusive_lock,
     json_lines,
     output_errors,
     read_json,
     write_json,
     write_text,
 )
+from hive_jax.locks import exclusive_lock
 
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 _ANSWERS = "answers.jsonl"

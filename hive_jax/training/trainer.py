@@ -21,7 +21,8 @@ from hive_jax.console import log, progress_bar, text_table
 from hive_jax.data.invalid import format_counts
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
-from hive_jax.io import exclusive_lock, write_json
+from hive_jax.io import write_json
+from hive_jax.locks import exclusive_lock
 from hive_jax.training import optimizer
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.experiment import Experiment

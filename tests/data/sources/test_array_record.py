@@ -22,7 +22,7 @@ from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import make_source, whole_source
 from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError, DataError, MissingInputError
-from hive_jax.io import exclusive_lock
+from hive_jax.locks import exclusive_lock
 
 if importlib.util.find_spec("array_record") is None:
     pytest.skip("needs array_record", allow_module_level=True)
