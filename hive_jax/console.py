@@ -1,6 +1,12 @@
-"""Console output of commands: log lines, progress bar, text tables, error messages."""
+"""Console output of commands: log lines, progress bar, text tables, error messages.
+
+Everything that is printed goes through `printable`: names and texts in data may hold
+sequences that clear a terminal, set its title, or show text in another order.
+"""
 
 import functools
+import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +15,38 @@ from tqdm import tqdm
 
 from hive_jax.errors import ConfigError, HiveError
 
+# Control characters (C0 except tab and newline, DEL, C1), line separators, marks and
+# overrides of the text direction, and lone surrogates, which do not encode as UTF-8.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+    "\ud800-\udfff]"
+)
+
+
+def printable(text: object) -> str:
+    """Returns the text with control characters as escapes, such as "\\x1b".
+
+    Tabs and newlines stay.
+    """
+    return _UNPRINTABLE.sub(
+        lambda match: match[0].encode("unicode_escape").decode(), str(text)
+    )
+
+
+def show(text: object = "", end: str = "\n") -> None:
+    """Prints the result of a command.
+
+    Args:
+      text: formatted by str().
+      end: printed after it.
+    """
+    print(printable(text), end=end, flush=True)
+
 
 def log(line: str) -> None:
     """Prints a line on process 0, above the progress bar if there is one."""
     if _is_first_process():
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(printable(line), file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -26,6 +59,7 @@ def progress_bar(name: str, total: int, step: int = 0) -> tqdm:
       step: steps already done.
     """
     quiet = not _is_first_process() or not sys.stderr.isatty()
+    name = printable(name)
     return tqdm(desc=name, total=total, initial=step, disable=quiet, dynamic_ncols=True)
 
 
@@ -48,17 +82,30 @@ def text_table(header: Sequence, rows: Sequence[Sequence]) -> str:
 
 
 def report_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorates a command: prints a HiveError and returns its exit code."""
+    """Decorates a command: prints warnings, and a HiveError, whose exit code it
+    returns."""
 
     @functools.wraps(main)
     def reported(*arguments) -> int:
+        logger = logging.getLogger("hive_jax")
+        handler = _PrintableHandler()
+        logger.addHandler(handler)
         try:
             return main(*arguments)
         except HiveError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(printable(f"error: {error}"), file=sys.stderr)
             return error.exit_code
+        finally:
+            logger.removeHandler(handler)
 
     return reported
+
+
+class _PrintableHandler(logging.Handler):
+    """Prints log records of the package on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(printable(self.format(record)), file=sys.stderr)
 
 
 def parse_named_paths(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.data.image_io import encode_png
 from hive_jax.data.invalid import format_counts
 from hive_jax.data.sources.array_record_writer import (
@@ -118,8 +118,8 @@ def convert(source: DataSource, args: argparse.Namespace) -> int:
             bar.update,
         )
     bad = manifest["bad"]
-    print(f"{args.out}: {len(source)} samples, {sum(bad.values())} of them bad", end="")
-    print(f": {format_counts(bad)}" if bad else "")
+    show(f"{args.out}: {len(source)} samples, {sum(bad.values())} of them bad", end="")
+    show(f": {format_counts(bad)}" if bad else "")
     return 0
 
 
@@ -151,8 +151,8 @@ def check(source: DataSource, args: argparse.Namespace) -> int:
             args.preprocessing,
         )
     report.write(out)
-    print(report.to_text())
-    print(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
+    show(report.to_text())
+    show(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
     return 65 if report.invalid else 0
 
 

@@ -5,6 +5,7 @@ import sys
 from hive_jax.config import cli
 from hive_jax.console import report_errors
 from hive_jax.training import runtime, trainer
+from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
   python -m hive_jax.train --config configs/stage1.py
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     with runtime.abort_job_on_error():
         # After joining: it asks JAX for the platform, which initializes the backend.
-        runtime.enable_compilation_cache()
+        enable_compilation_cache()
         return trainer.train(
             config, options.workdir, allow_config_change=options.allow_config_change
         )

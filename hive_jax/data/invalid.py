@@ -5,13 +5,15 @@ the others is what it would be without it.
 """
 
 import collections
+import contextlib
 import json
-import sys
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hive_jax.console import printable
 from hive_jax.errors import DataError, OutputError
-from hive_jax.io import json_lines, write_text
+from hive_jax.io import json_lines, parse_json, require_regular, write_text
 
 # Smallest denominator of the fraction: one invalid sample among the first eight does
 # not mean that an eighth of the dataset is invalid.
@@ -30,7 +32,8 @@ class InvalidSample(DataError):
     """
 
     def __init__(self, reason: str, where: str, detail: str):
-        where, detail = _printable(where), _printable(detail)
+        # In one line: names and texts of others go into messages and reports.
+        where, detail = _one_line(where), _one_line(detail)
         super().__init__(f"{where}: {detail}")
         self.reason, self.where, self.detail = reason, where, detail
 
@@ -107,7 +110,9 @@ class InvalidSampleLog:
                 with self._path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
             except OSError as error:  # a full disk does not end the training
-                print(f"{self._path} cannot be written: {error}", file=sys.stderr)
+                logging.getLogger(__name__).warning(
+                    "%s cannot be written: %s", self._path, error
+                )
 
     def include(self, reasons: Mapping[int, str]) -> None:
         """Counts invalid samples of another process or of the file.
@@ -165,9 +170,8 @@ def _count(reasons: Mapping) -> dict[str, int]:
     return dict(collections.Counter(reasons.values()).most_common())
 
 
-def _printable(text: str) -> str:
-    """The text with surrogates, which no file can hold, as "\\ud800"."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
 
 
 def _read_lines(path: Path) -> list[dict]:
@@ -175,13 +179,10 @@ def _read_lines(path: Path) -> list[dict]:
     if not path.exists():
         return []
     lines = []
+    require_regular(path, error=OutputError)
     for line in path.read_text("utf-8", "replace").split("\n"):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict) and all(
-            isinstance(value.get(key), kind) for key, kind in _KEYS.items()
-        ):
-            lines.append(value)
+        with contextlib.suppress(DataError):
+            value = parse_json(line, str(path), dict)
+            if all(isinstance(value.get(key), kind) for key, kind in _KEYS.items()):
+                lines.append(value)
     return lines

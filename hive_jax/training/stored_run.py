@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.config import RunConfig, from_dict
 from hive_jax.errors import CheckpointError, MissingInputError
+from hive_jax.io import require_local
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
@@ -21,8 +23,12 @@ _BRANCHES = {"encoder": "img", "decoder": "llm"}
 
 
 def is_run(path: str) -> bool:
-    """Returns whether a path is the workdir of a run, rather than weight files."""
-    return bool(path) and (Path(path) / "checkpoints").is_dir()
+    """Returns whether a path is the workdir of a run, rather than weight files.
+
+    Raises ConfigError for a URL.
+    """
+    require_local(path, "path")
+    return bool(path) and os.path.isdir(os.path.join(path, "checkpoints"))
 
 
 class StoredRun:

@@ -29,7 +29,7 @@ from hive_jax.training.experiment import Experiment
 from hive_jax.training.flops import step_flops
 from hive_jax.training.metrics import MetricsWriter, Throughput
 from hive_jax.training.peak_flops import peak_flops
-from hive_jax.training.resolve import default_workdir, resolve_config
+from hive_jax.training.resolve import resolve_config, workdir_of_run
 from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.training.train_step import TrainState
 from hive_jax.training.validation import summary_line, validate
@@ -95,7 +95,7 @@ def train(
       OutputError: several saves in a row have failed.
     """
     config = as_run_config(config)
-    workdir = os.fspath(workdir or default_workdir(config.name))
+    workdir = workdir_of_run(workdir, config.name)
     # A config or data that cannot be used is refused here, before the workdir changes.
     run = Experiment(resolve_config(config, workdir))
     config = run.config

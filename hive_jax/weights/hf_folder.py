@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.io import read_json
+from hive_jax.io import read_json, require_local
 from hive_jax.weights.hf_decoder import FAMILIES
 from hive_jax.weights.hf_models import PROCESSORS
 from hive_jax.weights.safetensors import EXPORT_REPORT, PICKLED, pickled_file_error
@@ -42,10 +42,12 @@ def locate(path: str | os.PathLike) -> Path:
     once and cached.
 
     Raises:
+      ConfigError: a URL.
       MissingInputError: the hub id could not be downloaded.
       CheckpointError: a pickled file.
     """
     path = os.fspath(path)
+    require_local(path, "path")
     if path.startswith("builtin:"):
         return _ASSETS / f"{path.removeprefix('builtin:')}.npz"
     local = Path(path).expanduser()
@@ -210,7 +212,12 @@ def _preprocessing_of(processor: dict, path: Path) -> str:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    if not processor.get("image_processor_type", "").startswith("LlavaImageProcessor"):
+    kind = processor.get("image_processor_type", "")
+    if not isinstance(kind, str):
+        raise CheckpointError(
+            f"{path}: image_processor_type is {kind!r:.60}; expected a text"
+        )
+    if not kind.startswith("LlavaImageProcessor"):
         required["do_pad"] = False  # other processors pad in other ways
     wrong = [
         f"{key} is {processor[key]}; expected {value}"

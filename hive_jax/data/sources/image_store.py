@@ -14,6 +14,7 @@ from hive_jax.data.image_io import MAX_BYTES
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import is_utf8
 from hive_jax.errors import DataError, MissingInputError
+from hive_jax.io import require_local, require_regular
 
 # The compression methods that unpack no more than they are asked for.
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -41,14 +42,17 @@ def open_store(path: str, key: str) -> ImageStore:
       key: the option that named it, for the error.
 
     Raises:
+      ConfigError: it is a URL.
       MissingInputError: there is nothing.
-      DataError: it is a file, but not a zip.
+      DataError: it is not a zip, but another file, a pipe or a device.
     """
+    require_local(path, key)
     if os.path.isdir(path):
         return FolderStore(path)
-    if os.path.isfile(path):
-        return ZipStore(path)
-    raise MissingInputError(f"{key}={path}: no such folder or zip")
+    if not os.path.exists(path):
+        raise MissingInputError(f"{key}={path}: no such folder or zip")
+    require_regular(path)
+    return ZipStore(path)
 
 
 class FolderStore:
@@ -62,8 +66,8 @@ class FolderStore:
         where = f"{self.path}/{name}"
         _require_safe(name, where)
         try:
-            path = os.path.realpath(os.path.join(self._root, name))
-            if os.path.commonpath((path, self._root)) != self._root:
+            path = self._locate(name)
+            if path is None:
                 raise InvalidSample("unsafe path", where, f"leads out of {self.path}")
             # Without O_NONBLOCK, opening a pipe waits for its writer.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -78,7 +82,14 @@ class FolderStore:
             raise InvalidSample("unreadable", where, str(error)) from None
 
     def has(self, name: str) -> bool:
-        return _is_safe(name) and os.path.isfile(os.path.join(self._root, name))
+        path = self._locate(name) if _is_safe(name) else None
+        return path is not None and os.path.isfile(path)
+
+    def _locate(self, name: str) -> str | None:
+        """Returns the real path of a file; None if a link leads out of the root."""
+        path = os.path.realpath(os.path.join(self._root, name))
+        inside = os.path.commonpath((path, self._root)) == self._root
+        return path if inside else None
 
 
 class ZipStore:

@@ -3,10 +3,8 @@
 import contextlib
 import csv
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from hive_jax.data.class_captions import class_caption
 from hive_jax.data.invalid import InvalidSample
@@ -15,6 +13,7 @@ from hive_jax.data.sources.image_store import FolderStore, ImageStore, open_stor
 from hive_jax.data.sources.parquet import ParquetStore, parquet_files
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
+from hive_jax.io import parse_json, require_regular
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _MAX_FIELD = 1_000_000  # characters of a CSV field
@@ -173,8 +172,7 @@ def open_table(
     """
     if not path.endswith(".csv"):
         return _open_parquet(path, options, image, text, label)
-    if not Path(path).is_file():
-        raise MissingInputError(f"data.source: {path}: no such file")
+    require_regular(path)
     if not images:
         raise ConfigError(f"data.source: {path}: say where its images are, images=...")
     with _csv_rows(path) as rows:
@@ -282,9 +280,9 @@ def _open_parquet(
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:
     """The names of the classes, as Hugging Face's datasets stores them in a schema."""
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        about = parse_json(metadata[b"huggingface"].decode(), "huggingface", dict)
+        names = about["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
         return []
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if is_list else []

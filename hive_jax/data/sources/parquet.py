@@ -13,6 +13,7 @@ from hive_jax.data.image_io import MAX_BYTES
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord
 from hive_jax.errors import DataError, MissingInputError
+from hive_jax.io import require_regular
 
 # Of a column in a row group, unpacked; and of the row groups that are cached. A file of
 # some kilobytes may unpack to terabytes, which its footer tells before it is read.
@@ -51,7 +52,7 @@ class ParquetStore:
 
     Raises:
       MissingInputError: the package pyarrow is not installed.
-      DataError: a file is not Parquet, its image column holds no bytes, or a row group
+      DataError: a file is a pipe or a device, or not Parquet, its image column holds no bytes, or a row group
         is too large.
     """
 
@@ -68,6 +69,7 @@ class ParquetStore:
         self._errors = (pyarrow.ArrowException, OSError)
         self._column, self._files, self._footers, schemas = column, files, [], []
         for file in files:
+            require_regular(file)
             with self._parquet_errors(file):
                 footer = pyarrow.parquet.read_metadata(file)
                 schemas.append(footer.schema.to_arrow_schema())
