@@ -29,7 +29,13 @@ MAX_JSON_BYTES = 2**31
 
 # A scheme of two letters or more, which is no drive; pathlib drops the second slash.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_JSON_TYPES = {dict: "an object", list: "a list"}
+_JSON_TYPES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int | float: "a number",
+    object: "any value",
+}
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -265,6 +271,30 @@ def parse_json(
     if kind is not None and not isinstance(value, kind):
         raise error(f"{where}: expected {_JSON_TYPES[kind]}, got {value!r:.40}")
     return value
+
+
+def require_types(
+    record: Mapping,
+    types: Mapping[str, type],
+    where: str,
+    *,
+    error: type[HiveError] = DataError,
+) -> None:
+    """Checks keys of a JSON object.
+
+    Args:
+      record: the object.
+      types: required key -> type of its value: dict, list, str, int | float or object.
+      where: name of the object for messages, e.g. its path.
+      error: class of the error for a missing key, or a value of another type.
+    """
+    for key, kind in types.items():
+        if key not in record:
+            raise error(f"{where} has no {key!r}; expected {_JSON_TYPES[kind]}")
+        if not isinstance(record[key], kind):
+            raise error(
+                f"{where}: {key!r} is {record[key]!r:.60}; expected {_JSON_TYPES[kind]}"
+            )
 
 
 def _temporary(path: Path) -> Path:

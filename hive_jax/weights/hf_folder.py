@@ -4,12 +4,13 @@ transformers' own configuration classes fill in what a config.json leaves out; n
 a folder is ever run.
 """
 
+import logging
 import os
 import re
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.io import read_json, require_local
+from hive_jax.io import read_json, require_local, require_types
 from hive_jax.weights.hf_decoder import FAMILIES
 from hive_jax.weights.hf_models import PROCESSORS
 from hive_jax.weights.safetensors import EXPORT_REPORT, PICKLED, pickled_file_error
@@ -161,6 +162,10 @@ def _complete(
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
+    # It logs values of the file as they are, which may control a terminal.
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return transformers.CONFIG_MAPPING[model_type].from_dict(config).to_dict()
     except (
@@ -174,6 +179,8 @@ def _complete(
         raise CheckpointError(
             f"{source}: not a {model_type} configuration: {error}"
         ) from None
+    finally:
+        logger.setLevel(level)
 
 
 def preprocessing(folder: Path) -> str:
@@ -186,15 +193,26 @@ def preprocessing(folder: Path) -> str:
     """
     # Exports record the name themselves, because transformers lacks "bv_bilinear".
     if (folder / EXPORT_REPORT).is_file():
-        return read_json(folder / EXPORT_REPORT, error=CheckpointError).get(
-            "preprocessing", ""
-        )
+        report = read_json(folder / EXPORT_REPORT, error=CheckpointError)
+        name = report.get("preprocessing", "")
+        known = ["", *PROCESSORS, "bv_bilinear"]  # a list: JSON values may not hash
+        if name not in known:
+            raise CheckpointError(
+                f"{folder / EXPORT_REPORT}: preprocessing is {name!r:.60}; expected one "
+                f"of {known}"
+            )
+        return name
     for name, key in (
         ("preprocessor_config.json", ""),
         ("processor_config.json", "image_processor"),
     ):
         if (folder / name).is_file():
             processor = read_json(folder / name, error=CheckpointError)
+            if key and processor.get(key) is not None:
+                types = {key: dict}
+                require_types(
+                    processor, types, str(folder / name), error=CheckpointError
+                )
             processor = processor.get(key) if key else processor
             if processor:
                 return _preprocessing_of(processor, folder / name)
@@ -212,12 +230,10 @@ def _preprocessing_of(processor: dict, path: Path) -> str:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    kind = processor.get("image_processor_type", "")
-    if not isinstance(kind, str):
-        raise CheckpointError(
-            f"{path}: image_processor_type is {kind!r:.60}; expected a text"
-        )
-    if not kind.startswith("LlavaImageProcessor"):
+    key = "image_processor_type"
+    if key in processor:
+        require_types(processor, {key: str}, str(path), error=CheckpointError)
+    if not processor.get(key, "").startswith("LlavaImageProcessor"):
         required["do_pad"] = False  # other processors pad in other ways
     wrong = [
         f"{key} is {processor[key]}; expected {value}"

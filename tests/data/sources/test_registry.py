@@ -62,11 +62,11 @@ def test_a_structured_source_is_read_as_its_string():
         ("llava", "expected a path, llava:PATH"),
         ("llava:a.json,image=x", r"'image'; expected images=.*did you mean 'images'"),
         ("llava:a.json,images", r"'images'; expected images=\.\.\. or form="),
-        ("0*llava:a.json", "weight 0.0; expected more than 0"),
+        ("0*llava:a.json", "data.source.weight is 0.0; expected 1e-09 to"),
         ("2*llava:a.json + llava:b.json", "expected a weight for each source"),
         ("tabletop + llava:b.json", "tabletop cannot be mixed"),
         ((Source("llava", "a.json", (("imges", "x"),)),), "did you mean 'images'"),
-        ((Source("llava", "a.json", weight=-1.0),), "weight -1.0"),
+        ((Source("llava", "a.json", weight=-1.0),), "data.source.weight is -1.0"),
         ((), "expected one source or more"),
     ],
 )
