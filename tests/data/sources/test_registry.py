@@ -73,3 +73,22 @@ def test_a_structured_source_is_read_as_its_string():
 def test_what_is_no_source_is_named(source, message):
     with pytest.raises(ConfigError, match=message):
         checked_sources(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gs://bucket/chat.json", "config.data.source is 'gs://bucket/chat.json'"),
+        ("llava:s3://bucket/a.json", "data.source: llava is 's3://bucket/a.json'"),
+        ("llava:a.json,images=http://h/i.zip", "images is 'http://h/i.zip'"),
+        ("tfds:x,dir=gs://bucket", "dir is 'gs://bucket'"),
+        ((Source("prepared", "hdfs://host/a"),), "prepared is 'hdfs://host/a'"),
+        ("food101:/", "food101 is '/', a whole disk"),
+        ("folder:/tmp/..", "a whole disk; expected the folder of a dataset"),
+        ("1e-50*llava:a.json", "weight is 1e-50; expected 1e-09 to"),
+        ("nan*llava:a.json", "weight is nan"),
+    ],
+)
+def test_urls_and_whole_disks_are_refused(source, message):
+    with pytest.raises(ConfigError, match=message):
+        checked_sources(source)
