@@ -43,7 +43,7 @@ def test_a_file_with_an_argument_and_overrides(tmp_path):
         ),
         ("def get_config():\n    return get_config()", "line 2: RecursionError: "),
         ("def get_config():\n    raise SystemExit(3)", "line 2: SystemExit: 3"),
-        ("# A README\nwith *text*", "line 2: NameError: name "),
+        ("# A README\nwith *text*", "line 2: SyntaxError: invalid syntax"),
         (
             "{'name': 'x'}",
             " has no get_config(); expected one that returns a ConfigDict",
@@ -56,7 +56,10 @@ def test_a_file_with_an_argument_and_overrides(tmp_path):
             ": get_config() returned dict; expected a Conf",
         ),
         ("get_config = 3", ": TypeError: 'int' object is not callable"),
-        (GOOD.replace("config.name", "config.nam"), "line 7: AttributeError: "),
+        (
+            GOOD.replace("config.name", "config.optimzer.peak_lr"),
+            "line 7: AttributeError: ",
+        ),
     ],
 )
 def test_errors_in_a_config_file(tmp_path, code, message):
