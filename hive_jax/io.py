@@ -52,8 +52,8 @@ def require_local(path: str | os.PathLike, name: str) -> None:
     text = os.fspath(path)
     if url := _URL.match(text):
         raise ConfigError(
-            f"{name} is {text!r}; expected a path of this machine, and {url[0]}/ is "
-            "none: mount the bucket or download the files, and give that path"
+            f"{name} is {text!r}; expected a local path, because {url[0]}/ cannot be "
+            "opened: mount the bucket or download the files, and give that path"
         )
     if "\0" in text:
         raise ConfigError(f"{name} is {text!r}; expected a path")

@@ -148,7 +148,7 @@ def test_other_names_are_taken(name):
 )
 def test_urls_are_refused_by_name(key, url):
     message = refused("RunConfig", key, url)
-    assert message.startswith(f"config.{key} is {url!r}; expected a path")
+    assert message.startswith(f"config.{key} is {url!r}; expected a local path")
     assert "mount the bucket" in message
 
 

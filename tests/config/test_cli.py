@@ -97,7 +97,7 @@ def test_what_is_no_file(tmp_path):
         (["--workdir="], "workdir is ''; expected the path of a folder"),
         (
             ["--workdir=gs://bucket/run"],
-            "workdir is 'gs://bucket/run'; expected a path",
+            "workdir is 'gs://bucket/run'; expected a local path",
         ),
         (["--config.data.source=llava:s3://b/a.json"], "llava is 's3://b/a.json'"),
         (["--config.data.source=food101:/"], "a whole disk"),
