@@ -4,12 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.data.transforms import decode
 from hive_jax.errors import MissingInputError
 from hive_jax.inference.generate import Decoding, Prompt
 from hive_jax.inference.model import load
-from hive_jax.training import runtime
+from hive_jax.io import require_regular
+from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
   python -m hive_jax.chat photo.jpg "What colour is the star?" --run workdir/vlm2
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.max_new_tokens, options.temperature, options.top_p, options.seed
     )
     content = _read(options.image)
-    runtime.enable_compilation_cache()
+    enable_compilation_cache()
     model = load(options.run)
     for number, question in enumerate(options.question or [""]):
         size, preprocessing = (
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         image = decode(content, size, preprocessing, options.image)
         (answer,) = model.generator(decoding)([Prompt(question, image, number)])
-        print(answer)
+        show(answer)
     return 0
 
 
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(path: str) -> bytes:
+    require_regular(path)
     try:
         return Path(path).read_bytes()
     except OSError as error:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from hive_jax.console import parse_named_paths, parse_unique_paths, report_errors
+from hive_jax.console import parse_named_paths, parse_unique_paths, report_errors, show
 from hive_jax.evaluation import compare, tables
 
 _EXAMPLES = """examples:
@@ -23,11 +23,11 @@ _EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.validation:
-        print(tables.validation(parse_unique_paths(options.runs)))
+        show(tables.validation(parse_unique_paths(options.runs)))
         return 0
     rows = compare.compare(parse_named_paths(options.runs))
-    print(tables.write(Path(options.out), rows, options.paper), end="")
-    print(f"\n{Path(options.out) / 'compare.png'}")
+    show(tables.write(Path(options.out), rows, options.paper), end="")
+    show(f"\n{Path(options.out) / 'compare.png'}")
     return 0
 
 

@@ -1,8 +1,14 @@
-"""Console output of commands: log lines, progress bar, text tables, error messages."""
+"""Console output of commands: log lines, progress bar, text tables, error messages.
+
+Everything that is printed goes through `printable`: names and texts in data may hold
+sequences that clear a terminal, set its title, or show text in another order.
+"""
 
 import contextlib
 import functools
+import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +16,33 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hive_jax.errors import ConfigError, HiveError
+
+# Control characters (C0 except tab and newline, DEL, C1), line separators, marks and
+# overrides of the text direction, and lone surrogates, which do not encode as UTF-8.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+    "\ud800-\udfff]"
+)
+
+
+def printable(text: object) -> str:
+    """Returns the text with control characters as escapes, such as "\\x1b".
+
+    Tabs and newlines stay.
+    """
+    return _UNPRINTABLE.sub(
+        lambda match: match[0].encode("unicode_escape").decode(), str(text)
+    )
+
+
+def show(text: object = "", end: str = "\n") -> None:
+    """Prints the result of a command.
+
+    Args:
+      text: formatted by str().
+      end: printed after it.
+    """
+    print(printable(text), end=end, flush=True)
 
 
 def log(line: str) -> None:
@@ -20,7 +53,7 @@ def log(line: str) -> None:
     """
     if _is_first_process():
         with contextlib.suppress(OSError):
-            tqdm.write(line, file=sys.stdout)
+            tqdm.write(printable(line), file=sys.stdout)
             sys.stdout.flush()
 
 
@@ -33,6 +66,7 @@ def progress_bar(name: str, total: int, step: int = 0) -> tqdm:
       step: steps already done.
     """
     quiet = not _is_first_process() or not sys.stderr.isatty()
+    name = printable(name)
     return tqdm(desc=name, total=total, initial=step, disable=quiet, dynamic_ncols=True)
 
 
@@ -55,16 +89,22 @@ def text_table(header: Sequence, rows: Sequence[Sequence]) -> str:
 
 
 def report_errors(main: Callable[..., int]) -> Callable[..., int]:
-    """Decorates a command: prints a HiveError and returns its exit code."""
+    """Decorates a command: prints warnings, and a HiveError, whose exit code it
+    returns."""
 
     @functools.wraps(main)
     def reported(*arguments) -> int:
+        logger = logging.getLogger("hive_jax")
+        handler = _PrintableHandler()
+        logger.addHandler(handler)
         try:
             code = main(*arguments)
         except HiveError as error:
             code = error.exit_code
             with contextlib.suppress(OSError):
-                print(f"error: {error}", file=sys.stderr)
+                print(printable(f"error: {error}"), file=sys.stderr)
+        finally:
+            logger.removeHandler(handler)
         _drop_unwritable_output()
         return code
 
@@ -78,6 +118,13 @@ def _drop_unwritable_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _PrintableHandler(logging.Handler):
+    """Prints log records of the package on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(printable(self.format(record)), file=sys.stderr)
 
 
 def parse_named_paths(

@@ -4,10 +4,10 @@ import argparse
 import os
 import sys
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.evaluation.benchmarks.registry import TASKS
 from hive_jax.evaluation.runner import evaluate, table
-from hive_jax.training import runtime
+from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
   python -m hive_jax.evaluate --run workdir/vlm2 --task mme,gqa --data benchmarks
@@ -19,7 +19,7 @@ _EXAMPLES = """examples:
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    runtime.enable_compilation_cache()
+    enable_compilation_cache()
     tasks = options.task.split(",")
     if options.task == "all":
         present = [t for t in TASKS if os.path.isdir(os.path.join(options.data, t))]
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         top_p=options.top_p,
         seed=options.seed,
     )
-    print(table(results))
+    show(table(results))
     return 0
 
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.export.components import COMPONENTS
 from hive_jax.export.export import FORMATS, TARGETS, export
 from hive_jax.export.verify import summary, verify_folder
@@ -89,9 +89,9 @@ def _export(argv: Sequence[str]) -> int:
     args = vars(parser.parse_args(argv))
     run, verify = args.pop("run"), not args.pop("no_verify")
     report = export(run, **args, verify=verify)
-    print(f"{args['out']}: {args['component']}, {args['dtype']}")
+    show(f"{args['out']}: {args['component']}, {args['dtype']}")
     if report:
-        print(summary(report["verification"]))
+        show(summary(report["verification"]))
     return 0
 
 
@@ -106,7 +106,7 @@ def _verify(argv: Sequence[str]) -> int:
     parser.add_argument("--python", default=argparse.SUPPRESS, help=_PYTHON)
     args = vars(parser.parse_args(argv))
     for folder in args.pop("folder"):
-        print(f"{folder}: {summary(verify_folder(folder, **args))}")
+        show(f"{folder}: {summary(verify_folder(folder, **args))}")
     return 0
 
 

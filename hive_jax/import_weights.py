@@ -7,7 +7,7 @@ PATH is a Hugging Face folder or hub id (SigLIP, SigLIP 2 of fixed resolution, G
 import argparse
 import sys
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.models.presets import DECODERS
 from hive_jax.training.import_weights import import_weights
 
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         tokenizer=options.tokenizer,
         decoder_config=DECODERS.get(options.decoder_config),
     )
-    print(f"{table}\n{options.out}: start from it with --config.init={options.out}")
+    show(f"{table}\n{options.out}: start from it with --config.init={options.out}")
     return 0
 
 

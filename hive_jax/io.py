@@ -1,33 +1,85 @@
-"""Atomic writes, JSON with readable errors, and a lock.
+"""Local paths, atomic writes, and files of others with readable errors.
 
-atomic_write, atomic_dir    a file or folder appears under its name when complete
-read_json, parse_json       JSON from outside; one error class for all failures
-exclusive_lock              one process at a time in a folder
+require_local, require_regular    a path of this machine; a file, not a pipe or device
+atomic_write, atomic_dir          a file or folder appears under its name when complete
+read_json, parse_json             JSON from outside; one error class for all failures
 """
 
 import contextlib
-import fcntl
+import glob
 import json
-import logging
 import os
+import re
+import secrets
 import shutil
-import socket
 import tempfile
-import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from hive_jax.errors import DataError, HiveError, MissingInputError, OutputError
+from hive_jax.errors import (
+    ConfigError,
+    DataError,
+    HiveError,
+    MissingInputError,
+    OutputError,
+)
 from hive_jax.file_content import explain_content
 
 # Python objects take about ten times the memory of the JSON text: 20 GB at this size.
 MAX_JSON_BYTES = 2**31
-# Several missed heartbeats in a row, as network file systems may delay them.
-HEARTBEAT_SECONDS = 10
-STALE_SECONDS = 60
 
-_JSON_TYPES = {dict: "an object", list: "a list"}
+# A scheme of two letters or more, which is no drive; pathlib drops the second slash.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_JSON_TYPES = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    int | float: "a number",
+    object: "any value",
+}
+
+
+def require_local(path: str | os.PathLike, name: str) -> None:
+    """Raises ConfigError for a URL or an impossible path.
+
+    A URL would otherwise be taken for a folder such as "./gs:", on a disk that goes
+    with the machine.
+
+    Args:
+      path: a path, given by a user.
+      name: name of the argument or config key, for the message.
+    """
+    text = os.fspath(path)
+    if url := _URL.match(text):
+        raise ConfigError(
+            f"{name} is {text!r}; expected a local path, because {url[0]}/ cannot be "
+            "opened: mount the bucket or download the files, and give that path"
+        )
+    if "\0" in text:
+        raise ConfigError(f"{name} is {text!r}; expected a path")
+
+
+def require_regular(
+    path: str | os.PathLike, *, error: type[HiveError] = DataError
+) -> None:
+    """Raises unless a path is a regular file, or a link to one.
+
+    Opening a pipe waits for its writer, for ever if there is none.
+
+    Args:
+      path: the file.
+      error: class of the error for a folder, pipe, socket or device.
+
+    Raises:
+      ConfigError: a URL.
+      MissingInputError: it does not exist.
+    """
+    require_local(path, "path")
+    if not os.path.exists(path):
+        raise MissingInputError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        kind = "a folder" if os.path.isdir(path) else "a pipe, socket or device"
+        raise error(f"{path} is {kind}; expected a regular file")
 
 
 @contextlib.contextmanager
@@ -47,12 +99,16 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
       path: the file; its folder is created.
       overwrite: replace an existing file; else raise OutputError as for a failed write.
     """
+    require_local(path, "path")
     path = Path(path)
     if not overwrite:
         require_absent(path)
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _temporary(path)
+        # Exclusive, so that no file or link that somebody put there is written to.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(temporary, flags, 0o666))
         try:
             yield temporary
             # In this order a power failure leaves the old or the new file, never half.
@@ -69,6 +125,7 @@ def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises OutputError if `path` exists or cannot be written.
     """
+    require_local(path, "path")
     path = Path(path)
     require_absent(path)
     temporary = _temporary(path)
@@ -96,6 +153,7 @@ def require_absent(path: str | os.PathLike) -> None:
 
 def require_writable(folder: str | os.PathLike) -> Path:
     """Creates a folder. Raises OutputError unless files can be written in it."""
+    require_local(folder, "folder")
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -162,13 +220,11 @@ def read_text(path: str | os.PathLike, *, error: type[HiveError] = DataError) ->
       path: the file.
       error: class of the error for a file that cannot be used.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file")
+    require_regular(path, error=error)
     try:
-        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        if (size := os.path.getsize(path)) > MAX_JSON_BYTES:
             raise error(f"{path}: {size:,} bytes; expected at most {MAX_JSON_BYTES:,}")
-        return decode_text(path.read_bytes(), str(path), error=error)
+        return decode_text(Path(path).read_bytes(), str(path), error=error)
     except OSError as failure:
         raise error(f"{path} cannot be read: {failure.strerror}") from None
 
@@ -234,118 +290,42 @@ def _unique_keys(pairs: list[tuple]) -> dict:
     return value
 
 
-@contextlib.contextmanager
-def exclusive_lock(folder: str | os.PathLike, lock_file: str = "") -> Iterator[None]:
-    """Creates and locks a folder until the block ends or the process dies.
-
-    The lock is flock's. Some cluster file systems have no flock, or one that covers a
-    single host. There the lock file decides: it names its holder, whose heartbeat is
-    the file's modification time, and a holder is considered dead after STALE_SECONDS
-    without one. The file stays, empty when free: if it were removed, two processes
-    could lock two files of one name.
+def require_types(
+    record: Mapping,
+    types: Mapping[str, type],
+    where: str,
+    *,
+    error: type[HiveError] = DataError,
+) -> None:
+    """Checks keys of a JSON object.
 
     Args:
-      folder: the folder; created if needed.
-      lock_file: name of the lock file in it; empty to lock the folder by flock alone.
-
-    Raises:
-      OutputError: another process holds the lock, or the folder cannot be written.
+      record: the object.
+      types: required key -> type of its value: dict, list, str, int | float or object.
+      where: name of the object for messages, e.g. its path.
+      error: class of the error for a missing key, or a value of another type.
     """
-    path = Path(require_writable(folder), lock_file)
-    with output_errors(path):
-        flags = os.O_RDWR | os.O_CREAT if lock_file else os.O_RDONLY
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
-    released = threading.Event()
-    try:
-        holder = _acquire(descriptor, path, names_holder=bool(lock_file))
-        if lock_file:
-            threading.Thread(
-                target=_send_heartbeats, args=(path, released), name="lock", daemon=True
-            ).start()
-        try:
-            yield
-        finally:
-            released.set()
-            with contextlib.suppress(OSError):
-                # Unless another process took over, e.g. while this one was suspended.
-                if lock_file and _read_holder(descriptor)[0] == holder:
-                    os.ftruncate(descriptor, 0)
-                # Closing does not unlock while a forked child has the file open too.
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        os.close(descriptor)
-
-
-def _acquire(descriptor: int, path: Path, *, names_holder: bool) -> dict:
-    """Takes the lock; returns its new holder. Raises OutputError if it is held."""
-    has_flock = is_locked = True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        is_locked = False
-    except OSError:
-        has_flock = False
-    previous, age = _read_holder(descriptor) if names_holder else (None, 0.0)
-    if previous and is_locked:
-        # flock is reliable within a host, so a holder on this one is dead.
-        same_host = previous["host"] == socket.gethostname()
-        is_locked = age > STALE_SECONDS or (has_flock and same_host)
-    if not is_locked:
-        raise OutputError(
-            f"{path}: {_describe_holder(previous, age)}. Stop it, or choose another folder."
-        )
-    if previous:
-        logging.getLogger(__name__).warning(
-            "taking over %s: process %s on %s is gone",
-            path,
-            previous["pid"],
-            previous["host"],
-        )
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
-    if names_holder:
-        with output_errors(path):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-    return holder
-
-
-def _describe_holder(holder: dict | None, age: float) -> str:
-    if holder is None:
-        return "another process is writing it"
-    process = f"process {holder['pid']} on {holder['host']}"
-    since = f"{holder['since']} (last heartbeat {age:.0f} s ago)"
-    return f"{process} is running here since {since}"
-
-
-def _read_holder(descriptor: int) -> tuple[dict | None, float]:
-    """Returns the holder in a lock file (None if empty) and its heartbeat's age."""
-    age = time.time() - os.fstat(descriptor).st_mtime
-    try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
-    except (ValueError, RecursionError):
-        return None, age
-    is_holder = isinstance(holder, dict) and {"host", "pid", "since"} <= holder.keys()
-    return (holder if is_holder else None), age
-
-
-def _send_heartbeats(path: Path, released: threading.Event) -> None:
-    """Touches the lock file until the lock is released."""
-    while not released.wait(HEARTBEAT_SECONDS):
-        with contextlib.suppress(OSError):
-            os.utime(path)
+    for key, kind in types.items():
+        if key not in record:
+            raise error(f"{where} has no {key!r}; expected {_JSON_TYPES[kind]}")
+        if not isinstance(record[key], kind):
+            raise error(
+                f"{where}: {key!r} is {record[key]!r:.60}; expected {_JSON_TYPES[kind]}"
+            )
 
 
 def _temporary(path: Path) -> Path:
-    """Returns a path beside `path`, and removes leftovers of killed processes there."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        process = leftover.name.split(".")[-2]
+    """Returns an unpredictable path beside `path`, and removes leftovers of killed
+    processes there."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = leftover.name.split(".")[-3]
         if process.isdigit() and not _is_running(int(process)):
-            if leftover.is_dir():
+            if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
+    return path.with_name(name)
 
 
 def _is_running(process: int) -> bool:

@@ -5,7 +5,7 @@ import sys
 
 from tqdm import tqdm
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.data.invalid import format_counts
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import whole_source
@@ -32,10 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     tokenizer = train_tokenizer(texts, args.vocab_size)
     with atomic_write(args.out, overwrite=False) as path:
         tokenizer.save(str(path))
-    print(
+    show(
         f"{args.out}: {tokenizer.get_vocab_size()} tokens of {len(texts)} texts", end=""
     )
-    print(f"; {sum(bad.values())} samples are bad: {format_counts(bad)}" if bad else "")
+    show(f"; {sum(bad.values())} samples are bad: {format_counts(bad)}" if bad else "")
     return 0
 
 

@@ -13,8 +13,9 @@ import jax
 from tqdm import tqdm
 
 from hive_jax.config import MeshConfig, RunConfig, cli
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.errors import ConfigError
+from hive_jax.io import write_json
 from hive_jax.planning import hardware, report
 from hive_jax.planning.plan import make_plan
 from hive_jax.training import sharding
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.topology:
         if options.table or options.out:
             raise ConfigError("--table and --out need --topology, such as v5e:4x4")
-        print(parameter_report(config))
+        show(parameter_report(config))
         return 0
     if options.out:  # before minutes of compilation
         report.require_writable(options.out)
@@ -70,9 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         _print_table(options, overrides, machine)
         return 0
     plan = make_plan(_complete(config), machine)
-    print(report.describe(plan))
+    show(report.describe(plan))
     if options.out:
-        report.write(report.to_dict(plan), options.out)
+        write_json(options.out, report.to_dict(plan))
     return 0
 
 
@@ -83,7 +84,7 @@ def _print_table(
     configs = [_complete(config) for config in _stages(options.config, overrides)]
     planned = report.plan_all(configs, machine, options.out)
     plans = list(tqdm(planned, total=len(configs), unit="plan", desc=machine.name))
-    print(report.markdown(plans))
+    show(report.markdown(plans))
 
 
 def _stages(config_file: str, overrides: list[str]) -> list[RunConfig]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.data.image_io import encode_png
 from hive_jax.data.invalid import format_counts
 from hive_jax.data.sources.array_record_writer import (
@@ -140,9 +140,10 @@ def convert(args: argparse.Namespace) -> int:
             bar.update,
         )
     bad = manifest["bad"]
-    print(f"{args.out}: {len(source)} samples, {sum(bad.values())} of them bad", end="")
-    print(f": {format_counts(bad)}" if bad else "")
-    print(*source.notes, sep="\n", end="\n" * bool(source.notes))
+    show(f"{args.out}: {len(source)} samples, {sum(bad.values())} of them bad", end="")
+    show(f": {format_counts(bad)}" if bad else "")
+    if source.notes:
+        show("\n".join(source.notes))
     return 0
 
 
@@ -182,12 +183,12 @@ def check(args: argparse.Namespace) -> int:
     with tqdm(total=len(source), unit="sample") as bar:
         report = validate_source(source, settings, args.threads, bar.update)
     report.write(out)
-    print(report.to_text())
+    show(report.to_text())
     for problem in _problems(report, source, config):
-        print(
+        show(
             f"a run of --config {args.config or _CONFIG} ends with an error: {problem}"
         )
-    print(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
+    show(f"written to {out}: report.json, bad_samples.jsonl, tokens.png")
     return 65 if report.invalid else 0
 
 

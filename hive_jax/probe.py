@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from hive_jax.config import ProbeConfig, cli
-from hive_jax.console import parse_unique_paths, report_errors, text_table
+from hive_jax.console import parse_unique_paths, report_errors, show, text_table
 from hive_jax.errors import ConfigError
 from hive_jax.evaluation import zero_shot
 from hive_jax.evaluation.probe import probe
@@ -14,7 +14,7 @@ from hive_jax.inference import model
 from hive_jax.inference.encoder import load_encoder
 from hive_jax.io import require_absent, write_json
 from hive_jax.plotting import draw_depths
-from hive_jax.training import runtime
+from hive_jax.training.compilation_cache import enable_compilation_cache
 from hive_jax.training.stored_run import is_run
 
 _EXAMPLES = """examples:
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = cli.read_config(options.config, overrides, ProbeConfig)
     paths = parse_unique_paths(options.run, _default_name)
     _check(options, config, len(paths))
-    runtime.enable_compilation_cache()
+    enable_compilation_cache()
     if config.probe in ("linear", "attentive"):
         _probe_features(options, config, paths)
     else:
@@ -47,7 +47,7 @@ def _evaluate_towers(
         result = zero_shot.evaluate_towers(config, model.load(path), folder)
         scores = result["scores"].items()
         rows += [(f"{name} {key}", f"{value:.2f}", "") for key, value in scores]
-    print(text_table(("encoder", "%", "+-"), rows))
+    show(text_table(("encoder", "%", "+-"), rows))
 
 
 def _probe_features(
@@ -76,12 +76,12 @@ def _probe_features(
                 work.classes,
                 config.preprocessing or encoder.preprocessing,
             )
-    print(text_table(("encoder", "%", "+-"), rows))
+    show(text_table(("encoder", "%", "+-"), rows))
     if options.sweep_depths:
         folder = _folder(options, *next(iter(paths.items())), several=False)
         write_json(folder / "depths.json", {"encoders": curves, "chance": chance})
         draw_depths(folder / "depths.png", curves, chance)
-        print(folder / "depths.png")
+        show(folder / "depths.png")
 
 
 def _default_name(path: str) -> str:

@@ -3,6 +3,7 @@
 import sys
 
 from hive_jax.console import report_errors
+from hive_jax.training.compilation_cache import enable_compilation_cache
 from hive_jax.training.preemption import ExitOnSignal
 
 _EXAMPLES = """examples:
@@ -53,7 +54,7 @@ def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
     exits.joined_job()
     with runtime.abort_job_on_error():
         # After joining: it asks JAX for the platform, which initializes the backend.
-        runtime.enable_compilation_cache()
+        enable_compilation_cache()
         return trainer.train(
             config, options.workdir, allow_config_change=options.allow_config_change
         )

@@ -11,11 +11,11 @@ from pathlib import Path
 from hive_jax.analysis.examples import captioned_file, captioned_scenes
 from hive_jax.analysis.localization import Localization, measure_localization
 from hive_jax.analysis.visualize import FIGURES, newest_run, visualize
-from hive_jax.console import parse_unique_paths, report_errors, text_table
+from hive_jax.console import parse_unique_paths, report_errors, show, text_table
 from hive_jax.errors import ConfigError
 from hive_jax.inference.model import load_run
 from hive_jax.io import write_json
-from hive_jax.training import runtime
+from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
   python -m hive_jax.visualize --run workdir/stage3 --out pictures
@@ -28,7 +28,7 @@ _EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
-    runtime.enable_compilation_cache()
+    enable_compilation_cache()
     run = options.run or newest_run()
     trained = load_run(run)
     if options.image:
@@ -50,9 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         figures["localization"] = vars(measured)
         write_json(out / FIGURES, figures)
-        print(_localization_table(measured))
+        show(_localization_table(measured))
     for kind, files in figures["pictures"].items():
-        print(f"{kind}: {', '.join(str(out / file) for file in files)}")
+        show(f"{kind}: {', '.join(str(out / file) for file in files)}")
     return 0
 
 

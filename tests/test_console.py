@@ -1,6 +1,29 @@
-"""Console output and arguments of commands."""
+"""Console output and arguments of commands, and text of others made harmless."""
 
-from hive_jax.console import parse_unique_paths, text_table
+import ast
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from hive_jax import console
+from hive_jax.console import (
+    log,
+    parse_unique_paths,
+    printable,
+    report_errors,
+    show,
+    text_table,
+)
+from hive_jax.errors import DataError
+
+ROOT = Path(__file__).resolve().parent.parent
+# Clears the screen, sets the title, rings, shows text backwards, ends no line.
+HOSTILE = "\x1b]0;pwn\x07\x1b[2J\x9b2J\x7f\r\x00\x85\u202egpj.exe\u2066\u2028\ud800.jpg"
+ESCAPED = (
+    r"\x1b]0;pwn\x07\x1b[2J\x9b2J\x7f\r\x00\x85\u202egpj.exe\u2066\u2028\ud800.jpg"
+)
 
 
 def test_table_columns_align():
@@ -23,3 +46,54 @@ def test_paths_with_an_equals_sign_are_paths(tmp_path, monkeypatch):
         "hive": "runs/lr=0.1",
         "a": "b",
     }
+
+
+def test_control_characters_are_escaped_once():
+    assert printable(HOSTILE) == printable(printable(HOSTILE)) == ESCAPED
+    for text in ("a\tb\nc", "étage 日本語 😀 العربية", "a\\x1b", ""):
+        assert printable(text) == text
+
+
+def test_everything_printed_is_printable(capsys):
+    @report_errors
+    def main():
+        show(HOSTILE)
+        log(HOSTILE)
+        logging.getLogger("hive_jax.somewhere").warning("warned of %s", HOSTILE)
+        raise DataError(f"the first: {HOSTILE}")
+
+    assert main() == 65
+    output = capsys.readouterr()
+    assert output.out == f"{ESCAPED}\n{ESCAPED}\n"
+    assert output.err == f"warned of {ESCAPED}\nerror: the first: {ESCAPED}\n"
+    assert not logging.getLogger("hive_jax").handlers
+
+
+def test_the_progress_bar_is_printable(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with console.progress_bar(HOSTILE, 2) as bar:
+        bar.update()
+    shown = capsys.readouterr().err
+    assert ESCAPED in shown and not {"\x1b", "\x07", "\u202e"} & {*shown}
+
+
+FILES = [
+    p for room in ("hive_jax", "tools") for p in sorted((ROOT / room).rglob("*.py"))
+]
+# Their output is read by programs, or is argparse's.
+OTHERS = {"console.py", "__main__.py", "jax_worker.py", "worker.py", "run_exported.py"}
+
+
+@pytest.mark.parametrize("room", ["hive_jax", "tools"])
+def test_nothing_else_prints(room):
+    for path in FILES:
+        if path.name in OTHERS or path.relative_to(ROOT).parts[0] != room:
+            continue
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            is_print = isinstance(node, ast.Name) and node.id == "print"
+            is_write = (
+                isinstance(node, ast.Attribute)
+                and node.attr == "write"
+                and (isinstance(node.value, ast.Name) and node.value.id == "tqdm")
+            )
+            assert not is_print and not is_write, f"{path}, line {node.lineno}"

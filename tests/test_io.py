@@ -1,20 +1,17 @@
-"""Whole files, one JSON reader, and a lock that no killed process leaves behind."""
+"""Whole files, one JSON reader, and paths that are no regular files."""
 
-import errno
-import fcntl
 import gzip
-import json
 import os
-import signal
+import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
 from hive_jax import io
 from hive_jax.errors import (
     CheckpointError,
+    ConfigError,
     DataError,
     MissingInputError,
     OutputError,
@@ -22,157 +19,14 @@ from hive_jax.errors import (
 from hive_jax.io import (
     atomic_dir,
     atomic_write,
-    exclusive_lock,
     parse_json,
     read_json,
+    require_local,
+    require_regular,
     require_writable,
     write_json,
 )
-
-HOLDER = """
-import sys, time
-from hive_jax.io import exclusive_lock
-with exclusive_lock(sys.argv[1], *sys.argv[2:]):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-RACER = """
-import sys, time
-from hive_jax.errors import OutputError
-from hive_jax.io import exclusive_lock
-time.sleep(max(0, float(sys.argv[2]) - time.time()))
-try:
-    with exclusive_lock(sys.argv[1], "run.lock"):
-        print("won", flush=True)
-        sys.stdin.read()
-except OutputError:
-    print("refused", flush=True)
-"""
-
-
-def _python(code, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _leave_lock(folder, age, **changes):
-    """Leaves a lock file as a killed process would, last touched `age` seconds ago."""
-    path = folder / "run.lock"
-    with exclusive_lock(folder, "run.lock"):
-        owner = json.loads(path.read_text())
-    path.write_text(json.dumps(owner | changes))
-    os.utime(path, (time.time() - age,) * 2)
-
-
-def _require_held(folder, match=None):
-    with (
-        pytest.raises(OutputError, match=match),
-        exclusive_lock(folder, "run.lock"),
-    ):
-        pass
-
-
-def _require_free(folder):
-    with exclusive_lock(folder, "run.lock"):
-        pass
-
-
-def test_second_run_is_refused_until_the_first_is_killed(tmp_path, caplog):
-    holder = _python(HOLDER, tmp_path, "run.lock")
-    try:
-        assert holder.stdout.readline() == "held\n"
-        _require_held(tmp_path, match=f"process {holder.pid} on")
-    finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate()
-    with exclusive_lock(tmp_path, "run.lock"):
-        assert f"process {holder.pid}" in caplog.text
-        assert len(caplog.records) == 1
-
-
-def test_a_folder_is_locked_without_a_file(tmp_path):
-    holder = _python(HOLDER, tmp_path / "new")
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(OutputError, match="another process is writing it"),
-            exclusive_lock(tmp_path / "new"),
-        ):
-            pass
-    finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.communicate()
-    with exclusive_lock(tmp_path / "new"):
-        assert not [*(tmp_path / "new").iterdir()]
-
-
-def test_only_one_of_many_starters_wins(tmp_path):
-    racers = [_python(RACER, tmp_path, time.time() + 1.0) for _ in range(6)]
-    outcomes = [racer.stdout.readline().strip() for racer in racers]
-    for racer in racers:
-        racer.communicate()
-    assert sorted(outcomes) == ["refused"] * 5 + ["won"]
-
-
-def test_release_frees_without_a_message(tmp_path, caplog):
-    for _ in range(2):
-        with exclusive_lock(tmp_path, "run.lock"):
-            _require_held(tmp_path, match=f"process {os.getpid()}")
-    assert not caplog.records
-    assert (tmp_path / "run.lock").read_text() == ""
-
-
-def test_release_leaves_the_lock_of_another_owner(tmp_path):
-    with exclusive_lock(tmp_path, "run.lock"):
-        other = json.loads((tmp_path / "run.lock").read_text()) | {"host": "elsewhere"}
-        (tmp_path / "run.lock").write_text(json.dumps(other))
-    assert json.loads((tmp_path / "run.lock").read_text())["host"] == "elsewhere"
-
-
-def test_process_number_used_again_is_not_the_owner(tmp_path):
-    _leave_lock(tmp_path, age=0)
-    _require_free(tmp_path)
-
-
-def test_other_host_is_judged_by_its_heartbeat(tmp_path):
-    _leave_lock(tmp_path, age=io.STALE_SECONDS - 30, host="elsewhere")
-    _require_held(tmp_path, match="on elsewhere")
-    os.utime(tmp_path / "run.lock", (time.time() - io.STALE_SECONDS - 1,) * 2)
-    _require_free(tmp_path)
-
-
-def test_heartbeat_decides_on_file_systems_without_flock(tmp_path, monkeypatch):
-    _leave_lock(tmp_path, age=io.STALE_SECONDS - 30)
-
-    def flock(*unused_arguments):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    _require_held(tmp_path)
-    os.utime(tmp_path / "run.lock", (time.time() - io.STALE_SECONDS - 1,) * 2)
-    with exclusive_lock(tmp_path, "run.lock"):
-        _require_held(tmp_path)
-    _require_free(tmp_path)
-
-
-def test_heartbeat_refreshes_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(io, "HEARTBEAT_SECONDS", 0.05)
-    with exclusive_lock(tmp_path, "run.lock"):
-        os.utime(tmp_path / "run.lock", (0, 0))
-        deadline = time.time() + 5
-        while os.stat(tmp_path / "run.lock").st_mtime < 1 and time.time() < deadline:
-            time.sleep(0.02)
-        assert time.time() - os.stat(tmp_path / "run.lock").st_mtime < 5
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "\x00\x00"])
-def test_torn_file_is_a_free_lock(tmp_path, content):
-    (tmp_path / "run.lock").write_text(content)
-    _require_free(tmp_path)
+from hive_jax.locks import exclusive_lock
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):
@@ -180,7 +34,8 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
     for path in [tmp_path / "file", tmp_path / "file" / "workdir"]:
         with pytest.raises(OutputError, match=str(path)):
             require_writable(path)
-        _require_held(path, match=str(path))
+        with pytest.raises(OutputError, match=str(path)), exclusive_lock(path):
+            pass
 
 
 def test_a_file_is_whole_or_as_before(tmp_path):
@@ -214,9 +69,87 @@ def test_a_folder_is_whole_or_absent(tmp_path):
 def test_leftovers_of_killed_writers_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    (tmp_path / f".a.json.{dead.pid}.tmp").write_text("half")
+    (tmp_path / f".a.json.{dead.pid}.0f.tmp").write_text("half")
     write_json(tmp_path / "a.json", [])
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_temporary_names_are_not_predictable_and_links_are_not_followed(
+    tmp_path, monkeypatch
+):
+    names = []
+    for _ in range(2):
+        with atomic_write(tmp_path / "a.json") as temporary:
+            names.append(temporary.name)
+    assert names[0] != names[1]
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o666 & ~_umask()
+    # Even for somebody who guesses the name: nothing is written through a link.
+    (tmp_path / "victim").write_text("as before")
+    monkeypatch.setattr(io.secrets, "token_hex", lambda size: "guessed")
+    planted = tmp_path / f".a.json.{os.getpid()}.guessed.tmp"
+    for make in (planted.symlink_to, planted.hardlink_to):
+        make(tmp_path / "victim")
+        with pytest.raises(OutputError, match="File exists"):
+            write_json(tmp_path / "a.json", [])
+        planted.unlink()
+    (tmp_path / f".b.{os.getpid()}.guessed.tmp").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="File exists"), atomic_dir(tmp_path / "b"):
+        pass
+    assert (tmp_path / "victim").read_text() == "as before"
+
+
+def test_a_link_under_the_final_name_is_replaced(tmp_path):
+    (tmp_path / "victim").write_text("as before")
+    (tmp_path / "a.json").symlink_to(tmp_path / "victim")
+    write_json(tmp_path / "a.json", [])
+    assert (tmp_path / "victim").read_text() == "as before"
+    assert not (tmp_path / "a.json").is_symlink()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("gs://bucket/run", "s3://bucket/a", "hdfs://host/a", "http://host/a.json"),
+        *("https://host/a", "file:///tmp/a", "gs:/bucket/run", "a\0b"),
+    ],
+)
+def test_urls_are_refused_by_name(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="workdir is "):
+        require_local(path, "workdir")
+    for use in (
+        *(read_json, require_writable, require_regular, lambda p: write_json(p, [])),
+        *(lambda p: exclusive_lock(p).__enter__(), lambda p: atomic_dir(p).__enter__()),
+    ):
+        with pytest.raises(ConfigError):
+            use(path)
+    assert not [*tmp_path.iterdir()]  # no ./gs:/bucket/run
+
+
+@pytest.mark.parametrize("path", ["run", "/a/b", "~/a", "C:/a", "builtin:x", "a:b/c"])
+def test_other_paths_are_not_taken_for_urls(path):
+    require_local(path, "workdir")
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(tmp_path / "socket"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "socket", "link", "/dev/zero"):
+        with pytest.raises(DataError, match="is a pipe, socket or device; expected"):
+            read_json(tmp_path / name)
+    with pytest.raises(CheckpointError, match="is a folder; expected a regular file"):
+        require_regular(tmp_path / "folder", error=CheckpointError)
+    with pytest.raises(MissingInputError, match="no such file"):
+        require_regular(tmp_path / "none")
 
 
 @pytest.mark.parametrize(

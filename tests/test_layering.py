@@ -2,7 +2,7 @@
 
 models <- config <- data <- training <- export, inference <- evaluation <- analysis
 weights between models and training; planning beside evaluation; commands above all
-errors, io, log_file, console and file_content serve everything but models
+errors, io, log_file, locks, console and file_content serve everything but models
 """
 
 import ast
@@ -16,12 +16,13 @@ PACKAGE = Path(hive_jax.__path__[0])
 ROOT = PACKAGE.parent
 
 # Imports of each room of the package, besides itself and SHARED.
-SHARED = {"errors", "io", "log_file", "console", "file_content"}
+SHARED = {"errors", "io", "log_file", "locks", "console", "file_content"}
 TRAINING = {"models", "config", "data", "weights", "training"}
 BELOW = {
     "errors": set(),
     "io": set(),
     "log_file": set(),
+    "locks": set(),
     "console": set(),
     "file_content": set(),
     "plotting": set(),

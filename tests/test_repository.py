@@ -66,3 +66,17 @@ def test_readme_is_short():
 def test_code_uses_the_terms_of_the_field(term):
     text = "".join(path.read_text("utf-8") for path in ROOT.glob("hive_jax/**/*.py"))
     assert term in text.lower()
+
+
+def test_security_names_a_test_for_every_threat():
+    rows = [
+        line
+        for line in (ROOT / "SECURITY.md").read_text("utf-8").splitlines()
+        if line.startswith("| ") and not line.startswith(("| threat", "| mis", "| ---"))
+    ]
+    assert len(rows) > 20
+    for row in rows:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)
+        assert tests, row
+        for file, name in tests:
+            assert f"\ndef {name}(" in (ROOT / file).read_text("utf-8"), (file, name)

@@ -50,14 +50,15 @@ delete() {
   else tpu queued-resources delete --force --quiet; fi
 }
 
-install() { # the images have Python 3.10; uv fetches a newer one
-  archive=$(mktemp -d)/hive_jax.tar.gz
+install() ( # the images have Python 3.10; uv fetches a newer one
+  folder=$(mktemp -d); archive=$folder/hive_jax.tar.gz
+  trap 'rm -rf "$folder"' EXIT # of this subshell, however it ends
   git archive --prefix=hive_jax/ --output="$archive" HEAD &&
     gcloud compute tpus tpu-vm scp "$archive" "$TPU:" --zone="$ZONE" --worker=all &&
-    on_all_hosts "set -e; ${PREPARE:-true}; tar xzf hive_jax.tar.gz
+    on_all_hosts "set -e; ${PREPARE:-true}; tar xzf hive_jax.tar.gz; rm hive_jax.tar.gz
       pip install -q uv; python3 -m uv venv -q --clear --python 3.12 env
       python3 -m uv pip install -q --python env/bin/python -e './hive_jax[tpu]'"
-}
+)
 
 run() {
   local code command workdir=${WORKDIR:?of the run}

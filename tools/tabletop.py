@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tabletop.benchmarks import write_benchmarks
 from hive_jax.data.tabletop.language import MODES
@@ -160,7 +160,7 @@ def make_tokenizer(args: argparse.Namespace) -> None:
     Any text can be written with it; the words of tabletop are single tokens."""
     tokenizer = train_tokenizer(tokenizer_texts(), vocab_size=512)
     tokenizer.save(args.out)
-    print(f"{args.out}: {tokenizer.get_vocab_size()} tokens")
+    show(f"{args.out}: {tokenizer.get_vocab_size()} tokens")
 
 
 def tokenizer_texts() -> Iterator[str]:
@@ -177,14 +177,14 @@ def make_benchmarks(args: argparse.Namespace) -> None:
     for folder in sorted(Path(args.out).iterdir()):
         examples = read_task(folder.name, args.out)  # as an evaluation will
         images = {e.image for e in examples if e.image is not None}
-        print(f"{folder}: {len(examples)} questions, {len(images)} images")
+        show(f"{folder}: {len(examples)} questions, {len(images)} images")
 
 
 def preview(args: argparse.Namespace) -> None:
     """Draws a contact sheet of scenes with their texts and some questions."""
     source = Tabletop(args.split, seed=args.seed, image_size=args.size, text=args.text)
     contact_sheet(source, args.start, args.count).save(args.out)
-    print(f"wrote {args.out}")
+    show(f"wrote {args.out}")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

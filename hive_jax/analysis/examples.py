@@ -12,6 +12,7 @@ from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
 from hive_jax.data.transforms import decode
 from hive_jax.data.types import Batch, Sample, Segment
 from hive_jax.errors import MissingInputError
+from hive_jax.io import require_regular
 
 _MAX_TOKENS = 256  # per caption; longer ones are truncated
 
@@ -49,8 +50,10 @@ def captioned_file(path: str, caption: str, config: RunConfig) -> CaptionedImage
 
     Raises:
       MissingInputError: the file cannot be read.
+      DataError: the file is a folder, pipe or device.
       InvalidSample: the file is not a valid image.
     """
+    require_regular(path)
     try:
         content = Path(path).read_bytes()
     except OSError as error:

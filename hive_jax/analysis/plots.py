@@ -1,6 +1,6 @@
 """Figures of an analysis: heat maps over images, lines by layer, training curves."""
 
-import json
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, product
@@ -10,7 +10,8 @@ import numpy as np
 
 from hive_jax.analysis.attention import WordAttention
 from hive_jax.analysis.examples import CaptionedImage
-from hive_jax.errors import MissingInputError
+from hive_jax.errors import DataError, MissingInputError
+from hive_jax.io import parse_json
 from hive_jax.plotting import new_figure, save
 
 # Title -> keys of metrics.jsonl; the first key present is drawn. Which one there is depends
@@ -48,18 +49,16 @@ def read_curves(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     if not path.is_file():
         raise MissingInputError(f"{path} does not exist: no such run")
     lines = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in path.read_text("utf-8", "replace").splitlines():
+        with contextlib.suppress(DataError):
+            lines.append(parse_json(line, str(path), dict))
     # Titles without data are left out: a run without an image has no image gain.
     curves = {}
     for title, keys in CURVES.items():
         points = [
             (line["step"], next(line[key] for key in keys if key in line))
             for line in lines
-            if any(key in line for key in keys)
+            if "step" in line and any(key in line for key in keys)
         ]
         if points:
             steps, values = zip(*points, strict=True)

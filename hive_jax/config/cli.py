@@ -2,7 +2,11 @@
 
 import argparse
 import dataclasses
+import importlib.machinery
+import importlib.util
 import re
+import sys
+import traceback
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +17,8 @@ from ml_collections import ConfigDict, config_flags
 import hive_jax
 from hive_jax.config import RunConfig, from_dict, nearest
 from hive_jax.errors import ConfigError, HiveError, MissingInputError
+
+_EXPECTED = "a ConfigDict of ml_collections, as the files in configs/ return"
 
 
 def config_parser(
@@ -60,7 +66,8 @@ def parse(
       The parsed options, and the config with its overrides applied.
 
     Raises:
-      ConfigError: no config, an unknown key, or a value that does not fit.
+      ConfigError: no config, an error in its file, an unknown key, or a value that
+        does not fit.
       MissingInputError: the config file does not exist.
     """
     options, overrides = parser.parse_known_args(arguments)
@@ -77,7 +84,7 @@ def get_config(name: str) -> ConfigDict:
         ":ARGUMENTS": "stage1", "stage1:fusion=cascaded", "configs/stage3.py:paper".
 
     Raises:
-      ConfigError: unknown arguments.
+      ConfigError: unknown arguments, or an error in the file.
       MissingInputError: the config file does not exist.
     """
     return _load(name, [], RunConfig)
@@ -92,7 +99,8 @@ def read_config(file: str, overrides: Sequence[str], schema: type = RunConfig):
       schema: RunConfig or ProbeConfig.
 
     Raises:
-      ConfigError: an unknown key, a value that does not fit, or another argument.
+      ConfigError: an error in the file, an unknown key, a value that does not fit, or
+        another argument.
       MissingInputError: the config file does not exist.
     """
     return from_dict(_load(file, overrides, schema).to_dict(), schema)
@@ -103,17 +111,18 @@ def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
     logging.set_verbosity(logging.WARNING)  # it logs every override
     _require_keys(overrides, schema)
     name, colon, variant = file.partition(":")
-    line = ["hive_jax", f"--config={_find(name)}{colon}{variant}", *overrides]
+    config = _run(_find(name), [variant] if colon else [])
+    line = ["hive_jax", *overrides]
     # Flags of its own: absl's global ones can be defined and parsed only once.
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file(
-        "config", None, "", flag_values=values, sys_argv=line, lock_config=True
-    )
     try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=line, lock_config=True
+        )
         rest = values(line)[1:]
-        config = holder.value
-        config.to_dict()  # errors of the file's own code show only now
-    except (flags.Error, AttributeError, OSError, TypeError, ValueError) as error:
+        config.to_dict()  # references between values are resolved only now
+    # Of any type: flags convert values, and references are code of the file.
+    except Exception as error:  # noqa: BLE001
         _explain_no_architecture(str(error), overrides)
         raise _cause(error) from None
     if rest:
@@ -122,6 +131,51 @@ def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
             f"--config.KEY=VALUE"
         )
     return config
+
+
+def _run(path: Path, arguments: list[str]) -> ConfigDict:
+    """Returns the result of a config file's get_config.
+
+    Raises:
+      ConfigError: the code fails, or returns something else than a ConfigDict; with the
+        file, and the line if there is one.
+    """
+    loader = importlib.machinery.SourceFileLoader("hive_jax_config_file", str(path))
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader(loader.name, loader)
+    )
+    sys.modules[loader.name] = module  # where dataclasses of the file look for it
+    try:
+        loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(
+                f"{path} has no get_config(); expected one that returns {_EXPECTED}"
+            )
+        config = module.get_config(*arguments)
+    except HiveError:
+        raise
+    # The file is code of the user, so of any type; sys.exit() too.
+    except (Exception, SystemExit) as error:  # noqa: BLE001
+        # Without the file and line, which str() of a SyntaxError repeats.
+        message = error.msg if isinstance(error, SyntaxError) else error
+        raise ConfigError(
+            f"{_where(error, path)}: {type(error).__name__}: {message}"
+        ) from None
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"{path}: get_config() returned {type(config).__name__}; expected "
+            f"{_EXPECTED}"
+        )
+    return config
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """Returns "FILE, line N" of the innermost line of a file that led to an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    return f"{path}, line {lines[-1]}" if lines and lines[-1] else str(path)
 
 
 def _find(name: str) -> Path:

@@ -2,13 +2,10 @@
 
 import dataclasses
 
+from hive_jax.config.bounds import require_in_bounds
 from hive_jax.config.schema import PREPROCESSING
-from hive_jax.config.validation import (
-    DTYPES,
-    require,
-    require_at_least,
-    require_one_of,
-)
+from hive_jax.config.validation import DTYPES, require, require_name, require_one_of
+from hive_jax.io import require_local
 
 PROBES = ("linear", "attentive", "zero_shot", "retrieval")
 
@@ -70,18 +67,9 @@ class ProbeConfig:
         require_one_of(PROBES, "probe", self.probe)
         require_one_of(DTYPES, "dtype", self.dtype)
         require_one_of(("", *PREPROCESSING), "preprocessing", self.preprocessing)
-        for key in ("epochs", "batch_size", "num_seeds", "threads"):
-            require_at_least(1, key, getattr(self, key))
-        for key in ("depth", "seed", "warmup_epochs", "weight_decay"):
-            require_at_least(0, key, getattr(self, key))
-        require(self.peak_lr > 0, "peak_lr", self.peak_lr, "more than 0")
-        require(self.clip_norm > 0, "clip_norm", self.clip_norm, "more than 0")
-        require(
-            0 <= self.max_bad_fraction <= 1,
-            "max_bad_fraction",
-            self.max_bad_fraction,
-            "0 to 1",
-        )
+        require_in_bounds(self)
+        require_name("name", self.name)
+        require_local(self.tokenizer, "config.tokenizer")
         require(
             bool(self.templates) and all("{}" in text for text in self.templates),
             "templates",

@@ -7,12 +7,14 @@ its key.
 
 import dataclasses
 import itertools
+import re
 
+from hive_jax.config.bounds import require_in_bounds
 from hive_jax.config.validation import (
     DTYPES,
     require,
-    require_at_least,
     require_multiple,
+    require_name,
     require_one_of,
     validate_connections,
     validate_decoder,
@@ -20,6 +22,8 @@ from hive_jax.config.validation import (
     validate_execution,
     validate_text_tower,
 )
+from hive_jax.errors import ConfigError
+from hive_jax.io import require_local
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.layer_stack import ModelExecution
@@ -53,13 +57,14 @@ class Rule:
     layers: tuple[int, ...] = ()
 
     def validate(self, key: str) -> None:
-        """Raises ConfigError for an impossible value; `key` is the rule's own."""
-        require(
-            self.multiplier is None or self.multiplier > 0,
-            f"{key}.multiplier",
-            self.multiplier,
-            "more than 0, or None to freeze",
-        )
+        """Raises ConfigError for an invalid pattern; `key` is the rule's own."""
+        try:
+            re.compile(self.pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ConfigError(
+                f"config.{key}.pattern is {self.pattern!r}; expected a regular "
+                f"expression: {error}"
+            ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,19 +90,12 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def validate(self) -> None:
-        key = "optimizer"
-        require(self.peak_lr > 0, f"{key}.peak_lr", self.peak_lr, "more than 0")
         require(
-            0 <= self.min_lr <= self.peak_lr,
-            f"{key}.min_lr",
+            self.min_lr <= self.peak_lr,
+            "optimizer.min_lr",
             self.min_lr,
-            f"0 to peak_lr = {self.peak_lr}",
+            f"at most peak_lr = {self.peak_lr}",
         )
-        require_at_least(0, f"{key}.warmup_steps", self.warmup_steps)
-        require(0 <= self.beta1 < 1, f"{key}.beta1", self.beta1, "0 to below 1")
-        require(0 <= self.beta2 < 1, f"{key}.beta2", self.beta2, "0 to below 1")
-        require_at_least(0, f"{key}.weight_decay", self.weight_decay)
-        require(self.clip_norm > 0, f"{key}.clip_norm", self.clip_norm, "more than 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,22 +165,13 @@ class DataConfig:
     def validate(self) -> None:
         known = ("", *PREPROCESSING)
         require_one_of(known, "data.preprocessing", self.preprocessing)
-        require_at_least(0, "data.seed", self.seed)
-        require_at_least(1, "data.threads", self.threads)
-        require_at_least(2, "data.num_tokens", self.num_tokens)
-        require_at_least(2, "data.validation_size", self.validation_size)
+        require_local(self.tokenizer, "config.data.tokenizer")
         lengths = (1, *self.buckets, self.num_tokens)
         require(
             all(a < b for a, b in itertools.pairwise(lengths)),
             "data.buckets",
             self.buckets,
             f"increasing numbers from 2 to below data.num_tokens = {self.num_tokens}",
-        )
-        require(
-            0 <= self.max_bad_fraction <= 1,
-            "data.max_bad_fraction",
-            self.max_bad_fraction,
-            "0 to 1",
         )
 
 
@@ -278,24 +267,19 @@ class RunConfig:
         require_one_of(OBJECTIVES, "objective", self.objective)
         require_one_of(DTYPES, "dtype", self.dtype)
         require_one_of(FUSIONS, "model.fusion", self.model.fusion)
-        for key in ("seed", "image_size"):
-            require_at_least(0, key, getattr(self, key))
-        for key in (
-            "total_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "log_every",
-            "eval_every",
-            "checkpoint_every",
-            "max_to_keep",
-        ):
-            require_at_least(1, key, getattr(self, key))
+        require_in_bounds(self)
+        require_name("name", self.name)
+        if self.previous:
+            require_name("previous", self.previous)
+        for key in ("init", "init_encoder", "init_decoder"):
+            require_local(getattr(self, key), f"config.{key}")
         require_multiple(
             "batch_size",
             self.batch_size,
             "gradient_accumulation_steps",
             self.gradient_accumulation_steps,
         )
+        require(bool(self.rules), "rules", self.rules, "one rule or more")
         for number, rule in enumerate(self.rules):
             rule.validate(f"rules[{number}]")
         self.data.validate()

@@ -142,12 +142,13 @@ def _build(kind, value, path: str):
             return value[0]
         return _build(sequence, value, path)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf if value > 0 else -math.inf
     if type(value) not in allowed:
         names = " or ".join(t.__name__ for t in allowed)
         raise ConfigError(f"config.{path} is {value!r}; expected {names}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"config.{path} is {value}; expected a finite number")
     return value
 
 

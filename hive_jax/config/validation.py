@@ -30,15 +30,22 @@ def require(holds: bool, key: str, value, expected: str) -> None:
         raise ConfigError(f"config.{key} is {value!r}; expected {expected}")
 
 
-def require_at_least(minimum: float, key: str, value: float) -> None:
-    """Raises ConfigError unless value >= minimum.
+def require_name(key: str, value: str) -> None:
+    """Raises ConfigError unless the value can be the name of a folder.
 
     Args:
-      minimum: smallest valid value.
       key: dotted key.
       value: value of the key.
     """
-    require(value >= minimum, key, value, f"{minimum} or more")
+    require(
+        value.isprintable()
+        and not value.startswith(".")
+        and not {"/", "\\"} & {*value}
+        and 0 < len(value.encode()) <= 100,
+        key,
+        value,
+        "a name of 1 to 100 bytes, without / and not starting with a dot",
+    )
 
 
 def require_one_of(known: Iterable, key: str, value) -> None:
@@ -73,9 +80,8 @@ def validate_execution(execution: ModelExecution) -> None:
 
 
 def validate_encoder(encoder: SiglipConfig) -> None:
-    """Raises ConfigError for impossible sizes of an image tower."""
+    """Raises ConfigError for sizes of an image tower that do not fit each other."""
     key = "model.encoder"
-    _validate_sizes(encoder, key)
     require_multiple(
         f"{key}.width", encoder.width, f"{key}.num_heads", encoder.num_heads
     )
@@ -88,7 +94,7 @@ def validate_encoder(encoder: SiglipConfig) -> None:
 
 
 def validate_text_tower(tower: TextTowerConfig, encoder: SiglipConfig | None) -> None:
-    """Raises ConfigError for impossible sizes of a text tower.
+    """Raises ConfigError for sizes of a text tower that do not fit each other.
 
     Args:
       tower: the text tower.
@@ -96,7 +102,6 @@ def validate_text_tower(tower: TextTowerConfig, encoder: SiglipConfig | None) ->
         is still unknown, because it is that of the initial weights.
     """
     key = "text_tower"
-    _validate_sizes(tower, key)
     require_multiple(f"{key}.width", tower.width, f"{key}.num_heads", tower.num_heads)
     if encoder:
         require(
@@ -108,9 +113,8 @@ def validate_text_tower(tower: TextTowerConfig, encoder: SiglipConfig | None) ->
 
 
 def validate_decoder(decoder: DecoderConfig) -> None:
-    """Raises ConfigError for impossible sizes of a decoder."""
+    """Raises ConfigError for sizes of a decoder that do not fit each other."""
     key = "model.decoder"
-    _validate_sizes(decoder, key)
     require_one_of(ACTIVATIONS, f"{key}.activation", decoder.activation)
     require_multiple(
         f"{key}.num_heads",
@@ -120,12 +124,6 @@ def validate_decoder(decoder: DecoderConfig) -> None:
     )
     require(
         decoder.head_dim % 2 == 0, f"{key}.head_dim", decoder.head_dim, "an even number"
-    )
-    require(
-        decoder.rope_factor > 0,
-        f"{key}.rope_factor",
-        decoder.rope_factor,
-        "more than 0",
     )
 
 
@@ -141,13 +139,3 @@ def validate_connections(model: HiveConfig) -> None:
         model.resolved_connections()
     except ValueError as error:
         raise ConfigError(f"config.model: {error}") from None
-
-
-def _validate_sizes(tower, key: str) -> None:
-    """Raises ConfigError for numbers below 1; floats and local_layers may be 0, which
-    turns the feature off."""
-    for field in dataclasses.fields(tower):
-        if field.type is int or field.type is float:
-            optional = field.type is float or field.name == "local_layers"
-            value = getattr(tower, field.name)
-            require_at_least(0 if optional else 1, f"{key}.{field.name}", value)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from hive_jax.console import printable
 from hive_jax.errors import DataError, OutputError
 from hive_jax.io import json_lines, write_text
 from hive_jax.log_file import append_bytes, read_records
@@ -32,7 +33,8 @@ class InvalidSample(DataError):
     """
 
     def __init__(self, reason: str, where: str, detail: str):
-        where, detail = _printable(where), _printable(detail)
+        # In one line: names and texts of others go into messages and reports.
+        where, detail = _one_line(where), _one_line(detail)
         super().__init__(f"{where}: {detail}")
         self.reason, self.where, self.detail = reason, where, detail
 
@@ -166,9 +168,8 @@ def _count(reasons: Mapping) -> dict[str, int]:
     return dict(collections.Counter(reasons.values()).most_common())
 
 
-def _printable(text: str) -> str:
-    """The text with surrogates, which no file can hold, as "\\ud800"."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
 
 
 def _is_line(value: dict) -> bool:

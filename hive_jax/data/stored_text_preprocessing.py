@@ -11,7 +11,7 @@ from hive_jax.data.text_preprocessing import TextPreprocessing
 from hive_jax.data.tokenizer import tokenizer_file
 from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
 from hive_jax.errors import CheckpointError
-from hive_jax.io import read_json
+from hive_jax.io import read_json, require_types
 
 _SETTINGS = "tokenizer_config.json"
 # Tokenizer classes of transformers -> family, also with "Fast" at the end. Folders of SigLIP 2 name
@@ -169,4 +169,8 @@ def _template(file: Path, settings: Mapping) -> tuple[str, str]:
 
 def _token(settings: Mapping, role: str, default: str) -> str:
     token = settings.get(role) or default
-    return token["content"] if isinstance(token, Mapping) else token
+    if isinstance(token, Mapping):
+        types, where = {"content": str}, f"{_SETTINGS}: {role}"
+        require_types(token, types, where, error=CheckpointError)
+        token = token["content"]
+    return token

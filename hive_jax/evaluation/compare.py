@@ -18,7 +18,7 @@ from hive_jax.config import differences
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.evaluation.benchmarks import mme
 from hive_jax.evaluation.results import RESULT, SAMPLES
-from hive_jax.io import parse_json, read_json, read_text
+from hive_jax.io import parse_json, read_json, read_text, require_types
 
 # Settings that must be equal in all evaluations of a comparison.
 _SAME = (
@@ -37,6 +37,9 @@ _MME = {"perception": mme.PERCEPTION, "cognition": mme.COGNITION}
 # Enough for the 2.5 % quantiles: 50 draws are beyond each.
 DRAWS = 2000
 _LEVEL = 95  # confidence level of the intervals, in percent
+# Types of the values of a sample that are compared.
+_SAMPLE = {"id": object, "score": int | float}
+_MME_SAMPLE = {"group": str, "kinds": list}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,14 +110,15 @@ def read_evaluations(folder: str) -> dict[str, Evaluation]:
         # A result.json of something else, as of a run.
         if not (path.parent / SAMPLES).is_file():
             continue
-        try:
-            result = read_json(path)
-            file = path.parent / SAMPLES
-            lines = read_text(file).splitlines()
-            samples = [parse_json(line, str(file), dict) for line in lines]
-            evaluations[result["task"]] = Evaluation(path.parent, result, samples)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path.parent} is no evaluation: {error}") from None
+        result = read_json(path)
+        require_types(result, {"task": str, "scores": dict}, str(path))
+        types = _SAMPLE | (_MME_SAMPLE if result["task"] == "mme" else {})
+        file, samples = path.parent / SAMPLES, []
+        for number, line in enumerate(read_text(file).splitlines(), 1):
+            where = f"{file}, line {number}"
+            samples.append(parse_json(line, where, dict))
+            require_types(samples[-1], types, where)
+        evaluations[result["task"]] = Evaluation(path.parent, result, samples)
     if not evaluations:
         raise MissingInputError(
             f"{folder}: expected TASK/{RESULT} and {SAMPLES} of python -m "

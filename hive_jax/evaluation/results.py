@@ -14,15 +14,17 @@ from pathlib import Path
 
 import hive_jax
 from hive_jax.config import differences
-from hive_jax.errors import OutputError
+from hive_jax.errors import DataError, OutputError
 from hive_jax.io import (
-    exclusive_lock,
     json_lines,
     output_errors,
+    parse_json,
     read_json,
+    require_regular,
     write_json,
     write_text,
 )
+from hive_jax.locks import exclusive_lock
 
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 _ANSWERS = "answers.jsonl"
@@ -97,16 +99,17 @@ class ResultStore:
     def _read(self) -> None:
         """Reads the answers of an interrupted evaluation; drops a torn last line."""
         path, lines = self.folder / _ANSWERS, []
-        with output_errors(path):
-            if path.exists():
-                for line in path.read_bytes().splitlines():
-                    try:
-                        lines.append(json.loads(line))
-                    # What a kill cut short, and anything after it, is answered again.
-                    except ValueError:
-                        break
+        if path.exists():
+            require_regular(path, error=OutputError)
+            with output_errors(path):
+                content = path.read_text("utf-8", "replace")
+            # What a kill cut short, and anything after it, is answered again.
+            with contextlib.suppress(DataError):
+                for line in content.splitlines():
+                    lines.append(parse_json(line, str(path), dict))
         settings, *answers = lines or [self._settings]
         self._require_same(settings)
+        answers = [answer for answer in answers if isinstance(answer.get("id"), str)]
         self.answers = {answer["id"]: answer for answer in answers}
         # Without the torn line, which the next answer would be appended to.
         write_text(path, json_lines((settings, *answers)))

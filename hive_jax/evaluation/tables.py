@@ -11,6 +11,7 @@ from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation.compare import Difference, ScoreComparison
 from hive_jax.io import output_errors, read_json, write_json, write_text
 from hive_jax.plotting import new_figure, save
+from hive_jax.training.stored_run import read_result
 
 COMPARISON = "compare.json"
 # The paper's tables 4 and 5, of SigLIP; see the README for what differs.
@@ -158,10 +159,11 @@ def validation(runs: Mapping[str, str]) -> str:
 
 
 def _final_validation(workdir: str) -> dict[str, float]:
-    path = Path(workdir) / "result.json"
-    if not path.is_file():
+    result = read_result(workdir)
+    if result is None:
+        path = Path(workdir) / "result.json"
         raise MissingInputError(f"{path} does not exist: the run has not finished")
-    return read_json(path)["validation"]
+    return result["validation"]
 
 
 def draw(path: Path, rows: Sequence[ScoreComparison]) -> None:

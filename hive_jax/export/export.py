@@ -18,8 +18,8 @@ from hive_jax.export.components import COMPONENTS
 from hive_jax.export.model_card import model_card
 from hive_jax.export.tokenizer import ExportedTokenizer
 from hive_jax.export.verify import skipped, verify_export
-from hive_jax.io import atomic_dir, atomic_write, read_json, require_absent, write_json
-from hive_jax.training.stored_run import open_run
+from hive_jax.io import atomic_dir, atomic_write, require_absent, write_json
+from hive_jax.training.stored_run import open_run, read_result
 from hive_jax.weights import hf_models, safetensors
 from hive_jax.weights.big_vision import join_qkv, save_npz
 from hive_jax.weights.safetensors import EXPORT_REPORT, cast
@@ -105,7 +105,7 @@ def export(
         )
         card = model_card(
             *(exported, run, step, report["verification"], Path(out).name),
-            result=_read_result(workdir),
+            result=read_result(workdir),
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         # Hashes last, of all other files; the report cannot contain its own.
@@ -263,12 +263,6 @@ def _verification(
     # Rounded as the files are, so that the comparison shows errors of the export and
     # not those of bfloat16.
     return verify_export(component.rounded(dtype), folder, python)
-
-
-def _read_result(workdir: str) -> dict | None:
-    """Returns the result.json of a run; None if it has not finished."""
-    path = Path(workdir) / "result.json"
-    return read_json(path, error=CheckpointError) if path.is_file() else None
 
 
 def _file_hashes(folder: Path) -> dict[str, str]:

@@ -1,9 +1,14 @@
 """The README.md of an export."""
 
-from collections.abc import Mapping
+import dataclasses
+import html
+import os
+import re
+from collections.abc import Mapping, Sequence
 
-from hive_jax.config import RunConfig
-from hive_jax.data.sources.registry import to_text
+from hive_jax.config import RunConfig, Source
+from hive_jax.console import printable
+from hive_jax.data.sources.registry import parse, to_text
 from hive_jax.export.component_base import Component
 
 
@@ -26,7 +31,7 @@ def model_card(
       result: content of the run's result.json; None if it has not finished.
     """
     summary = (
-        f"{component.description} from stage `{run.name}` of HIVE (hierarchical "
+        f"{component.description} from stage {_text(run.name)} of HIVE (hierarchical "
         "pre-training of vision encoders with large language models, "
         "[arXiv 2604.00086](https://arxiv.org/abs/2604.00086)), exported by hive_jax."
     )
@@ -37,7 +42,7 @@ def model_card(
     )
     sections = [
         front_matter,
-        f"# {name}",
+        f"# {_text(name)}",
         summary,
         f"```python\n{component.loading_snippet}\n```",
         _training(component, run, step, result),
@@ -54,10 +59,12 @@ def _training(
     rows = {
         "step": f"{step:,} of {run.total_steps:,}",
         "images an optimizer step": f"{run.batch_size:,}",
-        "data": to_text(run.data.source),
-        "started from": run.init
+        "data": to_text(_public_source(run.data.source)),
+        "started from": _public_path(run.init)
         or run.previous
-        or ", ".join(filter(None, (run.init_encoder, run.init_decoder))),
+        or ", ".join(
+            filter(None, map(_public_path, (run.init_encoder, run.init_decoder)))
+        ),
     }
     if run.objective == "caption":
         rows["fusion"] = run.model.fusion
@@ -68,8 +75,37 @@ def _training(
             # Without the losses by tag, which depend on the dataset.
             if "/" not in key:
                 rows[f"validation {key.replace('_', ' ')}"] = f"{value:.4f}"
-    lines = [f"| {key} | {value} |" for key, value in rows.items() if value]
+    lines = [
+        f"| {_text(key)} | {_text(value)} |" for key, value in rows.items() if value
+    ]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
+
+
+def _text(value: object) -> str:
+    """Returns Markdown, in one line and without HTML, that renders as the value."""
+    line = " ".join(printable(value).split())
+    return re.sub(r"([\\`*\[\]|~#])", r"\\\1", html.escape(line, quote=False))
+
+
+def _public_source(source: str | Sequence[Source]) -> tuple[Source, ...]:
+    """Returns the sources without the folders of their files."""
+    return tuple(
+        dataclasses.replace(
+            one,
+            path=_public_path(one.path),
+            options=tuple((name, _public_path(value)) for name, value in one.options),
+        )
+        for one in (parse(source) if isinstance(source, str) else source)
+    )
+
+
+def _public_path(path: str) -> str:
+    """Returns the last component of a path outside of the working folder.
+
+    The others are of the author's disk: user names, projects, mounts.
+    """
+    outside = path.startswith(("/", "~", "..")) or "/.." in path
+    return os.path.basename(path.rstrip("/")) if outside else path
 
 
 def _check(verification: Mapping) -> str:

@@ -48,7 +48,7 @@ def verify_folder(folder: str, python: str = "") -> dict:
     """
     report = read_json(Path(folder) / EXPORT_REPORT, error=CheckpointError)
     name = report.get("component")
-    if name not in COMPONENTS:
+    if name not in [*COMPONENTS]:  # a list, because JSON values need not be hashable
         raise CheckpointError(
             f"{folder}/{EXPORT_REPORT}: component is {name!r}; expected one of "
             f"{', '.join(COMPONENTS)}"

@@ -1,11 +1,10 @@
 """Reports of plans: text with tables for one, a Markdown table of several, JSON."""
 
-import contextlib
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from hive_jax import io
 from hive_jax.config import RunConfig
 from hive_jax.console import text_table
 from hive_jax.errors import OutputError
@@ -236,44 +235,16 @@ def plan_all(
         plans.append(plan)
         # After each plan: compiling all of them takes long, and may be stopped.
         if out:
-            write([to_dict(plan) for plan in plans], out)
+            io.write_json(out, [to_dict(plan) for plan in plans])
         yield plan
 
 
-def write(content, path: str) -> None:
-    """Writes JSON atomically.
-
-    Args:
-      content: anything that `json.dumps` takes.
-      path: of the file; one that exists is replaced.
-
-    Raises:
-      OutputError: the file cannot be written.
-    """
-    with _partial(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-        partial.replace(path)
-
-
 def require_writable(path: str) -> None:
-    """Checks that `write` can write to `path`. Raises OutputError otherwise."""
-    with _partial(path) as partial:
-        partial.write_text("", "utf-8")
-        partial.unlink()
-        # A folder of that name would fail at the end, after all plans are made.
-        if Path(path).is_dir():
-            raise IsADirectoryError(f"{path} is a folder; expected a file")
-
-
-@contextlib.contextmanager
-def _partial(path: str) -> Iterator[Path]:
-    """Yields a temporary file in the folder of `path`, for an atomic rename."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield target.with_name(target.name + ".partial")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from None
+    """Checks that a file can be written. Raises OutputError otherwise."""
+    io.require_writable(Path(path).parent)
+    # A folder of that name would fail at the end, after all plans are made.
+    if Path(path).is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; expected a file")
 
 
 def markdown(plans: list[Plan]) -> str:

@@ -36,16 +36,10 @@ def assign_rules(
         all fusions. Called only if a rule is unused, because it traces models.
 
     Raises:
-      ConfigError: a parameter without a rule, a rule that decides nothing, an invalid
-        regular expression, or rules that freeze everything.
+      ConfigError: a parameter without a rule, a rule that decides nothing, or rules
+        that freeze everything.
     """
     names = list(names)
-    # An invalid pattern is an error even if no name gets to it.
-    for rule in rules:
-        try:
-            re.compile(rule.pattern)
-        except re.error as error:
-            raise ConfigError(f"config.rules: {rule.pattern!r}: {error}") from None
     assigned = {}
     for name in names:
         rule = next((r for r in rules if _matches(r, name)), None)

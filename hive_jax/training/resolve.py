@@ -3,10 +3,13 @@ the config leaves empty."""
 
 import dataclasses
 import functools
+import os
 from typing import NamedTuple
 
 from hive_jax.config import RunConfig
+from hive_jax.data.sources.registry import checked_sources
 from hive_jax.errors import ConfigError, MissingInputError
+from hive_jax.io import require_local
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.stored_run import (
@@ -23,6 +26,27 @@ from hive_jax.weights.sources import WeightSource, open_decoder, open_encoder
 def default_workdir(name: str) -> str:
     """Returns the default workdir of a run, workdir/NAME."""
     return f"workdir/{name}"
+
+
+def workdir_of_run(workdir: str | os.PathLike | None, name: str) -> str:
+    """Returns the workdir that a run uses.
+
+    Args:
+      workdir: path; None for the default workdir.
+      name: name of the run.
+
+    Raises:
+      ConfigError: the path is empty, or a URL.
+    """
+    if workdir is None:
+        return default_workdir(name)
+    if not os.fspath(workdir):
+        raise ConfigError(
+            "workdir is ''; expected the path of a folder, or no workdir for "
+            f"{default_workdir(name)}"
+        )
+    require_local(workdir, "workdir")
+    return os.fspath(workdir)
 
 
 def open_weights(
@@ -123,9 +147,12 @@ def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
 
     Raises:
       MissingInputError: the named weights do not exist.
-      ConfigError: neither the config nor the weights have a value, or they disagree.
+      ConfigError: the config names no such dataset, neither the config nor the weights
+        have a value, or they disagree.
       CheckpointError: the weights are damaged, or of another component.
     """
+    # Before anything is downloaded: a misspelt dataset.
+    checked_sources(config.data.source)
     sources = WeightSources(config)
     # A resumed run keeps its architecture, even if its initial weights are gone.
     run = find_run(workdir)

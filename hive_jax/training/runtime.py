@@ -1,4 +1,4 @@
-"""Process setup: join a distributed job, abort it on errors, cache compiled programs."""
+"""Process setup: join a distributed job, and abort it on errors."""
 
 import contextlib
 import glob
@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 # Before a failed process exits. Most errors (bad data, a loss that is not finite) reach
 # all processes, and each of them then prints its own message.
 ABORT_GRACE_SECONDS = 10
+_MAX_PROCESSES = 2**16
 
 
 def join_job(
@@ -36,8 +37,8 @@ def join_job(
       process_id: index of this process, from 0; with `coordinator_address`.
 
     Raises:
-      ConfigError: only some of the last three arguments are given, the tasks cannot
-        share the GPUs, or the processes do not find each other.
+      ConfigError: only some of the last three arguments are given, one is impossible,
+        the tasks cannot share the GPUs, or the processes do not find each other.
     """
     arguments = initialize_arguments(
         distributed, coordinator_address, num_processes, process_id, os.environ
@@ -94,8 +95,8 @@ def initialize_arguments(
       environment: environment variables, os.environ.
 
     Raises:
-      ConfigError: only some of the arguments are given, or the tasks of a node cannot
-        share its GPUs evenly.
+      ConfigError: only some of the arguments are given, one is impossible, or the
+        tasks of a node cannot share its GPUs evenly.
     """
     explicit = (coordinator_address, num_processes, process_id)
     # All three or none: JAX would guess the missing ones.
@@ -104,6 +105,8 @@ def initialize_arguments(
             "coordinator_address, num_processes and process_id go together; "
             f"got {coordinator_address}, {num_processes}, {process_id}"
         )
+    if coordinator_address is not None:
+        _require_valid(coordinator_address, num_processes, process_id)
     tasks = _num_step_tasks(environment)
     if distributed == "off":
         return None
@@ -124,6 +127,22 @@ def initialize_arguments(
         }
     # JAX counts SLURM_NTASKS, which `srun --preserve-env` leaves at the job's.
     return arguments | ({"num_processes": tasks} if tasks > 1 else {})
+
+
+def _require_valid(address: str, num_processes: int, process_id: int) -> None:
+    """Raises ConfigError for an address without a port, or an impossible number."""
+    # A name, an IPv4 address, or an IPv6 address in brackets.
+    match = re.fullmatch(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:.%]+\]):(\d{1,5})", address)
+    if match is None or not 0 < int(match[1]) < 2**16:
+        raise ConfigError(
+            f"coordinator_address is {address!r}; expected HOST:PORT of process 0, with "
+            "a port of 1 to 65535"
+        )
+    if not 0 <= process_id < num_processes <= _MAX_PROCESSES:
+        raise ConfigError(
+            f"process_id is {process_id} and num_processes is {num_processes}; expected "
+            f"a number of 0 to below num_processes, of at most {_MAX_PROCESSES:,}"
+        )
 
 
 def _num_step_tasks(environment: Mapping[str, str]) -> int:
@@ -216,33 +235,3 @@ def _has_tpu() -> bool:
         return False
     # The device files of older and of newer TPU generations.
     return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
-
-
-def enable_compilation_cache() -> str | None:
-    """Enables JAX's persistent compilation cache on GPUs and TPUs.
-
-    Programs that take more than a second to compile are stored in
-    ~/.cache/hive_jax/compilation and reused by the next start with the same config,
-    devices and versions. CPUs have no cache by default: their programs are compiled
-    for the instruction set of one host. JAX_COMPILATION_CACHE_DIR overrides all of
-    this: a directory, or the empty string for no cache. Only process 0 of a job
-    writes, so the directory must be shared by all hosts.
-
-    Call after joining a job and before the first compilation.
-
-    Returns:
-      The cache directory, or None where JAX uses its own settings.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.default_backend() == "cpu":
-        return None
-    # The XDG base directory specification: an empty variable counts as unset.
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.path.join(caches, "hive_jax", "compilation")
-    try:
-        # Private to the owner: cached executables are loaded and run.
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-    except OSError as error:
-        _log.warning("no compilation cache: %s", error)
-        return None
-    jax.config.update("jax_compilation_cache_dir", folder)
-    return folder

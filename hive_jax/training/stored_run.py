@@ -13,6 +13,7 @@ from hive_jax.config import RunConfig, from_dict
 from hive_jax.console import log
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError, HiveError, MissingInputError
+from hive_jax.io import read_json, require_local, require_types
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
@@ -24,8 +25,12 @@ _BRANCHES = {"encoder": "img", "decoder": "llm"}
 
 
 def is_run(path: str) -> bool:
-    """Returns whether a path is the workdir of a run, rather than weight files."""
+    """Returns whether a path is the workdir of a run, rather than weight files.
+
+    Raises ConfigError for a URL.
+    """
     # os.path: False for a name that is too long, where pathlib raises.
+    require_local(path, "path")
     return bool(path) and os.path.isdir(os.path.join(path, "checkpoints"))
 
 
@@ -133,6 +138,24 @@ class RunComponent:
         branch = params[_BRANCHES[self.name]]
         for name, leaf in flatten_dict(branch, sep="/").items():
             yield name, np.asarray(leaf)
+
+
+def read_result(workdir: str | os.PathLike) -> dict | None:
+    """Returns the result.json of a run; None if it has not finished.
+
+    Raises DataError if its "validation" or "relative_distance" are no numbers by name.
+    """
+    path = Path(workdir) / "result.json"
+    if not path.is_file():
+        return None
+    result = read_json(path)
+    require_types(result, {"validation": dict}, str(path))
+    for key in ("validation", "relative_distance"):
+        numbers = result.setdefault(key, {})
+        require_types(result, {key: dict}, str(path))
+        types = dict.fromkeys(numbers, int | float)
+        require_types(numbers, types, f"{path}: {key}")
+    return result
 
 
 def find_run(workdir: str) -> StoredRun | None:

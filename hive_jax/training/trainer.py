@@ -18,7 +18,8 @@ from hive_jax.console import log, progress_bar, text_table
 from hive_jax.data.invalid import format_counts
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
-from hive_jax.io import exclusive_lock, write_json
+from hive_jax.io import write_json
+from hive_jax.locks import exclusive_lock
 from hive_jax.training import optimizer
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.experiment import Experiment
@@ -26,7 +27,7 @@ from hive_jax.training.flops import step_flops
 from hive_jax.training.metrics import MetricsWriter, Throughput
 from hive_jax.training.peak_flops import peak_flops
 from hive_jax.training.preemption import StopRequest, released_on_exit
-from hive_jax.training.resolve import default_workdir, resolve_config
+from hive_jax.training.resolve import resolve_config, workdir_of_run
 from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.training.train_step import TrainState
 from hive_jax.training.validation import summary_line, validate
@@ -60,7 +61,7 @@ def train(
       OutputError: several saves in a row have failed.
     """
     config = as_run_config(config)
-    workdir = os.fspath(workdir or default_workdir(config.name))
+    workdir = workdir_of_run(workdir, config.name)
     # A config or data that cannot be used is refused here, before the workdir changes.
     run = Experiment(resolve_config(config, workdir))
     config = run.config

@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.io import atomic_write, parse_json
+from hive_jax.io import atomic_write, parse_json, require_regular
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights.mapping import Row
@@ -53,6 +53,7 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
             f"there is no file or folder {path}; expected weights: a Hugging Face "
             "folder or hub id, or a big_vision .npz"
         )
+    require_regular(path, error=CheckpointError)
     try:
         # By zipfile and not np.load, to read shapes without values and check checksums.
         file = zipfile.ZipFile(path)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.io import read_json
+from hive_jax.io import read_json, require_local, require_types
 from hive_jax.weights import consistency, formats
 from hive_jax.weights.hf_decoder import FAMILIES
 from hive_jax.weights.hf_models import PROCESSORS
@@ -52,10 +52,12 @@ def locate(path: str | os.PathLike) -> Path:
     once and cached.
 
     Raises:
+      ConfigError: a URL.
       MissingInputError: the hub id could not be downloaded.
       CheckpointError: a file of weights in a format that is not read.
     """
     path = os.fspath(path)
+    require_local(path, "path")
     if path.startswith("builtin:"):
         return _ASSETS / f"{path.removeprefix('builtin:')}.npz"
     local = Path(path).expanduser()
@@ -182,6 +184,10 @@ def _complete(
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
+    # It logs values of the file as they are, which may control a terminal.
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         return transformers.CONFIG_MAPPING[model_type].from_dict(config).to_dict()
     except (
@@ -195,6 +201,8 @@ def _complete(
         raise CheckpointError(
             f"{source}: not a {model_type} configuration: {error}"
         ) from None
+    finally:
+        logger.setLevel(level)
 
 
 def assume_preprocessing(source: str) -> str:
@@ -226,15 +234,26 @@ def preprocessing(folder: Path, image_size: int) -> str:
     """
     # Exports record the name themselves, because transformers lacks "bv_bilinear".
     if (folder / EXPORT_REPORT).is_file():
-        return read_json(folder / EXPORT_REPORT, error=CheckpointError).get(
-            "preprocessing", ""
-        )
+        report = read_json(folder / EXPORT_REPORT, error=CheckpointError)
+        name = report.get("preprocessing", "")
+        known = ["", *PROCESSORS, "bv_bilinear"]  # a list: JSON values may not hash
+        if name not in known:
+            raise CheckpointError(
+                f"{folder / EXPORT_REPORT}: preprocessing is {name!r:.60}; expected one "
+                f"of {known}"
+            )
+        return name
     for name, key in (
         ("preprocessor_config.json", ""),
         ("processor_config.json", "image_processor"),
     ):
         if (folder / name).is_file():
             processor = read_json(folder / name, error=CheckpointError)
+            if key and processor.get(key) is not None:
+                types = {key: dict}
+                require_types(
+                    processor, types, str(folder / name), error=CheckpointError
+                )
             processor = processor.get(key) if key else processor
             if processor:
                 return _preprocessing_of(processor, folder / name, image_size)
@@ -252,7 +271,10 @@ def _preprocessing_of(processor: dict, path: Path, image_size: int) -> str:
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     }
-    if not processor.get("image_processor_type", "").startswith("LlavaImageProcessor"):
+    key = "image_processor_type"
+    if key in processor:
+        require_types(processor, {key: str}, str(path), error=CheckpointError)
+    if not processor.get(key, "").startswith("LlavaImageProcessor"):
         required["do_pad"] = False  # other processors pad in other ways
     wrong = [
         f"{key} is {processor[key]}; expected {value}"

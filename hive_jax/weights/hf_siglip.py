@@ -49,6 +49,10 @@ def vision_config_from_hf(hf: Mapping, source: str) -> SiglipConfig:
                 f"{source}: {name} is {config[name]!r}; expected one number, the side of "
                 "a square"
             )
+        if config[name] < 1:
+            raise CheckpointError(
+                f"{source}: {name} is {config[name]}; expected 1 or more"
+            )
     _require_even_heads(hf, source)
     return SiglipConfig(**config)
 

@@ -213,10 +213,25 @@ def test_folders_that_are_none(tmp_path):
     with pytest.raises(HiveError, match="expected TASK/result.json"):
         compare.read_evaluations(str(tmp_path))
     (tmp_path / "gqa").mkdir()
-    (tmp_path / "gqa/result.json").write_text('{"task": "gqa"}')
-    (tmp_path / "gqa/samples.jsonl").write_text("{")
-    with pytest.raises(DataError, match="is no evaluation"):
-        compare.read_evaluations(str(tmp_path))
+    result, samples = tmp_path / "gqa/result.json", tmp_path / "gqa/samples.jsonl"
+    good = '{"task": "gqa", "scores": {}}'
+    for result_text, samples_text, message in (
+        ('{"task": 5, "scores": {}}', "", "result.json: 'task' is 5; expected a text"),
+        ('{"task": "gqa"}', "", "result.json has no 'scores'; expected an object"),
+        ("[" * 10**5, "", "result.json is nested too deeply"),
+        (good, "{", "samples.jsonl, line 1 is not JSON"),
+        (good, "5", "samples.jsonl, line 1: expected an object, got 5"),
+        (
+            good,
+            '{"id": "1", "score": "x"}',
+            "line 1: 'score' is 'x'; expected a number",
+        ),
+        (good.replace("gqa", "mme"), '{"id": 1, "score": 1}', "line 1 has no 'group'"),
+    ):
+        result.write_text(result_text)
+        samples.write_text(samples_text)
+        with pytest.raises(DataError, match=message):
+            compare.read_evaluations(str(tmp_path))
 
 
 def test_the_command(tmp_path, capsys):

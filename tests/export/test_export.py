@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 
 import numpy as np
@@ -13,7 +14,13 @@ from helpers.random_runs import save_random
 from hive_jax import weights
 from hive_jax.config import DataConfig, RunConfig
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer
-from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
+from hive_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingInputError,
+    OutputError,
+)
 from hive_jax.export import verify
 from hive_jax.export.components import COMPONENTS
 from hive_jax.export.export import FORMATS, export, load_component
@@ -22,6 +29,7 @@ from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
+from hive_jax.training.stored_run import read_result
 from hive_jax.training.train_step import TrainState
 from hive_jax.weights.safetensors import DTYPES, tensor_hash
 from hive_jax.weights.sources import open_hive
@@ -159,6 +167,61 @@ def test_card_names_preprocessing_that_transformers_lacks(
     assert report["image_processor"] == (name if exact else "hf_bilinear")
     assert ("No image processor of transformers" in card) != exact
     assert COMPONENTS[component].open(out).preprocessing == name
+
+
+def test_the_card_has_no_markup_of_values_and_no_path_of_the_disk(tmp_path):
+    private = tmp_path / "home/ada/secret-project"
+    private.mkdir(parents=True)
+    markup = "<script>alert(1)<b> | `x` [a](c) *d*"
+    source = (
+        f"2*llava:{private}/chat.json,images={private}/{markup}.zip + "
+        "1*llava:../b.json,images=~/images"
+    )
+    config = run_config("hive")
+    config = dataclasses.replace(
+        config,
+        name=markup,
+        init=f"{private}/stage|0",
+        data=dataclasses.replace(config.data, source=source),
+    )
+    workdir = private / "run"
+    save_random(config, str(workdir))
+    keys = {"loss": 1.0, "gain\n\n# New <b>| x": 2.0}
+    (workdir / "result.json").write_text(json.dumps({"validation": keys}))
+    export(str(workdir), "encoder", str(tmp_path / "a|b <i>"), verify=False)
+    card = (tmp_path / "a|b <i>/README.md").read_text()
+    assert "<script" not in card and "<b>" not in card and "<i>" not in card
+    assert "&lt;script&gt;alert(1)&lt;" in card
+    assert r"# a\|b &lt;i&gt;" in card.splitlines()
+    assert not [line for line in card.splitlines() if line.startswith("# New")]
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+    assert r"| started from | stage\|0 |" in rows
+    (data,) = (row for row in rows if row.startswith("| data |"))
+    assert data.startswith(r"| data | 2\*llava:chat.json,images=&lt;script")
+    assert r"1\*llava:b.json,images=images |" in data
+    front = card.split("---")[1]
+    assert front == "\nlibrary_name: transformers\n" + front.split("\n", 2)[2]
+    for file in (tmp_path / "a|b <i>").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+        assert b"secret-project" not in file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ("[" * 10**5, "nested too deeply"),
+        ("{}", "has no 'validation'; expected an object"),
+        ('{"validation": 5}', "'validation' is 5; expected an object"),
+        ('{"validation": {"loss": "x"}}', "validation: 'loss' is 'x'; expected a num"),
+        ('{"validation": {}, "relative_distance": []}', "'relative_distance' is []"),
+    ],
+)
+def test_a_spoiled_result_is_named(tmp_path, result, message):
+    (tmp_path / "result.json").write_text(result)
+    with pytest.raises(DataError) as caught:
+        read_result(tmp_path)
+    assert message in str(caught.value) and "result.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

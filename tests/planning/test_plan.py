@@ -418,7 +418,7 @@ def test_tables_keep_what_is_done(plan, run, tmp_path, monkeypatch):
     lines = report.markdown(plans).splitlines()
     assert len(lines) == 4 and lines[2].startswith(f"| {run.name} | hive | 8 | 16 |")
     with pytest.raises(OutputError, match="cannot write"):
-        report.write({}, str(out / "below_a_file.json"))
+        report.require_writable(str(out / "below_a_file.json"))
 
 
 def test_command(tmp_path):

@@ -163,6 +163,9 @@ def test_a_slice_is_created_installed_and_trains(machine):
     install = next(c for c in machine.calls("gcloud") if "pip" in " ".join(c))
     assert "--worker=all" in install
     assert "set -e; mount /disk; tar" in " ".join(install)
+    assert "rm hive_jax.tar.gz" in " ".join(install)
+    archive = calls["tpu-vm", "scp"][4]
+    assert archive.endswith("/hive_jax.tar.gz") and not Path(archive).parent.exists()
     (train,) = (call[-1] for call in machine.calls("gcloud") if "train" in str(call))
     assert "JAX_COMPILATION_CACHE_DIR=/disk/compilation" in train
     # What the hosts have run, after their shell has read the command.

@@ -232,7 +232,7 @@ def test_a_damaged_evaluation_is_an_error(runs, tmp_path):
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{")
     (folder / "samples.jsonl").write_text("")
-    with pytest.raises(DataError, match="gqa is no evaluation"):
+    with pytest.raises(DataError, match="gqa/result.json is not JSON"):
         write_report(str(tmp_path / "out.html"), {"one": str(tmp_path / "run")})
     assert not (tmp_path / "out.html").exists()
 

@@ -1,13 +1,14 @@
 """Compiled programs that outlive the process."""
 
 import json
+import os
 import sys
 
 import jax
 import kill_loop
 import pytest
 
-from hive_jax.training import runtime
+from hive_jax.training.compilation_cache import enable_compilation_cache
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def folder(monkeypatch, tmp_path):
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerators_cache_their_programs(monkeypatch, folder, tmp_path, platform):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    kept = runtime.enable_compilation_cache()
+    kept = enable_compilation_cache()
     assert folder == {"jax_compilation_cache_dir": kept}
     assert kept == str(tmp_path / "hive_jax/compilation")
     # JAX runs what it finds there: nobody else may write.
@@ -34,12 +35,12 @@ def test_accelerators_cache_their_programs(monkeypatch, folder, tmp_path, platfo
 def test_jax_compilation_cache_dir_overrides_the_default(monkeypatch, folder, set_to):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", set_to)
-    assert runtime.enable_compilation_cache() is None
+    assert enable_compilation_cache() is None
     assert folder == {}
 
 
 def test_cpus_have_no_cache_by_default(folder):
-    assert runtime.enable_compilation_cache() is None
+    assert enable_compilation_cache() is None
     assert folder == {}
 
 
@@ -47,8 +48,40 @@ def test_an_unwritable_cache_is_a_warning(monkeypatch, folder, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert runtime.enable_compilation_cache() is None
+    assert enable_compilation_cache() is None
     assert folder == {}
+
+
+@pytest.mark.parametrize("which", ["hive_jax", "hive_jax/compilation"])
+@pytest.mark.parametrize("change", ["group", "world", "owner"])
+def test_a_cache_that_others_may_have_written_is_not_used(
+    monkeypatch, folder, tmp_path, caplog, which, change
+):
+    """Its programs are loaded and run."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    os.makedirs(tmp_path / "hive_jax/compilation")
+    for path in ("hive_jax", "hive_jax/compilation"):
+        (tmp_path / path).chmod(0o755)
+    if change == "owner":
+        # Not root's: for another process of the same user it would be a stranger's.
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        expected = "belongs to user"
+    else:
+        (tmp_path / which).chmod(0o775 if change == "group" else 0o757)
+        expected = f"chmod 700 {tmp_path / which}"
+    assert enable_compilation_cache() is None
+    assert folder == {}
+    (record,) = caplog.records
+    assert expected in record.getMessage()
+
+
+def test_a_cache_is_private_whatever_the_umask(monkeypatch, folder, tmp_path):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    before = os.umask(0)
+    try:
+        assert enable_compilation_cache() == enable_compilation_cache() is not None
+    finally:
+        os.umask(before)
 
 
 COUNTED = """

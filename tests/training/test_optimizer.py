@@ -37,7 +37,6 @@ def test_the_first_rule_that_matches_the_whole_name_wins():
         ),
         ([(".*", 1.0), ("img/.*", None)], r"'img/\.\*' has no effect: earlier"),
         ([(".*", None)], "freeze every parameter"),
-        ([("img/(", 1.0), (".*", 1.0)], r"'img/\(': missing \)"),
         ([], "no rule of config.rules matches parameter 'img/a'"),
     ],
 )

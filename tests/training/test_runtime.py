@@ -171,6 +171,41 @@ def test_coordinator_arguments_go_together(mode, given):
         runtime.join_job(mode, *given)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "x",
+        "",
+        "x:",
+        ":1",
+        "x:y",
+        "x:0",
+        "x:65536",
+        "http://x:1",
+        "a b:1",
+        "::1",
+        "x:1:2",
+    ],
+)
+def test_addresses_without_a_port_are_refused(address):
+    with pytest.raises(ConfigError, match=f"coordinator_address is '{address}'; expec"):
+        runtime.join_job("auto", address, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1:8476", "host-1.pod:65535", "[fe80::1]:80"]
+)
+def test_other_addresses_are_taken(address):
+    joined = join("auto", {}, (address, 2, 1))
+    assert joined["coordinator_address"] == address
+
+
+@pytest.mark.parametrize("numbers", [(2, 2), (2, -1), (0, 0), (-1, 0), (10**9, 0)])
+def test_impossible_numbers_of_processes_are_refused(numbers):
+    with pytest.raises(ConfigError, match="expected a number of 0 to below num_proc"):
+        runtime.join_job("auto", "host:1", *numbers)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, ConnectionError])
 def test_a_failed_join_is_a_config_error(monkeypatch, error):
     def initialize(**unused):

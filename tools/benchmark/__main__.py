@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from tools.benchmark import grid, tables
 from tools.benchmark.cases import SIZES, STAGES, Size
 
@@ -68,7 +68,7 @@ def peers(arguments) -> None:
     comparison = compare(
         SIZES[arguments.size], rules(arguments.stages), rounds=arguments.rounds
     )
-    print(tables.peers_table(comparison))
+    show(tables.peers_table(comparison))
     values = {
         f"stage {stage}, {name}": entry["images_per_second"]
         for stage, entries in comparison["stages"].items()
@@ -100,9 +100,9 @@ def gpu(arguments) -> None:
     for row in rows:
         measured.append(row)
         # Row by row, to the screen and to the file: a time limit may end the process.
-        print(tables.gpu_table([row]).splitlines()[-1], flush=True)
+        show(tables.gpu_table([row]).splitlines()[-1])
         tables.write(arguments.out, name, _settings(arguments), measured)
-    print(tables.gpu_table(measured))
+    show(tables.gpu_table(measured))
     key, unit = "images_per_second", 1.0
     if arguments.part == "ceilings":
         key, unit = "flop_per_second", 1e12
@@ -118,14 +118,14 @@ def reading(arguments) -> None:
     threads, of_stages = arguments.threads, rules(arguments.stages)
     measured = measure_reading(arguments.image_size, arguments.count, threads)
     rows = list(tqdm(measured, desc="parts", total=7))
-    print(tables.reading_table(rows))
+    show(tables.reading_table(rows))
     inputs = (_size(arguments), of_stages, arguments.dtype, arguments.rounds)
     for run, table in (
         (data_wait.waiting(*inputs, threads), tables.waiting_table),
         (data_wait.padding(*inputs), tables.padding_table),
     ):
         stage_rows = list(tqdm(run, desc="stages", total=len(of_stages)))
-        print(table(stage_rows))
+        show(table(stage_rows))
         rows += stage_rows
     values = {row["what"]: row["images_per_second"] for row in rows if "what" in row}
     _save(arguments, "input", rows, values, "images/s")
@@ -139,16 +139,16 @@ _LABELS = {
 
 
 def _report(arguments, name, rows, table, key, unit) -> None:
-    print(table(rows))
+    show(table(rows))
     tables.write(arguments.out, name, _settings(arguments), rows)
     tables.chart(arguments.out / f"{name}.png", rows, key, unit, _LABELS[name])
-    print(f"written to {arguments.out}/{name}.json and {name}.png")
+    show(f"written to {arguments.out}/{name}.json and {name}.png")
 
 
 def _save(arguments, name: str, rows: list, values: dict, label: str) -> None:
     tables.write(arguments.out, name, _settings(arguments), rows)
     tables.bars(arguments.out / f"{name}.png", values, label)
-    print(f"written to {arguments.out}/{name}.json and {name}.png")
+    show(f"written to {arguments.out}/{name}.json and {name}.png")
 
 
 def _settings(arguments) -> dict:

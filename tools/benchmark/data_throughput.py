@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from hive_jax.config import MeshConfig
+from hive_jax.console import log
 from hive_jax.data.image_io import encode_png, open_image
 from hive_jax.data.invalid import InvalidSampleLog
 from hive_jax.data.loader import Loader
@@ -128,7 +128,7 @@ def sets(folder: Path, files: list[bytes], image_size: int, threads: int):
         try:
             write_array_record(source, plan, out, threads, change, lambda count: None)
         except MissingInputError as error:
-            tqdm.write(f"{name} is left out: {error}")
+            log(f"{name} is left out: {error}")
             continue
         yield name, whole_source(f"prepared:{out}", options)
 

@@ -7,8 +7,8 @@ python -m tools.report hive=PATH cascaded=PATH --include comparison export/hive
 import argparse
 import sys
 
-from hive_jax.console import parse_unique_paths, report_errors
-from hive_jax.training import runtime
+from hive_jax.console import parse_unique_paths, report_errors, show
+from hive_jax.training.compilation_cache import enable_compilation_cache
 from tools.report.report import write_report
 
 
@@ -39,11 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
         "tools/export_hf.py or tools.benchmark (default: none)",
     )
     args = parser.parse_args(arguments)
-    runtime.enable_compilation_cache()
+    enable_compilation_cache()
     write_report(
         args.out, parse_unique_paths(args.runs), base=args.base, include=args.include
     )
-    print(args.out)
+    show(args.out)
     return 0
 
 

@@ -12,14 +12,16 @@ from hive_jax.errors import HiveError, MissingInputError
 from hive_jax.evaluation import compare, tables
 from hive_jax.evaluation.compare import ScoreComparison
 from hive_jax.inference.model import TrainedModel
-from hive_jax.io import read_json
+from hive_jax.training.stored_run import read_result
 from tools.report import page
 
 
 def results(runs: Mapping[str, str]) -> str:
     """Tabulates the final validation of each run, name -> workdir."""
     validations = {
-        name: _result(run).get("validation", {}) for name, run in runs.items()
+        # A run that has not finished has no result yet.
+        name: (read_result(run) or {}).get("validation", {})
+        for name, run in runs.items()
     }
     # A dict keeps the order, unlike a set: rows are in the order of the first run.
     keys = dict.fromkeys(key for values in validations.values() for key in values)
@@ -92,7 +94,8 @@ def comparison(rows: Sequence[ScoreComparison]) -> str:
 def moved(runs: Mapping[str, str]) -> str:
     """Tabulates how far each component has moved since the start of its run."""
     distances = {
-        n: _result(run).get("relative_distance", {}) for n, run in runs.items()
+        n: (read_result(run) or {}).get("relative_distance", {})
+        for n, run in runs.items()
     }
     groups = dict.fromkeys(group for one in distances.values() for group in one)
     rows = [
@@ -126,12 +129,6 @@ def configuration(trained_models: Mapping[str, TrainedModel]) -> str:
 
 def _score(by_task: dict, task: str, score: str) -> str:
     return _number(by_task[task].result["scores"].get(score)) if task in by_task else ""
-
-
-def _result(workdir: str) -> dict:
-    path = Path(workdir) / "result.json"
-    # A run that has not finished has no result yet.
-    return read_json(path) if path.is_file() else {}
 
 
 def _number(value) -> str:

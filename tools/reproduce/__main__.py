@@ -11,7 +11,7 @@ the paper's, are in OUT/comparison; accuracy at every depth is in OUT/depths.
 import argparse
 import sys
 
-from hive_jax.console import report_errors
+from hive_jax.console import report_errors, show
 from tools.reproduce.reproduce import reproduce
 from tools.reproduce.steps import QUICK, SCALES
 
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     seeds = args.seeds if args.seeds is not None else (1 if args.quick else 3)
     folder = reproduce(args.out, QUICK if args.quick else SCALES[args.scale], seeds)
-    print((folder / "compare.md").read_text("utf-8"))
-    print(folder / "compare.png")
+    show((folder / "compare.md").read_text("utf-8"))
+    show(folder / "compare.png")
     return 0
 
 

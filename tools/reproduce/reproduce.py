@@ -9,7 +9,8 @@ from pathlib import Path
 from hive_jax.config import differences
 from hive_jax.console import log, progress_bar
 from hive_jax.errors import ConfigError, HiveError, OutputError
-from hive_jax.io import exclusive_lock, output_errors, read_json, write_json
+from hive_jax.io import output_errors, read_json, write_json
+from hive_jax.locks import exclusive_lock
 from tools.reproduce import steps
 
 _ROOT = Path(__file__).resolve().parents[2]

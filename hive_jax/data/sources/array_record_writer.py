@@ -27,13 +27,8 @@ from hive_jax.data.sources.array_record import (
 from hive_jax.data.sources.base import DataSource
 from hive_jax.data.sources.split import group_samples
 from hive_jax.errors import DataError, MissingInputError, OutputError
-from hive_jax.io import (
-    atomic_write,
-    exclusive_lock,
-    output_errors,
-    read_json,
-    write_json,
-)
+from hive_jax.io import atomic_write, output_errors, read_json, write_json
+from hive_jax.locks import exclusive_lock
 
 _PLAN = "plan.json"
 

@@ -76,6 +76,10 @@ CATALOG = {
     ),
 }
 
+# Folders between that of a dataset and its files: none, "data/" or a configuration's,
+# or both. Deeper ones are not searched: the folder may be a whole disk.
+_DEPTHS = ("", "*/", "*/*/")
+
 
 def open_catalog(
     name: str, folder: str, options: SourceOptions, *, split: str = ""
@@ -100,9 +104,10 @@ def open_catalog(
             f"config.data.source: {name} has the splits {', '.join(entry.splits)}; "
             f"split is {split!r}"
         )
-    files = f"{glob.escape(folder)}/**/{split}-*.parquet"
-    if folder and next(glob.iglob(files, recursive=True), None):
-        return open_table(files, options, image=entry.image, label=entry.label)
+    for below in _DEPTHS if folder else ():
+        files = f"{glob.escape(folder)}/{below}{split}-*.parquet"
+        if next(glob.iglob(files), None):
+            return open_table(files, options, image=entry.image, label=entry.label)
     if entry.tfds and _holds_tfds(folder, entry.tfds):
         return TfdsSource(
             entry.tfds, options, dir=folder, split=split, image="image", text="label"

@@ -25,6 +25,7 @@ from hive_jax.data.sources.file_names import (
 )
 from hive_jax.data.sources.zip_store import ZipStore
 from hive_jax.errors import MissingInputError
+from hive_jax.io import require_local, require_regular
 
 # Of a folder, listed to find the name nearest to a missing one.
 _MAX_LISTED = 100_000
@@ -58,17 +59,20 @@ def open_store(path: str, key: str) -> ImageStore:
       key: the option that named it, for the error.
 
     Raises:
+      ConfigError: it is a URL.
       MissingInputError: there is nothing.
-      DataError: it is a file, but not a zip.
+      DataError: it is not a zip, but another file, a pipe or a device.
     """
+    require_local(path, key)
     if os.path.isdir(path):
         return FolderStore(path)
-    if os.path.isfile(path):
-        return ZipStore(path)
     archive, suffix, folder = path.rpartition(".zip/")
     if suffix and os.path.isfile(f"{archive}.zip"):
         return ZipStore(f"{archive}.zip", folder.strip("/"))
-    raise MissingInputError(f"{key}={path}: no such folder or zip")
+    if not os.path.exists(path):
+        raise MissingInputError(f"{key}={path}: no such folder or zip")
+    require_regular(path)
+    return ZipStore(path)
 
 
 def require_images(

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 from collections.abc import Sequence
 
 from hive_jax.data.class_captions import class_caption
@@ -14,6 +13,7 @@ from hive_jax.data.sources.parquet import ParquetTable, parquet_files, require_u
 from hive_jax.data.sources.parquet_images import open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
+from hive_jax.io import parse_json
 
 NO_IMAGE = "none"  # the column of the images, of a table of texts alone
 
@@ -300,9 +300,9 @@ def source_of_rows(
 def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:
     """The names of the classes, as Hugging Face's datasets stores them in a schema."""
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+        about = parse_json(metadata[b"huggingface"].decode(), "huggingface", dict)
+        names = about["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError):
         return []
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if is_list else []

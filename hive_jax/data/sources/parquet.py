@@ -10,6 +10,7 @@ from pathlib import Path
 from hive_jax.data.sources.base import MalformedRecord
 from hive_jax.data.sources.file_names import TEST_NAME, TRAIN_NAME
 from hive_jax.errors import DataError, MissingInputError
+from hive_jax.io import require_regular
 
 # Of a column in a row group, unpacked; and of the row groups that are cached. A file of
 # some kilobytes may unpack to terabytes, which its footer tells before it is read.
@@ -82,7 +83,8 @@ class ParquetTable:
 
     Raises:
       MissingInputError: the package pyarrow is not installed.
-      DataError: a file is not Parquet, or has two columns of one name.
+      DataError: a file is a pipe or a device, is not Parquet, or has two columns of
+        one name.
     """
 
     def __init__(self, files: list[Path]):
@@ -98,6 +100,7 @@ class ParquetTable:
         self._parquet = pyarrow.parquet
         self.errors = (pyarrow.ArrowException, OSError)
         for file in files:
+            require_regular(file)
             with self.parquet_errors(file):
                 footer = pyarrow.parquet.read_metadata(file)
                 schema = footer.schema.to_arrow_schema()

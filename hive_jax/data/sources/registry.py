@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from hive_jax.config import DataConfig, Source, nearest
+from hive_jax.config.bounds import require_in_bounds
 from hive_jax.data.sources.array_record import ArrayRecordSource
 from hive_jax.data.sources.base import (
     DataSource,
@@ -33,9 +34,12 @@ from hive_jax.data.sources.tfds import TfdsSource
 from hive_jax.data.sources.webdataset import WebDatasetSource
 from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.errors import ConfigError
+from hive_jax.io import require_local
 
 _EXAMPLE = "llava:chat.json,images=images.zip"
 _AND = " + "
+# Options that name a file or a folder.
+_PATH_OPTIONS = ("images", "dir")
 
 
 def _open_tabletop(text: str, options: SourceOptions, *, split: str) -> Tabletop:
@@ -189,11 +193,10 @@ def checked_sources(sources: str | Sequence[Source]) -> tuple[Source, ...]:
 
 
 def _check(source: Source) -> None:
-    if source.weight is not None and not 0 < source.weight < float("inf"):
-        raise ConfigError(
-            f"config.data.source: weight {source.weight}; expected more than 0"
-        )
+    require_in_bounds(source, "data.source.")
     if source.kind not in _KINDS:
+        # A URL is parsed as a kind, its scheme, and a path.
+        require_local(f"{source.kind}:{source.path}", "config.data.source")
         raise ConfigError(
             f"config.data.source is {source.kind!r}; expected one of {tuple(_KINDS)}, "
             f"with a path and options as in {_EXAMPLE}" + nearest(source.kind, _KINDS)
@@ -202,6 +205,14 @@ def _check(source: Source) -> None:
     if kind.needs_path and not source.path:
         raise ConfigError(
             f"config.data.source is {source.kind!r}; expected a path, {source.kind}:PATH"
+        )
+    paths = {source.kind: source.path} | dict(source.options)
+    for name in (source.kind, *_PATH_OPTIONS):
+        require_local(paths.get(name, ""), f"config.data.source: {name}")
+    if source.path and os.path.realpath(source.path) == "/":
+        raise ConfigError(
+            f"config.data.source: {source.kind} is {source.path!r}, a whole disk; "
+            "expected the folder of a dataset"
         )
     names = (*kind.names, "take")
     given = [name for name, _ in source.options]

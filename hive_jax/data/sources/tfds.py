@@ -15,6 +15,7 @@ from hive_jax.data.sources.base import MalformedRecord, SourceOptions
 from hive_jax.data.sources.image_text import class_name, require_text
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
+from hive_jax.io import require_regular
 
 PREPARE = "tfds.builder(NAME, file_format='array_record').download_and_prepare()"
 _VERSION_FILE = "features.json"  # in the folder of each version
@@ -179,7 +180,8 @@ def _is_text(feature, kinds) -> bool:
 
 
 def _open_builder(tfds, name: str, folder: str):
-    """The dataset as TFDS's builder, from its folder. Raises MissingInputError."""
+    """The dataset as TFDS's builder, from its folder. Raises MissingInputError,
+    and DataError for a pipe or device among its files."""
     path = Path(name)
     if (path / _VERSION_FILE).is_file():
         if folder:
@@ -189,6 +191,9 @@ def _open_builder(tfds, name: str, folder: str):
             )
     else:
         path = _newest_version(name, Path(folder or _default_folder()))
+    for file in path.iterdir():
+        if not file.is_dir():
+            require_regular(file)
     try:
         builder = tfds.builder_from_directory(str(path))
         if builder.info.splits:

@@ -12,14 +12,9 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from helpers.llava_sets import (
-    encoded,
-    photograph,
-    record,
-    text_record,
-    write_set,
-)
+from helpers.llava_sets import encoded, photograph, record, text_record, write_set
 
+from hive_jax import prepare_data
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
@@ -28,13 +23,12 @@ from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import make_source, whole_source
 from hive_jax.data.transforms import decode
 from hive_jax.errors import ConfigError, DataError, MissingInputError
-from hive_jax.io import exclusive_lock
+from hive_jax.locks import exclusive_lock
 
 if importlib.util.find_spec("array_record") is None:
     pytest.skip("needs array_record", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
-from hive_jax import prepare_data
 
 COUNT = 23
 SHARD = {"file": "a", "records": 1, "bytes": 1, "sha256": ""}

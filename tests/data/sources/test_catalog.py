@@ -67,6 +67,15 @@ def test_a_set_of_hugging_face(tmp_path, name):
     assert alone.fingerprint == source.fingerprint != other.fingerprint
 
 
+@needs("pyarrow")
+def test_a_whole_disk_is_not_searched(tmp_path):
+    """Files are at most two folders below that of the set."""
+    write_hub(tmp_path / "a/b", "food101", "train", IMAGES)
+    assert len(opened(f"food101:{tmp_path / 'a'}")) == 6
+    with pytest.raises(MissingInputError, match=f"is not in {tmp_path}"):
+        opened(f"food101:{tmp_path}")
+
+
 @needs("tensorflow_datasets")
 @needs("array_record")
 def test_a_set_of_tfds(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from hive_jax.data import image_io
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources import image_store as stores
 from hive_jax.data.sources.image_store import open_store, require_images
-from hive_jax.errors import DataError, MissingInputError
+from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 SECRET = b"secret"
 LINKS = ("link/secret.txt", "link.txt", "folder-link/../../secret.txt")
@@ -140,6 +140,20 @@ def test_no_name_leads_anywhere_else(folder, archive, name):
             wanted = {"missing", "unreadable", "unsafe path"}
         assert caught.value.reason in wanted
         assert SECRET.decode() not in caught.value.detail
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_links_out_of_the_folder_do_not_exist_there(folder, name):
+    assert not open_store(str(folder), "images").has(name)
+
+
+def test_what_is_no_folder_or_zip_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(DataError, match="is a pipe, socket or device"):
+            open_store(str(path), "images")
+    with pytest.raises(ConfigError, match="images is 'gs://bucket/images'"):
+        open_store("gs://bucket/images", "images")
 
 
 def test_a_file_that_is_too_large(folder, archive, monkeypatch):

@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import os
 import zipfile
 
 import pytest
@@ -127,6 +128,17 @@ def test_files_that_cannot_be_read(tmp_path, archive):
     (tmp_path / "chat.json").symlink_to("/proc/self/mem")
     with pytest.raises(DataError, match="cannot be read: Input/output error"):
         opened(f"llava:{tmp_path}/chat.json,images={archive}")
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.csv", "pipe.parquet", "folder"])
+@pytest.mark.parametrize("kind", ["table", "llava"])
+def test_pipes_are_not_waited_for(tmp_path, archive, kind, name):
+    (tmp_path / "folder").mkdir()
+    for path in ("pipe", "pipe.csv", "pipe.parquet", "folder/a.parquet"):
+        os.mkfifo(tmp_path / path)
+    source = f"{kind}:{tmp_path / name},images={archive}"
+    with pytest.raises((DataError, MissingInputError), match=str(tmp_path / name)):
+        opened(source)
 
 
 def test_classes_of_csv_are_captions(tmp_path, archive):

@@ -446,7 +446,7 @@ def test_weights_are_shares_of_the_samples(sources):
     assert opened(f"1*{first} + 3*{second}").fingerprint != mixed.fingerprint
 
 
-@pytest.mark.parametrize("weights", [("1e-9", "1"), ("1e-320", "1e308"), ("1", "1e9")])
+@pytest.mark.parametrize("weights", [("1e-9", "1"), ("1e-9", "1e9"), ("1", "1e9")])
 def test_a_mixture_of_nothing_but_repetition(sources, weights):
     mixed = " + ".join(f"{weight}*{sources['zip']}" for weight in weights)
     with pytest.raises(ConfigError, match="has 9 samples; for them .* there are 18"):
@@ -481,7 +481,7 @@ def test_fewer_held_out_than_sources():
     ("source", "said"),
     [
         ("2*llava:a.json + llava:b.json", "a weight for each source"),
-        ("-1*llava:a.json", "expected more than 0"),
+        ("-1*llava:a.json", "expected 1e-09 to"),
         ("tabletop + llava:b.json", "tabletop cannot be mixed"),
         ("2*lava:a.json", "did you mean 'llava'"),
     ],

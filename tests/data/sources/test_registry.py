@@ -64,11 +64,11 @@ def test_a_structured_source_is_read_as_its_string():
         ("llava:a.json,images", r"'images'; expected images=\.\.\. or form="),
         ("llava:a.json,images=x,images=y", "images= is given twice"),
         ("folder:a,take=first:1,take=first:2", "take= is given twice"),
-        ("0*llava:a.json", "weight 0.0; expected more than 0"),
+        ("0*llava:a.json", "data.source.weight is 0.0; expected 1e-09 to"),
         ("2*llava:a.json + llava:b.json", "expected a weight for each source"),
         ("tabletop + llava:b.json", "tabletop cannot be mixed"),
         ((Source("llava", "a.json", (("imges", "x"),)),), "did you mean 'images'"),
-        ((Source("llava", "a.json", weight=-1.0),), "weight -1.0"),
+        ((Source("llava", "a.json", weight=-1.0),), "data.source.weight is -1.0"),
         ((), "expected one source or more"),
     ],
 )
@@ -102,3 +102,22 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     source = whole_source("folder:~/a,b", SourceOptions(16, "hf_bicubic"))
     assert source.describe(0).startswith(f"{tmp_path}/a,b")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gs://bucket/chat.json", "config.data.source is 'gs://bucket/chat.json'"),
+        ("llava:s3://bucket/a.json", "data.source: llava is 's3://bucket/a.json'"),
+        ("llava:a.json,images=http://h/i.zip", "images is 'http://h/i.zip'"),
+        ("tfds:x,dir=gs://bucket", "dir is 'gs://bucket'"),
+        ((Source("prepared", "hdfs://host/a"),), "prepared is 'hdfs://host/a'"),
+        ("food101:/", "food101 is '/', a whole disk"),
+        ("folder:/tmp/..", "a whole disk; expected the folder of a dataset"),
+        ("1e-50*llava:a.json", "weight is 1e-50; expected 1e-09 to"),
+        ("nan*llava:a.json", "weight is nan"),
+    ],
+)
+def test_urls_and_whole_disks_are_refused(source, message):
+    with pytest.raises(ConfigError, match=message):
+        checked_sources(source)
