@@ -159,7 +159,10 @@ def test_only_regular_files_are_opened(tmp_path):
         (b"{", "is not JSON"),
         ("{}".encode("utf-16"), "UTF-16; expected UTF-8"),
         (b'"\xe9"', "is not UTF-8"),
-        (gzip.compress(b"{}", mtime=0), "a.json is compressed with gzip: unpack it with gunzip"),
+        (
+            gzip.compress(b"{}", mtime=0),
+            "a.json is compressed with gzip: unpack it with gunzip",
+        ),
         (b"PK\3\4", "is a zip: unpack it"),
         (b"version https://git-lfs.github.com/spec/v1\n", "get the file with git lfs"),
         (b"[1]", r"expected an object, got \[1\]"),
