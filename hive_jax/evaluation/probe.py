@@ -69,8 +69,7 @@ class Probe:
         if len(self.classes) < 2:
             raise DataError(
                 f"config.train is {config.train!r}, which has no classes; expected "
-                "folder:, tfds: or table: with labels, one of the named sets, or "
-                "tabletop:classes"
+                "folder:, a source with label=, one of the named sets, or tabletop:classes"
             )
         arguments = (self.classes, preprocessing, size, config.threads)
         # Training does without an unreadable image, which is counted; a score has to be

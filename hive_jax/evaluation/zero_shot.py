@@ -1,6 +1,7 @@
 """Zero-shot classification and retrieval with the two towers of a SigLIP."""
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -84,20 +85,20 @@ def _with_settings(model: TrainedModel, config: ProbeConfig) -> TrainedModel:
 
 
 def _embed_images(
-    config: ProbeConfig, model: TrainedModel, source: DataSource
+    config: ProbeConfig, model: TrainedModel, source: DataSource, rows: Sequence[int]
 ) -> np.ndarray:
-    """Embeds all images of a source. Raises DataError for an unreadable one."""
+    """Embeds the images of rows of a source. Raises DataError for an unreadable one."""
     size, preprocessing = model.encoder.config.image_size, model.encoder.preprocessing
 
     def load(indices: np.ndarray) -> np.ndarray:
         return np.stack(
             [
                 load_pixels(source[i].image, size, preprocessing, source.describe(i))
-                for i in indices.tolist()
+                for i in np.take(rows, indices).tolist()
             ]
         )
 
-    batches = ordered_map(load, split_batches(len(source)), config.threads)
+    batches = ordered_map(load, split_batches(len(rows)), config.threads)
     return np.concatenate([model.embed_images(batch) for batch in batches])
 
 
@@ -106,7 +107,7 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
     if not classes:
         raise DataError(
             f"config.test is {config.test!r}, which has no classes; expected folder:, "
-            "tfds: or table: with labels, or tabletop:classes"
+            "a source with label=, or tabletop:classes"
         )
     by_template = [
         model.embed_texts([fill_template(template, name) for name in classes])
@@ -114,7 +115,7 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
     ]
     # Prompt ensembling as in CLIP: the normalised mean of the templates' embeddings.
     mean = np.asarray(l2_normalize(jnp.asarray(np.mean(by_template, axis=0))))
-    likeness = _embed_images(config, model, source) @ mean.T
+    likeness = _embed_images(config, model, source, range(len(source))) @ mean.T
     labels = [source[index].label for index in range(len(source))]
     right = np.array([classes.index(label) for label in labels])
     ranks = _ranks(likeness, right)
@@ -148,38 +149,46 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
 def _retrieval(config: ProbeConfig, model: TrainedModel, source: DataSource):
     """Computes recall@K in percent in both directions.
 
-    Images with equal texts share one candidate text, so that none of them counts as
-    wrong for another.
+    Equal texts are one candidate, and so are the rows of one image: of its captions and
+    of a text's images the best counts, as in the evaluations of COCO and Flickr30k.
     """
-    texts = [source[index].segments[0].text.strip() for index in range(len(source))]
-    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    own = np.array([numbers[text] for text in texts])
-    likeness = _embed_images(config, model, source) @ model.embed_texts([*numbers]).T
-    to_text = _ranks(likeness, own)
-    # A text retrieves correctly if any of its images is among the first K.
-    to_image = np.array(
-        [
-            (likeness[:, text] > likeness[own == text, text].max()).sum()
-            for text in range(len(numbers))
-        ]
-    )
+    rows = range(len(source))
+    texts, text_of = _unique(source[row].segments[0].text.strip() for row in rows)
+    images, image_of = _unique(source.image_name(row) or row for row in rows)
+    first = np.unique(image_of, return_index=True)[1].tolist()  # row of each image
+    embedded = _embed_images(config, model, source, first)
+    likeness = embedded @ model.embed_texts(texts).T  # [images, texts]
+    is_pair = np.zeros(likeness.shape, bool)
+    is_pair[image_of, text_of] = True
+    own = np.where(is_pair, likeness, -np.inf)
+    to_text = (likeness > own.max(axis=1, keepdims=True)).sum(axis=1)
+    to_image = (likeness > own.max(axis=0)).sum(axis=0)
     samples = (
         {
-            "id": str(index),
+            "id": str(first[image]),
             "group": "",
             "kinds": [],
-            "answers": [texts[index]],
-            "output": [*numbers][likeness[index].argmax()],
-            "score": float(to_text[index] == 0),
+            "answers": [texts[text] for text in np.flatnonzero(is_pair[image])],
+            "output": texts[likeness[image].argmax()],
+            "score": float(to_text[image] == 0),
         }
-        for index in range(len(texts))
+        for image in range(len(images))
     )
+    ways = {"image_to_text": to_text, "text_to_image": to_image}
     scores = {
         f"{way}_recall@{k}": float(100 * (ranks < k).mean())
-        for way, ranks in (("image_to_text", to_text), ("text_to_image", to_image))
+        for way, ranks in ways.items()
         for k in RANKS
     }
-    return samples, scores, {}
+    counts = {f"{way}_recall@{k}": len(ways[way]) for way in ways for k in RANKS}
+    return samples, scores, {}, counts
+
+
+def _unique(values: Iterable) -> tuple[list, list[int]]:
+    """Returns the different values, and the number of each value among them."""
+    numbers = {}
+    positions = [numbers.setdefault(value, len(numbers)) for value in values]
+    return [*numbers], positions
 
 
 def _ranks(likeness: np.ndarray, right: np.ndarray) -> np.ndarray:

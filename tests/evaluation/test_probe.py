@@ -354,20 +354,49 @@ def test_ranks():
     assert zero_shot._ranks(likeness, np.array([2, 0])).tolist() == [1, 0]
 
 
-def test_equal_texts_are_equally_good(monkeypatch):
-    words = {"a": [0, 1, 0, 0], "b": [0, 0, 1, 0]}
+class Captions(list):
+    """Samples without pixels, of images with these names."""
+
+    def __init__(self, texts, names):
+        super().__init__(Sample(None, (Segment(text + "\n"),)) for text in texts)
+        self.image_name = names.__getitem__
+
+
+def retrieval(monkeypatch, source, images, words):
+    """Samples and scores of one-hot embeddings: `images` by row, `words` by text."""
 
     class Model:
         def embed_texts(self, texts):
-            return np.array([words[text] for text in texts], np.float32)
+            return np.eye(4, dtype=np.float32)[[words[text] for text in texts]]
 
-    def sample(text):
-        return Sample(None, (Segment(text + "\n"),))
+    def embed_images(config, model, source, rows):
+        return np.eye(4, dtype=np.float32)[np.take(images, rows)]
 
-    images = np.eye(4, dtype=np.float32)[[0, 1, 2]]
-    monkeypatch.setattr(zero_shot, "_embed_images", lambda *unused: images)
-    source = [sample(text) for text in ("a", "a", "b")]
-    _, scores, _ = zero_shot._retrieval(SMALL, Model(), source)
+    monkeypatch.setattr(zero_shot, "_embed_images", embed_images)
+    samples, scores, _, counts = zero_shot._retrieval(SMALL, Model(), source)
+    samples = list(samples)
+    assert set(counts) == set(scores)
+    assert counts["image_to_text_recall@1"] == len(samples)
+    assert counts["text_to_image_recall@1"] == len(words)
+    return samples, scores
+
+
+def test_captions_of_one_image_are_one_candidate(monkeypatch):
+    """As in COCO: six rows, of two images with two captions and two with one."""
+    source = Captions("abcdef", ["0.jpg", "0.jpg", "1.jpg", "1.jpg", None, None])
+    words = {"a": 0, "b": 1, "c": 0, "d": 1, "e": 2, "f": 3}
+    samples, scores = retrieval(monkeypatch, source, [0, 0, 1, 1, 2, 3], words)
+    assert [s["id"] for s in samples] == ["0", "2", "4", "5"]
+    assert samples[1]["answers"] == ["c", "d"] and samples[1]["score"] == 1.0
+    assert scores["image_to_text_recall@1"] == 100.0
+    # "b" and "c" are nearer to the other image.
+    assert scores["text_to_image_recall@1"] == pytest.approx(400 / 6)
+
+
+def test_equal_texts_are_equally_good(monkeypatch):
+    source = Captions("aab", [None, None, None])
+    words = {"a": 1, "b": 2}
+    _, scores = retrieval(monkeypatch, source, [0, 1, 2], words)
     # The second and third image find their text; both texts find one of their images.
     assert scores["text_to_image_recall@1"] == 100.0
     assert scores["image_to_text_recall@1"] == 100.0

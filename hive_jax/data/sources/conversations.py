@@ -32,7 +32,7 @@ _IMAGE_PARTS = ("image", "image_url")
 _PART_IMAGES = ("image", "path", "url", "image_url")
 # Names of keys that mean an image, or a medium that is not read: image_path, img,
 # file_name, input_images, videos.
-_MAX_NAME = 4096  # characters; the content of an image in base64 has more
+_MAX_NAME = 1024  # characters; the content of an image in base64 has more
 _MEDIUM = re.compile(
     r"(.*[_-])?(image|img|picture|photo|jpe?g|png|webp|video|audio)s?"
     r"([_-].*|paths?|urls?|files?|names?|bytes)?"

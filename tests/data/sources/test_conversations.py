@@ -112,7 +112,7 @@ TEXT = [{"from": "human", "value": "What is it?"}, TURNS[1]]
         ({"messages": [{"role": "tool", "content": "a"}]}, "turn 0 is from 'tool'"),
         ({"image": {"bytes": "aGk="}, "messages": TEXT}, "image is a dict"),
         ({"image": 1.5, "messages": TEXT}, "image is a float"),
-        ({"image": "/9j/" * 2000, "messages": TEXT}, "image has 8,000 characters"),
+        ({"image": "/9j/" * 300, "messages": TEXT}, "image has 1,200 characters"),
         ([], "is a list; expected an object"),
     ],
 )
