@@ -90,8 +90,7 @@ def read_task(name: str, data: str) -> Examples:
       data: folder with a subfolder for each task.
 
     Raises:
-      ConfigError: unknown task.
-      ConfigError: `data` is a URL.
+      ConfigError: unknown task, or `data` is a URL.
       MissingInputError: the folder, a file or an image is missing.
       DataError: a file is malformed.
     """
