@@ -128,11 +128,10 @@ def _require(value, bounds: tuple | None, key: str) -> None:
             _require(item, bounds, f"{key}[{index}]")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         low, high = bounds
-        is_normal = value == 0 or abs(value) >= _TINY
         expected = f"{_format(low)} to {_format(high)}"
-        if not is_normal:
-            expected += f", and not closer to 0 than {_TINY:.1e} unless it is 0"
-        require(is_normal and low <= value <= high, key, value, expected)
+        require(low <= value <= high, key, value, expected)
+        is_normal = value == 0 or abs(value) >= _TINY
+        require(is_normal, key, value, f"0, or at least {_TINY:.1e}, as it is float32")
 
 
 def _format(bound: float) -> str:

@@ -18,7 +18,13 @@ from hive_jax.config import differences
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.evaluation.benchmarks import mme
 from hive_jax.evaluation.results import RESULT, SAMPLES
-from hive_jax.io import parse_json, read_json, read_text, require_types
+from hive_jax.io import (
+    parse_json,
+    read_json,
+    read_text,
+    require_local,
+    require_types,
+)
 
 # Settings that must be equal in all evaluations of a comparison.
 _SAME = (
@@ -100,8 +106,10 @@ def read_evaluations(folder: str) -> dict[str, Evaluation]:
 
     Raises:
       MissingInputError: the folder has no evaluations.
+      ConfigError: the folder is a URL.
       DataError: an evaluation is malformed.
     """
+    require_local(folder, "folder")
     root = Path(folder)
     # A run's own evaluations are in WORKDIR/evaluation.
     root = root / "evaluation" if (root / "evaluation").is_dir() else root

@@ -228,4 +228,4 @@ def test_chat(run, data, capsys):
     assert chat.main([image, "--run", run, "--max_new_tokens", "8"]) == 0
     assert capsys.readouterr().out.strip()
     assert chat.main(["nothing.jpg", "--run", run]) == 66
-    assert "nothing.jpg: No such file" in capsys.readouterr().err
+    assert "nothing.jpg: no such file" in capsys.readouterr().err

@@ -106,7 +106,7 @@ def test_images_of_all_kinds(kind, runs, tmp_path):
 
 def test_images_that_are_none(runs, tmp_path):
     config = load_run(runs["hive"]).config
-    with pytest.raises(MissingInputError, match="No such file"):
+    with pytest.raises(MissingInputError, match="no such file"):
         captioned_file(str(tmp_path / "none.png"), "", config)
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(InvalidSample):

@@ -11,7 +11,7 @@ from hive_jax.data.stored_text_preprocessing import stored_preprocessing
 from hive_jax.data.tokenizer import copy_tokenizer
 from hive_jax.errors import CheckpointError, HiveError
 from hive_jax.export.verify import verify_folder
-from hive_jax.weights import hf_models, load_decoder, load_encoder, load_two_towers
+from hive_jax.weights import hf_models, load_decoder, load_encoder
 from hive_jax.weights.sources import open_encoder, open_hive
 
 WRONG = (5, "x", None, [[1]], {}, 0)
@@ -70,7 +70,6 @@ def changed(tree, path, value):
             lambda f: stored_preprocessing(f, 8),
         ),
         ("config.json", "encoder", None, load_encoder),
-        ("config.json", "two", None, load_two_towers),
         ("config.json", "decoder", None, load_decoder),
         ("config.json", "hive", None, open_hive),
         ("model.safetensors.index.json", "shards", None, load_encoder),

@@ -8,6 +8,7 @@ from hive_jax.config import nearest
 from hive_jax.errors import ConfigError, MissingInputError
 from hive_jax.evaluation.benchmarks import gqa, mme, okvqa, pope, scienceqa, textvqa
 from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores
+from hive_jax.io import require_local
 
 _ONE_WORD = "\nAnswer the question using a single word or phrase."
 _LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -89,10 +90,11 @@ def read_task(name: str, data: str) -> Examples:
       data: folder with a subfolder for each task.
 
     Raises:
-      ConfigError: unknown task.
+      ConfigError: unknown task, or `data` is a URL.
       MissingInputError: the folder, a file or an image is missing.
       DataError: a file is malformed.
     """
+    require_local(data, "data")
     task, folder = find_task(name), os.path.join(data, name)
     if not os.path.isdir(folder):
         raise MissingInputError(
