@@ -86,7 +86,8 @@ def require_readable_folder(folder: Path, source: str) -> None:
             f"{source} is an adapter (LoRA), not a whole model, and lacks "
             "adapter_config.json; expected the merged model: peft's merge_and_unload()"
         )
-    if (folder / "config.json").is_file():
+    # exists: the reader refuses a pipe by name.
+    if (folder / "config.json").exists():
         return
     if any(folder.glob("open_clip_*")):
         raise CheckpointError(f"{source} is an open_clip model; {_twin(source)}")

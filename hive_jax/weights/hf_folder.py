@@ -284,8 +284,8 @@ def _preprocessing_of(processor: dict, path: Path, image_size: int) -> str:
     if resample not in (2, 3):
         wrong.append(f"resample is {resample}; expected one of [2, 3]")
     size = processor.get("size")
-    sides = {size.get("height"), size.get("width")} if isinstance(size, dict) else set()
-    if sides - {None, image_size}:
+    sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else []
+    if any(side not in (None, image_size) for side in sides):
         wrong.append(
             f"size is {size}; expected {image_size}, image_size of config.json"
         )
