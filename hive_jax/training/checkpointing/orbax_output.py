@@ -1,0 +1,29 @@
+"""Less output of Orbax about failures, which `Checkpoints` reports in a line or two."""
+
+import asyncio
+import logging
+import sys
+
+_EVENT_LOOP = asyncio.BaseEventLoop.call_soon_threadsafe.__code__.co_filename
+
+
+def filter_orbax_output() -> None:
+    """Omits Orbax's tracebacks. Call once."""
+    # Orbax logs each failure with up to hundreds of lines before raising it.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(
+            lambda record: "orbax" not in record.pathname + record.getMessage()
+        )
+    # When one write fails, Orbax closes its event loop while threads of TensorStore are
+    # in others. Each of them prints a traceback at its end.
+    print_unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: (
+        None if _is_abandoned_write(unraisable) else print_unraisable(unraisable)
+    )
+
+
+def _is_abandoned_write(unraisable) -> bool:
+    """Returns whether a thread called a closed event loop from outside of Python."""
+    frames = unraisable.exc_traceback
+    from_outside = frames and frames.tb_frame.f_code.co_filename == _EVENT_LOOP
+    return from_outside and str(unraisable.exc_value) == "Event loop is closed"
