@@ -71,6 +71,8 @@ def handles_sigterm(process: subprocess.Popen) -> bool:
 
 
 def test_train_handles_sigterm_before_it_imports_jax(tmp_path):
+    check = "import sys, hive_jax.train; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
     arguments = kill_loop.command("stage1.py", tmp_path / "run")
     process = kill_loop.start(arguments, tmp_path / "cache")
     while not handles_sigterm(process):

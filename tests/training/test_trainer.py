@@ -1,11 +1,13 @@
 """The command as users run it: stages, resuming, kills, signals, errors."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -271,6 +273,42 @@ def test_sigterm_saves_and_the_same_command_continues(
     steps = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()]
     assert steps == [max(kill_loop.losses(tmp_path / "run"))]
     assert f"stopped at step {steps[0]}, saved" in output
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 9 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=9000k", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_training_goes_on_while_the_disk_is_full(small_disk, cache):
+    """Metrics are lost meanwhile, and steps are saved later."""
+    workdir = small_disk / "run"
+    options = ("--config.total_steps=200", "--config.log_every=1")
+    arguments = kill_loop.command("stage1.py", workdir, *options)
+    process = kill_loop.start(arguments, cache)
+    log, rest = workdir / "metrics.jsonl", small_disk / "rest"
+    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.005)
+    with rest.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    for line in process.stdout:
+        if "metrics are lost until" in line:
+            break
+    rest.unlink()
+    output = kill_loop.finish(process)
+    assert "metrics are lost" not in output and "Traceback" not in output
+    losses = kill_loop.losses(workdir)
+    assert {1, 2, 3, 200} <= losses.keys() and len(losses) < 200
+    assert kill_loop.outcome(workdir)["result"]["step"] == 200
 
 
 def test_killed_runs_end_with_the_bits_of_an_undisturbed_run(tmp_path):
