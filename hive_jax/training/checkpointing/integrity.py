@@ -149,17 +149,29 @@ def _inspect_leaf(array: jax.Array) -> jax.Array:
     words = _words(array)
     # With the index in them, the sums also change when values trade places.
     index_hash = _index_hash(words.shape)
-    terms = words * (index_hash | 1), _mix(words ^ _mix(index_hash))
-    # One reduction for both: on CPU, XLA would keep arrays of hashes for two.
-    sums = jax.lax.reduce(
-        terms,
-        (jnp.uint32(0), jnp.uint32(0)),
-        lambda x, y: (x[0] + y[0], x[1] + y[1]),
-        tuple(range(words.ndim)),
+    terms = (
+        words * (index_hash | 1),
+        _mix(words ^ _mix(index_hash)),
+        _is_finite(array, words.shape),
     )
-    # True for integers.
-    finite = jnp.isfinite(array).all().astype(jnp.uint32)
-    return jnp.stack([*sums, finite])
+    # One reduction for all: on CPU, XLA would keep arrays of hashes for several.
+    return jnp.stack(
+        jax.lax.reduce(
+            terms,
+            (jnp.uint32(0), jnp.uint32(0), jnp.uint32(1)),
+            lambda x, y: (x[0] + y[0], x[1] + y[1], x[2] & y[2]),
+            tuple(range(words.ndim)),
+        )
+    )
+
+
+def _is_finite(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns 1 for finite elements and 0 for others, uint32 of the shape of `_words`."""
+    finite = jnp.isfinite(array).astype(jnp.uint32)  # of integers 1
+    # 64-bit elements have two words.
+    return jnp.broadcast_to(
+        finite.reshape(*array.shape, *[1] * (len(shape) - array.ndim)), shape
+    )
 
 
 def _words(array: jax.Array) -> jax.Array:
