@@ -95,8 +95,6 @@ class Checkpoints:
                 f"{self.directory}/{step} exists already and is not overwritten. "
                 f"Move the steps from {step} on away to train them again."
             )
-        if self._failed_saves:
-            self._reopen()  # removes what threads wrote after the failure
         leaves = trees.flatten(state)
         fingerprints, not_finite = inspect_leaves(leaves)
         if not_finite:
@@ -226,12 +224,6 @@ class Checkpoints:
             )
         return ocp.CheckpointManager(self.directory, options=options)
 
-    def _reopen(self) -> None:
-        """Opens a new manager, which removes the files of failed saves."""
-        with contextlib.suppress(Exception):
-            self._manager.close()
-        self._manager = self._open()
-
     def _steps(self) -> list[int]:
         self.check(wait=True)
         return sorted(self._manager.all_steps())
@@ -254,8 +246,11 @@ class Checkpoints:
         except Exception as error:
             self._failed_saves += 1
             self._current = None
-            # The old manager lists the failed step and forgets older ones.
-            self._reopen()
+            # The old manager lists the failed step and forgets older ones. Opening a
+            # new one also removes the files of the failed save.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()
             count, line = self._failed_saves, first_line(error)
             message = f"{count} checkpoint(s) in a row not written to {self.directory}: {line}"
             if self._failed_saves >= _MAX_FAILED_SAVES:
