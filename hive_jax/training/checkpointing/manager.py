@@ -258,7 +258,8 @@ class Checkpoints:
                     f"{message}\nFree space, then run the same command."
                 ) from error
             newest = max(self._manager.all_steps(), default=None)
-            _log.warning("%s\ntraining continues; step %s is safe", message, newest)
+            safe = "no step is saved" if newest is None else f"step {newest} is safe"
+            _log.warning("%s\ntraining continues; %s", message, safe)
 
     def _newest_good(self, requested: dict, step: int | None) -> tuple[dict, dict]:
         """Returns the requested leaves, and meta, of `step` or the newest good step."""
