@@ -3,7 +3,6 @@
 import sys
 
 from hive_jax.console import report_errors
-from hive_jax.training.compilation_cache import enable_compilation_cache
 from hive_jax.training.preemption import ExitOnSignal
 
 _EXAMPLES = """examples:
@@ -24,6 +23,7 @@ def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
     # Here, because importing JAX takes seconds, in which a signal may arrive.
     from hive_jax.config import cli
     from hive_jax.training import runtime, trainer
+    from hive_jax.training.compilation_cache import enable_compilation_cache
 
     parser = cli.config_parser("hive_jax.train", __doc__, _EXAMPLES)
     parser.add_argument(
