@@ -157,7 +157,7 @@ def check(args: argparse.Namespace) -> int:
       The exit status: 65 if any sample is invalid, else 0.
 
     Raises:
-      ConfigError: --out is not empty, or the config has an impossible value.
+      ConfigError: --out is not empty, or the config has an invalid value.
       OutputError: --out cannot be written.
     """
     out = require_writable(args.out)

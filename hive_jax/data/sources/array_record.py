@@ -45,10 +45,10 @@ class ArrayRecordSource:
         self._path, self._with_image = Path(path), options.with_image
         manifest = read_manifest(self._path)
         stored = manifest["images"]
-        wanted = [options.image_size, options.preprocessing]
-        if stored and stored != wanted:
+        expected = [options.image_size, options.preprocessing]
+        if stored and stored != expected:
             raise ConfigError(
-                f"{path}: its images were resized to {stored}; this run has {wanted} "
+                f"{path}: its images were resized to {stored}; this run has {expected} "
                 f"(model.encoder.image_size, data.preprocessing). Prepare it again"
             )
         check_shards(self._path, manifest)
@@ -100,8 +100,8 @@ def read_manifest(folder: Path) -> dict:
     file = folder / MANIFEST
     if not file.is_file():
         raise MissingInputError(
-            f"{folder} holds no {MANIFEST}; expected a folder of hive_jax.prepare_data "
-            f"that is complete (run its command again to go on)"
+            f"{folder} has no {MANIFEST}; expected a complete folder that "
+            f"hive_jax.prepare_data has written (run its command again to resume it)"
         )
     manifest = read_json(file)
     match manifest:
@@ -117,8 +117,8 @@ def read_manifest(folder: Path) -> dict:
         ):
             return manifest
     raise DataError(
-        f"{file} is not one of hive_jax.prepare_data: choose another folder, or prepare "
-        f"the set again"
+        f"{file} was not written by hive_jax.prepare_data: choose another folder, or "
+        f"prepare the dataset again"
     )
 
 

@@ -166,7 +166,7 @@ def _begin(folder: Path, plan: ConversionPlan) -> None:
     changed = plan.differences(read_json(path, error=OutputError))
     if changed:
         raise OutputError(
-            f"{folder} is half of another dataset ({', '.join(changed)}); use the same "
+            f"{folder} has an unfinished conversion of another dataset ({', '.join(changed)}); use the same "
             f"command, or another folder"
         )
 

@@ -24,7 +24,7 @@ class DataSource(Protocol):
       classes: names of the classes that its samples are labelled with; may be empty.
       tag_names: names of the tags of its tokens, the first for tokens without one;
         validation reports the loss of each. May be empty.
-      notes: lines for people on what was left out of it, e.g. files that are no images;
+      notes: lines for people on what was left out of it, e.g. files that are not images;
         commands print them.
     """
 
@@ -70,7 +70,8 @@ class MalformedRecord(str):
 
 
 def is_utf8(text: str) -> bool:
-    """Whether it encodes as UTF-8: JSON's "\\ud800", half of a character, does not."""
+    """Returns whether a text encodes as UTF-8: a lone surrogate, "\\ud800" in JSON, does
+    not."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -115,7 +115,7 @@ def _image(record: dict, turns: list) -> str | None:
     named = {key: names for key, names in named.items() if names}
     names, *others = named.values() or [[]]
     if any(other != names for other in others):
-        raise _Malformed(f"has other images in {' and '.join(named)}")
+        raise _Malformed(f"has different images in {' and '.join(named)}")
     if len(names) > 1:
         raise _Malformed(f"has {len(names)} images; expected one at most")
     return names[0] if names else None
@@ -179,7 +179,7 @@ def _parse_turn(turn, number: int) -> tuple[str, bool]:
     if isinstance(content, MalformedRecord):
         raise _Malformed(f"{where}: value is {content}")
     if not is_utf8(content):
-        raise _Malformed(f"{where}: value has half of a character")
+        raise _Malformed(f"{where}: value has a lone surrogate")
     return content, speaker in _ANSWERING
 
 

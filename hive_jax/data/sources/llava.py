@@ -274,7 +274,5 @@ def _column(table: ParquetTable, names: tuple[str, ...]) -> str:
             f"{table.path} has the columns {' and '.join(present)}; expected one of them"
         )
     if present and present[0] not in table.columns:
-        raise DataError(
-            f"{table.path}: some files have the column {present[0]}, not all"
-        )
+        raise DataError(f"{table.path}: only some files have the column {present[0]}")
     return present[0] if present else ""

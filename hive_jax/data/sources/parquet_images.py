@@ -262,7 +262,7 @@ def _require_images(path: str, schema, column: str) -> ImageKind:
 
 def image_kind(kind) -> ImageKind | None:
     """Returns whether values of an Arrow type have bytes of images, and names of files;
-    None if they are no images."""
+    None for any other type."""
     from pyarrow import types
 
     is_list = (

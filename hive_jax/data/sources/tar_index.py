@@ -117,7 +117,9 @@ def _index(path: str) -> list[Entry]:
                 members[extension] = (member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path} is no tar, or damaged: {error}{_hint(path)}") from None
+        raise DataError(
+            f"{path} is not a tar, or is damaged: {error}{_hint(path)}"
+        ) from None
     _require_end(path, end)
     return list(samples.items())
 
@@ -138,5 +140,5 @@ def _require_end(path: str, end: int) -> None:
 def _hint(path: str) -> str:
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(4).startswith(_GZIP):
-            return "; it is compressed, and members of a plain tar alone can be read"
+            return "; it is compressed, and only plain tars can be read at random"
     return ""

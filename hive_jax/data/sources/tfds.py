@@ -12,7 +12,8 @@ from pathlib import Path
 from hive_jax.data.class_captions import class_caption
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions
-from hive_jax.data.sources.image_text import class_name, require_text
+from hive_jax.data.sources.classes import class_name
+from hive_jax.data.sources.image_text import require_text
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import require_regular
@@ -79,11 +80,13 @@ class TfdsSource:
                 f"{name} is {builder.info.file_format.value}; expected array_record: "
                 f"prepare it with {PREPARE}"
             ) from None
-        except Exception as error:  # noqa: BLE001 (of any type, by the split's syntax)
+        except Exception as error:
+            # TFDS's parser of splits raises ValueError, KeyError and AssertionError, the
+            # readers of shards errors of their own.
             known = ", ".join(builder.info.splits)
             raise DataError(
                 f"{name}, split {split}: {error}; its splits are {known}"
-            ) from None
+            ) from error
         if not count:
             raise DataError(f"{name}, split {split}: it has no samples")
         about = (
@@ -105,8 +108,9 @@ class TfdsSource:
         where = self.describe(index)
         try:
             record = self._records[index]
-        except Exception as error:  # noqa: BLE001 (of any type, by what is damaged)
-            raise InvalidSample("damaged", where, str(error)) from None
+        except Exception as error:
+            # The record reader, protobuf and each feature's decoder have their own types.
+            raise InvalidSample("damaged", where, str(error) or repr(error)) from error
         text = require_text(self._text_of(record), where)
         image = _lookup(record, self._image) if self._with_image else None
         if not self._has_classes:
@@ -114,7 +118,7 @@ class TfdsSource:
         return Sample(image, (Segment(class_caption(text) + "\n"),), label=text)
 
     def image_name(self, index: int) -> None:
-        """None: a record has all that is said of its image."""
+        """None: records do not name their images; see DataSource."""
 
     def describe(self, index: int) -> str:
         return f"{self._name}, {self._split}, record {index}"
@@ -196,12 +200,13 @@ def _open_builder(tfds, name: str, folder: str):
             require_regular(file)
     try:
         builder = tfds.builder_from_directory(str(path))
-        if builder.info.splits:
-            return builder
-        why = f"nothing is prepared in {path}"
-    except Exception as error:  # noqa: BLE001 (of any type, by what is damaged)
-        why = f"{path}: {str(error).splitlines()[0] if str(error) else repr(error)}"
-    raise _missing(name, why)
+    except Exception as error:
+        # Of any type: the files in the folder name classes of features to import.
+        why = str(error).splitlines()[0] if str(error) else repr(error)
+        raise _missing(name, f"{path}: {why}") from error
+    if not builder.info.splits:
+        raise _missing(name, f"nothing is prepared in {path}")
+    return builder
 
 
 def _default_folder() -> str:
@@ -239,6 +244,6 @@ def _as_numbers(version: str) -> list[int]:
 
 def _missing(name: str, why: str) -> MissingInputError:
     return MissingInputError(
-        f"tfds:{name} is not there: {why}. Prepare it with {PREPARE}, or name the "
+        f"tfds:{name} was not found: {why}. Prepare it with {PREPARE}, or name the "
         f"folder of a version of it"
     )

@@ -60,7 +60,7 @@ class ZipStore:
             raise InvalidSample("missing", where, self.explain_missing(name))
         require_size(member.file_size, where)
         if member.compress_type not in _BOUNDED:
-            detail = f"packed by method {member.compress_type}; expected deflate"
+            detail = f"compressed by method {member.compress_type}; expected deflate"
             raise InvalidSample("unreadable", where, detail)
         try:
             with self._zip.open(member) as file:

@@ -94,7 +94,10 @@ TEXT = [{"from": "human", "value": "What is it?"}, TURNS[1]]
         ({"video": "1.mp4", "conversations": TEXT}, "has no image, but video"),
         ({"images": ["a", "b"], "messages": TEXT}, "has 2 images; expected one"),
         ({"images": ["a"], "image": "b", "messages": TEXT}, "in image and images"),
-        ({"image": "b.jpg", "messages": INLINE}, "other images in image and content"),
+        (
+            {"image": "b.jpg", "messages": INLINE},
+            "different images in image and content",
+        ),
         ({"messages": MESSAGES, "conversations": TURNS}, "conversations and messages"),
         ({"conversations": [TURNS[0] | {"role": "user"}]}, "turn 0 has from and role"),
         (

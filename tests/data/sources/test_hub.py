@@ -165,9 +165,14 @@ def test_image_folders_of_the_hub(tmp_path):
         ),
         ("{0},config=en", DataError, "'en' not found. Available.*check config=en"),
         ("{0},image=photo,label=class,form=chat", ConfigError, "for conversations"),
+        (
+            "{0},image=photo,text=caption,label=class",
+            ConfigError,
+            "expected one of them",
+        ),
         ("{0},image=images,form=caht", ConfigError, "did you mean 'chat'"),
         ("{0}/data/test-00000-of-00001.parquet", DataError, "is a file; .*table: and"),
-        ("{0}/missing", MissingInputError, "missing: no such folder, and no hub id"),
+        ("{0}/missing", MissingInputError, "missing: no such folder, and not a hub id"),
     ],
 )
 def test_what_is_not_there_is_named(folder, text, error, message):
@@ -220,4 +225,4 @@ def test_the_cache_of_the_hub_without_a_network(tmp_path, folder):
     )
     *found, error = map(json.loads, done.stdout.splitlines())
     assert found == [[COUNT, len(IMAGES[2])]] * 2
-    assert "hf:acme/huge is no folder here, and as a hub id it could not be" in error
+    assert "hf:acme/huge is not a folder here, and could not be downloaded" in error

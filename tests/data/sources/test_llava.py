@@ -141,7 +141,7 @@ def test_text_without_an_image_is_kept(tmp_path):
         (
             {"conversations": [{"from": "gpt", "value": "a \ud800"}]},
             "plain",
-            "turn 0: value has half of a character",
+            "turn 0: value has a lone surrogate",
         ),
         ({"image": None}, "chat", "no image, and <image> 1 times"),
         (
@@ -378,7 +378,10 @@ def test_parquet_of_other_columns(tmp_path):
     [
         ("lava:chat.json", "did you mean 'llava'"),
         ("llava:chat.json,image=a.zip", "did you mean 'images'"),
-        ("llava:chat.json,images", "'images'; expected images=... or form=..."),
+        (
+            "llava:chat.json,images",
+            "'images' is not an option; expected images=... or form=",
+        ),
         ("tabletop:caption", "did you mean 'captions'"),
         ("tabletop,form=chat", "expected split=... or take=... for tabletop"),
         ("", "expected one of"),

@@ -167,7 +167,7 @@ def test_what_is_not_there(folder):
             opened(f"{name},image=image,text=label,split={split or '+'}")
     for name in ("huge_captions", "mnist", "tiny_captions:2.0.0", "../x", "*"):
         with pytest.raises(
-            MissingInputError, match=f"tfds:{re.escape(name)} is not there.*Prepare"
+            MissingInputError, match=f"tfds:{re.escape(name)} was not found.*Prepare"
         ):
             opened(f"tfds:{name},dir={folder},text=label")
 
