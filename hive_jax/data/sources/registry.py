@@ -105,18 +105,33 @@ def _parse_one(text: str) -> Source:
     except ValueError:  # a star that belongs to the path
         weight = None
     kind, _, path = head.partition(":")
-    pairs = []
+    pairs, before = [], path
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not value:
-            names = (*_KINDS[kind].names, "take") if kind in _KINDS else ()
-            raise ConfigError(
-                f"config.data.source: {option!r}; expected "
-                + (" or ".join(f"{n}=..." for n in names) or "option=value")
-                + f" for {kind}{nearest(name, names)}"
-            )
+            raise _unknown_option(kind, option, before)
         pairs.append((name, value))
+        before = value
     return Source(kind, path, tuple(pairs), weight)
+
+
+def _unknown_option(kind: str, option: str, before: str = "") -> ConfigError:
+    """The error for an option that a kind does not have.
+
+    Args:
+      kind: of the source.
+      option: its name, or all of an option without a value.
+      before: the path or value before the comma, which may belong to a path.
+    """
+    names = (*_KINDS[kind].names, "take") if kind in _KINDS else ()
+    missing = ""
+    if "/" in option and before:
+        missing = f"{before},{option} does not exist, and "
+    return ConfigError(
+        f"config.data.source: {missing}{option!r} is not an option; expected "
+        + (" or ".join(f"{name}=..." for name in names) or "option=value")
+        + f" for {kind}{nearest(option, names)}"
+    )
 
 
 def _split(
@@ -199,7 +214,7 @@ def _check(source: Source) -> None:
         require_local(f"{source.kind}:{source.path}", "config.data.source")
         raise ConfigError(
             f"config.data.source is {source.kind!r}; expected one of {tuple(_KINDS)}, "
-            f"with a path and options as in {_EXAMPLE}" + nearest(source.kind, _KINDS)
+            f"with a path and options as in {_EXAMPLE}{_likely_kind(source.kind)}"
         )
     kind = _KINDS[source.kind]
     if kind.needs_path and not source.path:
@@ -220,11 +235,21 @@ def _check(source: Source) -> None:
         if given.count(name) > 1:
             raise ConfigError(f"config.data.source: {name}= is given twice")
         if name not in names:
-            raise ConfigError(
-                f"config.data.source: {name!r}; expected "
-                + " or ".join(f"{n}=..." for n in names)
-                + f" for {source.kind}{nearest(name, names)}"
-            )
+            raise _unknown_option(source.kind, name)
+
+
+def _likely_kind(kind: str) -> str:
+    """What to write in place of an unknown kind, which may be a path or a dataset."""
+    if "/" in kind or os.path.exists(kind):
+        return f". For a path name its format too, such as folder:{kind}"
+    if known := nearest(kind, _KINDS):
+        return known
+    if not kind.isidentifier():
+        return ""
+    return (
+        f". For the dataset {kind} write tfds:{kind} (prepared by TensorFlow Datasets), or "
+        f"hf:ORG/NAME with its id on the Hugging Face hub"
+    )
 
 
 def make_source(

@@ -60,8 +60,14 @@ def test_a_structured_source_is_read_as_its_string():
     [
         ("lava:a.json", r"expected one of .*did you mean 'llava'"),
         ("llava", "expected a path, llava:PATH"),
-        ("llava:a.json,image=x", r"'image'; expected images=.*did you mean 'images'"),
-        ("llava:a.json,images", r"'images'; expected images=\.\.\. or form="),
+        (
+            "llava:a.json,image=x",
+            r"'image' is not an option; expected images=.*did you mean 'images'",
+        ),
+        ("llava:a.json,images", r"'images' is not an option; expected images=\.\.\."),
+        ("./images", r"is './images'; .*its format too, such as folder:\./images"),
+        ("mnist:", "For the dataset mnist write tfds:mnist .*hf:ORG/NAME"),
+        ("coco:DIR", "For the dataset coco write tfds:coco"),
         ("llava:a.json,images=x,images=y", "images= is given twice"),
         ("folder:a,take=first:1,take=first:2", "take= is given twice"),
         ("0*llava:a.json", "data.source.weight is 0.0; expected 1e-09 to"),
@@ -91,8 +97,15 @@ def test_paths_that_exist_may_have_the_characters_of_the_syntax(tmp_path):
             Source("llava", path, options, 2.0),
             Source("folder", str(folder), weight=1.0),
         )
-    with pytest.raises(ConfigError, match=r"'d/base.json'; expected images=\.\.\."):
+    said = (
+        f"{tmp_path}/c,d/base.json does not exist, and 'd/base.json' is not an option"
+    )
+    with pytest.raises(ConfigError, match=said):
         parse(f"llava:{tmp_path}/c,d/base.json")
+    with pytest.raises(
+        ConfigError, match="/c,d/i.zip does not exist, and 'd/i.zip' is"
+    ):
+        parse(f"llava:a.json,images={tmp_path}/c,d/i.zip,form=chat")
 
 
 def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):

@@ -100,7 +100,17 @@ def test_classes_and_keys_of_json(tmp_path):
     source = opened(f"wds:{path}")
     assert source.classes == ("9", "10") and source[2].label == "9"
     assert source[0].segments[0].text == "a photo of a 10\n"
-    assert source.notes == (f"{path}: members not used: 3 json",)
+    numbers, unused = source.notes
+    assert (
+        "the numbers 9 to 10, and captions and prompts are as 'a photo of a 9'"
+        in numbers
+    )
+    assert unused == f"{path}: members not used: 3 json"
+    names = {"0.jpg": IMAGES[0], "0.cls": "Cat", "1.jpg": IMAGES[1], "1.cls": "cat"}
+    with pytest.raises(
+        DataError, match="classes 'Cat' and 'cat', which differ in case"
+    ):
+        opened(f"wds:{write(tmp_path / 'c.tar', names)}")
     empty = opened(f"wds:{write(tmp_path / 'b.tar', members | {'1.cls': ' '})}")
     with pytest.raises(InvalidSample, match="sample 1: has no class"):
         empty[1]
@@ -174,13 +184,13 @@ def test_damaged_tars_are_refused(tmp_path):
         (content[:header] + b"\0x" + content[header + 2 :], f"at byte {header:,}"),
         (content[: header + 700], "damaged"),
         (b"", "damaged: empty file"),
-        (b"x" * 2000, "no tar"),
+        (b"x" * 2000, "is not a tar, or is damaged"),
     ):
         (tmp_path / "b.tar").write_bytes(damaged)
         with pytest.raises(DataError, match=message):
             opened(f"wds:{tmp_path}/b.tar")
     write(tmp_path / "c.tar", captions(0, 2), mode="w:gz")
-    with pytest.raises(DataError, match="it is compressed, and members of a plain tar"):
+    with pytest.raises(DataError, match="it is compressed, and only plain tars"):
         opened(f"wds:{tmp_path}/c.tar")
     # Without the blocks of zeros at the end, as some programs write it.
     (tmp_path / "d.tar").write_bytes(
@@ -208,10 +218,14 @@ def test_a_tar_that_shrinks_is_bad_samples(tmp_path):
         ("gs://bucket/a.tar", ConfigError, "mount the bucket or download the files"),
         ("{0}/000.tar,image=png", DataError, "extensions cls, jpg, txt; expected png"),
         ("{0}/000.tar", DataError, "text=txt, or the classes with label=cls"),
-        ("{0}/000.tar,text=txt,label=cls", ConfigError, "text= or label=, not both"),
+        (
+            "{0}/000.tar,text=txt,label=cls",
+            ConfigError,
+            "text=txt and label=cls; expected one",
+        ),
         ("{0}/000.tar,text=txt,form=chat", ConfigError, "is for conversations in json"),
         ("{0}/masks.tar", DataError, "0 has jpg and png; choose one: image=jpg or"),
-        ("{0}/texts.tar", DataError, "extensions txt; name that of the images"),
+        ("{0}/texts.tar", DataError, "extensions txt; name the one of the images"),
         (
             "{0}/images.tar",
             DataError,
