@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+COUNT = 10  # records of a set that tests share
+
 
 def record(number: int, **changes) -> dict:
     turns = [

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
-from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.catalog import CATALOG
-from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, MissingInputError
 
 CLASSES = ["hot_dog", "pizza"]
 IMAGES = [encoded(photograph(number)) for number in range(6)]
-
-
-def opened(text: str, **how):
-    return whole_source(text, SourceOptions(16, "hf_bicubic", **how))
 
 
 def needs(package: str):

@@ -8,10 +8,9 @@ import sys
 
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 if importlib.util.find_spec("datasets") is None:
@@ -22,10 +21,6 @@ IMAGES = [encoded(photograph(i)) for i in range(COUNT)]
 
 
 parquet = pytest.importorskip("pyarrow.parquet")
-
-
-def opened(text: str):
-    return whole_source(text, SourceOptions(16, "hf_bicubic"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import SourceOptions
@@ -16,10 +17,6 @@ from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 IMAGES = {f"{name}/{i}.jpg": encoded(photograph(i)) for i, name in enumerate("ab" * 3)}
-
-
-def opened(text: str):
-    return whole_source(text, SourceOptions(16, "hf_bicubic"))
 
 
 def bad(source, index: int) -> InvalidSample:

@@ -11,10 +11,9 @@ import kill_loop
 import numpy as np
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 for package in ("tensorflow_datasets", "array_record"):
@@ -77,10 +76,6 @@ def folder(tmp_path_factory):
     data_dir = str(tmp_path_factory.mktemp("tfds"))
     TinyCaptions(data_dir=data_dir, file_format="array_record").download_and_prepare()
     return data_dir
-
-
-def opened(text: str):
-    return whole_source(text, SourceOptions(16, "hf_bicubic"))
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ import tarfile
 
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
 from hive_jax import prepare_data
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.sources.registry import make_source, whole_source
+from hive_jax.data.sources.registry import make_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 IMAGES = [encoded(photograph(i)) for i in range(4)]
@@ -25,10 +25,6 @@ TURNS = [
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
-
-
-def opened(text: str):
-    return whole_source(text, SourceOptions(16, "hf_bicubic"))
 
 
 def write(path, members: dict, mode="w", **options):
