@@ -43,6 +43,7 @@ class Tokenizer:
         self._backend = backend(path)
         self.bos_id = self._first_of("<bos>", "<s>")
         self.eos_id = self._first_of("<eos>", "</s>")
+        # LLaMA's vocabularies have no padding; what is padded has no weight anyway.
         pad_id = self._first_of("<pad>")
         self.pad_id = self.eos_id if pad_id is None else pad_id
         if self.pad_id is None:
@@ -141,6 +142,7 @@ def keep_tokenizer(source: str, folder: Path) -> None:
     Raises:
       OutputError: it cannot be written.
     """
+    # By content: a resumed run with the same tokenizer elsewhere keeps its copy.
     if folder.is_dir():
         expected, problem = load_tokenizer(source).fingerprint, "is another tokenizer"
         try:
@@ -239,6 +241,7 @@ def encode_sample(
       tag_names: of the dataset, for the array "tag"; empty to leave it out.
     """
     sample = truncate_text(sample, num_tokens)
+    # All segments at once: tokens may cross their borders, as in the text of a model.
     text = "".join(segment.text for segment in sample.segments)
     ids, spans = tokenizer.encode(text)
     target, image_mask = _label_characters(sample)
@@ -264,6 +267,7 @@ def encode_sample(
         row["target"][position] = target[last] and position > 0
         row["image_mask"][position] = image_mask[last]
         if tags is not None:
+            # Of any of its characters: a token may begin with a space, which has no tag.
             row["tag"][position] = tags[min(start, last) : last + 1].max()
     return row
 

@@ -61,6 +61,7 @@ def load_pixels(
     if isinstance(image, bytes):
         if augment is None:
             return decode(image, size, preprocessing, where)
+        # The whole image: a crop of the resized one would be enlarged again.
         drop_alpha = drops_alpha(preprocessing)
         with open_image(image, where, drop_alpha=drop_alpha) as whole:
             return augment_image(whole, size, *augment)
@@ -163,6 +164,7 @@ def _pad_to_square(image: Image.Image) -> Image.Image:
     """Centres an image in a square; the larger half of odd padding comes last."""
     if image.width == image.height:
         return image
+    # The larger half last, as transformers and LLaVA round down the offset.
     side = max(image.size)
     square = Image.new("RGB", (side, side), _MEAN_COLOUR)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -196,6 +198,7 @@ def _bilinear(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _lerp(first: np.ndarray, last: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    # Not (1 - weight) * first + weight * last, which rounds otherwise.
     first = first.astype(np.float32)
     return first + (last.astype(np.float32) - first) * weight
 
@@ -204,6 +207,7 @@ def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Returns the pixels before and after each output pixel's centre, and the weight of
     the latter.
     """
+    # In float32, as TensorFlow: in float64 some centres fall on the other side of a pixel.
     centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
     coordinates = centres * (np.float32(length) / np.float32(size)) - np.float32(0.5)
     floor = np.floor(coordinates)
@@ -262,6 +266,7 @@ def draw_augmentation(
     """
     box = _draw_box(rng, width, height)
     flip = bool(rng.random() < FLIP)
+    # In random order, as ColorJitter applies them.
     names = [list(ENHANCERS)[i] for i in rng.permutation(len(ENHANCERS))]
     factors = rng.uniform(1 - STRENGTH, 1 + STRENGTH, len(names))
     return Augmentation(box, flip, tuple(zip(names, factors.tolist(), strict=True)))

@@ -220,6 +220,7 @@ def validate_source(
     """
     report = DatasetReport(settings, notes=source.notes)
     images, captions = set(), _Captions()
+    # A class without a sample is the rarest.
     report.classes.update(dict.fromkeys(source.classes, 0))
 
     def check(index: int):
@@ -257,6 +258,7 @@ def validate_source(
 class _Captions:
     """Counts equal texts, of which it keeps a hash and the start of those repeated."""
 
+    # A dataset may have hundreds of millions of captions; nearly all occur once.
     def __init__(self):
         self._counts, self._texts = collections.Counter(), {}
 

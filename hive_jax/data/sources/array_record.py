@@ -51,6 +51,7 @@ class ArrayRecordSource:
                 f"{path}: its images were resized to {stored}; this run has {expected} "
                 f"(model.encoder.image_size, data.preprocessing). Prepare it again"
             )
+        # Sizes, not hashes: to hash a large dataset at each start would take hours.
         check_shards(self._path, manifest)
         self.tag_names = tuple(manifest["tag_names"])
         self._shared = manifest["shared_images"]

@@ -116,6 +116,7 @@ def write_array_record(
             f"{folder}: write to a folder, and copy it with gcloud storage cp -r, or "
             f"mount the bucket with gcsfuse"
         )
+    # Two processes that resume one conversion would write the same shards.
     with exclusive_lock(folder):
         if not (folder / MANIFEST).exists():
             _begin(folder, plan)
@@ -185,6 +186,7 @@ def _shards(
             records = ordered_map(
                 lambda index: _make_record(source, index, resize), indices, threads
             )
+            # The info last: a shard without it is written again.
             shard = _write_shard(path, records, progress)
             write_json(_shard_info(path), shard)
         yield shard
@@ -221,6 +223,7 @@ def _write_shard(path: Path, records: Iterator[tuple[bytes, str]], progress) -> 
         finally:
             with _writer_errors():
                 writer.close()
+        # Of the file and not of the records, so that sha256sum can check a copy.
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size

@@ -104,6 +104,7 @@ def open_catalog(
             f"config.data.source: {name} has the splits {', '.join(entry.splits)}; "
             f"split is {split!r}"
         )
+    # Parquet first: it needs one package, TFDS two.
     for below in _DEPTHS if folder else ():
         files = f"{glob.escape(folder)}/{below}{split}-*.parquet"
         if next(glob.iglob(files), None):

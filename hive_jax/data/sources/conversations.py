@@ -126,6 +126,7 @@ def _names(value, key: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     names = []
     for one in values:
+        # A path beside bytes is only where they came from.
         if isinstance(one, dict) and one.get("bytes") is None:
             one = one.get("path") or one.get("url")
         if one is not None and not isinstance(one, str):
@@ -214,6 +215,7 @@ def _plain(image: str | None, dialogue: list[tuple[str, bool]]) -> Conversation:
 
 
 def _chat(image: str | None, dialogue: list[tuple[str, bool]]) -> Conversation:
+    # An image without its mark has no position in the conversation.
     marked = _marked(dialogue)
     if len(marked) != (image is not None):
         raise _Malformed(_mark_counts(image, marked))

@@ -24,6 +24,7 @@ _LEFTOVERS = {
     "system volume information",
     "thumbs.db",
 }
+# Of names with one stem, such as "image" in a folder for each sample.
 _MAX_CANDIDATES = 1000
 
 # Names of folders and files that are splits: "train", "val2017", "test_images". STL-10
@@ -43,8 +44,8 @@ def is_safe(name: str) -> bool:
         not name
         or len(name) > 1024
         or "\0" in name
-        or "\\" in name
-        or name.startswith(("/", "~"))
+        or "\\" in name  # separates folders on Windows
+        or name.startswith(("/", "~"))  # "~" may be expanded to the home folder
         or ".." in name.split("/")
         or _DRIVE_OR_SCHEME.match(name)
         or not is_utf8(name)

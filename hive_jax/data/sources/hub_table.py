@@ -94,6 +94,7 @@ class HubImages:
         """(images of each row, pyarrow array of all images)"""
         import pyarrow.compute
 
+        # Memory-mapped: the bytes of the images are not read.
         column = self._rows[:].column(0)
         if hasattr(column.type, "value_type"):
             lengths = pyarrow.compute.list_value_length(column).fill_null(0)

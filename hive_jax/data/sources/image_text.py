@@ -59,6 +59,7 @@ class ImageTextSource:
         self.notes = tuple(notes)
         digest = hashlib.sha256()
         for name, text in zip(names, texts, strict=True):
+            # Messages may be worded anew; the samples are the same.
             content = None if isinstance(text, MalformedRecord) else text
             digest.update(repr((name, content)).encode("utf-8", "surrogatepass"))
         self.fingerprint = digest.hexdigest()[:16]
@@ -284,6 +285,7 @@ def source_of_rows(
         return value or ""
 
     texts = [as_text(value) for value in values]
+    # The stores of Parquet and of the hub find images by row.
     rows = [str(row) for row in range(len(texts))]
     if classes is not None:
         return _labelled(path, rows, texts, store, options, classes)

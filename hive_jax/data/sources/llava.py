@@ -76,6 +76,7 @@ class LlavaSource:
         self._conversations = []
         for record in records:
             conversation = parse_record(record, form)
+            # Of the parsed records: a dataset is the same in JSON, in lines and in Parquet.
             content = None if isinstance(conversation, str) else conversation
             digest.update(repr(content).encode("utf-8", "surrogatepass"))
             self._conversations.append(conversation)
@@ -213,6 +214,7 @@ def _json_records(path: str) -> list:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if text.lstrip()[:1] == "[":
         return parse_json(text, path)
+    # Not splitlines, which also splits at U+2028 and others that JSON texts may have.
     lines = [(n, x) for n, x in enumerate(text.split("\n"), 1) if x.strip()]
     records = [_parse_line(line, number) for number, line in lines]
     if not any(isinstance(record, dict) for record in records):

@@ -156,8 +156,10 @@ class ParquetTable:
         """
         self.require_small(number, group, column)
         footer = self._footers[number]
+        # Opened each time, with the parsed footer: of thousands of files none stays open.
         with self._parquet.ParquetFile(self.files[number], metadata=footer) as file:
             read = file.read_row_group(group, columns=[column]).column(0)
+        # Some damaged files decode to fewer values without an error of pyarrow.
         if len(read) != footer.row_group(group).num_rows:
             raise OSError(f"row group {group} is not as long as the footer says")
         return read

@@ -132,6 +132,8 @@ class ParquetImages:
         position = bisect.bisect_right(self._table.starts, row) - 1
         where = f"{self._table.files[self._table.groups[position][0]]}, row {row}"
         try:
+            # One thread reads a row group, the others wait for it: each for itself would
+            # unpack half a gigabyte of its own.
             with self._lock:
                 images = self._images(position)
             value = images[row - self._table.starts[position]].as_py()
@@ -192,6 +194,7 @@ class ParquetImages:
         content = next((x for x in leaves if x.endswith(".bytes")), leaves[0])
         path = next((x for x in leaves if x.endswith(".path")), leaves[0])
         values, nulls = self._count_values(number, group, content)
+        # As many values as rows, none of them null: each row has the bytes of one image.
         if not kind.names and nulls == 0 and values == count:
             return [[_RowImage(True, "")]] * count
         has_bytes = None if kind.bytes else False  # None: not known yet

@@ -149,6 +149,7 @@ def _split(
         exist = (p for p in paths_in(joined) if os.path.exists(os.path.expanduser(p)))
         return sum(path.count(separator) for path in exist) == joined.count(separator)
 
+    # Longest first: the path "a,b" exists as a whole even where "a" exists too.
     pieces, rest = [], text.split(separator)
     while rest:
         length = next(
@@ -282,12 +283,15 @@ def make_source(
             )
         return _open(sources[0], options, split)
     shares = normalize_weights([source.weight or 1.0 for source in sources])
+    # Both splits are made of all sources: an image that two of them share is held out of
+    # both.
     sizes = largest_remainder(config.validation_size, shares)
     opened = [_open(source, options) for source in sources]
     train, validation = train_validation_splits(opened, sizes)
     subsets = train if split == "train" else validation
     if len(subsets) == 1:
         return subsets[0]
+    # The validation split has each sample once: its sizes already follow the weights.
     if split == "validation" or sources[0].weight is None:
         return Mixture(subsets)
     require_epoch_length(

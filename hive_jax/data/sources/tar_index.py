@@ -81,6 +81,7 @@ def read_index(path: str) -> list[Entry]:
     Raises:
       DataError: it is not a plain tar, is damaged, or has a name twice.
     """
+    # A tar that is written again has another time or size, and with it another index.
     about = os.stat(path)
     key = repr((os.path.realpath(path), about.st_size, about.st_mtime_ns))
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -102,7 +103,7 @@ def _index(path: str) -> list[Entry]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = canonical(member.name)
-                # Sparse members are not one piece.
+                # Links have no content of their own. Sparse members are not one piece.
                 is_file = member.isreg() and not member.issparse()
                 if not is_file or any(map(is_leftover, name.split("/"))):
                     continue

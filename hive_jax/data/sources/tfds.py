@@ -69,6 +69,7 @@ class TfdsSource:
         class_names = getattr(kind, "names", None)
         self._has_classes = class_names is not None
         self.classes = tuple(class_names or ())
+        # Images stay files, which the run decodes as its preprocessing says.
         decoders = tfds.decode.SkipDecoding()
         for key in reversed(self._image):
             decoders = {key: decoders}

@@ -89,6 +89,7 @@ class WebDatasetSource:
         elif form:
             raise ConfigError(f"wds:{path}: form={form} is for conversations in json")
         unused = {k: n for k, n in counts.items() if k not in (*images, extension)}
+        # All read now, for the names of the classes are not known otherwise.
         self._labels = []
         if self._is_class:
             self._labels = [self._label(index) for index in range(len(self))]

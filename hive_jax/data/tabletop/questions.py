@@ -86,6 +86,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
       scene: the scene.
       rng: chooses the question.
     """
+    # Some kinds do not suit every scene; others, such as counts, suit all.
     kinds = list(ASKERS)
     while True:
         if question := ASKERS[pick(kinds, rng)](scene, rng):
