@@ -73,7 +73,7 @@ class ArrayRecordSource:
         shard, record = self._locate(index)
         try:
             (content,) = self._readers[shard].read([record])
-        except RuntimeError as error:
+        except RuntimeError as error:  # all that ArrayRecord raises
             raise InvalidSample("damaged", self.describe(index), str(error)) from None
         sample = unpack(content, self.describe(index), self.tag_names)
         return sample if self._with_image else dataclasses.replace(sample, image=None)
@@ -182,6 +182,7 @@ def import_array_record():
 
 def pack(sample: Sample) -> bytes:
     """Encodes a sample as a record; its image is the bytes of a file, or None."""
+    # Lists, for maps would repeat their keys in each record.
     segments = [[s.text, s.target, s.tags] for s in sample.segments]
     return msgpack.packb([sample.image, segments, sample.image_before])
 

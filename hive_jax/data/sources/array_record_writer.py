@@ -111,6 +111,7 @@ def write_array_record(
       OutputError: the folder holds another dataset, cannot be written, or is being
         written by another process.
     """
+    # Path has joined the two slashes of a URL.
     if str(folder).startswith("gs:/"):
         raise OutputError(
             f"{folder}: write to a folder, and copy it with gcloud storage cp -r, or "
@@ -133,6 +134,7 @@ def write_array_record(
                 f"folder"
             )
         check_shards(folder, manifest)
+        # Only now: without a manifest, these files are what a resumed conversion goes by.
         with output_errors(folder):
             for shard in manifest["shards"]:
                 _shard_info(folder / shard["file"]).unlink(missing_ok=True)
@@ -161,6 +163,7 @@ def _manifest(
 
 def _begin(folder: Path, plan: ConversionPlan) -> None:
     """Writes the plan. Raises OutputError if the folder has another one."""
+    # Before the first shard, so that no later command adds shards of other settings.
     path = folder / _PLAN
     if not path.exists():
         write_json(path, dataclasses.asdict(plan))

@@ -11,7 +11,7 @@ from hive_jax.errors import DataError
 def sorted_classes(labels: Sequence[str]) -> list[str]:
     """Returns the names that occur, numbers by value; not empty or malformed ones."""
     names = {name for name in labels if name and not isinstance(name, MalformedRecord)}
-    # isdecimal and not isdigit: "²" is a digit that int() refuses.
+    # By value: 10 after 9. isdecimal and not isdigit: "²" is a digit that int() refuses.
     return sorted(names, key=lambda name: (name.isdecimal() and int(name), name))
 
 

@@ -102,6 +102,7 @@ def _turns(record: dict) -> list:
 
 def _only(values: dict, keys: tuple[str, ...], where: str = ""):
     """The value of the one key that has one; None for none."""
+    # In Parquet a record has all keys of all records, null or empty where unused.
     present = [key for key in keys if values.get(key) not in (None, [], "")]
     if len(present) > 1:
         raise _Malformed(f"{where}has {' and '.join(present)}; expected one of them")
@@ -113,6 +114,7 @@ def _image(record: dict, turns: list) -> str | None:
     named = {key: _names(record.get(key), key) for key in IMAGE_KEYS}
     named["content"] = [name for turn in turns for name in _content_images(turn)]
     named = {key: names for key, names in named.items() if names}
+    # Chat formats may name the image twice, in the record and in the content of a turn.
     names, *others = named.values() or [[]]
     if any(other != names for other in others):
         raise _Malformed(f"has different images in {' and '.join(named)}")
@@ -171,6 +173,7 @@ def _parse_turn(turn, number: int) -> tuple[str, bool]:
     for key, value in turn.items():
         if key not in _TEXT_KEYS and value and means_image(key):
             raise _Malformed(f"{where} has {key}; expected image in the record")
+    # An empty text is one, where `_only` takes it for a missing one.
     if content is None:
         content = next((turn[key] for key in _TEXT_KEYS if key in turn), None)
     if isinstance(content, list):

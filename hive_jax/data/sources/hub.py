@@ -102,6 +102,7 @@ def _load(path: str, config: str, split: str, revision: str):
             f"hf:{path} is a file; expected a hub id or a folder. table: and llava: read "
             f"files"
         )
+    # A folder goes first, as in `datasets`; a hub id has one slash at most.
     is_folder = os.path.isdir(path)
     if not is_folder and (path.count("/") > 1 or path.startswith(("/", "."))):
         raise MissingInputError(

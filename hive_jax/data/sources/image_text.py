@@ -297,7 +297,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:
     try:
         about = parse_json(metadata[b"huggingface"].decode(), "huggingface", dict)
         names = about["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):  # of another writer, without names
         return []
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if is_list else []

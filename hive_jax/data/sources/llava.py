@@ -82,6 +82,7 @@ class LlavaSource:
             self._conversations.append(conversation)
         self.fingerprint = digest.hexdigest()[:16]
         self.notes = self._equal_captions() if form == "plain" else ()
+        # Before any work: a run that reads samples at random might meet them late.
         self._check_records(options.max_bad_fraction)
         if options.with_image:
             self._check_images(options.max_bad_fraction)
@@ -256,6 +257,7 @@ def _parquet_records(
     else:
         store = open_store(images, "images") if images else None
         counts = [0] * table.starts[-1]
+    # A row has its number for each of its images, so that rows of two are refused.
     rows = zip(table.values(turns), counts, strict=True)
     records = [
         value

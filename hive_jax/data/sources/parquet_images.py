@@ -201,6 +201,8 @@ class ParquetImages:
         if kind.names:
             rows = self._read_rows(number, group, path)
             absent = sum(max(1, len(row)) - len(_present(row)) for row in rows)
+            # Nulls only where there is no image: all images have bytes. Nulls everywhere:
+            # none has. Else each row is looked at.
             if has_bytes is None and nulls in (absent, values):
                 has_bytes = nulls == absent
         if has_bytes is None:

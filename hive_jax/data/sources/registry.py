@@ -1,6 +1,4 @@
-"""Datasets by name: every kind of source, and the string form of the command line.
-
-    [WEIGHT*]KIND:PATH,option=value,...  joined by " + "
+"""Datasets by name: every kind of source, its checks, and the splits of a run.
 
 To add a format, write a class or function `open(path, options, **named)`, whose named
 arguments are texts, and add it to _KINDS.
@@ -9,7 +7,6 @@ arguments are texts, and add it to _KINDS.
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Sequence
 
 from hive_jax.config import DataConfig, Source, nearest
@@ -29,6 +26,7 @@ from hive_jax.data.sources.class_folder import open_class_folder
 from hive_jax.data.sources.hub import open_hub
 from hive_jax.data.sources.image_text import open_table
 from hive_jax.data.sources.llava import open_llava
+from hive_jax.data.sources.source_text import parse, to_text
 from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.sources.tfds import TfdsSource
 from hive_jax.data.sources.webdataset import WebDatasetSource
@@ -37,7 +35,6 @@ from hive_jax.errors import ConfigError
 from hive_jax.io import require_local
 
 _EXAMPLE = "llava:chat.json,images=images.zip"
-_AND = " + "
 # Options that name a file or a folder.
 _PATH_OPTIONS = ("images", "dir")
 
@@ -85,105 +82,6 @@ _KINDS = {
 }
 
 
-def parse(text: str) -> tuple[Source, ...]:
-    """Parses sources such as "2*llava:a.json,images=a.zip + 1*folder:DIR".
-
-    Paths may contain commas and " + " if they exist.
-
-    Raises:
-      ConfigError: it is malformed, or names no such kind or option.
-    """
-    return tuple(_parse_one(one.strip()) for one in _split(text, _AND, _source_paths))
-
-
-def _parse_one(text: str) -> Source:
-    head, *options = _split(text, ",", _option_path)
-    weight, star, rest = head.partition("*")
-    try:
-        weight = float(weight) if star else None
-        head = rest if star else head
-    except ValueError:  # a star that belongs to the path
-        weight = None
-    kind, _, path = head.partition(":")
-    pairs, before = [], path
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not value:
-            raise _unknown_option(kind, option, before)
-        pairs.append((name, value))
-        before = value
-    return Source(kind, path, tuple(pairs), weight)
-
-
-def _unknown_option(kind: str, option: str, before: str = "") -> ConfigError:
-    """The error for an option that a kind does not have.
-
-    Args:
-      kind: of the source.
-      option: its name, or all of an option without a value.
-      before: the path or value before the comma, which may belong to a path.
-    """
-    names = (*_KINDS[kind].names, "take") if kind in _KINDS else ()
-    missing = ""
-    if "/" in option and before:
-        missing = f"{before},{option} does not exist, and "
-    return ConfigError(
-        f"config.data.source: {missing}{option!r} is not an option; expected "
-        + (" or ".join(f"{name}=..." for name in names) or "option=value")
-        + f" for {kind}{nearest(option, names)}"
-    )
-
-
-def _split(
-    text: str, separator: str, paths_in: Callable[[str], list[str]]
-) -> list[str]:
-    """Splits at separators, except those in a path that exists.
-
-    Args:
-      text: the text.
-      separator: between pieces.
-      paths_in: returns the paths in a piece.
-    """
-
-    def is_piece(joined: str) -> bool:
-        exist = (p for p in paths_in(joined) if os.path.exists(os.path.expanduser(p)))
-        return sum(path.count(separator) for path in exist) == joined.count(separator)
-
-    # Longest first: the path "a,b" exists as a whole even where "a" exists too.
-    pieces, rest = [], text.split(separator)
-    while rest:
-        length = next(
-            n for n in range(len(rest), 0, -1) if is_piece(separator.join(rest[:n]))
-        )
-        pieces.append(separator.join(rest[:length]))
-        rest = rest[length:]
-    return pieces
-
-
-def _option_path(text: str) -> list[str]:
-    """The path in "llava:PATH" or "images=PATH"."""
-    return re.split("[:=]", text, maxsplit=1)[1:]
-
-
-def _source_paths(text: str) -> list[str]:
-    """The paths in "llava:PATH,images=PATH"."""
-    options = _split(text, ",", _option_path)
-    return [path for option in options for path in _option_path(option)]
-
-
-def to_text(sources: str | Sequence[Source]) -> str:
-    """Formats sources in the string form, which `parse` reads."""
-    if isinstance(sources, str):
-        return sources
-
-    def one(source: Source) -> str:
-        weight = "" if source.weight is None else f"{source.weight:g}*"
-        head = f"{weight}{source.kind}" + (f":{source.path}" if source.path else "")
-        return ",".join([head, *(f"{name}={value}" for name, value in source.options)])
-
-    return _AND.join(map(one, sources))
-
-
 def checked_sources(sources: str | Sequence[Source]) -> tuple[Source, ...]:
     """Validates the sources of a config, in either form.
 
@@ -225,18 +123,40 @@ def _check(source: Source) -> None:
     paths = {source.kind: source.path} | dict(source.options)
     for name in (source.kind, *_PATH_OPTIONS):
         require_local(paths.get(name, ""), f"config.data.source: {name}")
+    # To list one would take hours.
     if source.path and os.path.realpath(source.path) == "/":
         raise ConfigError(
             f"config.data.source: {source.kind} is {source.path!r}, a whole disk; "
             "expected the folder of a dataset"
         )
-    names = (*kind.names, "take")
-    given = [name for name, _ in source.options]
-    for name in given:
+    given, before = [name for name, _ in source.options], source.path
+    for name, value in source.options:
         if given.count(name) > 1:
             raise ConfigError(f"config.data.source: {name}= is given twice")
-        if name not in names:
-            raise _unknown_option(source.kind, name)
+        _check_option(source.kind, name, value, before)
+        before = value
+
+
+def _check_option(kind: str, name: str, value: str, before: str) -> None:
+    """Raises ConfigError for an option that a kind does not have, or without a value.
+
+    Args:
+      kind: of the source.
+      name: of the option.
+      value: of the option.
+      before: the path or value before it, to which the comma may belong.
+    """
+    names = (*_KINDS[kind].names, "take")
+    if name in names and value:
+        return
+    problem = f"{name!r} {'needs a value' if name in names else 'is not an option'}"
+    if "/" in name and before:
+        problem = f"{before},{name} does not exist, and {problem}"
+    raise ConfigError(
+        f"config.data.source: {problem}; expected "
+        + " or ".join(f"{known}=..." for known in names)
+        + f" for {kind}{nearest(name, names)}"
+    )
 
 
 def _likely_kind(kind: str) -> str:

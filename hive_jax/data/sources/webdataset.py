@@ -99,6 +99,7 @@ class WebDatasetSource:
         self.notes = note_on_numbers(path, self.classes, remedy)
         if unused:
             self.notes += (f"{path}: members not used: {format_counts(unused)}",)
+        # Names, sizes and positions: to hash the contents, all tars would be read.
         about = repr((self._members.digest(), field, self._form, self.classes))
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
 
@@ -164,6 +165,7 @@ class WebDatasetSource:
                 f"config.data.source: form is {self._form!r}; expected one of {FORMS}"
                 + nearest(self._form, FORMS)
             )
+        # Of the first record alone: to read them all would take hours.
         records = ((i, self._json(i)) for i in range(len(self)))
         index, record = next((x for x in records if isinstance(x[1], dict)), (0, {}))
         if not any(key in record for key in TURN_KEYS):

@@ -12,7 +12,9 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from helpers.llava_sets import encoded, photograph, record, text_record, write_set
+from helpers.llava_sets import (
+    write_damaged_set,
+)
 
 from hive_jax import prepare_data
 from hive_jax.config import DataConfig
@@ -38,13 +40,7 @@ SHARD = {"file": "a", "records": 1, "bytes": 1, "sha256": ""}
 def source(tmp_path_factory):
     """A set with three bad samples and one of text alone."""
     folder = tmp_path_factory.mktemp("set")
-    files = {record(i)["image"]: encoded(photograph(i)) for i in range(COUNT)}
-    records = [record(i) for i in range(COUNT)]
-    records[5] = text_record(5)
-    records[6]["conversations"] = []
-    files[record(8)["image"]] = b"<html>"
-    files.pop(record(9)["image"])
-    return write_set(folder, files, records)["zip"]
+    return write_damaged_set(folder, COUNT)["zip"]
 
 
 def samples(text: str, size=16, preprocessing="hf_bicubic") -> list:

@@ -263,7 +263,7 @@ def test_a_caption_that_most_images_have_is_a_note(tmp_path, files):
         ("llava:chat.json,image=a.zip", "did you mean 'images'"),
         (
             "llava:chat.json,images",
-            "'images' is not an option; expected images=... or form=",
+            "'images' needs a value; expected images=... or form=",
         ),
         ("tabletop:caption", "did you mean 'captions'"),
         ("tabletop,form=chat", "expected split=... or take=... for tabletop"),

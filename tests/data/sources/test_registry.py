@@ -9,10 +9,9 @@ from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import (
     checked_sources,
     make_source,
-    parse,
-    to_text,
     whole_source,
 )
+from hive_jax.data.sources.source_text import parse, to_text
 from hive_jax.errors import ConfigError
 
 MIXTURE = "2*llava:a.json,images=a.zip + 1*folder:pets"
@@ -64,7 +63,10 @@ def test_a_structured_source_is_read_as_its_string():
             "llava:a.json,image=x",
             r"'image' is not an option; expected images=.*did you mean 'images'",
         ),
-        ("llava:a.json,images", r"'images' is not an option; expected images=\.\.\."),
+        (
+            "llava:a.json,images",
+            r"'images' needs a value; expected images=\.\.\. or form=",
+        ),
         ("./images", r"is './images'; .*its format too, such as folder:\./images"),
         ("mnist:", "For the dataset mnist write tfds:mnist .*hf:ORG/NAME"),
         ("coco:DIR", "For the dataset coco write tfds:coco"),
@@ -101,11 +103,11 @@ def test_paths_that_exist_may_have_the_characters_of_the_syntax(tmp_path):
         f"{tmp_path}/c,d/base.json does not exist, and 'd/base.json' is not an option"
     )
     with pytest.raises(ConfigError, match=said):
-        parse(f"llava:{tmp_path}/c,d/base.json")
+        checked_sources(f"llava:{tmp_path}/c,d/base.json")
     with pytest.raises(
         ConfigError, match="/c,d/i.zip does not exist, and 'd/i.zip' is"
     ):
-        parse(f"llava:a.json,images={tmp_path}/c,d/i.zip,form=chat")
+        checked_sources(f"llava:a.json,images={tmp_path}/c,d/i.zip,form=chat")
 
 
 def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):

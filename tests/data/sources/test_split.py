@@ -1,7 +1,6 @@
 """No image is in both the train and the validation split."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -126,4 +125,3 @@ def test_files_in_either_form_are_held_out_by_image(tmp_path):
             assert not shown[0] & shown[1]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["shared_images"] == {str(2 * i + 1): 2 * i for i in range(8)}
-    shutil.rmtree(out)

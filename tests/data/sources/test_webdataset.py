@@ -169,7 +169,8 @@ def test_bad_samples_are_named(tmp_path, capsys):
     }
     assert found["0011"]["detail"] == "has no txt"
     assert found["0010"]["detail"] == "has no jpg"
-    assert len(json.loads((out / "report.json").read_text())) and capsys.readouterr()
+    assert json.loads((out / "report.json").read_text())["bad"] == len(found)
+    assert "cannot be used   5" in capsys.readouterr().out
 
 
 def test_damaged_tars_are_refused(tmp_path):
