@@ -14,9 +14,10 @@ import numpy as np
 
 from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.data.sampler import ShuffledSampler
 from hive_jax.data.sources.base import DataSource
-from hive_jax.data.tokenizer import Tokenizer, encode_sample
+from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.transforms import load_pixels
 from hive_jax.data.types import Batch, Sample
 from hive_jax.errors import DataError

@@ -14,8 +14,9 @@ from jax.experimental import multihost_utils
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sample_encoding import count_tokens, truncate_text
 from hive_jax.data.sources.base import DataSource
-from hive_jax.data.tokenizer import Tokenizer, count_tokens, truncate_text
+from hive_jax.data.tokenizer import Tokenizer
 
 # Samples per thread task: a task for each would cost more than the count.
 _CHUNK = 256

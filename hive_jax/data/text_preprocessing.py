@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hive_jax.data.sample_encoding import max_characters
 from hive_jax.data.text_encoders import (
     JsonEncoder,
     SentencePieceEncoder,
     SiglipEncoder,
 )
-from hive_jax.data.tokenizer import load_tokenizer, max_characters, tokenizer_file
+from hive_jax.data.tokenizer import load_tokenizer, tokenizer_file
 from hive_jax.errors import CheckpointError
 
 

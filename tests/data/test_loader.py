@@ -10,8 +10,8 @@ from helpers.numbered_samples import BATCH, SIZE, Damaged, Numbers, indices, ord
 
 from hive_jax.config import MeshConfig
 from hive_jax.data.image_io import encode_png
+from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
-from hive_jax.data.tokenizer import encode_sample
 from hive_jax.data.types import Batch, Sample, Segment
 from hive_jax.errors import DataError
 from hive_jax.training.sharding import batch_sharding, make_mesh

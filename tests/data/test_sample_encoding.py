@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from hive_jax.data.sample_encoding import encode_sample, truncate_text
 from hive_jax.data.tabletop.templates import TAG_NAMES
-from hive_jax.data.tokenizer import encode_sample, truncate_text
 from hive_jax.data.types import Sample, Segment
 
 COLOUR, SHAPE, COUNT = (TAG_NAMES.index(kind) for kind in ("colour", "shape", "count"))

@@ -247,4 +247,4 @@ def _without_mark(text: str) -> str:
 
 
 def _type_name(value) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
+    return "missing" if value is None else f"of type {type(value).__name__}"

@@ -19,9 +19,9 @@ _OTHERS = {
     b"PK\3\4": "a zip or an Excel workbook: save the table as CSV",
     b"\xd0\xcf\x11\xe0": "an Excel workbook: save the table as CSV",
     b"ARRO": "an Arrow file: write it as Parquet",
-    b"\xff\xff\xff\xff": "an Arrow stream: hf: reads folders of save_to_disk",
-    b"[": "JSON; llava: reads conversations",
-    b"{": "JSON; llava: reads conversations",
+    b"\xff\xff\xff\xff": "an Arrow stream: use hf: for a folder of save_to_disk",
+    b"[": "JSON: use llava: for conversations",
+    b"{": "JSON: use llava: for conversations",
 }
 
 

@@ -99,8 +99,8 @@ def _load(path: str, config: str, split: str, revision: str):
         ) from None
     if os.path.isfile(path):
         raise DataError(
-            f"hf:{path} is a file; expected a hub id or a folder. table: and llava: read "
-            f"files"
+            f"hf:{path} is a file; expected a hub id or a folder. Use table: or "
+            f"llava: for a file"
         )
     # A folder goes first, as in `datasets`; a hub id has one slash at most.
     is_folder = os.path.isdir(path)

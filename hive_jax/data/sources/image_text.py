@@ -280,7 +280,7 @@ def source_of_rows(
         if value is not None and not isinstance(value, str):
             expected = "text" if classes is None else "a name or an integer"
             return MalformedRecord(
-                f"{column} is a {type(value).__name__}; expected {expected}"
+                f"{column} is of type {type(value).__name__}; expected {expected}"
             )
         return value or ""
 

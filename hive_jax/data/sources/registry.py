@@ -35,6 +35,19 @@ from hive_jax.errors import ConfigError
 from hive_jax.io import require_local
 
 _EXAMPLE = "llava:chat.json,images=images.zip"
+# Names of formats that people write as a kind.
+_FORMATS = {
+    "csv": "table",
+    "tsv": "table",
+    "parquet": "table",
+    "json": "llava",
+    "jsonl": "llava",
+    "tar": "wds",
+    "webdataset": "wds",
+    "huggingface": "hf",
+    "imagefolder": "folder",
+    "array_record": "prepared",
+}
 # Options that name a file or a folder.
 _PATH_OPTIONS = ("images", "dir")
 
@@ -163,6 +176,8 @@ def _likely_kind(kind: str) -> str:
     """What to write in place of an unknown kind, which may be a path or a dataset."""
     if "/" in kind or os.path.exists(kind):
         return f". For a path name its format too, such as folder:{kind}"
+    if kind in _FORMATS:
+        return f"; did you mean {_FORMATS[kind]!r}?"
     if known := nearest(kind, _KINDS):
         return known
     if not kind.isidentifier():

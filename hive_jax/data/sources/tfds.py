@@ -195,7 +195,7 @@ def _open_builder(tfds, name: str, folder: str):
                 f"out"
             )
     else:
-        path = _newest_version(name, Path(folder or _default_folder()))
+        path = _newest_version(name, Path(folder or default_folder()))
     for file in path.iterdir():
         if not file.is_dir():
             require_regular(file)
@@ -210,7 +210,8 @@ def _open_builder(tfds, name: str, folder: str):
     return builder
 
 
-def _default_folder() -> str:
+def default_folder() -> str:
+    """Returns the folder in which TFDS looks for datasets."""
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
@@ -244,7 +245,8 @@ def _as_numbers(version: str) -> list[int]:
 
 
 def _missing(name: str, why: str) -> MissingInputError:
+    command = PREPARE.replace("NAME", repr(name))
     return MissingInputError(
-        f"tfds:{name} was not found: {why}. Prepare it with {PREPARE}, or name the "
+        f"tfds:{name} was not found: {why}. Prepare it with {command}, or name the "
         f"folder of a version of it"
     )

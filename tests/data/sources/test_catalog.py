@@ -122,3 +122,12 @@ def test_what_only_hugging_face_has_needs_a_folder():
         MissingInputError, match="--local-dir DIR, as in caltech256:DIR"
     ):
         opened("caltech256")
+
+
+def test_what_tfds_does_not_have_says_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(
+        MissingInputError, match=r"hf download uoft-cs/cifar10"
+    ) as error:
+        opened("cifar10:")
+    assert "or, with tensorflow installed: tfds.builder('cifar10'" in str(error.value)

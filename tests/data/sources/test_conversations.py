@@ -113,10 +113,10 @@ TEXT = [{"from": "human", "value": "What is it?"}, TURNS[1]]
             "turn 0: value is missing",
         ),
         ({"messages": [{"role": "tool", "content": "a"}]}, "turn 0 is from 'tool'"),
-        ({"image": {"bytes": "aGk="}, "messages": TEXT}, "image is a dict"),
-        ({"image": 1.5, "messages": TEXT}, "image is a float"),
+        ({"image": {"bytes": "aGk="}, "messages": TEXT}, "image is of type dict"),
+        ({"image": 1.5, "messages": TEXT}, "image is of type float"),
         ({"image": "/9j/" * 300, "messages": TEXT}, "image has 1,200 characters"),
-        ([], "is a list; expected an object"),
+        ([], "is of type list; expected an object"),
     ],
 )
 @pytest.mark.parametrize("form", ["plain", "chat"])

@@ -166,7 +166,11 @@ def test_image_folders_of_the_hub(tmp_path):
             "expected one of them",
         ),
         ("{0},image=images,form=caht", ConfigError, "did you mean 'chat'"),
-        ("{0}/data/test-00000-of-00001.parquet", DataError, "is a file; .*table: and"),
+        (
+            "{0}/data/test-00000-of-00001.parquet",
+            DataError,
+            "is a file; .*Use table: or",
+        ),
         ("{0}/missing", MissingInputError, "missing: no such folder, and not a hub id"),
     ],
 )

@@ -74,7 +74,7 @@ def test_any_delimiter_and_suffix(tmp_path, archive, delimiter, suffix):
 def test_files_that_are_no_tables_are_named(tmp_path, archive):
     for content, kind in (
         (b"PK\3\4" + bytes(99), "an Excel workbook: save the table as CSV"),
-        (b'[{"image": "a.jpg"}]', "JSON; llava: reads conversations"),
+        (b'[{"image": "a.jpg"}]', "JSON: use llava: for conversations"),
         ("image,text\n".encode("utf-16"), "is UTF-16; expected UTF-8"),
         ("image,text\n".encode("latin-1") + b"\xe9", "not CSV in UTF-8"),
         (gzip.compress(b"image,text\n", mtime=0), "is compressed with gzip: unpack it"),
@@ -269,7 +269,7 @@ def test_parquet_without_names_of_classes(tmp_path):
     assert source[6].segments[0].text == "a photo of a hot dog\n"
     assert source[6].image == source[0].image
     source = opened(f"table:{tmp_path},text=label")
-    assert "label is a int; expected text" in bad(source, 0).detail
+    assert "label is of type int; expected text" in bad(source, 0).detail
     assert source[6].segments[0].text == "hot_dog\n"
 
 

@@ -104,16 +104,24 @@ def test_text_without_an_image_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "form", "said"),
     [
-        ({"image": 3}, "plain", "image is a int"),
-        ({"image": True}, "plain", "image is a bool"),
+        ({"image": 3}, "plain", "image is of type int"),
+        ({"image": True}, "plain", "image is of type bool"),
         ({"image": ["a.jpg", "b.jpg"]}, "plain", "has 2 images"),
         ({"conversations": []}, "plain", "conversations is missing"),
-        ({"conversations": "hi"}, "plain", "conversations is a str; expected a list"),
+        (
+            {"conversations": "hi"},
+            "plain",
+            "conversations is of type str; expected a list",
+        ),
         ({"conversations": None}, "plain", "conversations is missing"),
         ({"conversations": [{"from": "gpt", "value": " "}]}, "plain", "no text from"),
-        ({"conversations": [{"from": "gpt", "value": 3}]}, "plain", "value is a int"),
+        (
+            {"conversations": [{"from": "gpt", "value": 3}]},
+            "plain",
+            "value is of type int",
+        ),
         ({"conversations": [{"from": "bard", "value": ""}]}, "plain", "'bard'"),
-        ({"conversations": ["hello"]}, "plain", "turn 0 is a str"),
+        ({"conversations": ["hello"]}, "plain", "turn 0 is of type str"),
         (
             {"conversations": [{"from": "gpt", "value": "a \ud800"}]},
             "plain",
