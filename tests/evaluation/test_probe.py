@@ -1,15 +1,14 @@
 """Probes of frozen encoders: labels, features, classifiers, towers, what goes out."""
 
 import dataclasses
-import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
 from export.test_export import run_config
 from helpers.llava_sets import encoded, photograph
 from helpers.random_runs import save_random
+from helpers.tars import write_tar
 from PIL import Image
 
 import hive_jax.probe as command
@@ -408,13 +407,11 @@ def test_equal_texts_are_equally_good(monkeypatch):
 def test_retrieval_of_captions_in_a_tar(tmp_path, monkeypatch):
     """A tar has no names of images: each caption comes with the whole file."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for row, text in enumerate("abcd"):
-            image = encoded(photograph(row // 2))
-            for suffix, content in (("jpg", image), ("txt", text.encode())):
-                member = tarfile.TarInfo(f"{row}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    members = {}
+    for row, text in enumerate("abcd"):
+        image = encoded(photograph(row // 2))
+        members |= {f"{row}.jpg": image, f"{row}.txt": text}
+    write_tar(tmp_path / "a.tar", members)
     source = whole_source(f"wds:{tmp_path}/a.tar", HOW)
     words = {"a": 0, "b": 0, "c": 1, "d": 2}
     samples, scores = retrieval(monkeypatch, source, [0, 0, 1, 1], words)

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 from helpers.llava_sets import encoded, photograph, record, write_set
+from helpers.sources import opened_split
+from helpers.tars import write_tar
 
 from hive_jax import prepare_data
 from hive_jax.config import DataConfig
@@ -82,6 +84,27 @@ def test_nothing_is_left_to_train_on():
 
 def test_groups_are_named_by_their_first_sample():
     assert group_samples(["a", None, "b", "a", None]).tolist() == [0, 1, 2, 0, 4]
+
+
+def test_a_converted_tar_knows_equal_images(tmp_path, monkeypatch):
+    """Whose captions have an image each, without a name."""
+    pytest.importorskip("array_record")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    members = {}
+    for row in range(16):
+        image = encoded(photograph(row // 2))
+        members |= {f"{row:02}.jpg": image, f"{row:02}.txt": f"a {row}"}
+    write_tar(tmp_path / "a.tar", members)
+    out = tmp_path / "prepared"
+    command = ["--from", f"wds:{tmp_path}/a.tar", "--out", str(out)]
+    assert prepare_data.main(command) == 0
+    train, held_out = (
+        opened_split(f"prepared:{out}", part, validation_size=4)
+        for part in ("train", "validation")
+    )
+    shown = [{s[i].image for i in range(len(s))} for s in (train, held_out)]
+    assert len(shown[0]) == 6 and len(shown[1]) == 2
+    assert not shown[0] & shown[1]
 
 
 def test_files_in_either_form_are_held_out_by_image(tmp_path):
