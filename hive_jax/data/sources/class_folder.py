@@ -42,6 +42,7 @@ def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
         raise MissingInputError(f"data.source: {path}: {problem}")
     try:
         folders, loose = _scan_root(path)
+        # By name: the order of a disk differs between machines.
         files = sorted(name for folder in folders for name in _walk(path, folder))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None

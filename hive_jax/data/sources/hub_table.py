@@ -58,6 +58,7 @@ class HubTable:
         return HubImages(self.path, self._rows.select_columns([column]), self._root)
 
     def _column(self, column: str):
+        # Selected first: of a dataset that was filtered, `[:]` copies all columns.
         return self._rows.select_columns([column])[:].column(0)
 
 

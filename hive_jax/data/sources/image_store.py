@@ -166,6 +166,7 @@ class FolderStore:
     def _real_path(self, name: str) -> str:
         """The path without links, of a name in the spelling that the disk has."""
         path = os.path.join(self._root, name)
+        # Only characters beyond ASCII have several spellings.
         if name.isascii() or os.path.lexists(path):
             return os.path.realpath(path)
         path = self._root

@@ -39,6 +39,7 @@ def expand_shards(pattern: str) -> list[str]:
         _require_tars(pattern)
         pattern = f"{glob.escape(pattern)}/*.tar"
     paths = _expand_ranges(pattern)
+    # A file of this very name goes first: names may have "*" and "[".
     if len(paths) == 1 and not os.path.exists(paths[0]):
         paths = sorted(glob.glob(paths[0], recursive=True))
     missing = [path for path in paths if not os.path.isfile(path)]
@@ -87,6 +88,7 @@ def read_index(path: str) -> list[Entry]:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     cache = Path(caches, "hive_jax", "tar_index", name)
+    # A missing or damaged index is made again. Names in a tar need not be UTF-8.
     with contextlib.suppress(OSError, ValueError, msgpack.UnpackException):
         return msgpack.unpackb(cache.read_bytes(), unicode_errors="surrogateescape")
     entries = _index(path)

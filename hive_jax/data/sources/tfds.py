@@ -93,6 +93,7 @@ class TfdsSource:
         about = (
             *(builder.info.full_name, split, count),
             *(self._image, self._text, class_names),
+            # Of the splits that are named, as in "train[:10%]+test"; others may change.
             [
                 (part, info.shard_lengths, info.num_bytes)
                 for part, info in builder.info.splits.items()
@@ -161,6 +162,8 @@ def _usable_features(features, kinds) -> tuple[dict, dict]:
     """The images, and the texts and classes, each as (key, ...) -> feature."""
     images, texts = {}, {}
 
+    # Of a sequence, the first text is one of several captions; a first image or class
+    # would be an arbitrary one.
     def visit(feature, keys: tuple, in_sequence: bool) -> None:
         if isinstance(feature, kinds.FeaturesDict):
             for key, inner in feature.items():
@@ -196,6 +199,7 @@ def _open_builder(tfds, name: str, folder: str):
             )
     else:
         path = _newest_version(name, Path(folder or default_folder()))
+    # Opening a pipe would wait for its writer.
     for file in path.iterdir():
         if not file.is_dir():
             require_regular(file)
