@@ -47,6 +47,7 @@ BOUNDS = {
         "eval_every": (1, _INT32),
         "checkpoint_every": (1, _INT32),
         "max_to_keep": (1, 10**6),
+        "hang_timeout": (1.0, 1e6),
     },
     "HiveConfig": {"connections": (1, 1000), "num_connections": (0, 1000)},
     "SiglipConfig": _SIZES | {"patch_size": (1, 1024), "image_size": (1, _IMAGE_SIZE)},

@@ -221,6 +221,9 @@ class RunConfig:
       eval_every: steps between two validations.
       checkpoint_every: steps between two checkpoints.
       max_to_keep: number of newest checkpoints to keep.
+      hang_timeout: seconds without progress in a step, save or validation batch of a
+        job of several processes, in addition to three times the longest so far, after
+        which it ends with exit code 75; 60 times that while programs compile.
       model: architectures and fusion; an encoder or decoder of None has the
         architecture of the initial weights.
       text_tower: of the contrastive objective.
@@ -250,6 +253,7 @@ class RunConfig:
     eval_every: int = 100
     checkpoint_every: int = 50
     max_to_keep: int = 3
+    hang_timeout: float = 25.0
     model: HiveConfig = dataclasses.field(default_factory=HiveConfig)
     text_tower: TextTowerConfig = dataclasses.field(default_factory=TextTowerConfig)
     execution: ModelExecution = dataclasses.field(default_factory=ModelExecution)

@@ -17,6 +17,7 @@ RESUMABLE_KEYS = {
     "eval_every",
     "checkpoint_every",
     "max_to_keep",
+    "hang_timeout",
     "mesh",
     "data.threads",
     # The path; the tokenizer itself has a fingerprint in every checkpoint.

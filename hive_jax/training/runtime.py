@@ -1,23 +1,19 @@
-"""Process setup: join a distributed job, and abort it on errors."""
+"""Process setup: join a distributed job."""
 
-import contextlib
 import glob
 import importlib.util
 import logging
 import os
 import re
-import threading
 from collections.abc import Mapping
 
 import jax
 
 from hive_jax.errors import ConfigError
+from hive_jax.training import watchdog
 
 _log = logging.getLogger(__name__)
 
-# Before a failed process exits. Most errors (bad data, a loss that is not finite) reach
-# all processes, and each of them then prints its own message.
-ABORT_GRACE_SECONDS = 10
 _MAX_PROCESSES = 2**16
 
 
@@ -39,6 +35,7 @@ def join_job(
     Raises:
       ConfigError: only some of the last three arguments are given, one is impossible,
         the tasks cannot share the GPUs, or the processes do not find each other.
+      UnavailableError: a process cannot be reached by the watchdog.
     """
     arguments = initialize_arguments(
         distributed, coordinator_address, num_processes, process_id, os.environ
@@ -46,7 +43,8 @@ def join_job(
     if arguments is None:
         return
     try:
-        jax.distributed.initialize(**arguments)
+        with watchdog.limit_join():
+            jax.distributed.initialize(**arguments, **watchdog.JAX_TIMEOUTS)
     # JAX raises any of these for a wrong address, a timeout or a used port.
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(
@@ -54,28 +52,7 @@ def join_job(
             f"coordinator_address, num_processes and process_id, or use "
             f"distributed=off for a single process"
         ) from error
-
-
-@contextlib.contextmanager
-def abort_job_on_error():
-    """Context manager that ends a process of a job with its error's exit code.
-
-    Without it JAX waits five minutes for the other processes and then aborts. They
-    cannot continue without this one: their next collective fails, or the coordinator
-    ends them.
-    """
-    try:
-        yield
-    except Exception as error:
-        if jax.process_count() > 1:
-            # A HiveError has the exit code that launchers act on; 1 is Python's.
-            code = getattr(error, "exit_code", 1)
-            # A timer: the ordinary exit may hang in JAX's shutdown, which waits for
-            # all processes.
-            timer = threading.Timer(ABORT_GRACE_SECONDS, os._exit, (code,))
-            timer.daemon = True
-            timer.start()
-        raise
+    watchdog.connect(coordinator_address)
 
 
 def initialize_arguments(

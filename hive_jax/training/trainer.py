@@ -20,7 +20,7 @@ from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
 from hive_jax.io import write_json
 from hive_jax.locks import exclusive_lock
-from hive_jax.training import optimizer
+from hive_jax.training import optimizer, watchdog
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.experiment import Experiment
 from hive_jax.training.flops import step_flops
@@ -61,6 +61,7 @@ def train(
       OutputError: several saves in a row have failed.
     """
     config = as_run_config(config)
+    watchdog.set_timeout(config.hang_timeout)
     workdir = workdir_of_run(workdir, config.name)
     # A config or data that cannot be used is refused here, before the workdir changes.
     run = Experiment(resolve_config(config, workdir))
@@ -135,14 +136,17 @@ def _train_loop(
         start * accumulation, config.total_steps * accumulation
     )
     metrics = None
+    train_step = watchdog.compile_together(run.program.train_step)
     with progress_bar(config.name, config.total_steps, start) as bar:
         for step in range(start + 1, config.total_steps + 1):
             # The update. It only starts here: the device computes while the next
             # micro-batches are prepared.
+            watchdog.enter("waiting for data")
             wait_start = time.perf_counter()
             micro_batches = tuple(itertools.islice(batches, accumulation))
             throughput.waited(time.perf_counter() - wait_start, metrics)
-            state, metrics = run.program.train_step(state, micro_batches)
+            watchdog.enter("the train step")
+            state, metrics = train_step(state, micro_batches)
             throughput.count_flops(flops(micro_batches[0].tokens.shape[1]))
             bar.update()
 
@@ -157,6 +161,7 @@ def _train_loop(
             # clock of the rates.
             is_first = step == start + 1
             if saving or validating or is_first or step % config.log_every == 0:
+                watchdog.enter("reading the metrics")
                 values = _read_metrics(run, metrics, step) | throughput.since_last(step)
                 values["bad_samples"] = len(run.loader.invalid)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
@@ -168,6 +173,7 @@ def _train_loop(
             if validating:
                 stopping = not _validate(run, state.params, writer, step, stop.check)
                 throughput.restart(step)
+            watchdog.enter("the checkpoint")
             checkpoints.check()  # reports a failed save now, not at the next one
             if saving or stopping:
                 checkpoints.save(step, state, run.meta(step))
@@ -175,6 +181,7 @@ def _train_loop(
                 break
     # Ends the reading threads, which are ahead of a run that stopped early.
     batches.close()
+    watchdog.enter("the last save")
     # Saves are asynchronous; the exit code promises that the last one is on disk.
     checkpoints.wait()
     return state
@@ -267,6 +274,7 @@ def _finish(
 ) -> None:
     """Writes result.json, once: final validation, bad samples, and the relative
     distance that each parameter group moved from its initial value."""
+    watchdog.enter("the result")
     path = folder / "result.json"
     if is_final(path, step):
         log(f"finished already; its figures are in {path}")

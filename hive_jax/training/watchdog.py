@@ -1,0 +1,245 @@
+"""Bounds every wait of a job of several processes.
+
+A process may be killed, stop to answer, or never come to a collective operation in which
+the others wait for it. All processes then exit with code 75 (PREEMPTED) and one line that
+names the process, and launchers start the job again. A single process has no watchdog:
+all functions here return at once.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from hive_jax.errors import PREEMPTED
+from hive_jax.training.peers import (
+    ERROR_GRACE_SECONDS,
+    SILENCE_SECONDS,
+    Coordinator,
+    Worker,
+    local_addresses,
+)
+
+# The first of each phase compiles programs, and the second is the first whole one: the
+# first interval between two readings of metrics is a single step.
+_UNTIMED = 2
+# Of an untimed phase, in `hang_timeout`s: 25 minutes by default, for compilation, weights
+# and the texts of a large dataset.
+_UNTIMED_FACTOR = 60
+_TIMED_FACTOR = 3
+_JOIN_SECONDS = 300
+_DEVICES_SECONDS = 120
+
+# Of the errors that JAX raises in the processes that a lost one leaves behind. The texts
+# are those of XLA's statuses, of its CPU and GPU collectives, and of its barriers.
+_PEER_ERRORS = re.compile(
+    r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo|NCCL|[Bb]arrier|"
+    r"[Cc]oordination service|[Cc]onnection (closed|reset)"
+)
+
+
+class _Phases:
+    """Durations of the phases of this process.
+
+    Attributes:
+      hang_timeout: see RunConfig.
+      phase: current phase.
+      count: number of phases entered.
+    """
+
+    def __init__(self):
+        self.hang_timeout = 25.0
+        self.phase, self.count = "start-up", 0
+        self._since = time.monotonic()
+        self._longest, self._times = {}, Counter()
+
+    def enter(self, phase: str) -> None:
+        """Ends the current phase and enters the next one."""
+        now = time.monotonic()
+        longest = self._longest.get(self.phase, 0.0)
+        self._longest[self.phase] = max(longest, now - self._since)
+        self._times[self.phase] += 1
+        self.phase, self._since, self.count = phase, now, self.count + 1
+
+    def overdue(self) -> str | None:
+        """Returns in words that the current phase takes too long, else None."""
+        phase, seconds = self.phase, time.monotonic() - self._since
+        limit = self.hang_timeout + _TIMED_FACTOR * self._longest.get(phase, 0.0)
+        if self._times[phase] < _UNTIMED:
+            limit = self.hang_timeout * _UNTIMED_FACTOR
+        if seconds <= limit:
+            return None
+        return f"no progress in {phase} for {seconds:.0f} s (config.hang_timeout)"
+
+
+_phases: _Phases | None = None
+_node: Coordinator | Worker | None = None
+
+# Arguments of `jax.distributed.initialize`. JAX aborts a process that waits longer, so
+# these are longer than the watchdog's own limits.
+JAX_TIMEOUTS = {
+    "initialization_timeout": _JOIN_SECONDS + 60,
+    "heartbeat_timeout_seconds": _DEVICES_SECONDS + 60,
+}
+
+
+@contextlib.contextmanager
+def limit_join():
+    """Context manager that exits with PREEMPTED if joining a job takes too long."""
+    with _limit(_JOIN_SECONDS, "not all processes of the job have started"):
+        yield
+
+
+def connect(coordinator_address: str | None) -> None:
+    """Connects the processes of the job that this one has joined; starts the watch.
+
+    Args:
+      coordinator_address: "host:port" of process 0, if it was given.
+
+    Raises:
+      UnavailableError: a process cannot be reached.
+    """
+    global _phases, _node
+    with _limit(_DEVICES_SECONDS, "not all processes have found their devices"):
+        if jax.process_count() == 1:
+            return
+        index, host, phases = jax.process_index(), socket.gethostname(), _Phases()
+        record = {}
+        if index == 0:
+            coordinator = Coordinator(host, jax.process_count(), phases)
+            record = {
+                "host": host,
+                "addresses": local_addresses(coordinator_address),
+                "port": coordinator.port,
+                "token": coordinator.token,
+            }
+        record = _broadcast(record)
+        if index == 0:
+            coordinator.accept_all()
+            node = coordinator
+        else:
+            node = Worker(index, host, phases, record)
+    _phases, _node = phases, node
+
+
+def set_timeout(seconds: float) -> None:
+    """Sets the limit of a phase; see RunConfig.hang_timeout."""
+    if _phases:
+        _phases.hang_timeout = seconds
+
+
+def enter(phase: str) -> None:
+    """Begins a phase, which ends the one before it.
+
+    A phase may take `hang_timeout` and three times the longest of its name so far. The
+    first two of a name may take 60 times `hang_timeout`, because they compile.
+
+    Args:
+      phase: its name, in words that fit "no progress in ...".
+    """
+    if _phases:
+        _phases.enter(phase)
+
+
+def compile_together(function: Callable) -> Callable:
+    """Returns a jitted function whose first call with arguments of new shapes compiles
+    it in all processes before any of them runs it.
+
+    Collective operations on CPUs wait for 30 seconds only, and on other devices a
+    compilation would count as a hang of the processes that have finished theirs.
+
+    Args:
+      function: jitted; the shapes of its last argument decide those of the others.
+    """
+    return _compile_together(function) if _node else function
+
+
+@functools.cache  # once for each function, over all its callers
+def _compile_together(function: Callable) -> Callable:
+    compiled = set()
+
+    def call(*arguments):
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[-1]))
+        if shapes not in compiled:
+            compiled.add(shapes)
+            phase = _phases.phase
+            enter(f"compilation {len(compiled)} of {phase}")
+            # JAX keeps the executable: the call below does not compile again.
+            function.lower(*arguments).compile()
+            _node.meet()
+            enter(phase)
+        return function(*arguments)
+
+    return call
+
+
+@contextlib.contextmanager
+def end_together():
+    """Context manager that ends all processes of the job if this one fails.
+
+    They cannot continue without it. An error that a lost process has caused ends all with
+    PREEMPTED, any other error with its own exit code, which launchers act on.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if _node and (reason := _peer_error(error)):
+            # The watch finds out which process it was, and ends this one meanwhile.
+            time.sleep(SILENCE_SECONDS + ERROR_GRACE_SECONDS)
+            _node.report_lost(f"a process of the job is lost: {reason}")
+        if _node:
+            _node.fail(getattr(error, "exit_code", 1))
+        raise
+    if _node:
+        _node.finish()
+
+
+def _peer_error(error: BaseException | None) -> str | None:
+    """Returns the first line of the error of a collective operation that caused `error`,
+    else None."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            line = str(error).partition("\n")[0]
+            if _PEER_ERRORS.search(line):
+                return line[:200]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def _limit(seconds: float, reason: str):
+    """Context manager that exits with PREEMPTED if its body takes longer."""
+    timer = threading.Timer(seconds, _exit, (f"{reason} within {seconds} s",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _exit(reason: str) -> None:
+    print(
+        f"error: {reason}; the same command starts again", file=sys.stderr, flush=True
+    )
+    os._exit(PREEMPTED)
+
+
+def _broadcast(record: dict) -> dict:
+    """Returns the JSON object of process 0; all processes must call it."""
+    content = np.zeros(4096, np.uint8)
+    encoded = json.dumps(record).encode()
+    content[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    content = np.asarray(multihost_utils.broadcast_one_to_all(content))
+    return json.loads(bytes(content).rstrip(b"\0"))
