@@ -8,17 +8,17 @@ of a crash, which no launcher takes for a reason to restart.
 import contextlib
 import dataclasses
 import functools
-import json
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Protocol
 
 from hive_jax.errors import PREEMPTED, UnavailableError
+from hive_jax.training.peer_connection import Connection, connect
 
 HEARTBEAT_SECONDS = 1
 # More than a heartbeat is late on a host that swaps, or whose Python thread holds the
@@ -29,6 +29,18 @@ SILENCE_SECONDS = 15
 ERROR_GRACE_SECONDS = 5
 _CONNECT_SECONDS = 30
 
+# A process of its own, which outlives a stop of the one that it guards.
+_GUARD = """
+import os, select, sys
+parent = int(sys.argv[1])
+while select.select([0], [], [], float(sys.argv[2]))[0]:
+    if not os.read(0, 64):
+        sys.exit()
+if os.getppid() == parent:
+    os.write(2, b"error: this process did not run any more; killed by its guard\\n")
+    os.kill(parent, 9)
+"""
+
 
 class Progress(Protocol):
     """Progress of this process: phases entered, the current phase, and whether it has
@@ -38,48 +50,6 @@ class Progress(Protocol):
     phase: str
 
     def overdue(self) -> str | None: ...
-
-
-class _Connection:
-    """Messages over a socket, as JSON lines."""
-
-    def __init__(self, sock: socket.socket):
-        # Of reads and writes: the other end sends a heartbeat each second.
-        sock.settimeout(SILENCE_SECONDS)
-        self._socket, self._file = sock, sock.makefile("rb")
-        self._lock = threading.Lock()
-
-    def send(self, **message) -> None:
-        # The reader of this connection reports a broken one.
-        with contextlib.suppress(OSError), self._lock:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> dict:
-        """Returns the next message; {} if the other end has closed the connection or
-        sent no message.
-
-        Raises:
-          OSError: the connection is broken, or silent (TimeoutError).
-        """
-        try:
-            message = json.loads(self._file.readline(10_000))
-        except ValueError:
-            return {}
-        return message if isinstance(message, dict) else {}
-
-    def listen(self, handle: Callable[[dict], None]) -> str:
-        """Passes messages to `handle` until the connection ends; returns why it did."""
-        try:
-            while message := self.receive():
-                handle(message)
-        except TimeoutError:
-            return f"it has not answered for {SILENCE_SECONDS} s"
-        except OSError as error:
-            return f"its connection broke: {error}"
-        return "it ended without a message, as if killed"
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class _Node:
@@ -96,6 +66,22 @@ class _Node:
         self._finished = False
         self._meetings = self._met = 0
         self._changed = threading.Condition()
+        seconds = SILENCE_SECONDS + ERROR_GRACE_SECONDS
+        # A stopped process, or one whose interpreter is blocked, cannot end itself, and
+        # launchers wait for it. The guard writes to stderr alone.
+        command = [sys.executable, "-S", "-c", _GUARD, str(os.getpid()), str(seconds)]
+        self._guard = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0)
+
+    def finish(self) -> None:
+        """Ends the watch over this process, which is about to exit."""
+        self._finished = True
+        self._guard.stdin.close()
+
+    def _beat(self) -> None:
+        """Waits for the time of the next heartbeat; tells the guard."""
+        time.sleep(HEARTBEAT_SECONDS)
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed
+            self._guard.stdin.write(b".")
 
     def meet(self) -> None:
         """Returns once every process has called it as often as this one."""
@@ -128,7 +114,7 @@ class _Peer:
     """A process as process 0 knows it."""
 
     name: str
-    connection: _Connection
+    connection: Connection
     count: int = 0
     phase: str = "start-up"
     finished: bool = False
@@ -173,7 +159,7 @@ class Coordinator(_Node):
             self._listener.settimeout(max(0.1, deadline - time.monotonic()))
             try:
                 sock, _ = self._listener.accept()
-                connection = _Connection(sock)
+                connection = Connection(sock, SILENCE_SECONDS)
                 hello = connection.receive()
             except OSError as error:
                 raise UnavailableError(
@@ -189,9 +175,6 @@ class Coordinator(_Node):
         for peer in self._peers:
             self._start(self._listen, peer)
         self._start(self._watch)
-
-    def finish(self) -> None:
-        self._finished = True
 
     def fail(self, code: int) -> None:
         """Ends all processes with the exit code of an error of this one."""
@@ -213,7 +196,7 @@ class Coordinator(_Node):
 
     def _watch(self) -> None:
         while True:
-            time.sleep(HEARTBEAT_SECONDS)
+            self._beat()
             for peer in self._peers:
                 peer.connection.send(beat=True)
             if not self._finished and (reason := self.progress.overdue()):
@@ -236,9 +219,9 @@ class Coordinator(_Node):
             peer.finished = True
             self._start(self._end_after_grace, peer.name, message["failed"])
         if "overdue" in message:
-            self._end(self._blame(message["overdue"]), PREEMPTED)
+            self._start(self._end, self._blame(message["overdue"]), PREEMPTED)
         if "lost" in message:
-            self._end(message["lost"], PREEMPTED)
+            self._start(self._end, message["lost"], PREEMPTED)
 
     def _blame(self, reason: str) -> str:
         """Returns a reason with the names of the processes that are behind the rest."""
@@ -280,14 +263,15 @@ class Worker(_Node):
     def __init__(self, index: int, host: str, progress: Progress, coordinator: dict):
         super().__init__(f"process {index} ({host})", progress)
         self._coordinator = f"process 0 ({coordinator['host']})"
-        self._connection = _Connection(_connect(coordinator))
+        self._connection = Connection(connect(coordinator), SILENCE_SECONDS)
         self._connection.send(token=coordinator["token"], name=self.name)
         self._start(self._listen)
         self._start(self._watch)
 
     def finish(self) -> None:
-        self._finished = True
-        self._connection.send(finished=True)
+        super().finish()
+        if self._exit_code is None:
+            self._connection.send(finished=True)
 
     def fail(self, code: int) -> None:
         """Ends all processes with the exit code of an error of this one."""
@@ -305,7 +289,7 @@ class Worker(_Node):
 
     def _watch(self) -> None:
         while True:
-            time.sleep(HEARTBEAT_SECONDS)
+            self._beat()
             now = self.progress
             self._connection.send(count=now.count, phase=now.phase)
             if not self._finished and (reason := now.overdue()):
@@ -321,37 +305,3 @@ class Worker(_Node):
             self._all_met()
         if "end" in message:
             self._exit(message["end"], message["code"])
-
-
-def _connect(coordinator: dict) -> socket.socket:
-    """Returns a socket connected to the first address that answers."""
-    errors = []
-    for address in coordinator["addresses"]:
-        try:
-            return socket.create_connection((address, coordinator["port"]), timeout=5)
-        except OSError as error:
-            errors.append(f"{address}: {error}")
-    raise UnavailableError(
-        f"process 0 ({coordinator['host']}) cannot be reached at port "
-        f"{coordinator['port']} ({'; '.join(errors)}); allow TCP between all hosts of "
-        "the job"
-    )
-
-
-def local_addresses(coordinator_address: str | None) -> list[str]:
-    """Returns addresses of this host, the most likely to be reached first.
-
-    Args:
-      coordinator_address: "host:port" of process 0 if it was given, which this is.
-    """
-    addresses = []
-    if coordinator_address:
-        addresses.append(coordinator_address.rpartition(":")[0].strip("[]"))
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe,
-    ):
-        # No packet is sent: the system chooses the address of the default route.
-        probe.connect(("192.0.2.1", 9))
-        addresses.append(probe.getsockname()[0])
-    return [*dict.fromkeys([*addresses, socket.gethostname()])]

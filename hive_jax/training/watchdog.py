@@ -6,6 +6,7 @@ names the process, and launchers start the job again. A single process has no wa
 all functions here return at once.
 """
 
+import atexit
 import contextlib
 import functools
 import json
@@ -23,12 +24,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hive_jax.errors import PREEMPTED
+from hive_jax.training.peer_connection import local_addresses
 from hive_jax.training.peers import (
     ERROR_GRACE_SECONDS,
     SILENCE_SECONDS,
     Coordinator,
     Worker,
-    local_addresses,
 )
 
 # The first of each phase compiles programs, and the second is the first whole one: the
@@ -131,6 +132,8 @@ def connect(coordinator_address: str | None) -> None:
         else:
             node = Worker(index, host, phases, record)
     _phases, _node = phases, node
+    # Before JAX's own, which waits for all processes: the last registered runs first.
+    atexit.register(node.finish)
 
 
 def set_timeout(seconds: float) -> None:
@@ -201,8 +204,6 @@ def end_together():
         if _node:
             _node.fail(getattr(error, "exit_code", 1))
         raise
-    if _node:
-        _node.finish()
 
 
 def _peer_error(error: BaseException | None) -> str | None:

@@ -253,42 +253,6 @@ def test_two_slurm_tasks_join_by_their_environment(tmp_path):
     assert [out.split()[-3:] for out in outputs] == [["0", "2", "4"], ["1", "2", "4"]]
 
 
-ENDING = """
-import sys
-
-from hive_jax import errors
-from hive_jax.training import runtime
-
-address, process, broken = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-runtime.ABORT_GRACE_SECONDS = 1
-runtime.join_job("on", address, 2, process)
-
-from jax.experimental import multihost_utils
-
-multihost_utils.sync_global_devices("met")
-with runtime.abort_job_on_error():
-    if process == broken:
-        raise errors.DataError("bad samples")
-    multihost_utils.sync_global_devices("never")
-"""
-
-
-@pytest.mark.parametrize("broken", [0, 1])
-def test_an_error_of_one_process_ends_both(tmp_path, broken):
-    """Soon, with its exit code, and not after minutes."""
-    address = f"localhost:{free_port()}"
-    code = [sys.executable, "-c", ENDING, address]
-    processes = [start([*code, str(i), str(broken)], tmp_path) for i in (0, 1)]
-    try:
-        outputs = [process.communicate(timeout=60)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    codes = [process.returncode for process in processes]
-    assert codes[broken] == 65, outputs
-    assert codes[1 - broken] not in (0, None)
-
-
 # Stage 3's rules from random parameters, for stage 1 alone starts from these.
 STAGE = (
     "--config.rules=(('llm/embedder/.*',None),('.*',1.0))",

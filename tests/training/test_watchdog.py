@@ -1,0 +1,152 @@
+"""Jobs of two processes of which one fails, is killed, stops or sleeps."""
+
+import signal
+import sys
+import time
+
+import jax
+import pytest
+from distributed_grid import free_port, start
+
+from hive_jax.errors import DataError, OutputError
+from hive_jax.training import watchdog
+
+# A training loop without a model; faster to find fault than the real one.
+JOB = """
+import sys, time
+
+from hive_jax import errors
+from hive_jax.training import peers, runtime, watchdog
+
+address, process, victim, fault = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4]
+peers.SILENCE_SECONDS, peers.ERROR_GRACE_SECONDS = 3, 1
+runtime.join_job("on", address, 2, process)
+watchdog.set_timeout(3)
+
+import jax
+from jax.experimental import multihost_utils
+
+multihost_utils.sync_global_devices("met")
+print("ready", flush=True)
+with watchdog.end_together():
+    for step in range(10**9):
+        watchdog.enter("the step")
+        if process == victim and step == 20:
+            if fault == "asleep":
+                time.sleep(1000)
+            if fault == "error":
+                raise errors.DataError("bad samples")
+        time.sleep(0.02)
+        watchdog.enter("the collective")
+        multihost_utils.sync_global_devices("step")
+"""
+
+
+def run_job(tmp_path, fault, victim):
+    """Returns (exit code, seconds until it, output) of both processes."""
+    address = f"localhost:{free_port()}"
+    code = [sys.executable, "-c", JOB, address]
+    processes = [start([*code, str(i), str(victim), fault], tmp_path) for i in (0, 1)]
+    try:
+        for process in processes:
+            while process.stdout.readline() not in ("ready\n", ""):
+                pass
+        time.sleep(0.5)
+        began = time.monotonic()
+        if fault in ("SIGKILL", "SIGSTOP"):
+            processes[victim].send_signal(getattr(signal, fault))
+        rows = []
+        # The other one first: the seconds are its own.
+        for i in (1 - victim, victim):
+            output = processes[i].communicate(timeout=60)[0]
+            rows.append((processes[i].returncode, time.monotonic() - began, output))
+    finally:
+        for process in processes:
+            process.kill()
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("fault", "victim", "message"),
+    [
+        ("SIGKILL", 0, "is lost: its connection has closed"),
+        ("SIGKILL", 1, "is lost: its connection has closed"),
+        ("SIGSTOP", 0, "is lost: it has not answered for 3 s"),
+        ("SIGSTOP", 1, "is lost: it has not answered for 3 s"),
+        ("asleep", 0, "in the step is stuck"),
+        ("asleep", 1, "in the step is stuck"),
+    ],
+)
+def test_a_lost_or_stuck_process_ends_the_job_with_75(tmp_path, fault, victim, message):
+    (code, seconds, output), (victims_code, _, victims_output) = run_job(
+        tmp_path, fault, victim
+    )
+    assert code == 75, output
+    assert seconds < 3 + 3 + 8, output
+    # One line, which names the process and its host: no traceback, no C++ stack.
+    (line,) = [line for line in output.splitlines() if "Gloo" not in line]
+    assert line.startswith("error: ") and f"process {victim} (" in line, output
+    assert message in line and "the same command resumes the run" in line
+    # A stopped process is killed by its guard; one asleep ends itself.
+    assert victims_code == (75 if fault == "asleep" else -9), victims_output
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_an_error_of_one_process_ends_both_with_its_code(tmp_path, victim):
+    """Not 75, and not the higher code that Slurm would take: a restart cannot help."""
+    (code, _, output), (victims_code, _, victims_output) = run_job(
+        tmp_path, "error", victim
+    )
+    assert [code, victims_code] == [65, 65], output + victims_output
+    assert f"process {victim} (" in output and "has ended with exit code 65" in output
+    assert "has ended" not in victims_output and "bad samples" in victims_output
+
+
+def test_limits_follow_what_phases_took(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
+    phases = watchdog._Phases()
+    for seconds in (300, 40):  # the first compiles
+        phases.enter("the step")
+        now[0] += seconds
+        assert phases.overdue() is None
+    now[0] += 25 * 60
+    assert "no progress in the step for 1540 s" in phases.overdue()
+    for seconds in (1, 2, 10):
+        phases.enter("the save")
+        now[0] += seconds
+        phases.enter("between")
+        assert phases.overdue() is None
+    phases.enter("the save")
+    now[0] += 25 + 3 * 10
+    assert phases.overdue() is None
+    now[0] += 1
+    assert "no progress in the save for 56 s (config.hang_timeout)" == phases.overdue()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("FAILED_PRECONDITION: Gloo all-reduce failed: Connection closed", True),
+        ("UNAVAILABLE: failed to connect", True),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", False),
+    ],
+)
+def test_errors_of_lost_processes_are_known_through_others(text, expected):
+    try:
+        try:
+            raise jax.errors.JaxRuntimeError(text)
+        except jax.errors.JaxRuntimeError as error:
+            raise OutputError("saves have failed") from error
+    except OutputError as error:
+        assert watchdog._peer_error(error) == (text if expected else None)
+    assert watchdog._peer_error(DataError("UNAVAILABLE")) is None
+
+
+def test_a_single_process_is_not_watched():
+    def function():
+        pass
+
+    assert watchdog.compile_together(function) is function
+    watchdog.enter("the step")
+    assert watchdog._phases is None
