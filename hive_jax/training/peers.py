@@ -178,6 +178,8 @@ class Coordinator(_Node):
 
     def fail(self, code: int) -> None:
         """Ends all processes with the exit code of an error of this one."""
+        if self._ending.locked():  # the others have been ended: that is the error
+            return
         self._exit_code = code
         self._start(self._end_after_grace, self.name, code)
 

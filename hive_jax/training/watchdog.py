@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hive_jax.errors import PREEMPTED
+from hive_jax.errors import PREEMPTED, HiveError
 from hive_jax.training.peer_connection import local_addresses
 from hive_jax.training.peers import (
     ERROR_GRACE_SECONDS,
@@ -42,11 +42,12 @@ _TIMED_FACTOR = 3
 _JOIN_SECONDS = 300
 _DEVICES_SECONDS = 120
 
-# Of the errors that JAX raises in the processes that a lost one leaves behind. The texts
-# are those of XLA's statuses, of its CPU and GPU collectives, and of its barriers.
+# Errors that JAX raises in the processes that a lost one leaves behind: a status of XLA,
+# and what failed. On CPUs it raises some as ValueError.
 _PEER_ERRORS = re.compile(
-    r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|Gloo|NCCL|[Bb]arrier|"
-    r"[Cc]oordination service|[Cc]onnection (closed|reset)"
+    r"(?-i:UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED): |"
+    r"(?-i:[A-Z_]+): .*(gloo|nccl|barrier|coordination service|connection (closed|reset))",
+    re.IGNORECASE,
 )
 
 
@@ -210,10 +211,9 @@ def _peer_error(error: BaseException | None) -> str | None:
     """Returns the first line of the error of a collective operation that caused `error`,
     else None."""
     while error is not None:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            line = str(error).partition("\n")[0]
-            if _PEER_ERRORS.search(line):
-                return line[:200]
+        line = str(error).partition("\n")[0]
+        if not isinstance(error, HiveError) and _PEER_ERRORS.match(line):
+            return line[:200]
         error = error.__cause__ or error.__context__
     return None
 

@@ -11,7 +11,7 @@ from distributed_grid import free_port, start
 from hive_jax.errors import DataError, OutputError
 from hive_jax.training import watchdog
 
-# A training loop without a model; faster to find fault than the real one.
+# A training loop without a model; it starts faster than the real one.
 JOB = """
 import sys, time
 
@@ -19,9 +19,9 @@ from hive_jax import errors
 from hive_jax.training import peers, runtime, watchdog
 
 address, process, victim, fault = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4]
-peers.SILENCE_SECONDS, peers.ERROR_GRACE_SECONDS = 3, 1
+peers.SILENCE_SECONDS, peers.ERROR_GRACE_SECONDS = 2, 1
 runtime.join_job("on", address, 2, process)
-watchdog.set_timeout(3)
+watchdog.set_timeout(2)
 
 import jax
 from jax.experimental import multihost_utils
@@ -71,9 +71,8 @@ def run_job(tmp_path, fault, victim):
     [
         ("SIGKILL", 0, "is lost: its connection has closed"),
         ("SIGKILL", 1, "is lost: its connection has closed"),
-        ("SIGSTOP", 0, "is lost: it has not answered for 3 s"),
-        ("SIGSTOP", 1, "is lost: it has not answered for 3 s"),
-        ("asleep", 0, "in the step is stuck"),
+        ("SIGSTOP", 0, "is lost: it has not answered for 2 s"),
+        ("SIGSTOP", 1, "is lost: it has not answered for 2 s"),
         ("asleep", 1, "in the step is stuck"),
     ],
 )
@@ -82,7 +81,7 @@ def test_a_lost_or_stuck_process_ends_the_job_with_75(tmp_path, fault, victim, m
         tmp_path, fault, victim
     )
     assert code == 75, output
-    assert seconds < 3 + 3 + 8, output
+    assert seconds < 12, output
     # One line, which names the process and its host: no traceback, no C++ stack.
     (line,) = [line for line in output.splitlines() if "Gloo" not in line]
     assert line.startswith("error: ") and f"process {victim} (" in line, output
@@ -91,14 +90,11 @@ def test_a_lost_or_stuck_process_ends_the_job_with_75(tmp_path, fault, victim, m
     assert victims_code == (75 if fault == "asleep" else -9), victims_output
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_an_error_of_one_process_ends_both_with_its_code(tmp_path, victim):
+def test_an_error_of_one_process_ends_both_with_its_code(tmp_path):
     """Not 75, and not the higher code that Slurm would take: a restart cannot help."""
-    (code, _, output), (victims_code, _, victims_output) = run_job(
-        tmp_path, "error", victim
-    )
+    (code, _, output), (victims_code, _, victims_output) = run_job(tmp_path, "error", 1)
     assert [code, victims_code] == [65, 65], output + victims_output
-    assert f"process {victim} (" in output and "has ended with exit code 65" in output
+    assert "process 1 (" in output and "has ended with exit code 65" in output
     assert "has ended" not in victims_output and "bad samples" in victims_output
 
 
@@ -140,7 +136,9 @@ def test_errors_of_lost_processes_are_known_through_others(text, expected):
             raise OutputError("saves have failed") from error
     except OutputError as error:
         assert watchdog._peer_error(error) == (text if expected else None)
-    assert watchdog._peer_error(DataError("UNAVAILABLE")) is None
+    assert watchdog._peer_error(ValueError("UNKNOWN: Gloo AllGather failed"))
+    assert watchdog._peer_error(ValueError("the connection closed")) is None
+    assert watchdog._peer_error(DataError("UNAVAILABLE: no image")) is None
 
 
 def test_a_single_process_is_not_watched():
