@@ -3,8 +3,8 @@
     python tests/host_loop.py --faults 6
 
 Kills (SIGKILL) and stops (SIGSTOP) a random process in turn, in a save or at a random
-moment. A supervisor of ten lines starts the job again after exit code 75. Prints how long
-the others took to end, with which codes, and whether all bits agree.
+moment of the training. A supervisor of ten lines starts the job again after exit code 75.
+Prints how long the job took to end, with which codes, and whether all bits agree.
 """
 
 import argparse
@@ -52,9 +52,14 @@ def ended(processes: list) -> tuple[list[int], list[str]]:
 
 def disturb(processes: list, workdir: Path, number: int, draw: random.Random) -> int:
     """Kills or stops one process; returns its index."""
-    time.sleep(draw.uniform(2, 20))
+    # Training, not start-up: before they join, the processes do not watch each other.
+    old, log = set(kill_loop.unfinished_saves(workdir)), workdir / "metrics.jsonl"
+    modified = log.stat().st_mtime if log.exists() else 0
+    while not log.exists() or log.stat().st_mtime == modified:
+        time.sleep(0.1)
+    time.sleep(draw.uniform(0, 2))
     while number % 4 < 2 and processes[0].poll() is None:
-        if kill_loop.unfinished_saves(workdir):
+        if set(kill_loop.unfinished_saves(workdir)) - old:
             break
         time.sleep(0.002)
     victim = draw.randrange(PROCESSES)
