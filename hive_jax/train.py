@@ -52,6 +52,7 @@ def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
         options.process_id,
     )
     exits.joined_job()
+    watchdog.connect(options.coordinator_address)
     with watchdog.end_together():
         # After joining: it asks JAX for the platform, which initializes the backend.
         enable_compilation_cache()

@@ -35,7 +35,6 @@ def join_job(
     Raises:
       ConfigError: only some of the last three arguments are given, one is impossible,
         the tasks cannot share the GPUs, or the processes do not find each other.
-      UnavailableError: a process cannot be reached by the watchdog.
     """
     arguments = initialize_arguments(
         distributed, coordinator_address, num_processes, process_id, os.environ
@@ -52,7 +51,6 @@ def join_job(
             f"coordinator_address, num_processes and process_id, or use "
             f"distributed=off for a single process"
         ) from error
-    watchdog.connect(coordinator_address)
 
 
 def initialize_arguments(

@@ -173,9 +173,9 @@ def _train_loop(
             if validating:
                 stopping = not _validate(run, state.params, writer, step, stop.check)
                 throughput.restart(step)
-            watchdog.enter("the checkpoint")
             checkpoints.check()  # reports a failed save now, not at the next one
             if saving or stopping:
+                watchdog.enter("the save")
                 checkpoints.save(step, state, run.meta(step))
             if stopping:
                 break
@@ -274,12 +274,13 @@ def _finish(
 ) -> None:
     """Writes result.json, once: final validation, bad samples, and the relative
     distance that each parameter group moved from its initial value."""
-    watchdog.enter("the result")
+    watchdog.enter("the end")
     path = folder / "result.json"
     if is_final(path, step):
         log(f"finished already; its figures are in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
+    watchdog.enter("the result")
     result["bad_samples"] = _count_bad_samples(run)
     try:
         # The initial parameters are computed again: they are a function of the config

@@ -94,7 +94,7 @@ def validate(
       For two towers: "loss" and "accuracy".
     """
     total = None
-    watchdog.enter("a validation batch")
+    watchdog.enter("the start of the validation")
     eval_step = watchdog.compile_together(eval_step)
     for batch in loader.batches(0, num_batches):
         if should_stop():

@@ -2,8 +2,8 @@
 
 A process may be killed, stop to answer, or never come to a collective operation in which
 the others wait for it. All processes then exit with code 75 (PREEMPTED) and one line that
-names the process, and launchers start the job again. A single process has no watchdog:
-all functions here return at once.
+names the process, and launchers start the job again. docs/reliability.md lists the
+limits. A single process has no watchdog: all functions here return at once.
 """
 
 import atexit
@@ -13,32 +13,21 @@ import json
 import os
 import re
 import socket
-import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from hive_jax.console import show_error
 from hive_jax.errors import PREEMPTED, HiveError
+from hive_jax.training.coordinator import Coordinator
 from hive_jax.training.peer_connection import local_addresses
-from hive_jax.training.peers import (
-    ERROR_GRACE_SECONDS,
-    SILENCE_SECONDS,
-    Coordinator,
-    Worker,
-)
+from hive_jax.training.peers import ERROR_GRACE_SECONDS, SILENCE_SECONDS, Worker
+from hive_jax.training.phase_clock import PhaseClock
 
-# The first of each phase compiles programs, and the second is the first whole one: the
-# first interval between two readings of metrics is a single step.
-_UNTIMED = 2
-# Of an untimed phase, in `hang_timeout`s: 25 minutes by default, for compilation, weights
-# and the texts of a large dataset.
-_UNTIMED_FACTOR = 60
-_TIMED_FACTOR = 3
 _JOIN_SECONDS = 300
 _DEVICES_SECONDS = 120
 
@@ -50,43 +39,8 @@ _PEER_ERRORS = re.compile(
     re.IGNORECASE,
 )
 
-
-class _Phases:
-    """Durations of the phases of this process.
-
-    Attributes:
-      hang_timeout: see RunConfig.
-      phase: current phase.
-      count: number of phases entered.
-    """
-
-    def __init__(self):
-        self.hang_timeout = 25.0
-        self.phase, self.count = "start-up", 0
-        self._since = time.monotonic()
-        self._longest, self._times = {}, Counter()
-
-    def enter(self, phase: str) -> None:
-        """Ends the current phase and enters the next one."""
-        now = time.monotonic()
-        longest = self._longest.get(self.phase, 0.0)
-        self._longest[self.phase] = max(longest, now - self._since)
-        self._times[self.phase] += 1
-        self.phase, self._since, self.count = phase, now, self.count + 1
-
-    def overdue(self) -> str | None:
-        """Returns in words that the current phase takes too long, else None."""
-        phase, seconds = self.phase, time.monotonic() - self._since
-        limit = self.hang_timeout + _TIMED_FACTOR * self._longest.get(phase, 0.0)
-        if self._times[phase] < _UNTIMED:
-            limit = self.hang_timeout * _UNTIMED_FACTOR
-        if seconds <= limit:
-            return None
-        return f"no progress in {phase} for {seconds:.0f} s (config.hang_timeout)"
-
-
-_phases: _Phases | None = None
-_node: Coordinator | Worker | None = None
+_clock = PhaseClock()
+_process: Coordinator | Worker | None = None  # of a job of several
 
 # Arguments of `jax.distributed.initialize`. JAX aborts a process that waits longer, so
 # these are longer than the watchdog's own limits.
@@ -106,20 +60,22 @@ def limit_join():
 def connect(coordinator_address: str | None) -> None:
     """Connects the processes of the job that this one has joined; starts the watch.
 
+    Returns at once if this one is alone.
+
     Args:
       coordinator_address: "host:port" of process 0, if it was given.
 
     Raises:
       UnavailableError: a process cannot be reached.
     """
-    global _phases, _node
+    global _process
     with _limit(_DEVICES_SECONDS, "not all processes have found their devices"):
         if jax.process_count() == 1:
             return
-        index, host, phases = jax.process_index(), socket.gethostname(), _Phases()
+        index, host = jax.process_index(), socket.gethostname()
         record = {}
         if index == 0:
-            coordinator = Coordinator(host, jax.process_count(), phases)
+            coordinator = Coordinator(host, jax.process_count(), _clock)
             record = {
                 "host": host,
                 "addresses": local_addresses(coordinator_address),
@@ -129,31 +85,28 @@ def connect(coordinator_address: str | None) -> None:
         record = _broadcast(record)
         if index == 0:
             coordinator.accept_all()
-            node = coordinator
+            _process = coordinator
         else:
-            node = Worker(index, host, phases, record)
-    _phases, _node = phases, node
+            _process = Worker(index, host, _clock, record)
     # Before JAX's own, which waits for all processes: the last registered runs first.
-    atexit.register(node.finish)
+    atexit.register(_process.finish)
 
 
 def set_timeout(seconds: float) -> None:
     """Sets the limit of a phase; see RunConfig.hang_timeout."""
-    if _phases:
-        _phases.hang_timeout = seconds
+    _clock.hang_timeout = seconds
 
 
 def enter(phase: str) -> None:
     """Begins a phase, which ends the one before it.
 
-    A phase may take `hang_timeout` and three times the longest of its name so far. The
-    first two of a name may take 60 times `hang_timeout`, because they compile.
+    All processes must enter the same phases: the one that has entered the fewest is the
+    one that the others wait for.
 
     Args:
       phase: its name, in words that fit "no progress in ...".
     """
-    if _phases:
-        _phases.enter(phase)
+    _clock.enter(phase)
 
 
 def compile_together(function: Callable) -> Callable:
@@ -166,7 +119,7 @@ def compile_together(function: Callable) -> Callable:
     Args:
       function: jitted; the shapes of its last argument decide those of the others.
     """
-    return _compile_together(function) if _node else function
+    return _compile_together(function) if _process else function
 
 
 @functools.cache  # once for each function, over all its callers
@@ -177,11 +130,11 @@ def _compile_together(function: Callable) -> Callable:
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[-1]))
         if shapes not in compiled:
             compiled.add(shapes)
-            phase = _phases.phase
+            phase = _clock.phase
             enter(f"compilation {len(compiled)} of {phase}")
             # JAX keeps the executable: the call below does not compile again.
             function.lower(*arguments).compile()
-            _node.meet()
+            _process.meet()
             enter(phase)
         return function(*arguments)
 
@@ -197,13 +150,13 @@ def end_together():
     """
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
-        if _node and (reason := _peer_error(error)):
+    except Exception as error:
+        if _process and (reason := _peer_error(error)):
             # The watch finds out which process it was, and ends this one meanwhile.
             time.sleep(SILENCE_SECONDS + ERROR_GRACE_SECONDS)
-            _node.report_lost(f"a process of the job is lost: {reason}")
-        if _node:
-            _node.fail(getattr(error, "exit_code", 1))
+            _process.report_lost(f"a process of the job is lost: {reason}")
+        if _process:
+            _process.fail(getattr(error, "exit_code", 1))
         raise
 
 
@@ -231,9 +184,7 @@ def _limit(seconds: float, reason: str):
 
 
 def _exit(reason: str) -> None:
-    print(
-        f"error: {reason}; the same command starts again", file=sys.stderr, flush=True
-    )
+    show_error(f"{reason}; the same command starts again")
     os._exit(PREEMPTED)
 
 

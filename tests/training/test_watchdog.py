@@ -9,7 +9,7 @@ import pytest
 from distributed_grid import free_port, start
 
 from hive_jax.errors import DataError, OutputError
-from hive_jax.training import watchdog
+from hive_jax.training import phase_clock, watchdog
 
 # A training loop without a model; it starts faster than the real one.
 JOB = """
@@ -19,9 +19,10 @@ from hive_jax import errors
 from hive_jax.training import peers, runtime, watchdog
 
 address, process, victim, fault = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4]
-peers.SILENCE_SECONDS, peers.ERROR_GRACE_SECONDS = 2, 1
+peers.SILENCE_SECONDS, peers.ERROR_GRACE_SECONDS = 3, 1
 runtime.join_job("on", address, 2, process)
-watchdog.set_timeout(2)
+watchdog.connect(address)
+watchdog.set_timeout(3 if fault in ("asleep", "slow") else 60)
 
 import jax
 from jax.experimental import multihost_utils
@@ -29,7 +30,11 @@ from jax.experimental import multihost_utils
 multihost_utils.sync_global_devices("met")
 print("ready", flush=True)
 with watchdog.end_together():
-    for step in range(10**9):
+    for step in range(40 if fault == "slow" else 10**9):
+        if step == 20:
+            watchdog.enter("the first save")
+            if process == victim and fault == "slow":
+                time.sleep(6)
         watchdog.enter("the step")
         if process == victim and step == 20:
             if fault == "asleep":
@@ -71,9 +76,9 @@ def run_job(tmp_path, fault, victim):
     [
         ("SIGKILL", 0, "is lost: its connection has closed"),
         ("SIGKILL", 1, "is lost: its connection has closed"),
-        ("SIGSTOP", 0, "is lost: it has not answered for 2 s"),
-        ("SIGSTOP", 1, "is lost: it has not answered for 2 s"),
-        ("asleep", 1, "in the step is stuck"),
+        ("SIGSTOP", 0, "is lost: it has not answered for 3 s"),
+        ("SIGSTOP", 1, "is lost: it has not answered for 3 s"),
+        ("asleep", 1, "is stuck: no progress in the step for "),
     ],
 )
 def test_a_lost_or_stuck_process_ends_the_job_with_75(tmp_path, fault, victim, message):
@@ -98,26 +103,38 @@ def test_an_error_of_one_process_ends_both_with_its_code(tmp_path):
     assert "has ended" not in victims_output and "bad samples" in victims_output
 
 
-def test_limits_follow_what_phases_took(monkeypatch):
+def test_those_who_wait_for_a_slow_process_do_not_end_the_job(tmp_path):
+    """Its first save may take long; they wait for it in a phase that may not."""
+    for code, seconds, output in run_job(tmp_path, "slow", 1):
+        assert code == 0 and seconds > 5, output
+
+
+def test_limits_follow_the_durations_of_the_phases(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
-    phases = watchdog._Phases()
-    for seconds in (300, 40):  # the first compiles
-        phases.enter("the step")
+    monkeypatch.setattr(phase_clock.time, "monotonic", lambda: now[0])
+    clock = phase_clock.PhaseClock()
+
+    def take(phase, seconds):
+        clock.enter(phase)
         now[0] += seconds
-        assert phases.overdue() is None
-    now[0] += 25 * 60
-    assert "no progress in the step for 1540 s" in phases.overdue()
-    for seconds in (1, 2, 10):
-        phases.enter("the save")
-        now[0] += seconds
-        phases.enter("between")
-        assert phases.overdue() is None
-    phases.enter("the save")
-    now[0] += 25 + 3 * 10
-    assert phases.overdue() is None
+        return clock.progress()
+
+    # The first two of a phase are generous: 60 times 25 s.
+    assert take("the step", 300)["overdue"] is None
+    assert take("the step", 1500)["overdue"] is None
     now[0] += 1
-    assert "no progress in the save for 56 s (config.hang_timeout)" == phases.overdue()
+    overdue = "no progress in the step for 1501 s (config.hang_timeout)"
+    assert clock.progress() == {"count": 2, "phase": "the step", "overdue": overdue}
+    # Fast ones are limited by hang_timeout, whatever the first took.
+    for seconds in (300, 1, 8, 25):
+        assert take("the save", seconds)["overdue"] is None
+    now[0] += 1
+    assert "the save for 26 s" in clock.progress()["overdue"]
+    # Slow ones by three times the longest.
+    for seconds in (1, 40, 120):
+        assert take("a validation batch", seconds)["overdue"] is None
+    now[0] += 1
+    assert "a validation batch for 121 s" in clock.progress()["overdue"]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +162,5 @@ def test_a_single_process_is_not_watched():
     def function():
         pass
 
+    watchdog.connect(None)
     assert watchdog.compile_together(function) is function
-    watchdog.enter("the step")
-    assert watchdog._phases is None
