@@ -221,9 +221,10 @@ class RunConfig:
       eval_every: steps between two validations.
       checkpoint_every: steps between two checkpoints.
       max_to_keep: number of newest checkpoints to keep.
-      hang_timeout: seconds without progress in a step, save or validation batch of a
-        job of several processes, in addition to three times the longest so far, after
-        which it ends with exit code 75; 60 times that while programs compile.
+      hang_timeout: seconds that a step, save or validation batch of a job of several
+        processes may take, or three times the longest so far if that is more, before
+        the job ends with exit code 75; 60 times that for the first two of each, and
+        while programs compile.
       model: architectures and fusion; an encoder or decoder of None has the
         architecture of the initial weights.
       text_tower: of the contrastive objective.

@@ -19,7 +19,7 @@ from hive_jax import errors
 from hive_jax.training import peers, runtime, watchdog
 
 address, process, victim, fault = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4]
-peers.SILENCE_SECONDS, peers.ERROR_GRACE_SECONDS = 3, 1
+peers.SILENCE_SECONDS, peers.ERROR_GRACE_SECONDS = 3, 2
 runtime.join_job("on", address, 2, process)
 watchdog.connect(address)
 watchdog.set_timeout(3 if fault in ("asleep", "slow") else 60)
