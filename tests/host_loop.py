@@ -51,7 +51,11 @@ def start(workdir: Path, cache: Path, total_steps: int) -> list[subprocess.Popen
 
 def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     """Waits for all processes; returns their exit codes and outputs."""
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=1800)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [process.returncode for process in processes], outputs
 
 
@@ -112,7 +116,7 @@ def report(codes: list, outputs: list, victim: int, seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--total_steps", type=int, default=400)
+    parser.add_argument("--total_steps", type=int, default=200)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     cache = folder / "cache"
