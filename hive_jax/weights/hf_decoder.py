@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import DecoderConfig, head_name
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.weights.hf_siglip import prefixed, require_values
 from hive_jax.weights.mapping import Row
 from hive_jax.weights.safetensors import Tensor
@@ -156,24 +156,18 @@ def rows(param_prefix: str, hf_prefix: str, config: DecoderConfig) -> list[Row]:
 
 
 def without_tied_head(
-    tensors: Mapping[str, Tensor], prefix: str, config: DecoderConfig, source: str
+    tensors: Mapping[str, Tensor], prefix: str, source: str
 ) -> Mapping[str, Tensor]:
     """Removes an lm_head.weight that repeats the embeddings, as some scripts save it.
 
     Args:
       tensors: tensors of the files by name.
       prefix: prefix of the decoder's names.
-      config: architecture.
       source: path of the files, for messages.
-
-    Returns:
-      The tensors without the head; all of them if the head is not tied.
 
     Raises:
       CheckpointError: the head differs from the embeddings.
     """
-    if not head_name(config).startswith("embedder/"):
-        return tensors
     name = next((name for name in tensors if name.endswith("lm_head.weight")), "")
     table = tensors.get(f"{prefix}embed_tokens.weight")
     both = name and table is not None
