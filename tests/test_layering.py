@@ -29,7 +29,7 @@ BELOW = {
     "models": set(),
     "config": {"models"},
     "data": {"config"},
-    "weights": {"models"},
+    "weights": {"models", "config"},
     "training": TRAINING,
     "export": TRAINING,
     "inference": {*TRAINING, "export"},  # to save a model
