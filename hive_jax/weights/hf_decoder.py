@@ -203,13 +203,18 @@ def _read_rope(hf: Mapping, family: Family, source: str) -> dict:
             "rope_factor": float(whole["factor"]) if types[0] == "linear" else 1.0,
         }
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{source}: rope_parameters is {parameters}") from None
+        raise CheckpointError(
+            f"{source}: rope_parameters is {parameters}; expected numbers for "
+            "rope_theta, and for factor where rope_type is 'linear'"
+        ) from None
 
 
 def _read_gemma2(hf: Mapping, source: str) -> dict:
     scalar = hf["query_pre_attn_scalar"]
     if scalar <= 0:
-        raise CheckpointError(f"{source}: query_pre_attn_scalar is {scalar}")
+        raise CheckpointError(
+            f"{source}: query_pre_attn_scalar is {scalar}; expected a positive number"
+        )
     config = {
         "query_scale": 0.0 if scalar == hf["head_dim"] else scalar**-0.5,
         "attention_softcap": float(hf["attn_logit_softcapping"] or 0),
