@@ -76,7 +76,7 @@ class ExportedTokenizer:
         """Returns the tokenizer with the text preprocessing of a text tower.
 
         Its ids, padded and truncated by transformers, are those of `own_preprocessing`;
-        only the empty string lacks its newline, for normalizers do not see it.
+        only the empty string lacks its newline, because normalizers do not see it.
 
         Args:
           num_tokens: length of the tower's input.
