@@ -134,7 +134,9 @@ def read(folder: Path) -> list[ScoreComparison]:
             for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / COMPARISON} is no comparison: {error}") from None
+        raise DataError(
+            f"{folder / COMPARISON}: expected a file of hive_jax.compare: {error!r}"
+        ) from None
 
 
 def validation(runs: Mapping[str, str]) -> str:
