@@ -111,7 +111,8 @@ def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
     logging.set_verbosity(logging.WARNING)  # it logs every override
     _require_keys(overrides, schema)
     name, colon, variant = file.partition(":")
-    config = _run(_find(name), [variant] if colon else [])
+    path = _find(name)
+    config = _run(path, [variant] if colon else [])
     line = ["hive_jax", *overrides]
     # Flags of its own: absl's global ones can be defined and parsed only once.
     values = flags.FlagValues()
@@ -121,10 +122,10 @@ def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
         )
         rest = values(line)[1:]
         config.to_dict()  # references between values are resolved only now
-    # Of any type: flags convert values, and references are code of the file.
+    # Of any type: references compute values by code of the file.
     except Exception as error:  # noqa: BLE001
         _explain_no_architecture(str(error), overrides)
-        raise _cause(error) from None
+        raise _cause(error, path) from None
     if rest:
         raise ConfigError(
             f"unexpected arguments {' '.join(rest)}; overrides are written "
@@ -229,10 +230,13 @@ def _explain_no_architecture(message: str, overrides: Sequence[str]) -> None:
             )
 
 
-def _cause(error: BaseException) -> HiveError:
-    """Returns the HiveError that caused a parser's error, or else its message as a
-    ConfigError."""
-    cause, link = ConfigError(str(error)), error
+def _cause(error: BaseException, path: Path) -> HiveError:
+    """Returns the HiveError that caused an error of overrides or references, or else
+    its message as a ConfigError."""
+    message = str(error)
+    if not isinstance(error, flags.Error):
+        message = f"{path}: a value cannot be computed: {type(error).__name__}: {error}"
+    cause, link = ConfigError(message), error
     while link is not None:
         cause = link if isinstance(link, HiveError) else cause
         link = link.__cause__ or link.__context__

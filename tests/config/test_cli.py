@@ -132,6 +132,25 @@ def test_the_command_refuses_before_any_work(
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_reference_that_overrides_break_is_named(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from configs import stage1\n"
+        "def get_config():\n"
+        "    config = stage1.get_config()\n"
+        "    size = config.get_ref('batch_size')\n"
+        "    config.log_every = size // (size - 7)\n"
+        "    return config\n"
+    )
+    assert cli.read_config(str(path), ["--config.batch_size=8"]).log_every == 8
+    with pytest.raises(ConfigError) as error:
+        cli.read_config(str(path), ["--config.batch_size=7"])
+    expected = (
+        f"{path}: a value cannot be computed: ZeroDivisionError: integer division"
+    )
+    assert str(error.value).startswith(expected)
+
+
 def test_the_process_prints_no_traceback(tmp_path):
     (tmp_path / "config.py").write_text("import no_such_module")
     command = [sys.executable, "-m", "hive_jax.train", f"--config={tmp_path}/config.py"]
