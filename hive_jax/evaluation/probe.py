@@ -234,7 +234,7 @@ def probe(
         with open_store(folders[depth], settings[depth]) as store:
             results[depth] = store.result
     if all(results.values()):
-        log(f"{encoder.name}: finished already; its figures are in {out}")
+        log(f"{encoder.name}: finished already; results in {out}")
         return results, None, work
     fitted = work.fitted()
     predicted, labels = work.predicted(fitted)

@@ -43,7 +43,7 @@ def verify_folder(folder: str, python: str = "") -> dict:
 
     Raises:
       MissingInputError: the folder or a file of it is missing.
-      CheckpointError: it is no export, was changed since, or the outputs differ.
+      CheckpointError: it is not an export, was changed since, or the outputs differ.
     """
     report = read_json(Path(folder) / EXPORT_REPORT, error=CheckpointError)
     name = report.get("component")

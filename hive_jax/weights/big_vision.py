@@ -51,8 +51,8 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
     """
     if not path.exists():
         raise MissingInputError(
-            f"there is no file or folder {path}; expected weights: a Hugging Face "
-            "folder or hub id, or a big_vision .npz"
+            f"{path}: no such file or folder; expected weights: a Hugging Face folder "
+            "or hub id, or a big_vision .npz"
         )
     require_regular(path, error=CheckpointError)
     try:

@@ -79,8 +79,8 @@ def locate(path: str | os.PathLike) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         message = (
-            f"{path} is no file or folder here, and as a hub id it could not be "
-            f"downloaded: {' '.join(filter(None, lines))}"
+            f"{path} is not a local file or folder, and could not be downloaded as a "
+            f"hub id: {' '.join(filter(None, lines))}"
         )
         if "gemma" in hub_id[1].lower():
             message += (

@@ -204,7 +204,7 @@ def test_what_cannot_be_evaluated(settings, message, run, data, tmp_path):
 
 def test_towers_do_not_answer(data, tmp_path):
     save_random(run_config("contrastive"), str(tmp_path / "towers"))
-    with pytest.raises(HiveError, match="no decoder to write with"):
+    with pytest.raises(HiveError, match="and no decoder; expected a run"):
         evaluate_gqa(str(tmp_path / "towers"), data, tmp_path / "out")
 
 

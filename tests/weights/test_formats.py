@@ -299,7 +299,7 @@ def test_the_licence_is_mentioned_for_gemma_alone(tmp_path, monkeypatch):
         "0.1/vision": False,
     }.items():
         error = error_of(load_encoder, hub_id)
-        assert "as a hub id it could not be downloaded" in error
+        assert "could not be downloaded as a hub id" in error
         assert ("licence" in error) == mentioned
 
 
