@@ -13,7 +13,7 @@ from helpers.random_runs import save_random
 
 from hive_jax import weights
 from hive_jax.config import DataConfig, RunConfig
-from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer
+from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_file
 from hive_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -24,6 +24,7 @@ from hive_jax.errors import (
 from hive_jax.export import verify
 from hive_jax.export.components import COMPONENTS
 from hive_jax.export.export import FORMATS, export, load_component
+from hive_jax.export.tokenizer import export_tokenizer
 from hive_jax.export.verify import verify_folder
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
@@ -464,3 +465,12 @@ def test_newline_as_the_end_token(runs, tmp_path):
     assert exported.eos_token_id == original.encode("\n")[0][0]
     with pytest.raises(ConfigError, match="^newline_ends needs a component that gen"):
         export(runs("hive"), "encoder", str(tmp_path / "e"), newline_ends=True)
+
+
+@pytest.mark.parametrize("text", ["<bos> a", "a<eos>b", "<pad>", "<unk>", "<image>"])
+def test_names_of_special_tokens_are_text_as_in_training(tmp_path, text):
+    transformers = pytest.importorskip("transformers")
+    file, ours = tokenizer_file(DATA.tokenizer), load_tokenizer(DATA.tokenizer)
+    export_tokenizer(file).write(tmp_path)
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert exported(text)["input_ids"] == [ours.bos_id, *ours.encode(text)[0]]
