@@ -71,8 +71,6 @@ def parse(
       MissingInputError: the config file does not exist.
     """
     options, overrides = parser.parse_known_args(arguments)
-    if options.config is None:
-        raise ConfigError("--config is missing, e.g. --config configs/stage1.py")
     return options, read_config(options.config, overrides, schema)
 
 
@@ -90,19 +88,21 @@ def get_config(name: str) -> ConfigDict:
     return _load(name, [], RunConfig)
 
 
-def read_config(file: str, overrides: Sequence[str], schema: type = RunConfig):
+def read_config(file: str | None, overrides: Sequence[str], schema: type = RunConfig):
     """Returns the validated config of a file.
 
     Args:
-      file: as for `get_config`.
+      file: as for `get_config`; None for a missing flag, which is an error.
       overrides: "--config.KEY=VALUE" each.
       schema: RunConfig or ProbeConfig.
 
     Raises:
-      ConfigError: an error in the file, an unknown key, a value that does not fit, or
-        another argument.
+      ConfigError: no file, an error in it, an unknown key, a value that does not fit,
+        or another argument.
       MissingInputError: the config file does not exist.
     """
+    if file is None:
+        raise ConfigError("--config is missing, e.g. --config configs/stage1.py")
     return from_dict(_load(file, overrides, schema).to_dict(), schema)
 
 

@@ -1,5 +1,6 @@
 """Config files that fail: one error, with the file and the line."""
 
+import importlib
 import subprocess
 import sys
 
@@ -158,3 +159,9 @@ def test_the_process_prints_no_traceback(tmp_path):
     assert done.returncode == 64
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/config.py, line 1: ModuleNotFoundError")
+
+
+@pytest.mark.parametrize("module", ["plan", "probe", "train"])
+def test_a_missing_config_is_an_error(capsys, module):
+    assert importlib.import_module(f"hive_jax.{module}").main([]) == 64
+    assert capsys.readouterr().err.startswith("error: --config is missing, e.g. ")
