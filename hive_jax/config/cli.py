@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import hive_jax
-from hive_jax.config import RunConfig, from_dict, nearest
+from hive_jax.config import ProbeConfig, RunConfig, from_dict, nearest
 from hive_jax.errors import ConfigError, HiveError, MissingInputError
 
 _EXPECTED = "a ConfigDict of ml_collections, as the files in configs/ return"
@@ -109,10 +109,11 @@ def read_config(file: str | None, overrides: Sequence[str], schema: type = RunCo
 def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
     """Returns the ConfigDict of a file with overrides, through ml_collections' flag."""
     logging.set_verbosity(logging.WARNING)  # it logs every override
-    _require_keys(overrides, schema)
     name, colon, variant = file.partition(":")
     path = _find(name)
     config = _run(path, [variant] if colon else [])
+    _require_schema(config, schema, path)
+    _require_keys(overrides, schema)
     line = ["hive_jax", *overrides]
     # Flags of its own: absl's global ones can be defined and parsed only once.
     values = flags.FlagValues()
@@ -194,6 +195,17 @@ def _find(name: str) -> Path:
         f"--config {name}: no such file, and no config of the package; expected a "
         f"path or one of {', '.join(sorted(known))}{nearest(name, known)}"
     )
+
+
+def _require_schema(config: ConfigDict, schema: type, path: Path) -> None:
+    """Raises ConfigError for the config of another command."""
+    commands = {RunConfig: "training", ProbeConfig: "probes"}
+    for other, command in commands.items():
+        names = {field.name for field in dataclasses.fields(other)}
+        if other is not schema and set(config) == names:
+            raise ConfigError(
+                f"{path} is a config of {command}; expected one of {commands[schema]}"
+            )
 
 
 def _require_keys(overrides: Sequence[str], schema: type) -> None:

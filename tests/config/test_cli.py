@@ -165,3 +165,16 @@ def test_the_process_prints_no_traceback(tmp_path):
 def test_a_missing_config_is_an_error(capsys, module):
     assert importlib.import_module(f"hive_jax.{module}").main([]) == 64
     assert capsys.readouterr().err.startswith("error: --config is missing, e.g. ")
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "message"),
+    [
+        ("train", "probe", "is a config of probes; expected one of training"),
+        ("probe", "stage1", "is a config of training; expected one of probes"),
+    ],
+)
+def test_the_config_of_another_command_is_named(capsys, module, config, message):
+    main = importlib.import_module(f"hive_jax.{module}").main
+    assert main(["--config", config, "--config.seed=1"]) == 64
+    assert message in capsys.readouterr().err

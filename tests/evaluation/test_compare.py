@@ -262,3 +262,10 @@ def test_validation_prints_the_losses_of_runs(tmp_path, capsys):
     assert cells["gain, colour |"] == "2.000 |" and cells["no image"].strip() == ""
     assert compare_command(["--validation", str(tmp_path / "no")]) == 66
     assert "has not finished" in capsys.readouterr().err
+
+
+def test_validation_of_what_is_not_a_run(tmp_path):
+    with pytest.raises(HiveError, match="no such run, or it has not finished"):
+        tables.validation({"a": str(tmp_path)})
+    with pytest.raises(ConfigError, match="expected a local path"):
+        tables.validation({"a": "gs://bucket/run"})

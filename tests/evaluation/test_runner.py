@@ -229,3 +229,16 @@ def test_chat(run, data, capsys):
     assert capsys.readouterr().out.strip()
     assert chat.main(["nothing.jpg", "--run", run]) == 66
     assert "nothing.jpg: no such file" in capsys.readouterr().err
+
+
+def test_all_tasks_of_a_folder_without_any(tmp_path, capsys):
+    for data, code, message in (
+        (
+            str(tmp_path),
+            66,
+            f"{tmp_path} has no folder of a task; expected one or more",
+        ),
+        ("gs://bucket", 64, "expected a local path"),
+    ):
+        assert evaluate.main(["--run=run", "--task=all", f"--data={data}"]) == code
+        assert message in capsys.readouterr().err

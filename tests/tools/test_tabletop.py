@@ -20,6 +20,7 @@ def test_preview_is_a_png_whatever_its_suffix(tmp_path):
         (["preview", "--start=-1"], 64, "--start is -1 and"),
         (["preview", "--start=99999999"], 64, "--start is 99999999 and"),
         (["preview", "--out=file/sheet.png"], 73, "cannot write file/sheet.png"),
+        (["preview", "--out=."], 73, "cannot write ."),
         (["benchmarks", "--size=0"], 64, "image_size must be a whole number"),
         (["benchmarks", "--seed=-1"], 64, "seed must be a whole number"),
     ],

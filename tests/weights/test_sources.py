@@ -170,3 +170,10 @@ def test_incomplete_download_raises(tmp_path, hub):
     (tmp_path / HUB / "snapshots" / hub / "model.safetensors").unlink()
     with pytest.raises(MissingInputError, match="holds neither"):
         load_encoder("tiny/encoder")
+
+
+def test_unknown_built_in_weights_are_an_error_with_the_known_ones():
+    with pytest.raises(MissingInputError) as error:
+        load_encoder("builtin:nope")
+    known = "builtin:tabletop_llm, builtin:tabletop_siglip"
+    assert str(error.value) == f"builtin:nope is not built in; expected one of {known}"
