@@ -269,7 +269,7 @@ def _finish(
     distance that each parameter group moved from its initial value."""
     path = folder / "result.json"
     if is_final(path, step):
-        log(f"finished already; its figures are in {path}")
+        log(f"finished already; results in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
     result["bad_samples"] = _count_bad_samples(run)

@@ -182,11 +182,11 @@ def test_prompts_that_cannot_be(monkeypatch):
         generator("hive")([Prompt("what?", np.zeros((9, 9, 3), np.uint8))])
     with monkeypatch.context() as patch:
         patch.setattr(TOKENIZER, "bos_id", None)
-        with pytest.raises(DataError, match="an empty prompt"):
+        with pytest.raises(DataError, match="the prompt is empty"):
             generator("hive")([Prompt("")])
 
 
 def test_towers_do_not_write():
     towers = dataclasses.replace(run("hive"), objective="contrastive")
-    with pytest.raises(ConfigError, match="no decoder to write with"):
+    with pytest.raises(ConfigError, match="and no decoder; expected a run"):
         Generator(towers, {}, TOKENIZER, Decoding())
