@@ -1,6 +1,7 @@
 """Zero-shot classification and retrieval with the two towers of a SigLIP."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def evaluate_towers(config: ProbeConfig, model: TrainedModel, out: Path) -> dict
 
     Raises:
       CheckpointError: the model has no text tower.
-      DataError: config.test has no classes, or an unreadable image.
+      DataError: config.test has no classes, or a missing or unreadable image.
       OutputError: `out` has a result of other settings, or cannot be written.
     """
     if "txt" not in model.params:
@@ -149,12 +150,23 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
 def _retrieval(config: ProbeConfig, model: TrainedModel, source: DataSource):
     """Computes recall@K in percent in both directions.
 
-    Equal texts are one candidate, and so are the rows of one image: of its captions and
-    of a text's images the best counts, as in the evaluations of COCO and Flickr30k.
+    Equal texts are one candidate, and so are equal images: of an image's captions and of
+    a text's images the best counts, as in the evaluations of COCO and Flickr30k.
     """
-    rows = range(len(source))
-    texts, text_of = _unique(source[row].segments[0].text.strip() for row in rows)
-    images, image_of = _unique(source.image_name(row) or row for row in rows)
+
+    def read(row: int) -> tuple[str, bytes]:
+        sample = source[row]
+        if sample.image is None:
+            raise DataError(
+                f"{source.describe(row)}: has no image; retrieval needs one for each text"
+            )
+        # By content: tars and TFDS repeat an image for each caption, without a name.
+        return sample.segments[0].text.strip(), hashlib.sha256(sample.image).digest()
+
+    read_rows = ordered_map(read, range(len(source)), config.threads)
+    texts, digests = zip(*read_rows, strict=True)
+    texts, text_of = _unique(texts)
+    images, image_of = _unique(digests)
     first = np.unique(image_of, return_index=True)[1].tolist()  # row of each image
     embedded = _embed_images(config, model, source, first)
     likeness = embedded @ model.embed_texts(texts).T  # [images, texts]

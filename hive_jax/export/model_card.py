@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from hive_jax.config import RunConfig, Source
 from hive_jax.console import printable
-from hive_jax.data.sources.registry import parse, to_text
+from hive_jax.data.sources.source_text import parse, to_text
 from hive_jax.export.component_base import Component
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hive_jax.config import RunConfig
-from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
+from hive_jax.data.sample_encoding import count_tokens, encode_sample
+from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.models.hive import Hive, unstack_layers

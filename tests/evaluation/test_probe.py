@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 from export.test_export import run_config
+from helpers.llava_sets import encoded, photograph
 from helpers.random_runs import save_random
+from helpers.tars import write_tar
 from PIL import Image
 
 import hive_jax.probe as command
@@ -354,12 +356,12 @@ def test_ranks():
     assert zero_shot._ranks(likeness, np.array([2, 0])).tolist() == [1, 0]
 
 
-class Captions(list):
-    """Samples without pixels, of images with these names."""
-
-    def __init__(self, texts, names):
-        super().__init__(Sample(None, (Segment(text + "\n"),)) for text in texts)
-        self.image_name = names.__getitem__
+def captions(texts: str, images: str) -> list[Sample]:
+    """Samples of one letter each, and the content of their images."""
+    return [
+        Sample(image.encode(), (Segment(text + "\n"),))
+        for text, image in zip(texts, images, strict=True)
+    ]
 
 
 def retrieval(monkeypatch, source, images, words):
@@ -383,7 +385,7 @@ def retrieval(monkeypatch, source, images, words):
 
 def test_captions_of_one_image_are_one_candidate(monkeypatch):
     """As in COCO: six rows, of two images with two captions and two with one."""
-    source = Captions("abcdef", ["0.jpg", "0.jpg", "1.jpg", "1.jpg", None, None])
+    source = captions("abcdef", "001123")
     words = {"a": 0, "b": 1, "c": 0, "d": 1, "e": 2, "f": 3}
     samples, scores = retrieval(monkeypatch, source, [0, 0, 1, 1, 2, 3], words)
     assert [s["id"] for s in samples] == ["0", "2", "4", "5"]
@@ -394,11 +396,26 @@ def test_captions_of_one_image_are_one_candidate(monkeypatch):
 
 
 def test_equal_texts_are_equally_good(monkeypatch):
-    source = Captions("aab", [None, None, None])
+    source = captions("aab", "012")
     words = {"a": 1, "b": 2}
     _, scores = retrieval(monkeypatch, source, [0, 1, 2], words)
     # The second and third image find their text; both texts find one of their images.
     assert scores["text_to_image_recall@1"] == 100.0
+    assert scores["image_to_text_recall@1"] == 100.0
+
+
+def test_retrieval_of_captions_in_a_tar(tmp_path, monkeypatch):
+    """A tar has no names of images: each caption comes with the whole file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    members = {}
+    for row, text in enumerate("abcd"):
+        image = encoded(photograph(row // 2))
+        members |= {f"{row}.jpg": image, f"{row}.txt": text}
+    write_tar(tmp_path / "a.tar", members)
+    source = whole_source(f"wds:{tmp_path}/a.tar", HOW)
+    words = {"a": 0, "b": 0, "c": 1, "d": 2}
+    samples, scores = retrieval(monkeypatch, source, [0, 0, 1, 1], words)
+    assert [s["answers"] for s in samples] == [["a", "b"], ["c", "d"]]
     assert scores["image_to_text_recall@1"] == 100.0
 
 

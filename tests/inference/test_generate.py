@@ -10,7 +10,7 @@ import pytest
 from helpers.generation_runs import TOKENIZER, params, run
 
 from hive_jax.config import MeshConfig
-from hive_jax.data.tokenizer import encode_sample
+from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.inference.generate import Decoding, Generator, Prompt, nucleus
 from hive_jax.models.layer_stack import Execution, ModelExecution

@@ -95,6 +95,7 @@ def _write_mme(root: Path, count: int, seed: int, image_size: int) -> None:
             f"{question} Please answer yes or no.\t{answer}\n"
             for question, answer in zip(questions, ("Yes", "No"), strict=True)
         ]
+        # Of MME's pairs either answer comes first.
         if rng.random() < 0.5:
             lines.reverse()
         _write(texts / f"{index:06d}.txt", "".join(lines))
@@ -121,6 +122,7 @@ def _write_okvqa(root: Path, count: int, seed: int, image_size: int) -> None:
     keys = {kind: key for key, kind in _OKVQA_TYPES.items()}
     questions, annotations = [], []
     for index, one, kind, question, rng in _asked(keys, count, seed, _ask):
+        # Other than the id of the image, so that a reader that confuses them fails.
         about = {"image_id": index, "question_id": 10 * index + 5}
         right = question.answer, question.answer
         said = [right] * 3 + [_SYNONYMS.get(question.answer, right)] * 2
@@ -180,6 +182,7 @@ def _description(one: Scene, rng: np.random.Generator) -> str:
 def _save(one: Scene, image_size: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = render(one, image_size)
+    # Without chroma subsampling, which blurs the colours that questions ask for.
     Image.fromarray(pixels).save(path, "JPEG", quality=95, subsampling=0)
 
 
