@@ -36,6 +36,16 @@ ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config):
+    """pytest-xdist would start files with few tests last, however long these take."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The documented commands, which take longest, run beside all other tests."""
+    items.sort(key=lambda item: item.path.stem != "test_documented_commands")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def release_compiled_programs():
     """A process keeps every program it compiled, each in memory maps of its own; Linux

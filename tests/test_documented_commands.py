@@ -45,6 +45,7 @@ QUICK = {
         "--config.test=tabletop:classes,split=test,take=first:64",
     ),
     "tools.visualize": ("--scenes=1",),
+    "tools.benchmark": ("--size=micro",),
 }
 RUNNER = """
 import json, runpy, sys

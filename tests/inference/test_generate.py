@@ -88,8 +88,13 @@ def test_the_cache_changes_nothing(fusion, changes):
     assert len({token for row in found for token in row}) >= 6
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("decoding", [Decoding(12), Decoding(12, 0.8, 0.9, seed=3)])
+SAMPLED = Decoding(12, 0.8, 0.9, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "decoding"),
+    [*((fusion, GREEDY) for fusion in FUSIONS), ("hive", SAMPLED)],
+)
 def test_a_prompt_has_the_answer_it_has_alone(fusion, decoding):
     write, asked = generator(fusion, decoding), prompts(fusion)
     together = write.ids(asked)
