@@ -143,8 +143,8 @@ def parse_named_paths(
     """Parses NAME=PATH arguments; returns name -> paths, for a name may repeat.
 
     Args:
-      arguments: each NAME=PATH, or PATH alone: an existing path, or one with a slash
-        before its "=", is no NAME=PATH.
+      arguments: each NAME=PATH or PATH. An existing path, and one with a slash before
+        its "=", is a PATH.
       default_name: returns the name of a PATH alone; by default its last component.
 
     Raises:

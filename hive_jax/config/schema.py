@@ -1,7 +1,7 @@
 """Dataclasses of a run's config, with every key and its default.
 
 `configs/*.py` change values of `to_dict(RunConfig())`, and `from_dict` converts the
-result back. `validate()` raises ConfigError for the first impossible value and names
+result back. `validate()` raises ConfigError for the first invalid value and names
 its key.
 """
 

@@ -53,7 +53,7 @@ def from_dict(tree: Mapping, schema: type = RunConfig):
       schema: RunConfig or ProbeConfig.
 
     Raises:
-      ConfigError: names an unknown key, a wrong type or an impossible value.
+      ConfigError: names an unknown key, a wrong type or an invalid value.
     """
     config = _build(schema, tree, "")
     config.validate()

@@ -1,5 +1,6 @@
 """Tokenizers from local files."""
 
+import functools
 import hashlib
 import shutil
 from pathlib import Path
@@ -117,7 +118,16 @@ def load_tokenizer(source: str) -> Tokenizer:
       MissingInputError: the file or folder does not exist.
       DataError: the file is not a tokenizer.
     """
-    return Tokenizer(tokenizer_file(source))
+    path = tokenizer_file(source)
+    about = path.stat()
+    return _load(path, about.st_mtime_ns, about.st_size)
+
+
+# A start looks at the tokenizer and its copy several times, and one of 260,000 tokens
+# takes seconds to load. A changed file is loaded again.
+@functools.lru_cache(maxsize=8)
+def _load(path: Path, modified_ns: int, size: int) -> Tokenizer:
+    return Tokenizer(path)
 
 
 def keep_tokenizer(source: str, folder: Path) -> None:

@@ -9,8 +9,10 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 import hive_jax
 from hive_jax.config import differences
@@ -48,7 +50,7 @@ class ResultStore:
         path = folder / RESULT
         self.result = read_json(path) if path.is_file() else None
         if self.result is not None:
-            # A finished evaluation of other settings is no result of this one.
+            # The stored result may be of other settings.
             settings = {k: v for k, v in self.result.items() if k not in _OUTCOMES}
             self._require_same(settings)
         else:
@@ -137,3 +139,25 @@ def open_store(folder: Path, settings: Mapping) -> Iterator[ResultStore]:
     """
     with exclusive_lock(folder):
         yield ResultStore(folder, settings)
+
+
+def accuracy_by_class(
+    hits: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Computes the accuracy of each class that occurs, for `ResultStore.finish`.
+
+    Args:
+      hits: bool[..., n], which examples are classified correctly.
+      labels: int[n], indices into `classes`.
+      classes: names of the classes.
+
+    Returns:
+      Class -> {"accuracy": in percent, "n": number of examples}.
+    """
+    return {
+        classes[number]: {
+            "accuracy": float(100 * hits[..., labels == number].mean()),
+            "n": int((labels == number).sum()),
+        }
+        for number in np.unique(labels)
+    }

@@ -18,7 +18,7 @@ from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.transforms import load_pixels
 from hive_jax.errors import CheckpointError, DataError
 from hive_jax.evaluation.frozen_features import split_batches
-from hive_jax.evaluation.results import open_store
+from hive_jax.evaluation.results import accuracy_by_class, open_store
 from hive_jax.inference.encoder import fingerprint
 from hive_jax.inference.model import TrainedModel
 from hive_jax.models.siglip import l2_normalize
@@ -120,31 +120,23 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
     labels = [source[index].label for index in range(len(source))]
     right = np.array([classes.index(label) for label in labels])
     ranks = _ranks(likeness, right)
-    found = likeness.argmax(axis=1)
+    predicted = likeness.argmax(axis=1)
     samples = (
         {
             "id": str(index),
             "group": "",
             "kinds": [classes[right[index]]],
             "answers": [classes[right[index]]],
-            "output": classes[found[index]],
+            "output": classes[predicted[index]],
             "score": float(ranks[index] == 0),
         }
         for index in range(len(right))
     )
-    parts = {
-        name: {
-            "accuracy": float(100 * (ranks[right == number] == 0).mean()),
-            "n": int((right == number).sum()),
-        }
-        for number, name in enumerate(classes)
-        if (right == number).any()
-    }
     scores = {
         "accuracy": float(100 * (ranks == 0).mean()),
         "accuracy_top5": float(100 * (ranks < 5).mean()),
     }
-    return samples, scores, parts
+    return samples, scores, accuracy_by_class(ranks == 0, right, classes)
 
 
 def _retrieval(config: ProbeConfig, model: TrainedModel, source: DataSource):

@@ -106,8 +106,8 @@ class Generator:
         model = objectives.build_model(config, mesh)
         if not isinstance(model, Hive):
             raise ConfigError(
-                f"{config.name} has the objective {config.objective!r}: it has no "
-                "decoder to write with; expected a run of the objective 'caption'"
+                f"{config.name} has the objective {config.objective!r} and no decoder; "
+                "expected a run of the objective 'caption'"
             )
         self.tokenizer, self.decoding, self._mesh = tokenizer, decoding, mesh
         self.image_size = config.model.image_size
@@ -137,8 +137,8 @@ class Generator:
         count = count_tokens(prompt.sample(), self.tokenizer)
         if not count:
             raise DataError(
-                "an empty prompt, and the tokenizer has no token to begin a text with: "
-                "nothing can follow; expected some words"
+                "the prompt is empty, and the tokenizer has no begin token; expected "
+                "some text"
             )
         # The smallest power of two that is not below `count`.
         return max(_MIN_LENGTH, 1 << (count - 1).bit_length())

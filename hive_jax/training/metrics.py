@@ -57,7 +57,7 @@ class MetricsWriter:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and lines that are no metrics."""
+    """Removes the lines of later steps, and lines that are not metrics."""
     # The resumed run writes the lines of later steps again.
     records, damaged = read_records(path, lambda line: type(line.get("step")) is int)
     if damaged:

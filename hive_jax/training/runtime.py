@@ -33,7 +33,7 @@ def join_job(
       process_id: index of this process, from 0; with `coordinator_address`.
 
     Raises:
-      ConfigError: only some of the last three arguments are given, one is impossible,
+      ConfigError: only some of the last three arguments are given, one is invalid,
         the tasks cannot share the GPUs, or the processes do not find each other.
     """
     arguments = initialize_arguments(
@@ -70,7 +70,7 @@ def initialize_arguments(
       environment: environment variables, os.environ.
 
     Raises:
-      ConfigError: only some of the arguments are given, one is impossible, or the
+      ConfigError: only some of the arguments are given, one is invalid, or the
         tasks of a node cannot share its GPUs evenly.
     """
     explicit = (coordinator_address, num_processes, process_id)
@@ -105,7 +105,7 @@ def initialize_arguments(
 
 
 def _require_valid(address: str, num_processes: int, process_id: int) -> None:
-    """Raises ConfigError for an address without a port, or an impossible number."""
+    """Raises ConfigError for an address without a port, or a number out of range."""
     # A name, an IPv4 address, or an IPv6 address in brackets.
     match = re.fullmatch(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:.%]+\]):(\d{1,5})", address)
     if match is None or not 0 < int(match[1]) < 2**16:

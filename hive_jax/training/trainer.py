@@ -277,7 +277,7 @@ def _finish(
     watchdog.enter("the end")
     path = folder / "result.json"
     if is_final(path, step):
-        log(f"finished already; its figures are in {path}")
+        log(f"finished already; results in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
     watchdog.enter("the result")

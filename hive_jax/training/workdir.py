@@ -1,4 +1,4 @@
-"""Files of a workdir that derive from the run: replaced, not believed, if spoilt."""
+"""Files of a workdir that derive from the run, and are written anew if damaged."""
 
 import os
 import time
@@ -13,7 +13,7 @@ _FOLDERS = ("tokenizer", "tensorboard")
 
 
 def set_aside_unusable(workdir: Path) -> None:
-    """Renames what is not of the expected kind, e.g. a folder named metrics.jsonl.
+    """Renames files and folders of the wrong kind, e.g. a folder named metrics.jsonl.
 
     Args:
       workdir: folder of the run.
@@ -29,7 +29,7 @@ def set_aside_unusable(workdir: Path) -> None:
             with output_errors(path):
                 path.rename(workdir / renamed)
             kind = "folder" if is_folder else "file"
-            log(f"{path} is no {kind}: renamed to {renamed} and written anew")
+            log(f"{path} is not a {kind}: renamed to {renamed} and written anew")
 
 
 def is_final(path: Path, step: int) -> bool:

@@ -115,6 +115,18 @@ def test_fingerprints_tell_files_apart(tabletop, spiece):
     assert len(tabletop.fingerprint) == 16
 
 
+def test_a_changed_file_is_loaded_again(tabletop, tmp_path):
+    file = tmp_path / "tokenizer.json"
+    shutil.copy(_BUILTIN["builtin:tabletop"], file)
+    first = load_tokenizer(str(file))
+    assert load_tokenizer(str(file)) is first
+    content = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps(content, indent=1), "utf-8")
+    again = load_tokenizer(str(file))
+    assert again.fingerprint != first.fingerprint
+    assert again.encode("a red star") == first.encode("a red star")
+
+
 @pytest.mark.parametrize("source", ["", "builtin:tabeltop", "nowhere/tokenizer.json"])
 def test_missing_files(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)

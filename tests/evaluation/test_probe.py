@@ -243,12 +243,12 @@ def test_bad_images_to_train_on_are_counted(pets, encoder, tmp_path, capsys):
         SMALL, train=f"folder:{broken}", test=f"folder:{pets}", max_bad_fraction=0.1
     )
     probe(config, encoder, tmp_path / "out")
-    assert "1 of 48 images to train on cannot be read" in capsys.readouterr().out
+    assert "1 of 48 training images cannot be read" in capsys.readouterr().out
     few = dataclasses.replace(config, max_bad_fraction=0.01)
     with pytest.raises(DataError, match=r"1 of 48 .*begins with b'no image'"):
         probe(few, encoder, tmp_path / "other")
     swapped = dataclasses.replace(config, train=config.test, test=config.train)
-    with pytest.raises(DataError, match=r"3\.png.*compares with nothing"):
+    with pytest.raises(DataError, match=r"3\.png.*a subset is not comparable"):
         probe(swapped, encoder, tmp_path / "third")
 
 
@@ -266,7 +266,7 @@ def test_what_cannot_be_probed(changes, message, encoder, tmp_path):
 
 def test_test_classes_are_those_to_train_on(pets, encoder, tmp_path):
     config = dataclasses.replace(SMALL, test=f"folder:{pets}")
-    with pytest.raises(DataError, match="'black_cat', none of those to train on"):
+    with pytest.raises(DataError, match="'black_cat', which the training data lacks"):
         probe(config, encoder, tmp_path)
 
 

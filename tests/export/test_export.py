@@ -13,7 +13,7 @@ from helpers.random_runs import save_random
 
 from hive_jax import weights
 from hive_jax.config import DataConfig, RunConfig
-from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer
+from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer, tokenizer_file
 from hive_jax.errors import (
     CheckpointError,
     ConfigError,
@@ -24,6 +24,7 @@ from hive_jax.errors import (
 from hive_jax.export import verify
 from hive_jax.export.components import COMPONENTS
 from hive_jax.export.export import FORMATS, export, load_component
+from hive_jax.export.tokenizer import export_tokenizer
 from hive_jax.export.verify import verify_folder
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
@@ -131,9 +132,12 @@ def test_stock_classes_compute_the_same(runs, tmp_path, kind, component, dtype, 
     assert set(verification["max_abs_difference"]) == outputs | images
     assert all(verification["max_abs_difference"][name] == 0 for name in images)
     known = verification["known_deviations"]
-    assert list(known) == ["image processor, 16-bit"] * has_images
-    assert all(one["max_abs_difference"] > 1 for one in known.values())
-    assert ("16-bit images get other" in (out / "README.md").read_text()) == has_images
+    has_text_tower, card = component == "two_towers", (out / "README.md").read_text()
+    wide, empty = "image processor, 16-bit", "tokenizer, empty text"
+    assert list(known) == [wide] * has_images + [empty] * has_text_tower
+    assert not has_images or known[wide]["max_abs_difference"] > 1
+    assert ("16-bit images get other pixels" in card) == has_images
+    assert ("Empty text gets other tokens" in card) == has_text_tower
     tokens = {
         "encoder": [],
         "vlm": ["chat template", "chat template, one string", "greedy"],
@@ -461,3 +465,12 @@ def test_newline_as_the_end_token(runs, tmp_path):
     assert exported.eos_token_id == original.encode("\n")[0][0]
     with pytest.raises(ConfigError, match="^newline_ends needs a component that gen"):
         export(runs("hive"), "encoder", str(tmp_path / "e"), newline_ends=True)
+
+
+@pytest.mark.parametrize("text", ["<bos> a", "a<eos>b", "<pad>", "<unk>", "<image>"])
+def test_names_of_special_tokens_are_text_as_in_training(tmp_path, text):
+    transformers = pytest.importorskip("transformers")
+    file, ours = tokenizer_file(DATA.tokenizer), load_tokenizer(DATA.tokenizer)
+    export_tokenizer(file).write(tmp_path)
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert exported(text)["input_ids"] == [ours.bos_id, *ours.encode(text)[0]]

@@ -165,8 +165,8 @@ def _begin(folder: Path, plan: ConversionPlan) -> None:
     changed = plan.differences(read_json(path, error=OutputError))
     if changed:
         raise OutputError(
-            f"{folder} has an unfinished conversion of another dataset ({', '.join(changed)}); use the same "
-            f"command, or another folder"
+            f"{folder} has an unfinished conversion of another dataset "
+            f"({', '.join(changed)}); use the same command, or another folder"
         )
 
 
