@@ -81,7 +81,7 @@ class Coordinator(Process):
         self._listener.close()
         for peer in self._others:
             start_thread(self._listen, peer)
-        start_thread(self.watch)
+        self.start_watch()
 
     def report(self, **message) -> None:
         """Handles a message of this process."""

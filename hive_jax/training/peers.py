@@ -45,7 +45,6 @@ class Process:
         self._is_finished = self._is_ending = False
         self._meetings = self._met = 0
         self._changed = threading.Condition()
-        self._guard = process_guard.start(SILENCE_SECONDS + ERROR_GRACE_SECONDS)
 
     def report(self, **message) -> None:
         """Passes a message to process 0."""
@@ -77,8 +76,12 @@ class Process:
         if self._exit_code is None:
             self.report(finished=True)
 
-    def watch(self) -> None:
-        """Sends heartbeats, to the guard of this process and to process 0."""
+    def start_watch(self) -> None:
+        """Starts to send heartbeats, to the guard of this process and to process 0."""
+        self._guard = process_guard.start(SILENCE_SECONDS + ERROR_GRACE_SECONDS)
+        start_thread(self._watch)
+
+    def _watch(self) -> None:
         while True:
             time.sleep(HEARTBEAT_SECONDS)
             with contextlib.suppress(OSError, ValueError):  # ValueError: closed
@@ -89,6 +92,7 @@ class Process:
             self.report(**progress)
 
     def all_met(self) -> None:
+        """Lets `meet` return, once for each of its calls."""
         with self._changed:
             self._met += 1
             self._changed.notify_all()
@@ -125,7 +129,7 @@ class Worker(Process):
         self._connection = Connection(connect(coordinator), SILENCE_SECONDS)
         self.report(token=coordinator["token"], index=index, name=self.name)
         start_thread(self._listen)
-        start_thread(self.watch)
+        self.start_watch()
 
     def report(self, **message) -> None:
         """Sends a message to process 0."""
