@@ -254,7 +254,7 @@ class RunConfig:
     eval_every: int = 100
     checkpoint_every: int = 50
     max_to_keep: int = 3
-    hang_timeout: float = 25.0
+    hang_timeout: float = 20.0
     model: HiveConfig = dataclasses.field(default_factory=HiveConfig)
     text_tower: TextTowerConfig = dataclasses.field(default_factory=TextTowerConfig)
     execution: ModelExecution = dataclasses.field(default_factory=ModelExecution)

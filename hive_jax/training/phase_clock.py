@@ -6,7 +6,7 @@ from collections import Counter
 # The first of a name builds connections and caches, and the second is the first whole
 # one: the first interval between two readings of metrics is a single step.
 _UNTIMED = 2
-# Of an untimed phase, in `hang_timeout`s: 25 minutes by default, for programs to compile
+# Of an untimed phase, in `hang_timeout`s: 20 minutes by default, for programs to compile
 # and weights and texts to be read.
 _UNTIMED_FACTOR = 60
 _TIMED_FACTOR = 3
@@ -20,7 +20,7 @@ class PhaseClock:
     """
 
     def __init__(self):
-        self.hang_timeout = 25.0
+        self.hang_timeout = 20.0
         # One tuple, because another thread reads it: (phase, its start, phases before).
         self._current = ("start-up", time.monotonic(), 0)
         self._longest, self._times = {}, Counter()

@@ -119,17 +119,17 @@ def test_limits_follow_the_durations_of_the_phases(monkeypatch):
         now[0] += seconds
         return clock.progress()
 
-    # The first two of a phase are generous: 60 times 25 s.
+    # The first two of a phase are generous: 60 times 20 s.
     assert take("the step", 300)["overdue"] is None
-    assert take("the step", 1500)["overdue"] is None
+    assert take("the step", 1200)["overdue"] is None
     now[0] += 1
-    overdue = "no progress in the step for 1501 s (config.hang_timeout)"
+    overdue = "no progress in the step for 1201 s (config.hang_timeout)"
     assert clock.progress() == {"count": 2, "phase": "the step", "overdue": overdue}
     # Fast ones are limited by hang_timeout, whatever the first took.
-    for seconds in (300, 1, 8, 25):
+    for seconds in (300, 1, 6, 20):
         assert take("the save", seconds)["overdue"] is None
     now[0] += 1
-    assert "the save for 26 s" in clock.progress()["overdue"]
+    assert "the save for 21 s" in clock.progress()["overdue"]
     # Slow ones by three times the longest.
     for seconds in (1, 40, 120):
         assert take("a validation batch", seconds)["overdue"] is None
