@@ -11,8 +11,11 @@ from hive_jax.training import peers
 from hive_jax.training.peer_connection import Connection
 from hive_jax.training.peers import Process, start_thread
 from hive_jax.training.phase_clock import PhaseClock
+from hive_jax.training.preemption import release_locks
 
 _CONNECT_SECONDS = 30
+# For the others to end, and for locks, which may be on a file system that hangs.
+_EXIT_SECONDS = 3
 
 
 @dataclasses.dataclass(eq=False)
@@ -142,9 +145,10 @@ class Coordinator(Process):
                 return
             self._is_ending = True
         self._send_all(end=reason, code=code)
-        deadline = time.monotonic() + peers.EXIT_SECONDS
+        deadline = time.monotonic() + _EXIT_SECONDS
         while time.monotonic() < deadline:
             if all(peer.is_closed for peer in self._others):
                 break
             time.sleep(0.02)
+        start_thread(release_locks).join(_EXIT_SECONDS)
         self.exit(reason, code)

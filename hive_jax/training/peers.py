@@ -17,7 +17,6 @@ from hive_jax.errors import PREEMPTED
 from hive_jax.training import process_guard
 from hive_jax.training.peer_connection import Connection, connect
 from hive_jax.training.phase_clock import PhaseClock
-from hive_jax.training.preemption import release_locks
 
 HEARTBEAT_SECONDS = 1
 # More than a heartbeat is late on a host that swaps, or whose Python thread holds the
@@ -26,8 +25,6 @@ SILENCE_SECONDS = 15
 # Most errors (bad data, a loss that is not finite) reach all processes. Each of them
 # prints its own message before the first one ends the others.
 ERROR_GRACE_SECONDS = 5
-# For the last message and the locks, which may be on a file system that hangs.
-EXIT_SECONDS = 3
 
 
 class Process:
@@ -98,15 +95,11 @@ class Process:
             self._changed.notify_all()
 
     def exit(self, reason: str, code: int) -> None:
-        """Ends this process at once: its main thread may never return."""
-
-        def prepare():
-            if self._exit_code is None:
-                advice = "; the same command resumes the run"
-                show_error(reason + (advice if code == PREEMPTED else ""))
-            release_locks()
-
-        start_thread(prepare).join(EXIT_SECONDS)
+        """Ends this process at once: its main thread may never return, and JAX aborts a
+        process milliseconds after process 0 has been killed."""
+        if self._exit_code is None:
+            advice = "; the same command resumes the run"
+            show_error(reason + (advice if code == PREEMPTED else ""))
         os._exit(code if self._exit_code is None else self._exit_code)
 
 
