@@ -47,8 +47,13 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """The documented commands, which take longest, run beside all other tests."""
-    items.sort(key=lambda item: item.path.stem != "test_documented_commands")
+    """Files that take long run first, so that all processes end at the same time."""
+    items.sort(
+        key=lambda item: (
+            item.path.stem != "test_documented_commands",
+            item.path.parent.name != "training",
+        )
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
