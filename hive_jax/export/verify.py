@@ -219,5 +219,9 @@ def summary(verification: Mapping) -> str:
     lines += [
         f"  {name}: not computed by the class" for name in verification["left_out"]
     ]
-    lines += [f"  greedy: {text}" for text in verification.get("greedy_text", ())]
+    if "greedy_text" in verification:
+        for tokens, text in zip(
+            verification["greedy_tokens"], verification["greedy_text"], strict=True
+        ):
+            lines.append(f"  greedy: {len(tokens)} tokens, {text!r}")
     return "\n".join(lines)

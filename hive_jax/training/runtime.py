@@ -82,9 +82,9 @@ def initialize_arguments(
         )
     if coordinator_address is not None:
         _require_valid(coordinator_address, num_processes, process_id)
-    tasks = _num_step_tasks(environment)
     if distributed == "off":
         return None
+    tasks = _num_step_tasks(environment)
     # "on" joins where nothing shows a job: JAX then detects it, or fails.
     in_job = coordinator_address is not None or tasks > 1 or _on_tpu(environment)
     if distributed == "auto" and not in_job:
@@ -126,7 +126,7 @@ def _num_step_tasks(environment: Mapping[str, str]) -> int:
     SLURM_NTASKS would not do: batch scripts and shells of salloc have it too, and are
     one process. A job step is only what srun started, or salloc's shell as one task.
     """
-    return int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    return _slurm_number(environment, "SLURM_STEP_NUM_TASKS", "1")
 
 
 def _warn_without_srun(environment: Mapping[str, str]) -> None:
@@ -150,7 +150,8 @@ def _local_device_ids(environment: Mapping[str, str]) -> dict:
     # Outside of Slurm, and on TPUs and CPUs, JAX's own default is right.
     if "SLURM_LOCALID" not in environment or _num_visible_gpus(environment) == 0:
         return {}
-    count, task = _num_visible_gpus(environment), int(environment["SLURM_LOCALID"])
+    count = _num_visible_gpus(environment)
+    task = _slurm_number(environment, "SLURM_LOCALID", "0")
     tasks = _num_tasks_on_node(environment)
     # All visible GPUs belong to this task.
     if tasks == 1 or count == 1 or _is_bound(environment, count):
@@ -189,10 +190,28 @@ def _num_tasks_on_node(environment: Mapping[str, str]) -> int:
     """Returns the number of tasks of this step on this node."""
     # "2(x3),1": two tasks on each of three nodes, one on the fourth.
     counts = []
-    for group in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
-        tasks, nodes = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group).groups()
-        counts += [int(tasks)] * int(nodes or 1)
-    return counts[min(int(environment.get("SLURM_NODEID", "0")), len(counts) - 1)]
+    name = "SLURM_STEP_TASKS_PER_NODE"
+    for group in environment.get(name, "1").split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group)
+        if match is None:
+            raise _slurm_error(name, environment[name])
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts[min(_slurm_number(environment, "SLURM_NODEID", "0"), len(counts) - 1)]
+
+
+def _slurm_number(environment: Mapping[str, str], name: str, default: str) -> int:
+    """Returns the number in a variable of Slurm. Raises ConfigError."""
+    text = environment.get(name, default)
+    if not text.isdecimal():
+        raise _slurm_error(name, text)
+    return int(text)
+
+
+def _slurm_error(name: str, text: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is {text!r}; expected numbers, as srun sets them: unset it outside of "
+        "Slurm, or use distributed=off"
+    )
 
 
 def _on_tpu(environment: Mapping[str, str]) -> bool:

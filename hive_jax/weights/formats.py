@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 def require_readable_file(path: Path) -> None:
     """Raises CheckpointError if a file of weights is in a format that is not read."""
     folder = path.parent
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".json"):
         require_readable_folder(folder, str(folder))
         raise CheckpointError(
             f"{path} is one file of a model; give its folder, {folder}"

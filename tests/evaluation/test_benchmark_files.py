@@ -141,6 +141,13 @@ def test_wrong_files_are_named(copy, name):
         read_task(name.split(",")[0], str(copy))
 
 
+def test_blank_lines_between_the_questions_of_mme(copy):
+    expected = read_task("mme", str(copy)).fingerprint
+    for path in (copy / "mme").rglob("*.txt"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    assert read_task("mme", str(copy)).fingerprint == expected
+
+
 @needs_pyarrow
 def test_wrong_tables_are_named(parquet, tmp_path):
     import pyarrow.parquet

@@ -146,6 +146,7 @@ def test_stock_classes_compute_the_same(runs, tmp_path, kind, component, dtype, 
     assert verification["equal"] == tokens
     if "greedy" in tokens:
         assert np.shape(verification["greedy_tokens"]) == (4, 16)
+        assert verify.summary(verification).count("greedy: 16 tokens, ") == 4
     assert stock in (out / "README.md").read_text()
 
 

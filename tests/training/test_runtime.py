@@ -1,6 +1,7 @@
 """Joining a job: which processes do, with which GPUs, and two that really train."""
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -159,6 +160,25 @@ def test_gpus_that_do_not_divide_over_tasks_are_refused():
     environment = {**TASK, "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}
     with pytest.raises(ConfigError, match="3 tasks on this node share 4 GPUs"):
         join("auto", environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_STEP_NUM_TASKS", ""),
+        ("SLURM_STEP_NUM_TASKS", "2(x2)"),
+        ("SLURM_LOCALID", ""),
+        ("SLURM_NODEID", "x"),
+        ("SLURM_STEP_TASKS_PER_NODE", "4(2)"),
+    ],
+)
+def test_variables_of_slurm_that_are_not_numbers_are_named(name, value):
+    environment = {**TASK, name: value}
+    with pytest.raises(
+        ConfigError, match=f"{name} is '{re.escape(value)}'; expected n"
+    ):
+        join("auto", environment)
+    assert join("off", environment) is None
 
 
 @pytest.mark.parametrize("mode", ["auto", "on", "off"])

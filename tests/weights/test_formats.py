@@ -131,10 +131,11 @@ def test_files_in_other_formats_are_named_in_one_line(tmp_path, name, message):
     assert "python -c" not in error
 
 
-def test_a_safetensors_file_is_answered_with_its_folder(tmp_path):
+def test_a_file_of_a_folder_is_answered_with_the_folder(tmp_path):
     write_folder(tmp_path / "model", hf_models.encoder(IMAGE))
-    file = tmp_path / "model/model.safetensors"
-    assert error_of(load_encoder, file).endswith(f"give its folder, {file.parent}")
+    for name in ("model.safetensors", "config.json"):
+        file = tmp_path / "model" / name
+        assert error_of(load_encoder, file).endswith(f"give its folder, {file.parent}")
     adapter = folder_with(
         tmp_path / "lora", names=["adapter_model.safetensors"], adapter_config=ADAPTER
     )

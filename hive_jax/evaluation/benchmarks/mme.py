@@ -141,6 +141,8 @@ def _lines_of(root: Path, category: str, store: FolderStore):
         image = f"{images}/{image_names.get(stem, stem + '.jpg')}"
         group = f"{category}/{image.rpartition('/')[2]}"
         for number, line in enumerate(content.strip().split("\n"), 1):
+            if not line.strip():
+                continue
             where = f"{root / texts / name}, line {number}"
             question, tab, answer = line.partition("\t")
             if not tab or not question.strip():
