@@ -36,7 +36,7 @@ os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_
 ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing makes millions of objects, few of them garbage: with Python's thresholds, the
-# collector takes a tenth of the time.
+# collector took 7 % of the time of tests/inference/test_generate.py.
 gc.freeze()
 gc.set_threshold(100_000, 50, 1000)
 

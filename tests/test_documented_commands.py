@@ -31,8 +31,8 @@ PAGES = (
         )
     ),
 )
-# Module, and subcommand -> arguments that make it quick, unless the command sets the
-# same key.
+# "MODULE" or "MODULE SUBCOMMAND" -> arguments that make it quick, unless the command sets
+# the same key.
 QUICK = {
     "hive_jax.train": (
         "--config.total_steps=1",
@@ -89,7 +89,8 @@ def as_module(command: str) -> tuple[str, list[str]] | None:
     else:
         return None
     keys = {argument.partition("=")[0] for argument in arguments}
-    quick = QUICK.get(module, QUICK.get(f"{module} {arguments[0]}", ()))
+    subcommand = " ".join([module, *arguments[:1]])
+    quick = QUICK.get(module) or QUICK.get(subcommand, ())
     if ":retrieval" in command:  # has texts and no classes
         quick = quick[:2]
     return module, arguments + [o for o in quick if o.partition("=")[0] not in keys]

@@ -176,7 +176,6 @@ def tokenizer_texts() -> Iterator[str]:
 
 def make_benchmarks(args: argparse.Namespace) -> None:
     """Writes MME, GQA, OK-VQA and ScienceQA of tabletop, in their own formats."""
-    Tabletop("test", seed=args.seed, image_size=args.size)  # checks both
     write_benchmarks(args.out, args.count, args.seed, args.size)
     for folder in sorted(Path(args.out).iterdir()):
         examples = read_task(folder.name, args.out)  # as an evaluation will

@@ -114,6 +114,8 @@ class _SentencePiece:
 def load_tokenizer(source: str) -> Tokenizer:
     """Loads the tokenizer at "builtin:tabletop", a file, or a (Hugging Face) folder.
 
+    Returns the same object while the file does not change.
+
     Raises:
       MissingInputError: the file or folder does not exist.
       DataError: the file is not a tokenizer.

@@ -6,6 +6,7 @@ to send a message: it aborts the others with a C++ stack and the exit code of a 
 which no launcher takes for a reason to restart.
 """
 
+import abc
 import contextlib
 import os
 import threading
@@ -27,7 +28,7 @@ SILENCE_SECONDS = 15
 ERROR_GRACE_SECONDS = 5
 
 
-class Process:
+class Process(abc.ABC):
     """This process of the job; a subclass passes its reports to process 0.
 
     Args:
@@ -43,9 +44,9 @@ class Process:
         self._meetings = self._met = 0
         self._changed = threading.Condition()
 
+    @abc.abstractmethod
     def report(self, **message) -> None:
         """Passes a message to process 0."""
-        raise NotImplementedError
 
     def meet(self) -> None:
         """Returns once every process has called it as often as this one."""

@@ -3,8 +3,8 @@
 import time
 from collections import Counter
 
-# The first of a name builds connections and caches, and the second is the first whole
-# one: the first interval between two readings of metrics is a single step.
+# The first phase of a name builds connections and caches. The second is the first of the
+# usual length: the first interval between two readings of metrics is a single step.
 _UNTIMED = 2
 # Of an untimed phase, in `hang_timeout`s: 20 minutes by default, for programs to compile
 # and weights and texts to be read.

@@ -184,7 +184,7 @@ def _limit(seconds: float, reason: str):
 
 
 def _exit(reason: str) -> None:
-    show_error(f"{reason}; the same command starts again")
+    show_error(f"{reason}; run the same command again")
     os._exit(PREEMPTED)
 
 

@@ -142,8 +142,8 @@ def require_fit(
     lines += [f"unexpected: {name} {list(tensors[name].shape)}" for name in unexpected]
     count = len(lines) + sum(map(len, names_by_dtype.values()))
     # One line for each dtype: in most cases the whole file has one.
-    for dtype, (first, *others) in names_by_dtype.items():
-        which = f"{first} and {len(others)} more are" if others else f"{first} is"
+    for dtype, (first, *rest) in names_by_dtype.items():
+        which = f"{first} and {len(rest)} more are" if rest else f"{first} is"
         lines.append(f"dtype: {which} {dtype}; expected float32, bfloat16 or float16")
     if lines:
         listed = "\n  ".join(lines)

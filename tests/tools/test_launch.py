@@ -197,6 +197,13 @@ def test_a_run_that_saved_and_stopped_is_resumed(machine):
     assert "stopped with code 75; going on" in done.stderr
 
 
+def test_a_tpu_run_is_not_started_again_for_ever(machine):
+    """A process that is killed for its memory is killed again."""
+    done = launch(machine, "run", *ARGUMENTS, codes=[137] * 4, MAX_RESTARTS="2")
+    assert done.returncode == 137
+    assert done.stderr.count("going on from the last checkpoint") == 2
+
+
 def test_a_slice_that_was_preempted_is_created_again(machine):
     done = launch(machine, "run", codes=["PREEMPTED", 0])
     assert done.returncode == 0, done.stderr

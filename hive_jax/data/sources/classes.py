@@ -47,10 +47,10 @@ def note_on_numbers(path: str, classes: Sequence[str], remedy: str) -> tuple[str
     """
     if not classes or not all(map(str.isdecimal, classes)):
         return ()
-    said = class_caption(classes[0])
+    caption = class_caption(classes[0])
     note = (
         f"{path}: the classes are the numbers {classes[0]} to {classes[-1]}, and captions "
-        f"and prompts are as {said!r}; if they stand for names, {remedy}"
+        f"and prompts are as {caption!r}; if they stand for names, {remedy}"
     )
     return (note,)
 

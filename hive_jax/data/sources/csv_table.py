@@ -134,7 +134,7 @@ def _require_closed(path: str, rows: CsvRows, row: dict, column: int) -> None:
     """Raises DataError if a field of a row of several lines has swallowed rows."""
     values = [*map(row.get, rows.fieldnames), *row.get(None, ())]
     fields = [_LINE_END.split(value) for value in values if value is not None]
-    kind = _kind(fields[column][-1]) if column < len(fields) else ""
+    kind = _key_kind(fields[column][-1]) if column < len(fields) else None
     line = rows.line_num - sum(len(lines) - 1 for lines in fields)
     for number, lines in enumerate(fields):
         delimiter = rows.reader.dialect.delimiter
@@ -149,7 +149,11 @@ def _require_closed(path: str, rows: CsvRows, row: dict, column: int) -> None:
 
 
 def _first_row(
-    lines: list[str], number: int, delimiter: str, column: int, kind: str
+    lines: list[str],
+    number: int,
+    delimiter: str,
+    column: int,
+    kind: tuple[str, bool] | None,
 ) -> str:
     """The first line of a field that is a row or the rest of one; "" if none is.
 
@@ -158,7 +162,7 @@ def _first_row(
       number: of its column.
       delimiter: between columns.
       column: number of the key column.
-      kind: of the key of the same row.
+      kind: of the key of the same row, from `_key_kind`.
     """
     if len(lines) == 1:
         return ""
@@ -170,17 +174,18 @@ def _first_row(
         has_key = start <= column < start + len(columns)
         if len(columns) > 1 and (
             delimiter == "\t"
-            or (kind and has_key and _kind(columns[column - start]) == kind)
+            or (kind and has_key and _key_kind(columns[column - start]) == kind)
         ):
             return line
     return ""
 
 
-def _kind(key: str) -> str:
-    """What the keys of a table have in common: their suffix, or that they are numbers."""
+def _key_kind(key: str) -> tuple[str, bool] | None:
+    """What the keys of a table have in common: their suffix ("" for numbers), and
+    whether they have spaces. None for other keys."""
     key = key.strip()
     suffix = _SUFFIX.search(key)
-    if not suffix:
-        return "number" * key.isdecimal()
-    # Without spaces in its names a table has no row "See a.jpg, or b.jpg".
-    return suffix[0].lower() + " " * (len(key.split()) > 1)
+    if suffix:
+        # Without spaces in its names a table has no row "See a.jpg, or b.jpg".
+        return suffix[0].lower(), " " in key
+    return ("", False) if key.isdecimal() else None

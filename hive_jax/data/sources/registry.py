@@ -175,7 +175,7 @@ def _check_option(kind: str, name: str, value: str, before: str) -> None:
 def _likely_kind(kind: str) -> str:
     """What to write in place of an unknown kind, which may be a path or a dataset."""
     if "/" in kind or os.path.exists(kind):
-        return f". For a path name its format too, such as folder:{kind}"
+        return f". Write the format of a path before it, such as folder:{kind}"
     if kind in _FORMATS:
         return f"; did you mean {_FORMATS[kind]!r}?"
     if known := nearest(kind, _KINDS):

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hive_jax.data.image_io import encode_png
+from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.tabletop.questions import ASKERS, CLAIMS, LETTERS, true_and_false
 from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import Scene, scene
@@ -50,11 +51,12 @@ def write_benchmarks(folder: str, count: int, seed: int, image_size: int = 64) -
       image_size: side of the images in pixels.
 
     Raises:
-      ConfigError: `count` is not 1 or more.
+      ConfigError: `count` is not 1 or more, or another number is out of range.
       OutputError: `folder` is not empty, or cannot be written.
     """
     if count < 1:
         raise ConfigError(f"count is {count}; expected 1 or more")
+    Tabletop("test", seed=seed, image_size=image_size)  # refuses numbers out of range
     root = Path(folder)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise OutputError(f"{folder} is not empty; choose another folder")

@@ -67,7 +67,10 @@ def test_a_structured_source_is_read_as_its_string():
             "llava:a.json,images",
             r"'images' needs a value; expected images=\.\.\. or form=",
         ),
-        ("./images", r"is './images'; .*its format too, such as folder:\./images"),
+        (
+            "./images",
+            r"is './images'; .*Write the format of a path before it, such as folder:\./images",
+        ),
         ("csv:a.csv", "did you mean 'table'"),
         ("mnist:", "For the dataset mnist write tfds:mnist .*hf:ORG/NAME"),
         ("coco:DIR", "For the dataset coco write tfds:coco"),
