@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,16 +10,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from hive_jax.config import RunConfig, as_run_config, to_dict
 from hive_jax.console import log, progress_bar, text_table
-from hive_jax.data.invalid import format_counts
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
 from hive_jax.io import write_json
 from hive_jax.locks import exclusive_lock
 from hive_jax.training import optimizer, watchdog
+from hive_jax.training.bad_samples import count_bad_samples, record_bad_samples
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.experiment import Experiment
 from hive_jax.training.flops import step_flops
@@ -87,7 +85,7 @@ def train(
         # After `restore`, which refuses a changed config: config.json stays that of the
         # checkpoints in the folder.
         _prepare_workdir(folder, config, start)
-        _record_bad_samples(run, folder, start)
+        record_bad_samples(run, folder, start)
         writer = MetricsWriter(folder, start)
         with StopRequest() as stop, _explain_divergence(checkpoints):
             state = _train_loop(run, state, checkpoints, writer, stop)
@@ -281,7 +279,7 @@ def _finish(
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
     watchdog.enter("the result")
-    result["bad_samples"] = _count_bad_samples(run)
+    result["bad_samples"] = count_bad_samples(run)
     try:
         # The initial parameters are computed again: they are a function of the config
         # and the weights, and keeping them would double the memory of a run.
@@ -299,52 +297,3 @@ def _write_json(path: Path, value) -> None:
     """Writes a JSON file atomically, on process 0 only."""
     if jax.process_index() == 0:
         write_json(path, value)
-
-
-def _record_bad_samples(run: Experiment, folder: Path, start: int) -> None:
-    """Opens bad_samples.jsonl (one file a process) for the loaders of both splits.
-
-    A resumed run keeps the training samples of the steps before `start`, and all
-    validation samples, for each validation reads the same ones.
-    """
-    process = jax.process_index()
-    path = folder / (f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl")
-    run.loader.invalid.keep_in(path, start * run.config.batch_size)
-    run.validation.invalid.keep_in(path, None if start else 0)
-
-
-def _count_bad_samples(run: Experiment) -> dict[str, dict[str, int]]:
-    """Logs and returns split -> reason -> number of distinct samples, over all
-    processes; all processes must call it."""
-    counts = {}
-    for split, loader in (("train", run.loader), ("validation", run.validation)):
-        # Each process reads samples of its own; pairs, because JSON has no integer
-        # keys.
-        for reasons in _gather_json([*loader.invalid.reasons.items()]):
-            loader.invalid.include(dict(reasons))
-        counts[split] = loader.invalid.counts
-        if loader.invalid:
-            several = jax.process_count() > 1
-            files = "bad_samples*.jsonl" if several else "bad_samples.jsonl"
-            log(
-                f"bad samples, {split}: {format_counts(counts[split])}; each is named "
-                f"in {files}"
-            )
-    return counts
-
-
-def _gather_json(value) -> list:
-    """Returns the JSON value of each process, by process index; all must call it."""
-    if jax.process_count() == 1:
-        return [value]
-    # As bytes: collectives take arrays, not Python values.
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    # The collective takes arrays of one shape: pad to the longest value.
-    sizes = multihost_utils.process_allgather(np.int32(content.size))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: content.size] = content
-    contents = multihost_utils.process_allgather(padded)
-    return [
-        json.loads(bytes(content[:size]))
-        for content, size in zip(contents, sizes, strict=True)
-    ]
