@@ -148,6 +148,13 @@ def kill_loop(kills: int, folder: Path, total_steps: int, seed: int = 0) -> dict
     }
 
 
+def run(arguments: list[str], cache: Path) -> tuple[int, str]:
+    """Runs a command; returns its exit code and what it printed."""
+    process = start(arguments, cache)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
 def finish(process: subprocess.Popen) -> str:
     """Waits for success and returns what was printed."""
     output, _ = process.communicate(timeout=600)

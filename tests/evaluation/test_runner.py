@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from export.test_export import run_config
+from helpers.exported_runs import run_config
 from helpers.random_runs import save_random, save_talking
 
 from hive_jax import chat, evaluate

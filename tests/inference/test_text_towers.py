@@ -6,7 +6,7 @@ import json
 import huggingface_hub
 import numpy as np
 import pytest
-from export.test_export import run_config
+from helpers.exported_runs import run_config
 from helpers.llava_sets import photograph
 from helpers.random_runs import save_random
 from helpers.tower_tokenizers import odd_texts, write_siglip, write_siglip2

@@ -17,9 +17,7 @@ from helpers.tiny_hive import (
     with_gates,
 )
 
-from hive_jax.models.fusion import (
-    FUSIONS,
-)
+from hive_jax.models.fusion import FUSIONS
 
 # Gradients.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export.test_export import run_config
+from helpers.exported_runs import run_config
 from helpers.random_runs import save_random, save_talking
 from PIL import Image
 

@@ -12,9 +12,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from helpers.llava_sets import (
-    write_damaged_set,
-)
+from helpers.llava_sets import write_damaged_set
 
 from hive_jax import prepare_data
 from hive_jax.config import DataConfig
