@@ -169,9 +169,9 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path):
 
 TRAINER = """
 import sys
-import jax
 sys.path.insert(0, "tests")
-from training.checkpointing.test_manager import *
+from helpers.checkpoints import abstract, make_state
+from hive_jax.training.checkpointing.manager import Checkpoints
 
 checkpoints = Checkpoints(sys.argv[1])
 restored = checkpoints.restore(abstract(make_state()))
@@ -206,11 +206,15 @@ def test_kill_inside_a_save_leaves_the_step_before(tmp_path):
 
 
 DISK_FULL = """
+import os
 import resource
 import sys
-import jax
 sys.path.insert(0, "tests")
-from training.checkpointing.test_manager import *
+import jax.numpy as jnp
+import numpy as np
+from helpers.checkpoints import make_state
+from hive_jax.errors import OutputError
+from hive_jax.training.checkpointing.manager import Checkpoints
 
 big = make_state()
 big.params["big"] = jnp.asarray(np.random.default_rng(0).normal(size=200_000))
