@@ -2,9 +2,10 @@
 
 import contextlib
 import csv
+import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from hive_jax.data.sources.parquet import is_parquet
 from hive_jax.errors import DataError
@@ -108,17 +109,20 @@ def _delimiter(header: str, column: str) -> str:
     return max(columns, key=lambda d: (column in columns[d], len(columns[d])))
 
 
-def closed_rows(path: str, rows: CsvRows, key: str) -> Iterator[dict]:
+def closed_rows(
+    path: str, rows: CsvRows, key: str, exists: Callable[[str], bool] | None
+) -> Iterator[dict]:
     """Yields rows, and checks that no quote that was left open joins several to one.
 
     A field of several lines may be a caption in quotes. It has swallowed rows if one of
-    its lines has the delimiter and, in the key column, a value like the key of its own
-    row; in a table of tabs, if it has a tab.
+    its lines has the delimiter and, in the key column, the key of a row.
 
     Args:
       path: of the table, for the error.
       rows: from `open_rows`.
       key: the column of the images, or of the numbers of the rows.
+      exists: whether there is an image of a name. None for texts alone, where a key is
+        what `_follows` another one.
 
     Raises:
       DataError: a field swallows rows.
@@ -126,19 +130,26 @@ def closed_rows(path: str, rows: CsvRows, key: str) -> Iterator[dict]:
     column = rows.fieldnames.index(key)
     for row in rows:
         if rows.line_num > rows.begin:
-            _require_closed(path, rows, row, column)
+            _require_closed(path, rows, row, column, exists)
         yield row
 
 
-def _require_closed(path: str, rows: CsvRows, row: dict, column: int) -> None:
+def _require_closed(
+    path: str,
+    rows: CsvRows,
+    row: dict,
+    column: int,
+    exists: Callable[[str], bool] | None,
+) -> None:
     """Raises DataError if a field of a row of several lines has swallowed rows."""
     values = [*map(row.get, rows.fieldnames), *row.get(None, ())]
     fields = [_LINE_END.split(value) for value in values if value is not None]
-    kind = _key_kind(fields[column][-1]) if column < len(fields) else None
+    own = fields[column][0] if column < len(fields) else ""
+    is_key = exists or functools.partial(_follows, own)
     line = rows.line_num - sum(len(lines) - 1 for lines in fields)
     for number, lines in enumerate(fields):
         delimiter = rows.reader.dialect.delimiter
-        swallowed = _first_row(lines, number, delimiter, column, kind)
+        swallowed = _first_row(lines, number, delimiter, column, is_key)
         if swallowed:
             raise DataError(
                 f"{path}, line {line}: the field in quotes that begins here ends in line "
@@ -153,7 +164,7 @@ def _first_row(
     number: int,
     delimiter: str,
     column: int,
-    kind: tuple[str, bool] | None,
+    is_key: Callable[[str], bool],
 ) -> str:
     """The first line of a field that is a row or the rest of one; "" if none is.
 
@@ -162,7 +173,7 @@ def _first_row(
       number: of its column.
       delimiter: between columns.
       column: number of the key column.
-      kind: of the key of the same row, from `_key_kind`.
+      is_key: whether a value of that column is the key of a row.
     """
     if len(lines) == 1:
         return ""
@@ -172,20 +183,17 @@ def _first_row(
         columns = [*csv.reader([line], delimiter=delimiter, skipinitialspace=True)]
         columns = columns[0] if columns else []
         has_key = start <= column < start + len(columns)
-        if len(columns) > 1 and (
-            delimiter == "\t"
-            or (kind and has_key and _key_kind(columns[column - start]) == kind)
-        ):
+        if len(columns) > 1 and has_key and is_key(columns[column - start]):
             return line
     return ""
 
 
-def _key_kind(key: str) -> tuple[str, bool] | None:
-    """What the keys of a table have in common: their suffix ("" for numbers), and
-    whether they have spaces. None for other keys."""
-    key = key.strip()
-    suffix = _SUFFIX.search(key)
-    if suffix:
-        # Without spaces in its names a table has no row "See a.jpg, or b.jpg".
-        return suffix[0].lower(), " " in key
-    return ("", False) if key.isdecimal() else None
+def _follows(own: str, key: str) -> bool:
+    """Whether a key may be that of a row after the row of `own`: the next number, or
+    a name without spaces and of the same suffix."""
+    if own.isdecimal() and key.isdecimal():
+        return int(key) == int(own) + 1
+    suffix, other = _SUFFIX.search(own), _SUFFIX.search(key)
+    if not suffix or not other or " " in key:  # "See a.jpg, or b.jpg" is a caption.
+        return False
+    return suffix[0].lower() == other[0].lower()

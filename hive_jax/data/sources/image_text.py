@@ -136,16 +136,15 @@ def open_table(
         return _open_parquet(path, options, images, columns)
     if not images and image != NO_IMAGE:
         raise ConfigError(f"data.source: {path}: say where its images are, images=...")
+    store = open_store(images, "images") if images else None
     with open_rows(path, image) as rows:
         header = rows.fieldnames or []
         require_unique(path, header)
         column, is_class = choose_column(path, header, *columns)
         key = header[0] if image == NO_IMAGE else image
-        table = [
-            _csv_pair(rows, row, image, column) for row in closed_rows(path, rows, key)
-        ]
+        closed = closed_rows(path, rows, key, store and store.has)
+        table = [_csv_pair(rows, row, image, column) for row in closed]
     names, values = [name for name, _ in table], [value for _, value in table]
-    store = open_store(images, "images") if images else None
     if store and options.with_image:
         require_images(names, store, options.max_bad_fraction)
     if not is_class:

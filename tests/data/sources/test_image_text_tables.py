@@ -1,10 +1,12 @@
 """CSV and Parquet, made here in the real formats."""
 
+import csv
 import gzip
 import importlib.util
 import json
 import os
 import zipfile
+from random import Random
 
 import pytest
 from helpers.llava_sets import encoded, photograph
@@ -283,7 +285,7 @@ def test_parquet_without_names_of_classes(tmp_path):
             "a/2.jpg,a",
         ),
         (['"a/0.jpg,open', 'b/1.jpg",b'], "2", "a/0.jpg,open"),
-        (['a/0.jpg,"two', 'lines"', 'a/2.jpg,"open', 'B/3.JPG,b"'], "4", "B/3.JPG,b"),
+        (['a/0.jpg,"two', 'lines"', 'a/2.jpg,"open', 'b/3.jpg,b"'], "4", "b/3.jpg,b"),
         (['a/0.jpg\t"open', 'b/1.jpg\tb"'], "2", r"b/1.jpg\\tb"),
     ],
 )
@@ -299,11 +301,37 @@ def test_a_quote_that_is_left_open_joins_no_rows(
         opened(f"table:{path},images={archive}")
 
 
-def test_a_quote_that_is_left_open_among_texts_alone(tmp_path):
+@pytest.mark.parametrize("ids", [(17, 18), ("a.jpg", "b.JPG")])
+def test_a_quote_that_is_left_open_among_texts_alone(tmp_path, ids):
     path = tmp_path / "table.csv"
-    path.write_text('id,text\n17,"open\n18,b"\n')
+    path.write_text('id,text\n{},"open\n{},b"\n'.format(*ids))
     with pytest.raises(DataError, match="line 2: the field in quotes that begins here"):
         opened(f"table:{path},image=none")
+
+
+@pytest.mark.parametrize(
+    "name", ["dir/{}.jpg", "my pic {}.png", "{:08x}", "no {}, see.jpg", "{}"]
+)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_no_caption_is_taken_for_rows(tmp_path, name, delimiter):
+    """Captions with quotes, delimiters, numbers and names in several lines."""
+    pieces = ["a dog", "photo.jpg", "see img_1.png, left", 'say "hi"', "", "10,000"]
+    pieces += ["x\ty", ";", "\n", "\r\n", "\n\n", "\n ", "IMG 3.JPG", "image,text"]
+    random, rows = Random(0), []
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for i in range(10):
+            image, caption = name.format(i), " ".join(random.choices(pieces, k=9))
+            archive.writestr(image, b"")
+            rows.append({"image": image, "text": f"{i}{caption}."})
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["image", "text"], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    for options in (f"images={tmp_path}/images.zip", "image=none"):
+        source = opened(f"table:{path},{options}")
+        got = [source[i].segments[0].text for i in range(len(source))]
+        assert got == [row["text"] + "\n" for row in rows]
 
 
 def test_captions_may_have_several_lines(tmp_path, archive):
