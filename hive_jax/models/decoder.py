@@ -26,15 +26,14 @@ from hive_jax.models.attention import (
 )
 from hive_jax.models.layer_stack import Execution
 from hive_jax.models.layers import (
-    ONE_DEVICE,
     Einsum,
     GatedMlp,
-    Placement,
     merge_heads,
     split_heads,
     unembed,
 )
 from hive_jax.models.norms import RMSNorm
+from hive_jax.models.placement import ONE_DEVICE, Placement, apply_block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +272,11 @@ class Decoder(nn.Module):
         c, placement, execution = self.config, self.placement, self.execution
         block = DecoderBlock(c, execution.flash, parent=None)
 
-        def apply(params, is_sliding, x, *arguments):
-            variables = {"params": placement.gather_params(params)}
-            return block.apply(variables, x, is_sliding, *arguments)
+        def apply(params, is_sliding, x, position, cache, extend):
+            # `extend` is a function of a fusion, by which no trace can be looked up.
+            apply = apply_block if extend is None else apply_block.__wrapped__
+            inputs = (x, is_sliding, position, cache, extend)
+            return apply(block, placement, params, *inputs)
 
         def segment(params, is_sliding):
             def run(x, position=None, caches=(), extend=None):

@@ -20,6 +20,7 @@ from hive_jax.models import layer_stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.cross_attention import CrossAttention
 from hive_jax.models.fusion_base import Connections, Fusion
+from hive_jax.models.placement import apply_block
 
 
 class CrossAttentionFusion(Fusion):
@@ -49,8 +50,8 @@ class CrossAttentionFusion(Fusion):
     def _apply(self, connection: int, method: str, *inputs):
         # parent=None: a function of parameters, which are declared in `setup`.
         block = CrossAttention(self.config, parent=None)
-        params = self.placement.gather_params(self.blocks[connection])
-        return block.apply({"params": params}, *inputs, method=method)
+        params = self.blocks[connection]
+        return apply_block(block, self.placement, params, *inputs, method=method)
 
     def prepare(
         self, features: jax.Array, text: jax.Array, image_mask: jax.Array

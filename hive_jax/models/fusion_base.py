@@ -10,7 +10,7 @@ from hive_jax.models import layer_stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.cross_attention import Projector
 from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.layers import ONE_DEVICE, Placement
+from hive_jax.models.placement import ONE_DEVICE, Placement, apply_block
 
 # Pairs (encoder depth, decoder layer), both counted from 1.
 Connections = tuple[tuple[int, int], ...]
@@ -74,9 +74,7 @@ class Fusion(nn.Module):
         # A loop and not vmap: with fsdp, one projector is gathered at a time.
         module, placement = self._projector(), self.placement
         return [
-            placement.shard_activations(
-                module.apply({"params": placement.gather_params(params)}, feature)
-            )
+            placement.shard_activations(apply_block(module, placement, params, feature))
             for params, feature in zip(
                 layer_stack.unstack(self.projector), features, strict=True
             )

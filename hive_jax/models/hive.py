@@ -39,7 +39,7 @@ from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.fusion import fusion_named, text_position
 from hive_jax.models.fusion_base import Connections, Fusion
 from hive_jax.models.layer_stack import ModelExecution
-from hive_jax.models.layers import ONE_DEVICE, Placement
+from hive_jax.models.placement import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
 
 

@@ -13,40 +13,12 @@ The custom VJPs (`gelu`, `add_to_batch`, and `layer_norm` in norms.py) change th
 and time of a gradient, not its value.
 """
 
-import dataclasses
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.models import layer_stack
-
-
-def _identity(x):
-    return x
-
-
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Sharding constraints of a model on several devices.
-
-    Without them, a compiler that finds weights and batch sharded over the same devices
-    (fsdp) may shard the computation like the weights, with the whole batch on every
-    device. hive_jax/training/sharding.py makes the constraints of a mesh.
-
-    Attributes:
-      shard_activations: constrains activations [B, ...] to be sharded over the batch.
-      gather_params: all-gathers a layer's parameter tree for the layer's computation,
-        with kernels in the dtype of the computation.
-    """
-
-    shard_activations: Callable[[jax.Array], jax.Array] = _identity
-    gather_params: Callable[[dict], dict] = _identity
-
-
-ONE_DEVICE = Placement()
 
 xavier = nn.initializers.xavier_uniform()
 

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 
 from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.models.layers import (
-    ONE_DEVICE,
     Dense,
-    Placement,
     add_to_batch,
     expand_to_rank,
     matmul,
 )
+from hive_jax.models.placement import ONE_DEVICE, Placement
 from hive_jax.models.transformer import MAPHead, Transformer
 
 

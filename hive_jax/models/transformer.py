@@ -11,8 +11,13 @@ import jax.numpy as jnp
 from hive_jax.models import layer_stack
 from hive_jax.models.attention import attend_to_all
 from hive_jax.models.layer_stack import Execution
-from hive_jax.models.layers import MergeHeads, MlpBlock, Placement, SplitHeads
+from hive_jax.models.layers import (
+    MergeHeads,
+    MlpBlock,
+    SplitHeads,
+)
 from hive_jax.models.norms import LayerNorm
+from hive_jax.models.placement import Placement, apply_block
 
 
 class Attention(nn.Module):
@@ -88,9 +93,7 @@ class Transformer(nn.Module):
 
         def apply(layer, x):
             params, offset = layer
-            x = placement.shard_activations(
-                block.apply({"params": placement.gather_params(params)}, x)
-            )
+            x = placement.shard_activations(apply_block(block, placement, params, x))
             # Offsets of zero make the gradient at a block's output that of an input.
             return x if offset is None else x + offset.astype(x.dtype)
 

@@ -15,7 +15,7 @@ from hive_jax.data.types import Batch
 from hive_jax.models.decoder import head
 from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import Hive
-from hive_jax.models.layers import ONE_DEVICE
+from hive_jax.models.placement import ONE_DEVICE
 from hive_jax.models.siglip import TwoTowers
 from hive_jax.training import sharding
 from hive_jax.training.losses import (

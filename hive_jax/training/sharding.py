@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError
-from hive_jax.models.layers import ONE_DEVICE, Placement
+from hive_jax.models.placement import ONE_DEVICE, Placement
 
 # Pattern -> mesh axis of each trailing dimension; leading axes (layers, connections)
 # are never sharded. The first match wins; parameters without a match (norms, biases,

@@ -14,6 +14,7 @@ The same pass says whether every value is finite.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -145,6 +146,7 @@ def _inspect_leaves(leaves: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: _inspect_leaf(jnp.asarray(x)) for name, x in leaves.items()}
 
 
+@functools.partial(jax.jit, inline=True)  # traced once for each shape
 def _inspect_leaf(array: jax.Array) -> jax.Array:
     words = _words(array)
     # With the index in them, the sums also change when values trade places.
