@@ -151,11 +151,11 @@ def _local_device_ids(environment: Mapping[str, str]) -> dict:
     if "SLURM_LOCALID" not in environment or _num_visible_gpus(environment) == 0:
         return {}
     count = _num_visible_gpus(environment)
-    task = _slurm_number(environment, "SLURM_LOCALID", "0")
-    tasks = _num_tasks_on_node(environment)
     # All visible GPUs belong to this task.
-    if tasks == 1 or count == 1 or _is_bound(environment, count):
+    if count == 1 or _is_bound(environment, count):
         return {"local_device_ids": list(range(count))}
+    task = _slurm_number(environment, "SLURM_LOCALID", "0")
+    tasks = _num_tasks_on_node(environment, task)
     if count % tasks:
         raise ConfigError(
             f"{tasks} tasks on this node share {count} GPUs, which cannot be split "
@@ -186,17 +186,24 @@ def _is_bound(environment: Mapping[str, str], count: int) -> bool:
     return str(count) in per_task.split(",") or str(count) != on_node
 
 
-def _num_tasks_on_node(environment: Mapping[str, str]) -> int:
-    """Returns the number of tasks of this step on this node."""
-    # "2(x3),1": two tasks on each of three nodes, one on the fourth.
-    counts = []
-    name = "SLURM_STEP_TASKS_PER_NODE"
-    for group in environment.get(name, "1").split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group)
-        if match is None:
-            raise _slurm_error(name, environment[name])
-        counts += [int(match[1])] * int(match[2] or 1)
-    return counts[min(_slurm_number(environment, "SLURM_NODEID", "0"), len(counts) - 1)]
+def _num_tasks_on_node(environment: Mapping[str, str], task: int) -> int:
+    """Returns the number of tasks of this step on each of its nodes.
+
+    Args:
+      environment: environment variables.
+      task: index of this task on its node.
+
+    Raises:
+      ConfigError: the nodes have different numbers of tasks.
+    """
+    tasks = _num_step_tasks(environment)
+    nodes = max(1, _slurm_number(environment, "SLURM_STEP_NUM_NODES", "1"))
+    if tasks % nodes or task >= tasks // nodes:
+        raise ConfigError(
+            f"{tasks} tasks run on {nodes} nodes, not equally many on each, and share "
+            f"their GPUs: say how many a node has (srun --ntasks-per-node=N)"
+        )
+    return tasks // nodes
 
 
 def _slurm_number(environment: Mapping[str, str], name: str, default: str) -> int:

@@ -50,9 +50,8 @@ def test_two_slurm_tasks_join_by_their_environment(tmp_path):
             SLURM_STEP_NODELIST="localhost",
             SLURM_NTASKS="8",
             SLURM_STEP_NUM_TASKS="2",
-            SLURM_STEP_TASKS_PER_NODE="1(x2)",
+            SLURM_STEP_NUM_NODES="2",
             SLURM_PROCID=str(task),
-            SLURM_NODEID=str(task),
             SLURM_LOCALID="0",
             JAX_COORDINATOR_PORT=port,
         )

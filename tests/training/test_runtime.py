@@ -22,7 +22,6 @@ BATCH_SCRIPT = {
     "SLURM_NTASKS": "8",
     "SLURM_PROCID": "0",
     "SLURM_LOCALID": "0",
-    "SLURM_NODEID": "0",
     "SLURM_GPUS_ON_NODE": "4",
     "CUDA_VISIBLE_DEVICES": "0,1,2,3",
 }
@@ -30,21 +29,19 @@ BATCH_SCRIPT = {
 SHELL = {
     **BATCH_SCRIPT,
     "SLURM_STEP_NUM_TASKS": "1",
-    "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURM_STEP_NUM_NODES": "1",
 }
 # ... and in the seventh task of an srun.
 TASK = {
     **BATCH_SCRIPT,
     "SLURM_STEP_NUM_TASKS": "8",
-    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NUM_NODES": "2",
     "SLURM_PROCID": "6",
     "SLURM_LOCALID": "2",
-    "SLURM_NODEID": "1",
 }
 WITHOUT_GPUS = {key: TASK[key] for key in TASK if "DEVICES" not in key}
 ONE_PER_NODE = {
     "SLURM_STEP_NUM_TASKS": "2",
-    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
     "SLURM_LOCALID": "0",
 }
 
@@ -102,8 +99,8 @@ def test_a_missing_srun_is_a_warning(caplog, environment):
         (ONE_PER_NODE, [0, 1, 2, 3]),
         # Four tasks see the four GPUs of their node: one each.
         ({}, [2]),
-        # Two tasks on the second node see them: two each.
-        ({"SLURM_STEP_TASKS_PER_NODE": "4,2", "SLURM_LOCALID": "1"}, [2, 3]),
+        # Two tasks see them: two each.
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}, [2, 3]),
         # --gpus-per-task=1 shows each its own, numbered from 0 or by UUID ...
         ({"CUDA_VISIBLE_DEVICES": "0"}, [0]),
         ({"CUDA_VISIBLE_DEVICES": "GPU-8a4b-4d0f"}, [0]),
@@ -135,9 +132,22 @@ def test_one_process_drives_all_gpus_of_its_node(monkeypatch):
 
 
 def test_gpus_that_do_not_divide_over_tasks_are_refused():
-    environment = {**TASK, "SLURM_STEP_TASKS_PER_NODE": "3(x2)"}
+    environment = {**TASK, "SLURM_STEP_NUM_TASKS": "6"}
     with pytest.raises(ConfigError, match="3 tasks on this node share 4 GPUs"):
         join("auto", environment)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"SLURM_STEP_NUM_TASKS": "7"},
+        # Four tasks on the first node and two on the second.
+        {"SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "3"},
+    ],
+)
+def test_nodes_with_different_numbers_of_tasks_are_refused(changes):
+    with pytest.raises(ConfigError, match="tasks run on 2 nodes, not equally many"):
+        join("auto", TASK | changes)
 
 
 @pytest.mark.parametrize(
@@ -146,8 +156,7 @@ def test_gpus_that_do_not_divide_over_tasks_are_refused():
         ("SLURM_STEP_NUM_TASKS", ""),
         ("SLURM_STEP_NUM_TASKS", "2(x2)"),
         ("SLURM_LOCALID", ""),
-        ("SLURM_NODEID", "x"),
-        ("SLURM_STEP_TASKS_PER_NODE", "4(2)"),
+        ("SLURM_STEP_NUM_NODES", "x"),
     ],
 )
 def test_variables_of_slurm_that_are_not_numbers_are_named(name, value):
