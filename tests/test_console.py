@@ -17,10 +17,9 @@ from hive_jax.console import (
     text_table,
 )
 from hive_jax.errors import DataError
+from tools.fault_suite.hostile_files import ESCAPES as HOSTILE
 
 ROOT = Path(__file__).resolve().parent.parent
-# Clears the screen, sets the title, rings, shows text backwards, ends no line.
-HOSTILE = "\x1b]0;pwn\x07\x1b[2J\x9b2J\x7f\r\x00\x85\u202egpj.exe\u2066\u2028\ud800.jpg"
 ESCAPED = (
     r"\x1b]0;pwn\x07\x1b[2J\x9b2J\x7f\r\x00\x85\u202egpj.exe\u2066\u2028\ud800.jpg"
 )

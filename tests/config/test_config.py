@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from helpers.config_trees import FULL, GROUPS, LEAVES, by_leaf, changed, get, refused
+from helpers.config_trees import GROUPS, LEAVES, by_leaf, changed, refused
 
 from hive_jax.config import (
     RESUMABLE_KEYS,
@@ -17,6 +17,7 @@ from hive_jax.config import (
     from_dict,
     to_dict,
 )
+from tools.fault_suite.config_fuzz import FULL, get
 
 PACKAGE = Path(__file__).resolve().parents[2] / "hive_jax"
 

@@ -1,0 +1,127 @@
+"""The bits of stored steps, independent of the fingerprints in the checkpoints."""
+
+import dataclasses
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from hive_jax.errors import HiveError
+from hive_jax.training.checkpointing import trees
+from hive_jax.training.checkpointing.manager import Checkpoints
+from tools.fault_suite import micro_run
+
+
+@dataclasses.dataclass
+class Restored:
+    """What a start finds in a workdir.
+
+    Attributes:
+      step: step that was restored; None for a new run or an error.
+      bits: SHA-256 of all its leaves.
+      warnings: log messages.
+      error: message of a HiveError, or type and message of any other exception.
+      is_refusal: whether `error` is a HiveError's.
+    """
+
+    step: int | None = None
+    bits: str = ""
+    warnings: str = ""
+    error: str = ""
+    is_refusal: bool = False
+
+
+def train_short(workdir: Path, cache: Path, total_steps: int, every: int) -> None:
+    """Trains all towers of the micro model in a process.
+
+    Args:
+      workdir: folder of the run.
+      cache: folder of compiled programs.
+      total_steps: steps of the run.
+      every: steps between two saves, of which all are kept.
+    """
+    options = (
+        *(f"--config.total_steps={total_steps}", f"--config.checkpoint_every={every}"),
+        f"--config.max_to_keep={total_steps}",
+    )
+    command = micro_run.command("stage1.py", workdir, micro_run.ALL_TRAIN, *options)
+    micro_run.finish(micro_run.start(command, cache))
+
+
+def abstract_leaves(workdir: os.PathLike | str) -> dict:
+    """Returns the abstract leaves of the newest step of a run, as a nested dict."""
+    with Checkpoints(str(workdir), read_only=True) as checkpoints:
+        meta = checkpoints.read_meta()
+    leaves = {
+        name: trees.parse_description(text) for name, text in meta["leaves"].items()
+    }
+    return unflatten_dict(leaves, sep="/")
+
+
+def bits_of_steps(workdir: os.PathLike | str, abstract: dict) -> dict[int, str]:
+    """Returns step -> SHA-256 of its leaves, of all steps of an undamaged run.
+
+    Args:
+      workdir: folder of the run.
+      abstract: from `abstract_leaves`.
+    """
+    bits = {}
+    with Checkpoints(str(workdir), read_only=True) as checkpoints:
+        for step in micro_run.steps(Path(workdir)):
+            bits[step] = bits_of(checkpoints.restore(abstract, step)[0])
+    return bits
+
+
+def restore(
+    workdir: os.PathLike | str, abstract: dict, read_only: bool = True
+) -> Restored:
+    """Restores a workdir's newest good step, as the start of a run does.
+
+    Args:
+      workdir: folder of the run.
+      abstract: from `abstract_leaves`.
+      read_only: leave damaged steps under their names.
+    """
+    result, handler = Restored(), _Collector()
+    logger = logging.getLogger("hive_jax")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        with Checkpoints(str(workdir), read_only=read_only) as checkpoints:
+            restored = checkpoints.restore(abstract)
+            if restored is not None:
+                result.step, result.bits = restored[1]["step"], bits_of(restored[0])
+    except HiveError as error:
+        result.error, result.is_refusal = str(error), True
+    except Exception as error:  # noqa: BLE001 - any other is a fault of the package
+        result.error = f"{type(error).__name__}: {error}"
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+    result.warnings = "\n".join(handler.messages)
+    return result
+
+
+def bits_of(tree) -> str:
+    """Returns the SHA-256 of names, dtypes, shapes and bytes of all leaves."""
+    sha = hashlib.sha256()
+    for name, leaf in trees.flatten(tree).items():
+        array = np.asarray(jax.device_get(leaf))
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+class _Collector(logging.Handler):
+    """Keeps the messages of log records."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
