@@ -58,6 +58,14 @@ def test_an_unknown_key_is_refused_without_a_far_fetched_suggestion():
     assert refused({"zzzzzzzz": 1}) == "config.zzzzzzzz is not a key"
 
 
+def test_a_key_that_is_not_text_is_refused():
+    assert refused({7: 1}) == "config.7 is not a key"
+    assert refused({"model": {None: 1}}).startswith("config.model.None is not a key")
+    source = {"kind": "llava", "path": "a", "options": {"images": "b", 7: "c"}}
+    message = refused({"data": {"source": [source]}})
+    assert message.startswith("config.data.source[0].options[0][0] is 7; expected str")
+
+
 @by_leaf
 def test_wrong_types_are_refused(path):
     """None, NaN, infinity, text for numbers and back, bool for int and back."""

@@ -47,7 +47,9 @@ def test_killed_runs_end_with_the_bits_of_an_undisturbed_run(cache, tmp_path):
 
 
 def test_the_command_writes_the_figures_and_fails_if_one_misses(monkeypatch, tmp_path):
-    (tmp_path / "faults.json").write_text(json.dumps({"kill": vars(Figure(7, "seven"))}))
+    (tmp_path / "faults.json").write_text(
+        json.dumps({"kill": vars(Figure(7, "seven"))})
+    )
     arguments = ["order", "--count=2", f"--out={tmp_path}"]
     assert command.main(arguments) == 0
     results = json.loads((tmp_path / "faults.json").read_text())

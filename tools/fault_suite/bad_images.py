@@ -95,7 +95,12 @@ def write_images(folder: Path, rate: int) -> tuple[str, dict[int, str]]:
 def _read(folder: Path, rate: int) -> tuple[int, list[str]]:
     """Returns the damaged images of the train split, and what was wrong."""
     text, damages = write_images(folder, rate)
-    data = DataConfig(source=text, tokenizer="builtin:tabletop", max_bad_fraction=1.0)
+    data = DataConfig(
+        source=text,
+        tokenizer="builtin:tabletop",
+        max_bad_fraction=1.0,
+        validation_size=24,
+    )
     source = make_source(data, "train", image_size=16, with_image=True)
     # The split decides which records are in it.
     numbers = [_number(source.describe(index)) for index in range(len(source))]

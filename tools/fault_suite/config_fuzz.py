@@ -155,7 +155,12 @@ def _differences(given: Mapping, taken: Mapping, prefix: str = "") -> list[str]:
 
 
 def _plain(value):
-    """Returns a value whose lists are tuples, and rules without a layer shorter."""
-    if isinstance(value, list | tuple):
-        return tuple(map(_plain, value)) if value != () else ()
-    return value
+    """Returns a value in the form that `to_dict` gives it."""
+    if not isinstance(value, list | tuple):
+        return value
+    # A text that replaces a tuple arrives in one; of a rule the layers may be absent.
+    if len(value) == 1 and isinstance(value[0], str):
+        return value[0]
+    if len(value) == 2 and isinstance(value[0], str):
+        value = (*value, ())
+    return tuple(map(_plain, value))

@@ -84,7 +84,7 @@ def _kill(
         micro_run.wait_until(is_writing, process)
         time.sleep(draw.uniform(0, _WRITING_SECONDS))
     else:
-        micro_run.wait_until(lambda: False, process, draw.uniform(1, 8))
+        micro_run.wait_until(lambda: False, process, draw.uniform(0.5, 4))
     process.kill()
     process.communicate()
     if process.returncode == 0:

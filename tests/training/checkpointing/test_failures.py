@@ -65,6 +65,30 @@ def test_flipped_bit_is_found_named_and_the_older_step_used(tmp_path, caplog):
         assert checkpoints.latest_step() == 2
 
 
+ABANDONED = """
+import asyncio, logging, sys
+from hive_jax.training.checkpointing import manager
+
+SOURCE = "async def read():\\n try: await wait()\\n finally: raise ValueError(name)"
+for name in ("orbax", "mine"):
+    loop = asyncio.new_event_loop()
+    functions = {"wait": lambda: loop.create_future(), "name": name}
+    exec(compile(SOURCE, f"/packages/{name}/read.py", "exec"), functions)
+    coroutine = functions["read"]()
+    coroutine.send(None)
+    del coroutine
+for text in ('Error reading "x/.zarray" in OCDBT database', "mine too"):
+    logging.getLogger("asyncio").error("Future exception was never retrieved: %s", text)
+"""
+
+
+def test_reads_that_orbax_abandons_print_nothing(tmp_path):
+    """After a first one has failed; of others the traceback is printed."""
+    _, errors = python(ABANDONED).communicate(timeout=60)
+    assert errors.count("Exception ignored") == 1 and "ValueError: mine" in errors
+    assert "orbax" not in errors and "OCDBT" not in errors and "mine too" in errors
+
+
 @pytest.mark.parametrize("content", ["", '{"meta": {"st', '{"meta": {}}'])
 def test_unreadable_meta_falls_back(tmp_path, content):
     state = save_steps(tmp_path, [1, 2])
