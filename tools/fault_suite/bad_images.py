@@ -29,7 +29,7 @@ KINDS = {
     **{kind: DAMAGED[kind][1] for kind in _FILES},
     "missing": "missing",
     "outside": "unsafe path",
-    "pipe": "unreadable",
+    "pipe": "unsafe path",
 }
 
 

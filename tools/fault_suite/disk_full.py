@@ -47,8 +47,9 @@ def measure(count: int, folder: Path, cache: Path) -> Figure:
                 got, output = _train(disk, every, left, when, until, cache)
                 codes[f"with code {got}"] += 1
                 problem = _problem(disk, got, code, output)
-                if not problem and got:
-                    (disk / "fill").unlink()
+                (disk / "fill").unlink(missing_ok=True)
+                # The next start removes what a failed save has left.
+                if not problem and (got or micro_run.unfinished_saves(disk / "run")):
                     micro_run.finish(_start(disk / "run", every, cache))
                 problem = problem or _difference(disk / "run", references[every])
         except PermissionError:

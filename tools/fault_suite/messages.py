@@ -100,12 +100,12 @@ def _inputs(folder: Path) -> Iterator[_Case]:
             inputs = folder / "inputs"
             shutil.rmtree(inputs, ignore_errors=True)
             hostile_files.write_encoder(inputs / "encoder")
-            copy_tokenizer("builtin:tabletop", inputs)
+            copy_tokenizer("builtin:tabletop", inputs / "tokenizer")
             shutil.copy(folder / "chat.json", inputs)
             spoil(inputs / path)
             value = {
                 "init_encoder": inputs / "encoder",
-                "data.tokenizer": inputs / "tokenizer.json",
+                "data.tokenizer": inputs / "tokenizer/tokenizer.json",
                 "data.source": f"llava:{inputs}/chat.json,images={folder}/images",
             }[key]
             arguments = _arguments(folder / "new", f"--config.{key}={value}")

@@ -62,7 +62,14 @@ TRAINING = (
         66,
         ("0.jpg", "the nearest: images/0.jpg"),
     ),
-    (("--config.data.num_tokens=2",), 65, ("no supervised token", "num_tokens = 2")),
+    (
+        (
+            "--config.data.source=llava:{folder}/chat.json,images={folder}/images,form=chat",
+            "--config.data.num_tokens=2",
+        ),
+        65,
+        ("no supervised token", "num_tokens = 2"),
+    ),
     # Folders and jobs.
     (("--workdir=",), 64, ("workdir is ''; expected the path of a folder",)),
     (("--workdir=https://host/run",), 64, ("workdir is 'https://host/run'",)),
@@ -108,7 +115,7 @@ COMMANDS = (
     ("train", ("--config={folder}/empty.py",), 64, ("has no get_config(); expected",)),
     ("train", ("--config=stage1:fusion=hivee",), 64, ("fusion", "'hive'")),
     ("train", ("--config=probe",), 64, ("is a config of probes; expected one of",)),
-    ("train", ("--config=stage2", "--workdir={folder}/new"), 66, ("stage1",)),
+    ("train", ("--config=stage2", "--workdir={folder}/stage2"), 66, ("stage1",)),
     ("probe", ("--config=stage1", "--run=x"), 64, ("is a config of training",)),
     ("probe", ("--config=probe", "--run={folder}/none"), 66, ("none",)),
     (

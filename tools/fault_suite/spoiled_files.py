@@ -52,7 +52,7 @@ DERIVED = (
     ("metrics.jsonl", "null", _append("null\n"), "1 unreadable lines removed"),
     ("metrics.jsonl", "a step that is text", _append('{"step": "x"}\n'), "unreadable"),
     ("metrics.jsonl", "a deep line", _append(DEEP + "\n"), "unreadable lines removed"),
-    ("metrics.jsonl", "half a line", _append('{"step": 2, "train/lo'), "unreadable"),
+    ("metrics.jsonl", "half a line", _append('{"step": 2, "train/lo'), ""),
     ("metrics.jsonl", "empty", _write(""), ""),
     ("metrics.jsonl", "missing", Path.unlink, ""),
     (
@@ -114,7 +114,7 @@ INPUTS = (
         "init_encoder",
         ("safetensors",),
     ),
-    ("tokenizer.json", "half", _halve, "data.tokenizer", ("tokenizer.json",)),
+    ("tokenizer/tokenizer.json", "half", _halve, "data.tokenizer", ("tokenizer.json",)),
     ("chat.json", "half", _halve, "data.source", ("chat.json",)),
     ("chat.json", "deep", _write(DEEP), "data.source", ("chat.json", "too deeply")),
 )
