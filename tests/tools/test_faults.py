@@ -23,7 +23,7 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize(
     ("fault", "count"),
     [
-        ("crash_states", 40),
+        ("crash_states", 20),
         ("damage", 60),
         ("order", 100),
         ("bad_images", 5),

@@ -18,7 +18,7 @@ from hive_jax.training.train_step import TrainState
 from tools.fault_suite import in_process, micro_run, stored_bits
 from tools.fault_suite.figure import Figure, format_counts
 
-_TOTAL_STEPS = 6
+_TOTAL_STEPS = 4
 # No gradient reaches these: their values are in no loss.
 _UNREAD = "params/img/(MAPHead_0|Transformer/encoder_norm)/"
 # Kind of place -> pattern of the names of its leaves; "" for the loss alone.

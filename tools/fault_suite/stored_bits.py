@@ -10,9 +10,14 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from hive_jax.config import MeshConfig
+from hive_jax.config.cli import read_config
 from hive_jax.errors import HiveError
 from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.manager import Checkpoints
+from hive_jax.training.resolve import resolve_config
+from hive_jax.training.sharding import make_mesh
+from hive_jax.training.train_step import Program
 from tools.fault_suite import micro_run
 
 
@@ -50,6 +55,28 @@ def train_short(workdir: Path, cache: Path, total_steps: int, every: int) -> Non
     )
     command = micro_run.command("stage1.py", workdir, micro_run.ALL_TRAIN, *options)
     micro_run.finish(micro_run.start(command, cache))
+
+
+def save_random(workdir: os.PathLike | str, num_steps: int) -> None:
+    """Saves random states of the micro model, as a run that trains all towers would.
+
+    Args:
+      workdir: folder of the run.
+      num_steps: steps 1 to `num_steps` are saved.
+    """
+    overrides = (*micro_run.MICRO, micro_run.ALL_TRAIN)
+    config = resolve_config(read_config(f"stage1:{micro_run.TOWERS}", overrides)).config
+    one_device = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    abstract = Program(config, one_device).abstract_state
+    with Checkpoints(str(workdir), keep=num_steps) as checkpoints:
+        for step in range(1, num_steps + 1):
+            rng = np.random.default_rng(step)
+            state = jax.tree.map(
+                lambda leaf, rng=rng: rng.normal(size=leaf.shape).astype(leaf.dtype),
+                abstract,
+            )
+            state = state.replace(step=np.int32(step))
+            checkpoints.save(step, jax.device_put(state), {})
 
 
 def abstract_leaves(workdir: os.PathLike | str) -> dict:
