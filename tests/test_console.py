@@ -71,6 +71,24 @@ def test_everything_printed_is_printable(capsys):
     assert not logging.getLogger("hive_jax").handlers
 
 
+def test_warnings_are_printed_once(capsys):
+    """Although JAX's libraries give the root logger a handler."""
+    root, other = logging.getLogger(), logging.StreamHandler(sys.stderr)
+
+    @report_errors
+    def main():
+        logging.getLogger("hive_jax.somewhere").warning("warned of %s", "\x1b[2J")
+        return 0
+
+    root.addHandler(other)
+    try:
+        assert main() == 0
+    finally:
+        root.removeHandler(other)
+    assert capsys.readouterr().err == "warned of \\x1b[2J\n"
+    assert logging.getLogger("hive_jax").propagate
+
+
 def test_the_progress_bar_is_printable(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with console.progress_bar(HOSTILE, 2) as bar:

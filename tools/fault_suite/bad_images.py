@@ -47,9 +47,9 @@ def measure(count: int, folder: Path, cache: Path) -> Figure:
         counted.append(injected)
         failures += [f"{rate} %: {problem}" for problem in problems]
     seen = (
-        f"rates {RATES[:count]} %, {len(KINDS)} kinds: counted and named "
-        f"{', '.join(map(str, counted))} of as many; none used; every good one once an "
-        "epoch"
+        f"{len(KINDS)} kinds at {', '.join(map(str, RATES[:count]))} %: "
+        f"{', '.join(map(str, counted))} injected, counted and named; none used; every "
+        "good one once an epoch"
         if not failures
         else f"{len(failures)} counts differ"
     )

@@ -33,17 +33,18 @@ def main(arguments: list[str] | None = None) -> int:
     names = [*SUBJECTS] if args.fault == "all" else [args.fault]
     out = require_writable(args.out)
     results = read_json(out / _RESULT) if (out / _RESULT).exists() else {}
-    passed = True
+    passed, rows = True, []
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or temporary)
         for name in names:
             figure = measure(name, args.count, args.workdir, cache)
-            _show(SUBJECTS[name].id, name, figure)
+            rows.append(_show(SUBJECTS[name].id, name, figure))
             results[name] = dataclasses.asdict(figure) | _about()
             passed = passed and (figure.passed or bool(figure.skipped))
             # After each figure: the next ones take minutes.
             write_json(out / _RESULT, results)
             write_text(out / "faults.md", table(results))
+    show(text_table(("fault", "cases", "goal", "seconds"), rows))
     return 0 if passed else 1
 
 
@@ -85,15 +86,13 @@ def _about() -> dict[str, str | int]:
     }
 
 
-def _show(id: str, name: str, figure: Figure) -> None:
+def _show(id: str, name: str, figure: Figure) -> tuple:
+    """Prints what was seen; returns the row of the figure in the table."""
     state = "skipped" if figure.skipped else "holds" if figure.passed else "MISSED"
-    seen = figure.skipped or figure.seen
-    rows = [
-        (f"{id} {name}", f"{figure.cases:,}", state, f"{figure.seconds:.0f} s", seen)
-    ]
-    show(text_table(("fault", "cases", "goal", "time", "seen"), rows))
+    show(f"{id} {name}: {figure.skipped or figure.seen}")
     for line in figure.failures:
         show(f"  {line}")
+    return f"{id} {name}", f"{figure.cases:,}", state, f"{figure.seconds:.0f}"
 
 
 def table(results: dict) -> str:

@@ -5,6 +5,7 @@ at that moment would leave. A power failure may also leave files empty or half.
 """
 
 import hashlib
+import itertools
 import random
 import shutil
 import signal
@@ -16,39 +17,38 @@ from pathlib import Path
 from tools.fault_suite import micro_run, stored_bits
 from tools.fault_suite.figure import Figure, format_counts
 
-_PHOTOGRAPHS = 0.7  # of all states
+_MADE_UP = 0.3  # of all states, at most
 
 
 def measure(count: int, folder: Path, cache: Path) -> Figure:
     """Restores distinct states of a folder of checkpoints.
 
     Args:
-      count: states.
+      count: states, of which at most 30 % are made up.
       folder: for workdirs.
       cache: folder of compiled programs.
     """
     reference, outcomes, failures = folder / "reference", Counter(), []
-    photographs = round(_PHOTOGRAPHS * count)
-    total_steps = 10 + photographs // 4
+    total_steps = 10 + count // 6
     stored_bits.train_short(reference, cache, total_steps, every=1)
     abstract = stored_bits.abstract_leaves(reference)
     bits = stored_bits.bits_of_steps(reference, abstract)
     state = folder / "state"
-    states = [
-        ("photographs", _photographs(folder, state, cache, photographs, total_steps)),
-        ("made-up states", _made_up_states(reference, state, count - photographs)),
-    ]
-    for kind, examples in states:
-        for name, allowed in examples:
-            restored = stored_bits.restore(state, abstract, read_only=False)
-            problem = _problem(restored, allowed, bits)
-            if problem:
-                failures.append(f"{name}: {problem}")
-            if restored.step is None:
-                kind_of_start = f"{kind} before the first save"
-            else:
-                kind_of_start = kind
-            outcomes[kind_of_start] += 1
+    made_up = [*_made_up_states(reference, folder / "small", state)]
+    random.Random(0).shuffle(made_up)
+    made_up = made_up[: round(_MADE_UP * count)]
+    photographs = count - len(made_up)
+    cases = itertools.chain(
+        ((f"made up: {name}", make()) for name, make in made_up),
+        _photographs(folder, state, cache, photographs, total_steps),
+    )
+    for name, allowed in cases:
+        restored = stored_bits.restore(state, abstract, read_only=False)
+        if problem := _problem(restored, allowed, bits):
+            failures.append(f"{name}: {problem}")
+        kind = "made-up states" if name.startswith("made up") else "photographs"
+        before = restored.step is None and kind == "photographs"
+        outcomes[kind + " before the first save" * before] += 1
     seen = f"{format_counts(outcomes)}; {len(failures)} unreadable, wrong or forgotten"
     return Figure(outcomes.total(), seen, failures)
 
@@ -96,44 +96,37 @@ def _photographs(
 
 
 def _made_up_states(
-    reference: Path, state: Path, count: int
-) -> Iterator[tuple[str, set]]:
-    """Yields (name, steps that may be restored) of states derived from a good folder."""
+    reference: Path, small: Path, state: Path
+) -> Iterator[tuple[str, Callable[[], set]]]:
+    """Yields the name of each state, and a function that makes it in `state` and returns
+    the steps that may be restored.
+
+    Args:
+      reference: workdir of a finished run.
+      small: workdir to write, with three of its steps.
+      state: workdir to write, from `small` each time.
+    """
     newest = max(micro_run.steps(reference))
-    small = state.parent / "small"
-    shutil.copytree(
-        reference / "checkpoints",
-        small / "checkpoints",
-        ignore=lambda _, names: (
-            [name for name in names if name.isdigit() and 1 < int(name) < newest - 1]
-            if any(name == str(newest) for name in names)
-            else []
-        ),
-    )
-    step = small / "checkpoints" / str(newest)
-    files = sorted(path.relative_to(step) for path in step.rglob("*") if path.is_file())
-    folders = sorted(
-        path.relative_to(step) for path in step.rglob("*") if path.is_dir()
-    )
-    examples = [
-        *(
-            (f"{name} {file}", change, file)
-            for file in files
-            for name, change in _FILES
-        ),
-        *(
-            (f"{name} {path}", change, path)
-            for path in folders
-            for name, change in _FOLDERS
-        ),
-        *((name, change, Path()) for name, change in _STEPS),
+    kept = {1, newest - 1, newest}
+    for step in kept:
+        path = Path("checkpoints", str(step))
+        shutil.copytree(reference / path, small / path)
+    damaged = small / "checkpoints" / str(newest)
+    paths = sorted(damaged.rglob("*"))
+    changes = [
+        (f"{name} {path.relative_to(damaged)}", change, path.relative_to(damaged))
+        for path in paths
+        for name, change in (_FOLDERS if path.is_dir() else _FILES)
     ]
-    random.Random(0).shuffle(examples)
-    older = {newest - 1, 1}
-    for name, change, path in examples[:count]:
-        _copy(small, state)
-        change(state / "checkpoints" / str(newest) / path)
-        yield name, {newest, *older} if micro_run.steps(state) else {None}
+    changes += [(name, change, Path()) for name, change in _STEPS]
+    for name, change, path in changes:
+
+        def make(change=change, path=path) -> set:
+            _copy(small, state)
+            change(state / "checkpoints" / str(newest) / path)
+            return kept
+
+        yield name, make
 
 
 def _copy(workdir: Path, state: Path) -> None:

@@ -8,8 +8,13 @@ from pathlib import Path
 from tools.fault_suite import stored_bits
 from tools.fault_suite.figure import Figure, format_counts
 
-# A message of the step that is passed over: "checkpoint 6 is damaged: REASON".
-_NAMED = re.compile(r"checkpoint (\d+) is damaged: (.+)")
+# The message about the step that is passed over names leaves or items.
+_NAMED = re.compile(
+    r"checkpoint (\d+) is damaged: .*\b(params|optimizer|opt_state|step|meta)\b"
+)
+
+
+_LEAF = re.compile(r"damaged: (wrong values in )?(params/|opt_state/|step\b)")
 
 
 def measure(count: int, folder: Path, cache: Path) -> Figure:
@@ -42,13 +47,13 @@ def measure(count: int, folder: Path, cache: Path) -> Figure:
         path.write_bytes(content)
         outcome = _outcome(restored, bits)
         outcomes[outcome] += 1
-        leaves += bool(re.search(r"damaged: .*(params|opt_state)/", restored.warnings))
+        leaves += bool(_LEAF.search(restored.warnings))
         if outcome not in ("verified equal", "older step used"):
             case = f"{path.relative_to(newest)}, {kind}"
             failures.append(f"{case}: {outcome} {restored.error}")
     seen = (
-        f"{len(files)} files; {format_counts(outcomes)}, {leaves} with the leaf named; "
-        f"{outcomes['silently wrong']} silently wrong"
+        f"{len(files)} files; {format_counts(outcomes)}, {leaves} with the leaf named, the "
+        f"others with the item; {outcomes['silently wrong']} silently wrong"
     )
     return Figure(count, seen, failures)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import logging
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
@@ -35,9 +34,7 @@ def call(main: Callable, arguments: Sequence[str]) -> tuple[int | None, str]:
       main: of the command.
       arguments: without the name of the program.
     """
-    output, logger = io.StringIO(), logging.getLogger("hive_jax")
-    # The command prints the records itself; this process may have other handlers.
-    propagate, logger.propagate = logger.propagate, False
+    output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             code = main(list(arguments))
@@ -46,6 +43,4 @@ def call(main: Callable, arguments: Sequence[str]) -> tuple[int | None, str]:
         except Exception:  # noqa: BLE001 - a process would print it and end with 1
             traceback.print_exc(file=output)
             code = 1
-        finally:
-            logger.propagate = propagate
     return code, output.getvalue()

@@ -115,8 +115,8 @@ def restore(
     """
     result, handler = Restored(), _Collector()
     logger = logging.getLogger("hive_jax")
-    logger.addHandler(handler)
-    logger.propagate = False
+    before, logger.handlers = logger.handlers, [handler]
+    propagate, logger.propagate = logger.propagate, False
     try:
         with Checkpoints(str(workdir), read_only=read_only) as checkpoints:
             restored = checkpoints.restore(abstract)
@@ -127,8 +127,7 @@ def restore(
     except Exception as error:  # noqa: BLE001 - any other is a fault of the package
         result.error = f"{type(error).__name__}: {error}"
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = True
+        logger.handlers, logger.propagate = before, propagate
     result.warnings = "\n".join(handler.messages)
     return result
 

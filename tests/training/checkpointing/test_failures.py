@@ -94,7 +94,7 @@ def test_unreadable_meta_falls_back(tmp_path, content):
     state = save_steps(tmp_path, [1, 2])
     (tmp_path / "checkpoints" / "2" / "meta" / "metadata").write_text(content)
     with Checkpoints(str(tmp_path)) as checkpoints:
-        with pytest.raises(CheckpointError, match="checkpoints/2"):
+        with pytest.raises(CheckpointError, match="checkpoints/2: meta: "):
             checkpoints.read_meta(2)
         assert checkpoints.read_meta()["step"] == 1
         restored, _ = checkpoints.restore(abstract(state))
