@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hive_jax.console import report_errors, show, text_table
+from hive_jax.errors import ConfigError
 from hive_jax.io import read_json, require_writable, write_json, write_text
 from tools.fault_suite.figure import Figure, markdown_table
 from tools.fault_suite.micro_run import FAST_COMPILATION
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     from tools.fault_suite.suite import SUBJECTS, measure
 
     args = _parse(arguments, [*SUBJECTS])
+    if args.count is not None and args.count < 1:
+        raise ConfigError(f"count is {args.count}; expected 1 or more")
     names = [*SUBJECTS] if args.fault == "all" else [args.fault]
     out = require_writable(args.out)
     results = read_json(out / _RESULT) if (out / _RESULT).exists() else {}

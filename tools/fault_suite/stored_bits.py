@@ -89,7 +89,7 @@ def abstract_leaves(workdir: os.PathLike | str) -> dict:
     return unflatten_dict(leaves, sep="/")
 
 
-def bits_of_steps(workdir: os.PathLike | str, abstract: dict) -> dict[int, str]:
+def bits_of_steps(workdir: Path, abstract: dict) -> dict[int, str]:
     """Returns step -> SHA-256 of its leaves, of all steps of an undamaged run.
 
     Args:
@@ -98,7 +98,7 @@ def bits_of_steps(workdir: os.PathLike | str, abstract: dict) -> dict[int, str]:
     """
     bits = {}
     with Checkpoints(str(workdir), read_only=True) as checkpoints:
-        for step in micro_run.steps(Path(workdir)):
+        for step in micro_run.steps(workdir):
             bits[step] = bits_of(checkpoints.restore(abstract, step)[0])
     return bits
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from etils import epath
 
+from hive_jax.io import require_absent
 from tools.fault_suite.figure import Figure
 
 
@@ -94,13 +95,18 @@ def measure(name: str, count: int | None, workdir: str, cache: Path) -> Figure:
       count: cases; None for a full run.
       workdir: folder for runs, local or a URL; empty for a temporary one.
       cache: folder of compiled programs.
+
+    Raises:
+      OutputError: the folder of the fault exists.
     """
     subject = SUBJECTS[name]
     module = importlib.import_module(f"tools.fault_suite.{subject.module}")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = epath.Path(workdir) if "://" in workdir else Path(workdir or temporary)
-        folder = folder / name
-        folder.mkdir(parents=True, exist_ok=True)
+        is_url = "://" in workdir
+        folder = (epath.Path(workdir) if is_url else Path(workdir or temporary)) / name
+        if not is_url:
+            require_absent(folder)  # a run in it would be resumed
+        folder.mkdir(parents=True)
         began = time.monotonic()
         figure = module.measure(count or subject.count, folder, cache)
         figure.seconds = round(time.monotonic() - began, 1)
