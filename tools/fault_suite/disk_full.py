@@ -120,13 +120,7 @@ def _problem(disk: Path, got: int | str, expected: int, output: str) -> str:
 
 def _difference(workdir: Path, reference: Path) -> str:
     """Returns what differs from an undisturbed run; lines of metrics may be missing."""
-    actual, expected = micro_run.outcome(workdir), micro_run.outcome(reference)
-    different = [
-        key for key in ("result", "fingerprints") if actual[key] != expected[key]
-    ]
-    losses = expected["losses"]
-    if any(losses.get(step) != loss for step, loss in actual["losses"].items()):
-        different.append("losses")
+    different = micro_run.unequal(workdir, reference, common_steps=True)
     if leftovers := micro_run.unfinished_saves(workdir):
         different.append(f"left behind {leftovers}")
     return ", ".join(different)

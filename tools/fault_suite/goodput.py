@@ -45,7 +45,9 @@ def measure(count: int, folder: Path, cache: Path) -> Figure:
             kills += 1
     disturbed = time.monotonic() - began
     failures = [] if process.returncode == 0 else [output]
-    if not failures and (different := micro_run.unequal(workdir, folder / "whole")):
+    # A resumed run also logs the first step after the one that it resumes from.
+    different = [] if failures else micro_run.unequal(workdir, folder / "whole", True)
+    if different:
         failures = [f"different {', '.join(different)}"]
     slowest = f"{max(restarts):.1f} s" if restarts else "not measured"
     seen = (

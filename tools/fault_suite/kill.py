@@ -20,7 +20,8 @@ _OPTIONS = (
 )
 # Of the kills of stages 2 and 3: while the stage before is read.
 _HAND_OVER_SHARE = 0.15
-_LONGEST_SECONDS = 9  # until a kill at a random moment, counted from the start
+# Until a kill at a random moment, counted from the start; and before the first step.
+_LONGEST_SECONDS, _HAND_OVER_SECONDS = 9, 5
 
 
 def measure(
@@ -86,7 +87,8 @@ def _kill(
         set(micro_run.unfinished_saves(workdir)),
         micro_run.num_logged(workdir),
     )
-    deadline = time.monotonic() + draw.uniform(1, _LONGEST_SECONDS)
+    longest = _HAND_OVER_SECONDS if hand_over else _LONGEST_SECONDS
+    deadline = time.monotonic() + draw.uniform(1, longest)
     saves_before, seen = draw.randrange(3), set()
 
     def is_due() -> bool:

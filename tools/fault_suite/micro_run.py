@@ -204,9 +204,19 @@ def outcome(workdir: Path) -> dict:
     }
 
 
-def unequal(workdir: Path, reference: Path) -> list[str]:
-    """Returns the keys of `outcome` in which two runs differ."""
+def unequal(workdir: Path, reference: Path, common_steps: bool = False) -> list[str]:
+    """Returns the keys of `outcome` in which two runs differ.
+
+    Args:
+      workdir: of a run.
+      reference: workdir of another one.
+      common_steps: compare only the losses of steps that both have logged.
+    """
     actual, expected = outcome(workdir), outcome(reference)
+    if common_steps:
+        common = actual["losses"].keys() & expected["losses"].keys()
+        for one in (actual, expected):
+            one["losses"] = {step: one["losses"][step] for step in common}
     return [key for key in expected if actual[key] != expected[key]]
 
 
