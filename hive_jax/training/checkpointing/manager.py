@@ -297,7 +297,7 @@ class Checkpoints:
             name: ocp.args.StandardRestore(item)
             for name, item in trees.to_items(requested).items()
         }
-        with classify_read_errors(requested):
+        with classify_read_errors(", ".join(arguments), requested):
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
             leaves = trees.from_items({name: restored[name] for name in arguments})
         restored, not_finite = inspect_leaves(leaves)
@@ -312,7 +312,7 @@ class Checkpoints:
 
     def _load_meta(self, step: int) -> dict:
         """Returns the verified meta of a step. Raises DamagedError."""
-        with classify_read_errors():
+        with classify_read_errors("meta"):
             arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
             sealed = self._manager.restore(step, args=arguments)["meta"]
             if sealed["digest"] != digest(sealed["meta"]):

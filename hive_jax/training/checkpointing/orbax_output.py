@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import re
 import sys
 
+# Of log records: Orbax itself, and the formats that TensorStore reads for it.
+_ORIGIN = re.compile("orbax|OCDBT|zarr")
 _EVENT_LOOP = asyncio.BaseEventLoop.call_soon_threadsafe.__code__.co_filename
 
 
@@ -12,18 +15,23 @@ def filter_orbax_output() -> None:
     # Orbax logs each failure with up to hundreds of lines before raising it.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(
-            lambda record: "orbax" not in record.pathname + record.getMessage()
+            lambda record: not _ORIGIN.search(record.pathname + record.getMessage())
         )
-    # When one write fails, Orbax closes its event loop while threads of TensorStore are
-    # in others. Each of them prints a traceback at its end.
+    # When one read or write fails, Orbax closes its event loop while threads of
+    # TensorStore are in others, and abandons coroutines. Each prints a traceback at its
+    # end.
     print_unraisable = sys.unraisablehook
     sys.unraisablehook = lambda unraisable: (
-        None if _is_abandoned_write(unraisable) else print_unraisable(unraisable)
+        None if _is_abandoned(unraisable) else print_unraisable(unraisable)
     )
 
 
-def _is_abandoned_write(unraisable) -> bool:
-    """Returns whether a thread called a closed event loop from outside of Python."""
+def _is_abandoned(unraisable) -> bool:
+    """Returns whether a coroutine of Orbax failed that nothing waits for, or a thread
+    called a closed event loop from outside of Python."""
+    coroutine = getattr(unraisable.object, "cr_code", None)
+    if coroutine and "orbax" in coroutine.co_filename:
+        return True
     frames = unraisable.exc_traceback
     from_outside = frames and frames.tb_frame.f_code.co_filename == _EVENT_LOOP
     return from_outside and str(unraisable.exc_value) == "Event loop is closed"
