@@ -23,7 +23,7 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.transforms import PREPROCESSING, decode
 from hive_jax.data.validate import DatasetReport, SampleSettings, validate_source
 from hive_jax.errors import ConfigError, DataError
-from hive_jax.io import require_writable
+from hive_jax.io import require_local, require_writable
 
 _EXAMPLES = """examples:
   python -m hive_jax.prepare_data check --out report \\
@@ -160,6 +160,8 @@ def check(args: argparse.Namespace) -> int:
       ConfigError: --out is not empty, or the config has an impossible value.
       OutputError: --out cannot be written.
     """
+    # Shards are written in place, and resumed.
+    require_local(args.out, "--out")
     out = require_writable(args.out)
     if any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; choose another --out")

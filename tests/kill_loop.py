@@ -1,6 +1,7 @@
 """Kills a training run again and again, and compares its end with an undisturbed run's.
 
     python tests/kill_loop.py --kills 20
+    python tests/kill_loop.py --workdir s3://bucket/run  # the undisturbed one is local
 
 Half of the kills wait for a checkpoint that is being written, the others come at
 random moments. Prints what was killed where, and whether all bits agree.
@@ -43,7 +44,7 @@ MICRO = (
 )
 
 
-def command(config: str, workdir: Path, *overrides: str) -> list[str]:
+def command(config: str, workdir: Path | str, *overrides: str) -> list[str]:
     """The training command of a config file on the micro model."""
     config = f"configs/{config}{',' if ':' in config else ':'}{TOWERS}"
     train = [sys.executable, "-m", "hive_jax.train", "--config", config]
@@ -69,20 +70,21 @@ def start(arguments: list[str], cache: Path) -> subprocess.Popen:
     )
 
 
-def outcome(workdir: Path) -> dict:
+def outcome(workdir) -> dict:
     """What must be equal: the final losses, and the fingerprint of every leaf."""
+    from hive_jax.buckets import as_path
     from hive_jax.training.checkpointing.manager import Checkpoints
 
     with Checkpoints(str(workdir), read_only=True) as checkpoints:
         meta = checkpoints.read_meta()
     return {
-        "result": json.loads((workdir / "result.json").read_text()),
+        "result": json.loads((as_path(workdir) / "result.json").read_text()),
         "fingerprints": meta["fingerprints"],
-        "losses": losses(workdir),
+        "losses": losses(as_path(workdir)),
     }
 
 
-def losses(workdir: Path) -> dict[int, float]:
+def losses(workdir) -> dict[int, float]:
     """step -> training loss, from metrics.jsonl; each step must be there once."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "train/loss" in row]
@@ -91,12 +93,17 @@ def losses(workdir: Path) -> dict[int, float]:
     return by_step
 
 
-def unfinished_saves(workdir: Path) -> list[str]:
+def unfinished_saves(workdir) -> list[str]:
+    from hive_jax.buckets import list_names
+
     folder = workdir / "checkpoints"
-    return [p.name for p in folder.glob("*.orbax-checkpoint-tmp*")]
+    if isinstance(workdir, Path):
+        return [p.name for p in folder.glob("*.orbax-checkpoint-tmp*")]
+    steps = list_names(folder)
+    return [step for step in steps if not (folder / step / "meta.json").exists()]
 
 
-def kill_once(process, workdir: Path, in_save: bool, seconds: float) -> str:
+def kill_once(process, workdir, in_save: bool, seconds: float) -> str:
     """Sends SIGKILL in a save, or after `seconds`; returns where it hit."""
     began = time.monotonic()
     old = set(unfinished_saves(workdir))
@@ -113,8 +120,12 @@ def kill_once(process, workdir: Path, in_save: bool, seconds: float) -> str:
     return "in a save" if set(unfinished_saves(workdir)) - old else "elsewhere"
 
 
-def kill_loop(kills: int, folder: Path, total_steps: int, seed: int = 0) -> dict:
+def kill_loop(
+    kills: int, folder: Path, total_steps: int, seed: int = 0, url: str = ""
+) -> dict:
     """Runs undisturbed, then with `kills` kills; returns counts and both outcomes."""
+    from hive_jax.buckets import as_path
+
     cache = folder / "cache"
     overrides = (
         f"--config.total_steps={total_steps}",
@@ -125,7 +136,7 @@ def kill_loop(kills: int, folder: Path, total_steps: int, seed: int = 0) -> dict
         "--config.data.buckets=(16,)",
         "--config.data.source=tabletop,take=first:400",
     )
-    reference, disturbed = folder / "reference", folder / "disturbed"
+    reference, disturbed = folder / "reference", as_path(url or folder / "disturbed")
     finish(start(command("stage1.py", reference, *overrides), cache))
     draw = random.Random(seed)
     where = []
@@ -156,9 +167,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--total_steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", default="", help="of the disturbed run, a URL")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        got = kill_loop(args.kills, Path(folder), args.total_steps, args.seed)
+        got = kill_loop(
+            args.kills, Path(folder), args.total_steps, args.seed, args.workdir
+        )
     same = {k: got["reference"][k] == got["disturbed"][k] for k in got["reference"]}
     print(f"{got['kills']} kills, {got['in a save']} of them in a save")
     print(f"final validation: {got['disturbed']['result']['validation']['loss']}")

@@ -16,7 +16,8 @@ from hive_jax.data.sources.base import DataSource
 from hive_jax.data.tokenizer import Tokenizer, count_tokens, truncate_text
 from hive_jax.data.transforms import drops_alpha, pads
 from hive_jax.data.types import Sample
-from hive_jax.io import atomic_write, json_lines, write_json, write_text
+from hive_jax.io import atomic_write, write_json, write_text
+from hive_jax.json_text import json_lines
 
 _MAX_HISTOGRAM = 4000  # tokens
 _MAX_LISTED = 10  # classes

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hive_jax.buckets import as_path
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation.compare import Difference, ScoreComparison
 from hive_jax.io import output_errors, read_json, write_json, write_text
@@ -161,7 +162,7 @@ def validation(runs: Mapping[str, str]) -> str:
 def _final_validation(workdir: str) -> dict[str, float]:
     result = read_result(workdir)
     if result is None:
-        path = Path(workdir) / "result.json"
+        path = as_path(workdir) / "result.json"
         raise MissingInputError(f"{path} does not exist: the run has not finished")
     return result["validation"]
 

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
+from hive_jax.buckets import is_url
 from hive_jax.config import DataConfig, Source, nearest
 from hive_jax.config.bounds import require_in_bounds
 from hive_jax.data.sources.array_record import ArrayRecordSource
@@ -33,8 +34,9 @@ from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.sources.tfds import TfdsSource
 from hive_jax.data.sources.webdataset import WebDatasetSource
 from hive_jax.data.tabletop.dataset import Tabletop
+from hive_jax.downloads import local_copy
 from hive_jax.errors import ConfigError
-from hive_jax.io import require_local
+from hive_jax.io import require_local, require_path
 
 _EXAMPLE = "llava:chat.json,images=images.zip"
 _AND = " + "
@@ -208,7 +210,10 @@ def _check(source: Source) -> None:
         )
     paths = {source.kind: source.path} | dict(source.options)
     for name in (source.kind, *_PATH_OPTIONS):
-        require_local(paths.get(name, ""), f"config.data.source: {name}")
+        # TFDS finds datasets by the folders around them, and patterns are of files here.
+        in_place = source.kind == "tfds" or "*" in paths.get(name, "")
+        check = require_local if in_place else require_path
+        check(paths.get(name, ""), f"config.data.source: {name}")
     if source.path and os.path.realpath(source.path) == "/":
         raise ConfigError(
             f"config.data.source: {source.kind} is {source.path!r}, a whole disk; "
@@ -297,11 +302,19 @@ def _open(source: Source, options: SourceOptions, split: str = "train") -> DataS
     subset = named.pop("take", "")
     if source.kind == "tabletop":
         named.setdefault("split", split)
-    # A shell leaves the "~" of "folder:~/data" to the program.
-    named = {name: os.path.expanduser(value) for name, value in named.items()}
-    path = os.path.expanduser(source.path)
+    named = {name: _local_path(value) for name, value in named.items()}
+    path = _local_path(source.path)
     opened = _KINDS[source.kind].open(path, options, **named)
     return take(opened, subset, options.seed) if subset else opened
+
+
+def _local_path(path: str) -> str:
+    """Returns the local path of a path of a source, downloaded if it is a URL."""
+    if not is_url(path):
+        # A shell leaves the "~" of "folder:~/data" to the program.
+        return os.path.expanduser(path)
+    archive, suffix, folder = path.partition(".zip/")  # a folder in a zip
+    return f"{local_copy(archive + suffix.rstrip('/'))}{suffix and '/'}{folder}"
 
 
 def prompt_style(source: str | tuple[Source, ...]) -> str:
