@@ -11,6 +11,7 @@ import logging
 import os
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.experimental.array_serialization.serialization import (
     GlobalAsyncCheckpointManager,
@@ -78,7 +79,8 @@ class BucketSteps:
                 _log.warning("an old checkpoint is not removed: %s", error)
 
         specs = [self._spec(step, name) for name in leaves]
-        self._arrays.serialize(list(leaves.values()), specs, on_commit_callback=commit)
+        arrays = [*map(jnp.asarray, leaves.values())]  # imported weights are of NumPy
+        self._arrays.serialize(arrays, specs, on_commit_callback=commit)
 
     def poll(self, wait: bool) -> bool:
         """Returns whether the last save is complete, and raises its error if it failed.
