@@ -12,9 +12,9 @@ from hive_jax.errors import OutputError
 from hive_jax.io import atomic_write, output_errors
 from hive_jax.json_text import parse_json
 
-# Objects are written whole: of the time of a run, an upload may take this share, and
-# there is none within this many seconds of the last.
-_MAX_UPLOAD_SHARE, _UPLOAD_SECONDS = 0.01, 10
+# Objects are written whole. Uploads take this share of the time of a run at most, and
+# come after this many seconds at the earliest and the latest, e.g. after an outage.
+_MAX_UPLOAD_SHARE, _MIN_PAUSE, _MAX_PAUSE = 0.01, 10, 300
 
 
 class LogFile:
@@ -87,8 +87,8 @@ class _LogObject:
                 self._changed = False
             finally:
                 seconds = time.monotonic() - began
-                pause = max(_UPLOAD_SECONDS, seconds / _MAX_UPLOAD_SHARE)
-                self._next = time.monotonic() + pause
+                pause = max(_MIN_PAUSE, seconds / _MAX_UPLOAD_SHARE)
+                self._next = time.monotonic() + min(pause, _MAX_PAUSE)
 
 
 # Shared by all `LogFile`s of a URL, as they would share a file.

@@ -125,6 +125,11 @@ class BucketSteps:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints_set_aside")
 
+    def recover(self) -> None:
+        """Makes the next save possible after a failed one, whose objects the next start
+        removes: the bucket may be out of reach now."""
+        self._arrays = GlobalAsyncCheckpointManager()
+
     def close(self) -> None:
         """Waits for a save in progress."""
         self._arrays.wait_until_finished()

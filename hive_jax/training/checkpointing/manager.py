@@ -88,11 +88,6 @@ class Checkpoints:
         self.check(wait=True)  # one save at a time
         if step == self._current:
             return
-        if step in self._store.all_steps():
-            raise CheckpointError(
-                f"{self.directory}/{step} exists already and is not overwritten. "
-                f"Move the steps from {step} on away to train them again."
-            )
         leaves = trees.flatten(state)
         fingerprints, not_finite = inspect_leaves(leaves)
         if not_finite:
@@ -107,6 +102,11 @@ class Checkpoints:
         sealed = {"meta": meta, "digest": digest(meta)}
         self._current = step
         with self._failure_reported():
+            if step in self._store.all_steps():
+                raise CheckpointError(
+                    f"{self.directory}/{step} exists already and is not overwritten. "
+                    f"Move the steps from {step} on away to train them again."
+                )
             self._store.save(step, leaves, sealed)
 
     def check(self, wait: bool = False) -> bool:
@@ -127,8 +127,8 @@ class Checkpoints:
         """Waits until the last save is on disk. Raises OutputError if it failed."""
         if not self.check(wait=True):
             raise OutputError(
-                f"the last checkpoint could not be written to {self.directory}; the "
-                f"newest complete step is {self.latest_step()}."
+                f"the last checkpoint could not be written to {self.directory}; "
+                f"{self._safe_step()}."
             )
 
     def close(self) -> None:
@@ -225,23 +225,28 @@ class Checkpoints:
         """Logs a failed save as a warning; raises OutputError for the third in a row."""
         try:
             yield
+        except CheckpointError:
+            raise
         except Exception as error:
             self._failed_saves += 1
             self._current = None
-            # Orbax lists the failed step and forgets older ones. Opening the store again
-            # also removes the files of the failed save.
-            with contextlib.suppress(Exception):
-                self._store.close()
-            self._store = self._open()
+            self._store.recover()
             count, line = self._failed_saves, first_line(error)
             message = f"{count} checkpoint(s) in a row not written to {self.directory}: {line}"
             if self._failed_saves >= _MAX_FAILED_SAVES:
                 raise OutputError(
-                    f"{message}\nFree space, then run the same command."
+                    f"{message}\nFree space, or see to the access to the bucket, then run the "
+                    "same command."
                 ) from error
+            _log.warning("%s\ntraining continues; %s", message, self._safe_step())
+
+    def _safe_step(self) -> str:
+        """Returns which step a run would resume from, for messages."""
+        try:
             newest = max(self._store.all_steps(), default=None)
-            safe = "no step is saved" if newest is None else f"step {newest} is safe"
-            _log.warning("%s\ntraining continues; %s", message, safe)
+        except OSError:  # the bucket cannot be reached
+            return "earlier steps are as they were"
+        return "no step is saved" if newest is None else f"step {newest} is safe"
 
     def _newest_good(self, requested: dict, step: int | None) -> tuple[dict, dict]:
         """Returns the requested leaves, and meta, of `step` or the newest good step."""

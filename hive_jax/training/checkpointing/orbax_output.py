@@ -4,6 +4,8 @@ import asyncio
 import logging
 import sys
 
+# JAX's array serialization writes to buckets; asyncio names the tasks that failed.
+_OMITTED = ("orbax", "array_serialization")
 _EVENT_LOOP = asyncio.BaseEventLoop.call_soon_threadsafe.__code__.co_filename
 
 
@@ -12,7 +14,11 @@ def filter_orbax_output() -> None:
     # Orbax logs each failure with up to hundreds of lines before raising it.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(
-            lambda record: "orbax" not in record.pathname + record.getMessage()
+            lambda record: (
+                not any(
+                    name in record.pathname + record.getMessage() for name in _OMITTED
+                )
+            )
         )
     # When one write fails, Orbax closes its event loop while threads of TensorStore are
     # in others. Each of them prints a traceback at its end.

@@ -5,6 +5,7 @@ under its name only when it is complete, with three items: `params`, `optimizer`
 and opt_state) and `meta`.
 """
 
+import contextlib
 import os
 
 import jax
@@ -34,15 +35,18 @@ class OrbaxSteps:
         self._directory = directory
         if read_only:
             # Spelled out because the manager warns about each option it turns off.
-            options = ocp.CheckpointManagerOptions(
+            self._options = ocp.CheckpointManagerOptions(
                 read_only=True, create=False, save_interval_steps=0
             )
         else:
             require_writable(directory)
-            options = ocp.CheckpointManagerOptions(
+            self._options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep, cleanup_tmp_directories=True
             )
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(self._directory, options=self._options)
 
     def all_steps(self) -> list[int]:
         """Returns the complete steps, from the oldest."""
@@ -107,6 +111,14 @@ class OrbaxSteps:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoints_set_aside")
         self._manager.reload()
+
+    def recover(self) -> None:
+        """Makes the next save possible after a failed one."""
+        # Orbax lists the failed step and forgets older ones. A new manager also removes
+        # the files of the failed save.
+        with contextlib.suppress(Exception):
+            self.close()
+        self._manager = self._open()
 
     def close(self) -> None:
         """Ends the background threads."""
