@@ -23,7 +23,13 @@ from hive_jax.config import DataConfig
 from hive_jax.data.sources.registry import make_source
 from hive_jax.data.tokenizer import BUILTIN, keep_tokenizer, load_tokenizer
 from hive_jax.downloads import local_copy
-from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
+from hive_jax.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingInputError,
+    OutputError,
+)
 from hive_jax.io import atomic_dir, read_json, remove_folder, write_json
 from hive_jax.locks import exclusive_lock
 from hive_jax.log_file import LogFile, flush_logs, logs_flushed, read_records
@@ -116,6 +122,15 @@ def test_copies_follow_their_objects(folder):
     assert os.listdir(local_copy(path)) == ["b"]
     with pytest.raises(MissingInputError, match="no such object or folder"):
         local_copy(f"{folder}/nothing")
+
+
+def test_objects_cannot_leave_the_cache(folder, monkeypatch):
+    client = filesystem(folder)
+    listed = {f"{folder.partition('://')[2]}/set/../../x": {"size": 1}}
+    # Neither server keeps such a name; others might.
+    monkeypatch.setattr(client, "find", lambda *_, **__: listed)
+    with pytest.raises(DataError, match="expected no .."):
+        local_copy(f"{folder}/set")
 
 
 def test_what_cannot_be_opened_is_named(servers):
