@@ -85,11 +85,12 @@ def require_regular(
       MissingInputError: it does not exist.
     """
     require_path(path, "path")
-    path = as_path(path)
-    if not path.exists():
+    target = as_path(path)
+    # os.path: False for a name that is too long, where pathlib raises.
+    if not (target.exists() if is_url(path) else os.path.exists(path)):
         raise MissingInputError(f"{path}: no such file")
-    if not path.is_file():
-        kind = "a folder" if path.is_dir() else "a pipe, socket or device"
+    if not target.is_file():
+        kind = "a folder" if target.is_dir() else "a pipe, socket or device"
         raise error(f"{path} is {kind}; expected a regular file")
 
 

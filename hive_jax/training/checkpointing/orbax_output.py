@@ -1,11 +1,11 @@
-"""Less output of Orbax about failures, which `Checkpoints` reports in a line or two."""
+"""Less output of libraries about failures, which `Checkpoints` reports in a line or two."""
 
 import asyncio
 import logging
 import sys
 
-# JAX's array serialization writes to buckets; asyncio names the tasks that failed.
-_OMITTED = ("orbax", "array_serialization")
+# Of Orbax, and of what writes to buckets: JAX's array serialization and the clients.
+_OMITTED = ("orbax", "array_serialization", "aiohttp")
 _EVENT_LOOP = asyncio.BaseEventLoop.call_soon_threadsafe.__code__.co_filename
 
 
