@@ -189,7 +189,8 @@ def _require_bucket(scheme: str, bucket: str) -> None:
         client = fsspec.filesystem(scheme)
     except ImportError as error:
         raise UnavailableError(
-            f"{scheme}:// needs the package {package}: pip install 'hive_jax[{extra}]'"
+            f"{scheme}:// cannot be opened without the package {package}: "
+            f"pip install 'hive_jax[{extra}]'"
         ) from error
     try:
         exists = client.exists(bucket)
