@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         image = decode(content, size, preprocessing, options.image)
         (answer,) = model.generator(decoding)([Prompt(question, image, number)])
-        show(answer)
+        show(answer or "(empty: the model ended its answer at once)")
     return 0
 
 

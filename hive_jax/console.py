@@ -45,6 +45,16 @@ def show(text: object = "", end: str = "\n") -> None:
     print(printable(text), end=end, flush=True)
 
 
+def show_error(error: object) -> None:
+    """Prints "error: " and a message on stderr; it is lost if stderr is on a full disk.
+
+    Args:
+      error: formatted by str().
+    """
+    with contextlib.suppress(OSError):
+        print(printable(f"error: {error}"), file=sys.stderr, flush=True)
+
+
 def log(line: str) -> None:
     """Prints a line on process 0, above the progress bar if there is one.
 
@@ -101,8 +111,7 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
             code = main(*arguments)
         except HiveError as error:
             code = error.exit_code
-            with contextlib.suppress(OSError):
-                print(printable(f"error: {error}"), file=sys.stderr)
+            show_error(error)
         finally:
             logger.removeHandler(handler)
         _drop_unwritable_output()
@@ -134,8 +143,8 @@ def parse_named_paths(
     """Parses NAME=PATH arguments; returns name -> paths, for a name may repeat.
 
     Args:
-      arguments: each NAME=PATH, or PATH alone: an existing path, or one with a slash
-        before its "=", is no NAME=PATH.
+      arguments: each NAME=PATH or PATH. An existing path, and one with a slash before
+        its "=", is a PATH.
       default_name: returns the name of a PATH alone; by default its last component.
 
     Raises:

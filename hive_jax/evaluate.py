@@ -5,8 +5,10 @@ import os
 import sys
 
 from hive_jax.console import report_errors, show
+from hive_jax.errors import MissingInputError
 from hive_jax.evaluation.benchmarks.registry import TASKS
 from hive_jax.evaluation.runner import evaluate, table
+from hive_jax.io import require_local
 from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
@@ -20,10 +22,9 @@ _EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     enable_compilation_cache()
-    tasks = options.task.split(",")
-    if options.task == "all":
-        present = [t for t in TASKS if os.path.isdir(os.path.join(options.data, t))]
-        tasks = present or tasks
+    tasks = (
+        _find_tasks(options.data) if options.task == "all" else options.task.split(",")
+    )
     results = evaluate(
         options.run,
         tasks,
@@ -38,6 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     show(table(results))
     return 0
+
+
+def _find_tasks(data: str) -> list[str]:
+    """Returns the tasks that have a folder in `data`."""
+    require_local(data, "data")
+    tasks = [task for task in TASKS if os.path.isdir(os.path.join(data, task))]
+    if not tasks:
+        raise MissingInputError(
+            f"{data} has no folder of a task; expected one or more of {', '.join(TASKS)}"
+        )
+    return tasks
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from hive_jax.console import report_errors, show
+from hive_jax.data.dataset_report import DatasetReport, SampleSettings
 from hive_jax.data.image_io import encode_png
 from hive_jax.data.invalid import format_counts
 from hive_jax.data.sources.array_record_writer import (
@@ -21,7 +22,7 @@ from hive_jax.data.sources.registry import checked_sources, whole_source
 from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.transforms import PREPROCESSING, decode
-from hive_jax.data.validate import DatasetReport, SampleSettings, validate_source
+from hive_jax.data.validate import validate_source
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.io import require_local, require_writable
 
@@ -157,7 +158,7 @@ def check(args: argparse.Namespace) -> int:
       The exit status: 65 if any sample is invalid, else 0.
 
     Raises:
-      ConfigError: --out is not empty, or the config has an impossible value.
+      ConfigError: --out is not empty, or the config has an invalid value.
       OutputError: --out cannot be written.
     """
     # Shards are written in place, and resumed.

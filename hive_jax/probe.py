@@ -27,8 +27,7 @@ _EXAMPLES = """examples:
 
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
-    options, overrides = _parser().parse_known_args(arguments)
-    config = cli.read_config(options.config, overrides, ProbeConfig)
+    options, config = cli.parse(_parser(), arguments, ProbeConfig)
     paths = parse_unique_paths(options.run, _default_name)
     _check(options, config, len(paths))
     enable_compilation_cache()

@@ -18,7 +18,7 @@ def temporary_path(path: Path) -> Path:
             else:
                 leftover.unlink(missing_ok=True)
     name = f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
-    return path.with_name(name)
+    return path.parent / name
 
 
 def _is_running(process: int) -> bool:

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
     # Here, because importing JAX takes seconds, in which a signal may arrive.
     from hive_jax.config import cli
-    from hive_jax.training import runtime, trainer
+    from hive_jax.training import runtime, trainer, watchdog
     from hive_jax.training.compilation_cache import enable_compilation_cache
 
     parser = cli.config_parser("hive_jax.train", __doc__, _EXAMPLES)
@@ -52,7 +52,8 @@ def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
         options.process_id,
     )
     exits.joined_job()
-    with runtime.abort_job_on_error():
+    watchdog.connect(options.coordinator_address)
+    with watchdog.end_together():
         # After joining: it asks JAX for the platform, which initializes the backend.
         enable_compilation_cache()
         return trainer.train(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import importlib
 import os
 from pathlib import Path
@@ -34,6 +35,25 @@ os.environ["XLA_FLAGS"] = f"{FAST_COMPILATION} --xla_force_host_platform_device_
 
 ROOT = Path(__file__).resolve().parents[1]
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes millions of objects, few of them garbage: with Python's thresholds, the
+# collector took 7 % of the time of tests/inference/test_generate.py.
+gc.freeze()
+gc.set_threshold(100_000, 50, 1000)
+
+
+def pytest_configure(config):
+    """pytest-xdist would start files with few tests last, however long these take."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long run first, so that all processes end at the same time."""
+    items.sort(
+        key=lambda item: (
+            item.path.stem != "test_documented_commands",
+            item.path.parent.name != "training",
+        )
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -31,7 +31,8 @@ PAGES = (
         )
     ),
 )
-# Module -> overrides that make it quick, unless the command sets the same key.
+# "MODULE" or "MODULE SUBCOMMAND" -> arguments that make it quick, unless the command sets
+# the same key.
 QUICK = {
     "hive_jax.train": (
         "--config.total_steps=1",
@@ -45,6 +46,8 @@ QUICK = {
         "--config.test=tabletop:classes,split=test,take=first:64",
     ),
     "tools.visualize": ("--scenes=1",),
+    "tools.benchmark flops": ("--size=micro",),
+    "tools.tabletop benchmarks": ("--count=100",),
 }
 RUNNER = """
 import json, runpy, sys
@@ -86,7 +89,8 @@ def as_module(command: str) -> tuple[str, list[str]] | None:
     else:
         return None
     keys = {argument.partition("=")[0] for argument in arguments}
-    quick = QUICK.get(module, ())
+    subcommand = " ".join([module, *arguments[:1]])
+    quick = QUICK.get(module) or QUICK.get(subcommand, ())
     if ":retrieval" in command:  # has texts and no classes
         quick = quick[:2]
     return module, arguments + [o for o in quick if o.partition("=")[0] not in keys]

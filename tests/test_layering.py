@@ -1,7 +1,7 @@
 """Imports point one way, and every module is there for something.
 
 models <- config <- data <- training <- export, inference <- evaluation <- analysis
-weights between models and training; planning beside evaluation; commands above all
+weights between config and training; planning beside evaluation; commands above all
 errors, console, and what knows files and buckets (SHARED) serve everything but models
 """
 
@@ -27,7 +27,7 @@ BELOW = {
     "models": set(),
     "config": {"models"},
     "data": {"config"},
-    "weights": {"models"},
+    "weights": {"models", "config"},
     "training": TRAINING,
     "export": TRAINING,
     "inference": {*TRAINING, "export"},  # to save a model

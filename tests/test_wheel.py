@@ -46,11 +46,10 @@ def run(tmp_path_factory):
 
 
 def test_installed_package_trains_evaluates_and_exports(run):
-    run("train", "--config", "stage1", *TINY)
-    run("train", "--config", "stage2:fusion=hive", *TINY)
+    run("train", "--config", "stage1:fusion=hive", *TINY)
     assert "python -m hive_jax.train" in run("train", "--help")
-    run("export_hf", "--run", "workdir/stage2", "--component", "encoder", "--out", "x")
+    run("export_hf", "--run", "workdir/stage1", "--component", "encoder", "--out", "x")
     probe = ("--config.epochs=1", "--config.num_seeds=1")
     sizes = ("--config.train=tabletop:classes,take=first:40",)
     sizes += ("--config.test=tabletop:classes,split=test,take=first:40",)
-    run("probe", "--config", "probe", "--run", "workdir/stage2", *probe, *sizes)
+    run("probe", "--config", "probe", "--run", "workdir/stage1", *probe, *sizes)

@@ -17,9 +17,9 @@ import argparse
 import base64
 import collections
 import hashlib
+import http.client
 import sys
 import tarfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from hive_jax.console import log, report_errors
 from hive_jax.errors import DataError, MissingInputError
-from hive_jax.io import atomic_dir, write_json
+from hive_jax.io import atomic_dir, atomic_write, write_json
 from hive_jax.json_text import parse_json
 
 REGISTRY = "https://registry.npmjs.org"
@@ -109,12 +109,13 @@ def download(package: Package, folder: Path) -> Path:
         try:
             with urllib.request.urlopen(url) as response:
                 content = response.read()
-        except urllib.error.URLError as error:
+        except (OSError, http.client.HTTPException) as error:  # on the way, too
             raise MissingInputError(
                 f"{url} could not be downloaded ({error}); download it elsewhere and "
                 f"put it at {path}"
             ) from error
-        path.write_bytes(content)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
     sha512 = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if sha512 != package.sha512:
         raise DataError(

@@ -6,8 +6,9 @@
 #   tools/launch_tpu.sh logs | delete   what each host printed, into ./*.log | the slice
 #
 # `run` creates the slice unless it is there, installs this checkout's last commit on
-# every host, and trains. After exit code 75 (saved on SIGTERM), or when the slice is
-# gone, it does so again and resumes from the last checkpoint; other codes end it.
+# every host, and trains. After exit code 75 (saved on SIGTERM, or a process was lost), or
+# 137 (killed), or when the slice is gone, it does so again, and resumes
+# from the last checkpoint; other codes end it.
 #   TPU, ZONE  name of the slice, and where; TYPE: accelerator type, e.g. v5litepod-16
 #   RUNTIME    software: v2-alpha-tpuv6e, v2-alpha-tpuv5 (v5p), v2-alpha-tpuv5-lite
 #              (v5e) or tpu-ubuntu2204-base (v4 and older)
@@ -17,6 +18,7 @@
 #   SPOT       1 (default): spot capacity; 0: on-demand
 #   QUEUED     1 (default): waits for capacity in the queue; 0: now or never
 #   POLL       seconds between looks at the slice; default: 30
+#   MAX_RESTARTS  of one command; default: 100
 set -euo pipefail
 here=$PWD; cd "$(dirname "$0")/.."
 
@@ -62,7 +64,7 @@ install() ( # the images have Python 3.10; uv fetches a newer one
 )
 
 run() {
-  local code command workdir=${WORKDIR:?of the run}
+  local code command restarts=0 workdir=${WORKDIR:?of the run}
   command=$(printf '%q ' JAX_COMPILATION_CACHE_DIR="${workdir%/*}/compilation" \
     ../env/bin/python -m hive_jax.train --workdir "$workdir" "$@")
   while true; do
@@ -70,7 +72,9 @@ run() {
     install && on_all_hosts "set -o pipefail; cd hive_jax
       env $command 2>&1 | tee -p -a ../train.log" && return
     code=$?
-    if [ "$code" != 75 ] && ready; then exit "$code"; fi
+    case $code in 75 | 137) ;; *) if ready; then exit "$code"; fi ;; esac
+    # A process that is killed for its memory is killed again.
+    if [ $((restarts += 1)) -gt "${MAX_RESTARTS:-100}" ]; then exit "$code"; fi
     echo "launch_tpu: stopped with code $code; going on from the last checkpoint" >&2
   done
 }

@@ -20,7 +20,9 @@ from hive_jax.data.tabletop.language import MODES
 from hive_jax.data.tabletop.questions import questions
 from hive_jax.data.tabletop.scene import SPLITS, scene
 from hive_jax.data.train_tokenizer import train_tokenizer
+from hive_jax.errors import ConfigError
 from hive_jax.evaluation.benchmarks.registry import read_task
+from hive_jax.io import atomic_write
 
 PAPER, CARD, INK, SOFT = "#f3f1ec", "#ffffff", "#222222", "#85807a"
 ACCENT = "#1f5fa8"
@@ -159,7 +161,8 @@ def make_tokenizer(args: argparse.Namespace) -> None:
 
     Any text can be written with it; the words of tabletop are single tokens."""
     tokenizer = train_tokenizer(tokenizer_texts(), vocab_size=512)
-    tokenizer.save(args.out)
+    with atomic_write(args.out) as path:
+        tokenizer.save(str(path))
     show(f"{args.out}: {tokenizer.get_vocab_size()} tokens")
 
 
@@ -183,7 +186,13 @@ def make_benchmarks(args: argparse.Namespace) -> None:
 def preview(args: argparse.Namespace) -> None:
     """Draws a contact sheet of scenes with their texts and some questions."""
     source = Tabletop(args.split, seed=args.seed, image_size=args.size, text=args.text)
-    contact_sheet(source, args.start, args.count).save(args.out)
+    if args.count < 1 or not 0 <= args.start < len(source):
+        raise ConfigError(
+            f"--start is {args.start} and --count {args.count}; expected a start of 0 to "
+            f"{len(source) - 1} and a count of 1 or more"
+        )
+    with atomic_write(args.out) as path:
+        contact_sheet(source, args.start, args.count).save(path, "PNG")
     show(f"wrote {args.out}")
 
 

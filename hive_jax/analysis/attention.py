@@ -65,7 +65,7 @@ def attention_maps(
             f"{config.model.fusion!r}, whose image tokens stand in the text"
         )
     if not all(example.caption.strip() for example in examples):
-        raise ConfigError("an empty caption: there is no word to draw attention of")
+        raise ConfigError("a caption is empty; expected words to draw the attention of")
     # One batch for all captions: compiled once.
     batch = make_batch(examples, tokenizer)
     # float32[M, B, N, T, P]

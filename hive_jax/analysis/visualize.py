@@ -121,7 +121,9 @@ class _Pictures:
 
     def _batch(self):
         if not self._captioned:
-            raise ConfigError("there is no caption, and so no loss; give one")
+            raise ConfigError(
+                "no image has a caption, and so there is no loss; give one"
+            )
         return make_batch(self._captioned, self._tokenizer)
 
     def gradients(self) -> None:
@@ -189,7 +191,7 @@ class _Pictures:
         for name, workdir in runs.items():
             try:
                 by_run[name] = read_curves(workdir)
-            # A run that has not started is no reason to draw none of the others.
+            # The others are drawn if one has not started.
             except MissingInputError as error:
                 log(str(error))
         if not any(by_run.values()):

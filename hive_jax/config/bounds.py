@@ -47,6 +47,7 @@ BOUNDS = {
         "eval_every": (1, _INT32),
         "checkpoint_every": (1, _INT32),
         "max_to_keep": (1, 10**6),
+        "hang_timeout": (1.0, 1e6),
     },
     "HiveConfig": {"connections": (1, 1000), "num_connections": (0, 1000)},
     "SiglipConfig": _SIZES | {"patch_size": (1, 1024), "image_size": (1, _IMAGE_SIZE)},
@@ -128,11 +129,11 @@ def _require(value, bounds: tuple | None, key: str) -> None:
             _require(item, bounds, f"{key}[{index}]")
     elif isinstance(value, int | float) and not isinstance(value, bool):
         low, high = bounds
-        expected = f"{_format(low)} to {_format(high)}"
-        require(low <= value <= high, key, value, expected)
+        require(low <= value <= high, key, value, describe_bounds(bounds))
         is_normal = value == 0 or abs(value) >= _TINY
         require(is_normal, key, value, f"0, or at least {_TINY:.1e}, as it is float32")
 
 
-def _format(bound: float) -> str:
-    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
+def describe_bounds(bounds: tuple[float, float]) -> str:
+    """Formats the smallest and the largest value, such as "1 to 65,536"."""
+    return " to ".join(f"{b:,}" if isinstance(b, int) else f"{b:g}" for b in bounds)

@@ -15,7 +15,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import hive_jax
-from hive_jax.config import RunConfig, from_dict, nearest
+from hive_jax.config import ProbeConfig, RunConfig, from_dict, nearest
 from hive_jax.errors import ConfigError, HiveError, MissingInputError
 
 _EXPECTED = "a ConfigDict of ml_collections, as the files in configs/ return"
@@ -71,8 +71,6 @@ def parse(
       MissingInputError: the config file does not exist.
     """
     options, overrides = parser.parse_known_args(arguments)
-    if options.config is None:
-        raise ConfigError("--config is missing, e.g. --config configs/stage1.py")
     return options, read_config(options.config, overrides, schema)
 
 
@@ -90,28 +88,32 @@ def get_config(name: str) -> ConfigDict:
     return _load(name, [], RunConfig)
 
 
-def read_config(file: str, overrides: Sequence[str], schema: type = RunConfig):
+def read_config(file: str | None, overrides: Sequence[str], schema: type = RunConfig):
     """Returns the validated config of a file.
 
     Args:
-      file: as for `get_config`.
+      file: as for `get_config`; None for a missing flag, which is an error.
       overrides: "--config.KEY=VALUE" each.
       schema: RunConfig or ProbeConfig.
 
     Raises:
-      ConfigError: an error in the file, an unknown key, a value that does not fit, or
-        another argument.
+      ConfigError: no file, an error in it, an unknown key, a value that does not fit,
+        or another argument.
       MissingInputError: the config file does not exist.
     """
+    if file is None:
+        raise ConfigError("--config is missing, e.g. --config configs/stage1.py")
     return from_dict(_load(file, overrides, schema).to_dict(), schema)
 
 
 def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
     """Returns the ConfigDict of a file with overrides, through ml_collections' flag."""
     logging.set_verbosity(logging.WARNING)  # it logs every override
-    _require_keys(overrides, schema)
     name, colon, variant = file.partition(":")
-    config = _run(_find(name), [variant] if colon else [])
+    path = _find(name)
+    config = _run(path, [variant] if colon else [])
+    _require_schema(config, schema, path)
+    _require_keys(overrides, schema)
     line = ["hive_jax", *overrides]
     # Flags of its own: absl's global ones can be defined and parsed only once.
     values = flags.FlagValues()
@@ -121,10 +123,10 @@ def _load(file: str, overrides: Sequence[str], schema: type) -> ConfigDict:
         )
         rest = values(line)[1:]
         config.to_dict()  # references between values are resolved only now
-    # Of any type: flags convert values, and references are code of the file.
+    # Of any type: references compute values by code of the file.
     except Exception as error:  # noqa: BLE001
         _explain_no_architecture(str(error), overrides)
-        raise _cause(error) from None
+        raise _cause(error, path) from None
     if rest:
         raise ConfigError(
             f"unexpected arguments {' '.join(rest)}; overrides are written "
@@ -195,6 +197,17 @@ def _find(name: str) -> Path:
     )
 
 
+def _require_schema(config: ConfigDict, schema: type, path: Path) -> None:
+    """Raises ConfigError for the config of another command."""
+    commands = {RunConfig: "training", ProbeConfig: "probes"}
+    for other, command in commands.items():
+        names = {field.name for field in dataclasses.fields(other)}
+        if other is not schema and set(config) == names:
+            raise ConfigError(
+                f"{path} is a config of {command}; expected one of {commands[schema]}"
+            )
+
+
 def _require_keys(overrides: Sequence[str], schema: type) -> None:
     """Raises ConfigError for an unknown key, with a suggestion that absl has not."""
     known = set(_keys(schema))
@@ -229,10 +242,13 @@ def _explain_no_architecture(message: str, overrides: Sequence[str]) -> None:
             )
 
 
-def _cause(error: BaseException) -> HiveError:
-    """Returns the HiveError that caused a parser's error, or else its message as a
-    ConfigError."""
-    cause, link = ConfigError(str(error)), error
+def _cause(error: BaseException, path: Path) -> HiveError:
+    """Returns the HiveError that caused an error of overrides or references, or else
+    its message as a ConfigError."""
+    message = str(error)
+    if not isinstance(error, flags.Error):
+        message = f"{path}: a value cannot be computed: {type(error).__name__}: {error}"
+    cause, link = ConfigError(message), error
     while link is not None:
         cause = link if isinstance(link, HiveError) else cause
         link = link.__cause__ or link.__context__

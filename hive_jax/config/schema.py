@@ -1,7 +1,7 @@
 """Dataclasses of a run's config, with every key and its default.
 
 `configs/*.py` change values of `to_dict(RunConfig())`, and `from_dict` converts the
-result back. `validate()` raises ConfigError for the first impossible value and names
+result back. `validate()` raises ConfigError for the first invalid value and names
 its key.
 """
 
@@ -221,6 +221,10 @@ class RunConfig:
       eval_every: steps between two validations.
       checkpoint_every: steps between two checkpoints.
       max_to_keep: number of newest checkpoints to keep.
+      hang_timeout: seconds that a step, save or validation batch of a job of several
+        processes may take, or three times the longest so far if that is more, before
+        the job ends with exit code 75; 60 times that for the first two of each, and
+        while programs compile.
       model: architectures and fusion; an encoder or decoder of None has the
         architecture of the initial weights.
       text_tower: of the contrastive objective.
@@ -250,6 +254,7 @@ class RunConfig:
     eval_every: int = 100
     checkpoint_every: int = 50
     max_to_keep: int = 3
+    hang_timeout: float = 20.0
     model: HiveConfig = dataclasses.field(default_factory=HiveConfig)
     text_tower: TextTowerConfig = dataclasses.field(default_factory=TextTowerConfig)
     execution: ModelExecution = dataclasses.field(default_factory=ModelExecution)

@@ -17,6 +17,7 @@ RESUMABLE_KEYS = {
     "eval_every",
     "checkpoint_every",
     "max_to_keep",
+    "hang_timeout",
     "mesh",
     "data.threads",
     # The path; the tokenizer itself has a fingerprint in every checkpoint.
@@ -52,7 +53,7 @@ def from_dict(tree: Mapping, schema: type = RunConfig):
       schema: RunConfig or ProbeConfig.
 
     Raises:
-      ConfigError: names an unknown key, a wrong type or an impossible value.
+      ConfigError: names an unknown key, a wrong type or an invalid value.
     """
     config = _build(schema, tree, "")
     config.validate()

@@ -134,6 +134,7 @@ def open_image(
         pixels, which is told by its header; or see `to_rgb`.
     """
     with _decoded(content, where, as_square) as image:
+        # Not around the `yield`: errors of the caller are not the file's.
         with pillow_errors(where):
             image = to_rgb(image, where, drop_alpha, _bits(content))
         yield image
@@ -186,6 +187,8 @@ def _decoded(content: bytes, where: str, as_square: bool) -> Iterator[Image.Imag
         content = strip_png_metadata(content)
     with pillow_errors(where):
         image = Image.open(io.BytesIO(content), formats=[name])
+    # From the header, before any pixel is decoded: a few kilobytes may unpack to
+    # gigabytes.
     width, height = image.size
     pixels = max(width, height) ** 2 if as_square else width * height
     if pixels > MAX_PIXELS or max(width, height) > MAX_SIDE:
@@ -205,6 +208,7 @@ def _decoded(content: bytes, where: str, as_square: bool) -> Iterator[Image.Imag
 
 def _bits(content: bytes) -> int:
     """Bits of a colour in an image file, which Pillow does not tell."""
+    # Of the header, which is always the first chunk.
     return content[24] if image_format(content) == "PNG" else 8
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.data.sampler import ShuffledSampler
 from hive_jax.data.sources.base import DataSource
-from hive_jax.data.tokenizer import Tokenizer, encode_sample
+from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.transforms import load_pixels
 from hive_jax.data.types import Batch, Sample
 from hive_jax.errors import DataError
@@ -136,6 +137,8 @@ class Loader:
             for spec in [self._spec(step)]
             for position in self._positions(step)
         )
+        # One stream over all batches, so that threads read the next one while this one
+        # trains.
         count = len(self._rows)
         rows = ordered_map(self._read, requests, self._threads, _PREFETCH * count)
         with contextlib.closing(rows):
@@ -154,6 +157,7 @@ class Loader:
         return load_pixels(self.source[index].image, size, self._preprocessing, where)
 
     def _positions(self, step: int) -> range:
+        # Positions of the whole batch, so that the number of processes changes nothing.
         first = step * self.batch_size
         return range(first + self._rows.start, first + self._rows.stop)
 
@@ -185,6 +189,7 @@ class Loader:
                 augment=None if seed is None else (seed, position),
             )[1]
         except InvalidSample as invalid:
+            # An exception would end the stream; a row keeps its position.
             return invalid
 
     def _stack(
@@ -224,6 +229,7 @@ class Loader:
         return row
 
     def _to_devices(self, local: np.ndarray, spec: jax.ShapeDtypeStruct) -> jax.Array:
+        # Called for each device: those that share rows get the same ones, read once.
         def rows(index):
             start, stop, _ = index[0].indices(self.batch_size)
             return local[start - self._rows.start : stop - self._rows.start]

@@ -27,4 +27,5 @@ class MemoryBudget:
         finally:
             with self._changed:
                 self._left += amount
+                # All: what one thread frees may be enough for several small images.
                 self._changed.notify_all()

@@ -28,6 +28,8 @@ def ordered_map(
     prefetch = 2 * threads if prefetch is None else prefetch
     pool, pending = ThreadPoolExecutor(threads), collections.deque()
     try:
+        # One `submit` for each result taken, so that `prefetch` bounds the memory of an
+        # endless `items`.
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) > prefetch:
@@ -35,4 +37,5 @@ def ordered_map(
         while pending:
             yield pending.popleft().result()
     finally:
+        # Waits for the calls in flight: their threads may hold files and memory.
         pool.shutdown(cancel_futures=True)

@@ -23,6 +23,7 @@ def strip_png_metadata(content: bytes) -> bytes:
     while position + _CHUNK_OVERHEAD <= len(content):
         length, kind = struct.unpack_from(">I4s", content, position)
         end = position + _CHUNK_OVERHEAD + length
+        # Of a damaged file Pillow says what is wrong with it.
         if end > len(content) or kind == b"IEND":
             break
         if kind[:1].islower() and kind not in _USED:

@@ -14,8 +14,9 @@ from jax.experimental import multihost_utils
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
+from hive_jax.data.sample_encoding import count_tokens, truncate_text
 from hive_jax.data.sources.base import DataSource
-from hive_jax.data.tokenizer import Tokenizer, count_tokens, truncate_text
+from hive_jax.data.tokenizer import Tokenizer
 
 # Samples per thread task: a task for each would cost more than the count.
 _CHUNK = 256
@@ -52,6 +53,7 @@ class ShuffledSampler:
         return self._rng(epoch).permutation(self.size)
 
     def _rng(self, epoch: int) -> np.random.Generator:
+        # A sequence, not a sum: epoch 1 of seed 0 is another order than epoch 0 of seed 1.
         return np.random.default_rng([self.seed, epoch])
 
 
@@ -80,6 +82,7 @@ class LengthBucketSampler(ShuffledSampler):
     ):
         super().__init__(len(tokens), seed)
         self._batch_size, self._buckets = batch_size, tuple(buckets)
+        # One byte a sample: hundreds of millions stay in memory in each process.
         self._bucket = np.searchsorted(buckets, tokens).astype(np.uint8)
 
     def padded_length(self, position: int, num_tokens: int) -> int:
@@ -96,6 +99,7 @@ class LengthBucketSampler(ShuffledSampler):
     def _permutation(self, epoch: int) -> np.ndarray:
         rng = self._rng(epoch)
         order = rng.permutation(self.size)
+        # Stable: within a bucket the order is still that of the shuffle.
         order = order[np.argsort(self._bucket[order], kind="stable")]
         # Odd epochs descend, so that the batch across two epochs has similar lengths.
         if epoch % 2:
@@ -134,6 +138,7 @@ def count_all_tokens(
       int32[len(source)], in tokens; 0 for an invalid sample.
     """
     process, processes = jax.process_index(), jax.process_count()
+    # Rounded up, for process_allgather takes equal shapes; the excess is cut at the end.
     share = -(-len(source) // processes)
     mine = range(process * share, min((process + 1) * share, len(source)))
     counts = np.zeros(share, np.int32)

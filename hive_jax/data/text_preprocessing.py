@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hive_jax.data.sample_encoding import max_characters
 from hive_jax.data.text_encoders import (
     JsonEncoder,
     SentencePieceEncoder,
     SiglipEncoder,
 )
-from hive_jax.data.tokenizer import load_tokenizer, max_characters, tokenizer_file
+from hive_jax.data.tokenizer import load_tokenizer, tokenizer_file
 from hive_jax.errors import CheckpointError
 
 
@@ -68,6 +69,7 @@ class TextPreprocessing:
     def _row(self, text: str) -> np.ndarray:
         if self.line:
             text = text.strip() + "\n"
+        # Cut first, for tokenizing a text of any length would take any time.
         ids = self._encoder.encode(text[: max_characters(self.num_tokens)])
         begin, end, pad = self._affixes
         ids = begin + ids[: self.num_tokens - len(begin) - len(end)]
@@ -78,6 +80,7 @@ class TextPreprocessing:
         ids = padding + ids if self.padding_side == "left" else ids + padding
         return np.array(ids, np.int32)
 
+    # Read when first used: a model that embeds images alone needs no tokenizer.
     @functools.cached_property
     def _encoder(self) -> JsonEncoder | SentencePieceEncoder:
         if self.file.suffix == ".json":

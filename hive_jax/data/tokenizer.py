@@ -1,19 +1,12 @@
-"""Tokenizers from local files, and samples as token arrays.
+"""Tokenizers from local files."""
 
-Labels come from the character span of each token in the whole text; no part of it is
-tokenised on its own, so no template or merge can shift them.
-"""
-
-import dataclasses
+import functools
 import hashlib
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from hive_jax.console import log
 from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
-from hive_jax.data.types import Sample
 from hive_jax.downloads import local_copy
 from hive_jax.errors import ConfigError, DataError, HiveError, MissingInputError
 from hive_jax.io import atomic_dir, remove_folder
@@ -23,10 +16,6 @@ _BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
 _FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 # Optional files beside these in a Hugging Face folder.
 _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
-# Text beyond these is not tokenised: far more characters than tokens have on average,
-# and at least a few pages.
-_CHARACTERS, _CHARACTERS_PER_TOKEN = 2**16, 256
 
 
 class Tokenizer:
@@ -44,6 +33,7 @@ class Tokenizer:
         self._backend = backend(path)
         self.bos_id = self._first_of("<bos>", "<s>")
         self.eos_id = self._first_of("<eos>", "</s>")
+        # LLaMA's vocabularies have no padding; what is padded has no weight anyway.
         pad_id = self._first_of("<pad>")
         self.pad_id = self.eos_id if pad_id is None else pad_id
         if self.pad_id is None:
@@ -125,11 +115,22 @@ class _SentencePiece:
 def load_tokenizer(source: str) -> Tokenizer:
     """Loads the tokenizer at "builtin:tabletop", a file, or a (Hugging Face) folder.
 
+    Returns the same object while the file does not change.
+
     Raises:
       MissingInputError: the file or folder does not exist.
       DataError: the file is not a tokenizer.
     """
-    return Tokenizer(tokenizer_file(source))
+    path = tokenizer_file(source)
+    about = path.stat()
+    return _load(path, about.st_mtime_ns, about.st_size)
+
+
+# A start looks at the tokenizer and its copy several times, and one of 260,000 tokens
+# takes seconds to load. A changed file is loaded again.
+@functools.lru_cache(maxsize=8)
+def _load(path: Path, modified_ns: int, size: int) -> Tokenizer:
+    return Tokenizer(path)
 
 
 def keep_tokenizer(source: str, folder: Path) -> None:
@@ -142,6 +143,7 @@ def keep_tokenizer(source: str, folder: Path) -> None:
     Raises:
       OutputError: it cannot be written.
     """
+    # By content: a resumed run with the same tokenizer elsewhere keeps its copy.
     if folder.is_dir():
         expected, problem = load_tokenizer(source).fingerprint, "is another tokenizer"
         try:
@@ -219,106 +221,3 @@ def tokenizer_file(source: str) -> Path:
             f"tokenizer.json, a SentencePiece .model, or a folder with either"
         )
     return path
-
-
-def encode_sample(
-    sample: Sample,
-    tokenizer: Tokenizer,
-    num_tokens: int,
-    tag_names: tuple[str, ...] = (),
-) -> dict[str, np.ndarray]:
-    """Returns the text arrays of one sample, each [num_tokens]; see Batch.
-
-    A begin-of-sequence token comes first where the vocabulary has one. An image before
-    the first segment precedes everything, this token included, as in PaliGemma.
-
-    Args:
-      sample: the sample.
-      tokenizer: for its text.
-      num_tokens: T; longer text is truncated, shorter text padded.
-      tag_names: of the dataset, for the array "tag"; empty to leave it out.
-    """
-    sample = truncate_text(sample, num_tokens)
-    text = "".join(segment.text for segment in sample.segments)
-    ids, spans = tokenizer.encode(text)
-    target, image_mask = _label_characters(sample)
-    tags = _tag_characters(sample, tag_names) if tag_names else None
-    prefix = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    limit = num_tokens - len(prefix)
-    ids, spans = ids[:limit], spans[:limit]
-
-    row = {
-        "tokens": np.full(num_tokens, tokenizer.pad_id, np.int32),
-        "target": np.zeros(num_tokens, bool),
-        "image_mask": np.zeros(num_tokens, bool),
-    }
-    if tags is not None:
-        row["tag"] = np.zeros(num_tokens, np.int32)
-    row["tokens"][: len(prefix) + len(ids)] = prefix + ids
-    if sample.image is not None:
-        row["image_mask"][: len(prefix)] = sample.image_before == 0
-    for position, (start, end) in enumerate(spans, start=len(prefix)):
-        # A token has the labels of its last character. One without a character of its
-        # own (SentencePiece's bytes but the last of a character) has those of the next.
-        last = min(max(end - 1, start), len(text) - 1)
-        row["target"][position] = target[last] and position > 0
-        row["image_mask"][position] = image_mask[last]
-        if tags is not None:
-            row["tag"][position] = tags[min(start, last) : last + 1].max()
-    return row
-
-
-def count_tokens(sample: Sample, tokenizer: Tokenizer) -> int:
-    """Returns the length of a sample's text in tokens, before any truncation.
-
-    Args:
-      sample: its segments are joined before they are tokenised.
-      tokenizer: adds the begin-of-sequence token, if it has one, to the count.
-    """
-    text = "".join(segment.text for segment in sample.segments)
-    return len(tokenizer.encode(text)[0]) + (tokenizer.bos_id is not None)
-
-
-def truncate_text(sample: Sample, num_tokens: int) -> Sample:
-    """Drops text far beyond `num_tokens`, so that tokenising a text of any length takes
-    bounded time.
-
-    Args:
-      sample: returned as it is, if there is no such text.
-      num_tokens: of a sample in training.
-    """
-    limit = max_characters(num_tokens)
-    if sum(len(segment.text) for segment in sample.segments) <= limit:
-        return sample
-    segments = []
-    for segment in sample.segments:
-        text = segment.text[:limit]
-        segments.append(dataclasses.replace(segment, text=text))
-        limit -= len(text)
-    return dataclasses.replace(sample, segments=tuple(segments))
-
-
-def max_characters(num_tokens: int) -> int:
-    """Returns the length at which text of `num_tokens` tokens is cut before tokenizing."""
-    return max(_CHARACTERS, num_tokens * _CHARACTERS_PER_TOKEN)
-
-
-def _label_characters(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """For each character: whether it is a target, and whether it sees the image."""
-    target, image_mask = [], []
-    for number, segment in enumerate(sample.segments):
-        size = len(segment.text)
-        target.append(np.full(size, segment.target))
-        sees = sample.image is not None and number >= sample.image_before
-        image_mask.append(np.full(size, sees))
-    return np.concatenate(target), np.concatenate(image_mask)
-
-
-def _tag_characters(sample: Sample, tag_names: tuple[str, ...]) -> np.ndarray:
-    """For each character the index of its tag; 0 for none."""
-    tags = []
-    for segment in sample.segments:
-        tags.append(np.zeros(len(segment.text), np.int32))
-        for start, end, name in segment.tags:
-            tags[-1][start:end] = tag_names.index(name)
-    return np.concatenate(tags)

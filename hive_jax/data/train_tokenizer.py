@@ -22,11 +22,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
+    # Without the prefix, which decoding would not remove: texts survive unchanged.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*_SPECIAL],
+        # All bytes, also those that the texts do not have, so that no text is unknown.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -1,15 +1,13 @@
-"""From image files to the square uint8 images that encoders take: resizing, augmentation.
+"""From image files to the square uint8 images that encoders take.
 
 Checkpoints record the name of the preprocessing: weights trained with one lose accuracy
 with another.
 """
 
-import dataclasses
-import math
-
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
+from hive_jax.data.augmentation import augment_image
 from hive_jax.data.image_io import open_image, pillow_errors
 from hive_jax.data.rgb_conversion import to_rgb
 from hive_jax.errors import DataError
@@ -23,17 +21,6 @@ _PAD = "_pad"
 PREPROCESSING = (*_FILTERS, *(f"{name}{_PAD}" for name in _FILTERS), "bv_bilinear")
 # SigLIP's mean of 0.5 as an integer, cut as LLaVA and transformers do.
 _MEAN_COLOUR = (127, 127, 127)
-
-# Augmentation, the paper's table 4.
-AREA = (0.4, 1.0)  # of the crop, as a share of the image
-RATIO = (0.75, 1.33)  # width / height of the crop, log-uniform
-FLIP = 0.5
-STRENGTH = 0.2  # enhancement factors of 1 - STRENGTH to 1 + STRENGTH
-ENHANCERS = {
-    "brightness": ImageEnhance.Brightness,
-    "contrast": ImageEnhance.Contrast,
-    "saturation": ImageEnhance.Color,
-}
 
 
 def load_pixels(
@@ -61,6 +48,7 @@ def load_pixels(
     if isinstance(image, bytes):
         if augment is None:
             return decode(image, size, preprocessing, where)
+        # The whole image: a crop of the resized one would be enlarged again.
         drop_alpha = drops_alpha(preprocessing)
         with open_image(image, where, drop_alpha=drop_alpha) as whole:
             return augment_image(whole, size, *augment)
@@ -163,6 +151,7 @@ def _pad_to_square(image: Image.Image) -> Image.Image:
     """Centres an image in a square; the larger half of odd padding comes last."""
     if image.width == image.height:
         return image
+    # The larger half last, as transformers and LLaVA round down the offset.
     side = max(image.size)
     square = Image.new("RGB", (side, side), _MEAN_COLOUR)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -196,6 +185,7 @@ def _bilinear(image: Image.Image, size: int) -> np.ndarray:
 
 
 def _lerp(first: np.ndarray, last: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    # Not (1 - weight) * first + weight * last, which rounds otherwise.
     first = first.astype(np.float32)
     return first + (last.astype(np.float32) - first) * weight
 
@@ -204,104 +194,10 @@ def _neighbours(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Returns the pixels before and after each output pixel's centre, and the weight of
     the latter.
     """
+    # In float32, as TensorFlow: in float64 some centres fall on the other side of a pixel.
     centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
     coordinates = centres * (np.float32(length) / np.float32(size)) - np.float32(0.5)
     floor = np.floor(coordinates)
     before = np.maximum(floor, 0).astype(np.int64)
     after = np.minimum(np.ceil(coordinates), length - 1).astype(np.int64)
     return before, after, coordinates - floor
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Random numbers of one image's augmentation.
-
-    Attributes:
-      box: left, top, right, bottom of the crop, in pixels.
-      flip: whether to mirror it horizontally.
-      colours: (a key of ENHANCERS, factor), in the order they are applied.
-    """
-
-    box: tuple[int, int, int, int]
-    flip: bool
-    colours: tuple[tuple[str, float], ...]
-
-
-def augment_image(
-    image: Image.Image, size: int, seed: int, position: int
-) -> np.ndarray:
-    """Crops, flips and jitters an RGB image; a function of the arguments alone.
-
-    As torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter on PIL
-    images. Crops are resized by PIL's bicubic filter, whatever the preprocessing.
-
-    Args:
-      image: the image.
-      size: height and width of the result, in pixels.
-      seed: of the run.
-      position: of the sample in the run.
-
-    Returns:
-      uint8[size, size, 3].
-    """
-    # The last number tells it from [seed, epoch], which the sampler uses.
-    rng = np.random.default_rng([seed, position, 1])
-    drawn = draw_augmentation(rng, image.width, image.height)
-    return apply_augmentation(image, drawn, size)
-
-
-def draw_augmentation(
-    rng: np.random.Generator, width: int, height: int
-) -> Augmentation:
-    """Draws the augmentation of an image.
-
-    Args:
-      rng: random numbers.
-      width: of the image, in pixels.
-      height: of the image, in pixels.
-    """
-    box = _draw_box(rng, width, height)
-    flip = bool(rng.random() < FLIP)
-    names = [list(ENHANCERS)[i] for i in rng.permutation(len(ENHANCERS))]
-    factors = rng.uniform(1 - STRENGTH, 1 + STRENGTH, len(names))
-    return Augmentation(box, flip, tuple(zip(names, factors.tolist(), strict=True)))
-
-
-def apply_augmentation(
-    image: Image.Image, augmentation: Augmentation, size: int
-) -> np.ndarray:
-    """Crops, resizes (bicubic), flips and jitters an RGB image, rounding to uint8 at
-    each step as PIL does.
-
-    Args:
-      image: the image.
-      augmentation: what to apply.
-      size: height and width of the result, in pixels.
-
-    Returns:
-      uint8[size, size, 3].
-    """
-    image = image.crop(augmentation.box)
-    image = image.resize((size, size), Image.Resampling.BICUBIC)
-    if augmentation.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for name, factor in augmentation.colours:
-        image = ENHANCERS[name](image).enhance(factor)
-    return np.asarray(image)
-
-
-def _draw_box(
-    rng: np.random.Generator, width: int, height: int
-) -> tuple[int, int, int, int]:
-    """Draws a crop box: ten tries, then the largest central one of an allowed ratio."""
-    for _ in range(10):
-        area = width * height * rng.uniform(*AREA)
-        ratio = math.exp(rng.uniform(*map(math.log, RATIO)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = rng.integers((width - w + 1, height - h + 1)).tolist()
-            return left, top, left + w, top + h
-    w = min(width, round(height * RATIO[1]))
-    h = min(height, round(width / RATIO[0]))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h

@@ -144,8 +144,8 @@ def compare(folders: Mapping[str, Sequence[str]]) -> list[ScoreComparison]:
     """
     if len(folders) < 2:
         raise ConfigError(
-            f"{', '.join(folders) or 'nothing'} to compare; expected two names or more, "
-            "as in base=FOLDER hive=FOLDER"
+            f"the names are {', '.join(folders) or 'missing'}; expected two or more, as "
+            "in base=FOLDER hive=FOLDER"
         )
     evaluations = {
         name: [read_evaluations(f) for f in paths] for name, paths in folders.items()
@@ -161,11 +161,13 @@ def compare(folders: Mapping[str, Sequence[str]]) -> list[ScoreComparison]:
         }
         if reference in by_name and len(by_name) > 1:
             _require_same(task, by_name)
-            # Settings are compared first: a difference of prompts is no difference of
-            # models.
+            # Settings first: other prompts would show as a difference of models.
             rows += _rows(task, by_name)
     if not rows:
-        raise MissingInputError(f"no task is there for {reference} and another one")
+        raise MissingInputError(
+            f"no task was evaluated for {reference} and for another name; expected one "
+            "in all folders of both"
+        )
     return rows
 
 
@@ -185,7 +187,8 @@ def _require_same(task: str, by_name: Mapping[str, list[Evaluation]]) -> None:
         # In the same order: the bootstrap pairs answers by position.
         if [sample["id"] for sample in other.samples] != ids:
             raise DataError(
-                f"{task}: {first.folder} and {other.folder} are of other questions"
+                f"{task}: {first.folder} and {other.folder} cannot be compared: their "
+                "questions differ; evaluate both on the same files"
             )
 
 
@@ -238,8 +241,7 @@ def _strata(
             if _is_of(sample, categories):
                 pairs[sample["kinds"][0]][sample["group"]].append(sample["score"])
         for category, groups in pairs.items():
-            # acc + acc+ of each image; see `mme.score`.
-            values = [50 * sum(pair) + 100 * all(pair) for pair in groups.values()]
+            values = [mme.image_points(pair) for pair in groups.values()]
             points.setdefault(category, []).append(values)
     return {category: np.array(values) for category, values in points.items()}
 

@@ -152,7 +152,9 @@ class LabelledImages:
         try:
             sample = self.source[index]
             if sample.label not in self._numbers:
-                detail = f"is of the class {sample.label!r}, none of those to train on"
+                detail = (
+                    f"has the class {sample.label!r}, which the training data lacks"
+                )
                 raise InvalidSample("class", where, detail)
             image = load_pixels(
                 sample.image, self._size, self._preprocessing, where, augment
@@ -161,7 +163,8 @@ class LabelledImages:
         except InvalidSample as bad:
             if self._strict:
                 raise DataError(
-                    f"{bad}. Accuracy over a part compares with nothing"
+                    f"{bad}. Repair the test image: accuracy over a subset is not "
+                    "comparable"
                 ) from None
             self.bad[index] = str(bad)
             return np.zeros((self._size, self._size, 3), np.uint8), -1
@@ -170,8 +173,8 @@ class LabelledImages:
         """Raises DataError if more than this fraction of all images is unreadable."""
         if len(self.bad) > max_bad_fraction * len(self):
             raise DataError(
-                f"{len(self.bad)} of {len(self)} images to train on cannot be read, more "
-                f"than config.max_bad_fraction = {max_bad_fraction} of them; one is "
+                f"{len(self.bad)} of {len(self)} training images cannot be read, more "
+                f"than config.max_bad_fraction = {max_bad_fraction}; the first: "
                 f"{next(iter(self.bad.values()))}"
             )
 
@@ -210,10 +213,10 @@ def extract(
     )
     classes = np.empty(len(images), np.int32)
     with progress_bar(name, len(images), 0) as bar:
-        for rows, (pixels_, numbers) in zip(
+        for rows, (pixels, numbers) in zip(
             index_batches, images.batches(index_batches), strict=True
         ):
-            features[:, rows] = extractor(pixels_)
+            features[:, rows] = extractor(pixels)
             classes[rows] = numbers
             bar.update(len(rows))
     return features, classes

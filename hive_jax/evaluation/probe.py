@@ -26,7 +26,7 @@ from hive_jax.evaluation.frozen_features import (
     fits_in_memory,
     split_batches,
 )
-from hive_jax.evaluation.results import ResultStore, open_store
+from hive_jax.evaluation.results import ResultStore, accuracy_by_class, open_store
 from hive_jax.inference.encoder import Encoder
 from hive_jax.plotting import draw_confusion
 from hive_jax.training import sharding
@@ -151,8 +151,8 @@ class Probe:
     def _fitted_without_cache(self) -> list[list[dict]]:
         if len(self.depths) > 1:
             raise ConfigError(
-                "probing several depths keeps the features of all of them: not with "
-                "config.augment, nor if they exceed the memory; take fewer images, "
+                "probing several depths caches the features of all of them, which "
+                "excludes config.augment and needs memory: use fewer images, "
                 "take=first:N, or probe=linear"
             )
 
@@ -196,8 +196,8 @@ class Probe:
         self._train.require(self.config.max_bad_fraction)
         if bad := self._train.bad:
             log(
-                f"{len(bad)} of {len(self._train)} images to train on cannot be read and "
-                f"are left out; one is {next(iter(bad.values()))}"
+                f"{len(bad)} of {len(self._train)} training images cannot be read and "
+                f"are left out; the first: {next(iter(bad.values()))}"
             )
 
 
@@ -234,7 +234,7 @@ def probe(
         with open_store(folders[depth], settings[depth]) as store:
             results[depth] = store.result
     if all(results.values()):
-        log(f"{encoder.name}: finished already; its figures are in {out}")
+        log(f"{encoder.name}: finished already; results in {out}")
         return results, None, work
     fitted = work.fitted()
     predicted, labels = work.predicted(fitted)
@@ -262,14 +262,6 @@ def _finish(
     # Sample standard deviation (ddof=1): the seeds are a sample of all possible ones.
     std = float(by_seed.std(ddof=1)) if len(by_seed) > 1 else 0.0
     scores = {"accuracy": float(by_seed.mean()), "accuracy_std": std}
-    by_class = {
-        classes[number]: {
-            "accuracy": float(100 * hits[:, labels == number].mean()),
-            "n": int((labels == number).sum()),
-        }
-        # Classes that occur in the test data.
-        for number in np.unique(labels)
-    }
     samples = (
         {
             "id": str(index),
@@ -281,7 +273,7 @@ def _finish(
         }
         for index in range(len(labels))
     )
-    return store.finish(samples, scores, by_class)
+    return store.finish(samples, scores, accuracy_by_class(hits, labels, classes))
 
 
 def _confusion(predicted: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

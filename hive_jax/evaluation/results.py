@@ -8,7 +8,9 @@ OUT/result.json      settings and scores
 import contextlib
 import datetime
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 import hive_jax
 from hive_jax.config import differences
@@ -46,7 +48,7 @@ class ResultStore:
         path = folder / RESULT
         self.result = read_json(path) if path.is_file() else None
         if self.result is not None:
-            # A finished evaluation of other settings is no result of this one.
+            # The stored result may be of other settings.
             settings = {k: v for k, v in self.result.items() if k not in _OUTCOMES}
             self._require_same(settings)
         else:
@@ -133,3 +135,25 @@ def open_store(folder, settings: Mapping) -> Iterator[ResultStore]:
     """
     with exclusive_lock(folder), logs_flushed():
         yield ResultStore(folder, settings)
+
+
+def accuracy_by_class(
+    hits: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Computes the accuracy of each class that occurs, for `ResultStore.finish`.
+
+    Args:
+      hits: bool[..., n], which examples are classified correctly.
+      labels: int[n], indices into `classes`.
+      classes: names of the classes.
+
+    Returns:
+      Class -> {"accuracy": in percent, "n": number of examples}.
+    """
+    return {
+        classes[number]: {
+            "accuracy": float(100 * hits[..., labels == number].mean()),
+            "n": int((labels == number).sum()),
+        }
+        for number in np.unique(labels)
+    }

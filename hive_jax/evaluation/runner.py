@@ -83,7 +83,7 @@ def evaluate(
                 _answer(store, trained, task, variant, examples, decoding, batch_size)
                 results[name] = _finish(store, task, examples)
             else:
-                log(f"{name}: finished already; its figures are in {folder}")
+                log(f"{name}: finished already; results in {folder}")
                 results[name] = store.result
     return results
 

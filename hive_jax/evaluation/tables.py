@@ -10,7 +10,13 @@ import numpy as np
 from hive_jax.buckets import as_path
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation.compare import Difference, ScoreComparison
-from hive_jax.io import output_errors, read_json, write_json, write_text
+from hive_jax.io import (
+    output_errors,
+    read_json,
+    require_path,
+    write_json,
+    write_text,
+)
 from hive_jax.plotting import new_figure, save
 from hive_jax.training.stored_run import read_result
 
@@ -135,7 +141,9 @@ def read(folder: Path) -> list[ScoreComparison]:
             for row in rows
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / COMPARISON} is no comparison: {error}") from None
+        raise DataError(
+            f"{folder / COMPARISON}: expected a file of hive_jax.compare: {error!r}"
+        ) from None
 
 
 def validation(runs: Mapping[str, str]) -> str:
@@ -160,10 +168,13 @@ def validation(runs: Mapping[str, str]) -> str:
 
 
 def _final_validation(workdir: str) -> dict[str, float]:
+    require_path(workdir, "workdir")
     result = read_result(workdir)
     if result is None:
         path = as_path(workdir) / "result.json"
-        raise MissingInputError(f"{path} does not exist: the run has not finished")
+        raise MissingInputError(
+            f"{path} does not exist: no such run, or it has not finished"
+        )
     return result["validation"]
 
 

@@ -1,6 +1,7 @@
 """Zero-shot classification and retrieval with the two towers of a SigLIP."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.transforms import load_pixels
 from hive_jax.errors import CheckpointError, DataError
 from hive_jax.evaluation.frozen_features import split_batches
-from hive_jax.evaluation.results import open_store
+from hive_jax.evaluation.results import accuracy_by_class, open_store
 from hive_jax.inference.encoder import fingerprint
 from hive_jax.inference.model import TrainedModel
 from hive_jax.models.siglip import l2_normalize
@@ -41,7 +42,7 @@ def evaluate_towers(config: ProbeConfig, model: TrainedModel, out: Path) -> dict
 
     Raises:
       CheckpointError: the model has no text tower.
-      DataError: config.test has no classes, or an unreadable image.
+      DataError: config.test has no classes, or a missing or unreadable image.
       OutputError: `out` has a result of other settings, or cannot be written.
     """
     if "txt" not in model.params:
@@ -119,42 +120,45 @@ def _zero_shot(config: ProbeConfig, model: TrainedModel, source: DataSource):
     labels = [source[index].label for index in range(len(source))]
     right = np.array([classes.index(label) for label in labels])
     ranks = _ranks(likeness, right)
-    found = likeness.argmax(axis=1)
+    predicted = likeness.argmax(axis=1)
     samples = (
         {
             "id": str(index),
             "group": "",
             "kinds": [classes[right[index]]],
             "answers": [classes[right[index]]],
-            "output": classes[found[index]],
+            "output": classes[predicted[index]],
             "score": float(ranks[index] == 0),
         }
         for index in range(len(right))
     )
-    parts = {
-        name: {
-            "accuracy": float(100 * (ranks[right == number] == 0).mean()),
-            "n": int((right == number).sum()),
-        }
-        for number, name in enumerate(classes)
-        if (right == number).any()
-    }
     scores = {
         "accuracy": float(100 * (ranks == 0).mean()),
         "accuracy_top5": float(100 * (ranks < 5).mean()),
     }
-    return samples, scores, parts
+    return samples, scores, accuracy_by_class(ranks == 0, right, classes)
 
 
 def _retrieval(config: ProbeConfig, model: TrainedModel, source: DataSource):
     """Computes recall@K in percent in both directions.
 
-    Equal texts are one candidate, and so are the rows of one image: of its captions and
-    of a text's images the best counts, as in the evaluations of COCO and Flickr30k.
+    Equal texts are one candidate, and so are equal images: of an image's captions and of
+    a text's images the best counts, as in the evaluations of COCO and Flickr30k.
     """
-    rows = range(len(source))
-    texts, text_of = _unique(source[row].segments[0].text.strip() for row in rows)
-    images, image_of = _unique(source.image_name(row) or row for row in rows)
+
+    def read(row: int) -> tuple[str, bytes]:
+        sample = source[row]
+        if sample.image is None:
+            raise DataError(
+                f"{source.describe(row)}: has no image; retrieval needs one for each text"
+            )
+        # By content: tars and TFDS repeat an image for each caption, without a name.
+        return sample.segments[0].text.strip(), hashlib.sha256(sample.image).digest()
+
+    read_rows = ordered_map(read, range(len(source)), config.threads)
+    texts, digests = zip(*read_rows, strict=True)
+    texts, text_of = _unique(texts)
+    images, image_of = _unique(digests)
     first = np.unique(image_of, return_index=True)[1].tolist()  # row of each image
     embedded = _embed_images(config, model, source, first)
     likeness = embedded @ model.embed_texts(texts).T  # [images, texts]

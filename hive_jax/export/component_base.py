@@ -15,7 +15,8 @@ from hive_jax.config import RunConfig
 from hive_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
 from hive_jax.data.transforms import drops_alpha
 from hive_jax.export.example_inputs import TEXT
-from hive_jax.export.processor_images import expected_pixels
+from hive_jax.export.known_deviation import KnownDeviation
+from hive_jax.export.processor_images import expected_pixels, known_deviations
 from hive_jax.export.tokenizer import ExportedTokenizer, export_tokenizer
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
@@ -44,6 +45,7 @@ class Component(abc.ABC):
       remote_code: whether the folder brings its own modeling code.
       processor_class: of a joint processor for images and text, if there is one.
       npz_prefix: of array names in an .npz, where `arrays` has no branch names.
+      texts: output name -> text that the exported tokenizer is compared on.
       mismatch_hint: appended to the error of a failed verification.
       open: opens an exported folder (path -> config and tensors).
     """
@@ -63,6 +65,7 @@ class Component(abc.ABC):
     remote_code: ClassVar[bool] = False
     processor_class: ClassVar[str] = ""
     npz_prefix: ClassVar[str] = ""
+    texts: ClassVar[Mapping[str, str]] = {"tokenizer": TEXT}
     mismatch_hint: ClassVar[str] = ""
     open: ClassVar[Callable[[str], WeightSource]]
 
@@ -286,14 +289,14 @@ class Component(abc.ABC):
     def reference_processor_outputs(
         self, inputs: Mapping[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
-        """Preprocesses image files and TEXT as training does.
+        """Preprocesses image files and `texts` as training does.
 
         Args:
           inputs: as from `example_inputs`.
 
         Returns:
-          The pixels of `expected_pixels`, and "tokenizer", int[T], for components with
-          an image encoder and with text.
+          The pixels of `expected_pixels`, and the ids of each of `texts`, int[T], for
+          components with an image encoder and with text.
         """
         outputs = {}
         if self.encoder_config is not None:
@@ -305,10 +308,24 @@ class Component(abc.ABC):
                 hf_models.nearest_preprocessing(self.preprocessing),
             )
         if self.has_text():
-            ids, _ = self.tokenizer.encode(TEXT)
             bos_id = self.tokenizer.bos_id
-            outputs["tokenizer"] = np.asarray(ids if bos_id is None else [bos_id, *ids])
+            for name, text in self.texts.items():
+                ids, _ = self.tokenizer.encode(text)
+                outputs[name] = np.asarray(ids if bos_id is None else [bos_id, *ids])
         return outputs
+
+    def known_deviations(
+        self, inputs: Mapping[str, np.ndarray]
+    ) -> dict[str, KnownDeviation]:
+        """Returns what transformers is known to compute otherwise, by output.
+
+        Args:
+          inputs: as from `example_inputs`.
+        """
+        if self.encoder_config is None:
+            return {}
+        preprocessing = hf_models.nearest_preprocessing(self.preprocessing)
+        return known_deviations(inputs, self.encoder_config.image_size, preprocessing)
 
     def left_out(self) -> list[str]:
         """Lists the operations of the model that the transformers class omits."""

@@ -5,13 +5,14 @@ card and command only use the methods of `Component`.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.config import RunConfig
-from hive_jax.data.text_preprocessing import own_preprocessing
+from hive_jax.data.text_preprocessing import TextPreprocessing, own_preprocessing
 from hive_jax.export.component_base import Component, softcap_notes
 from hive_jax.export.example_inputs import (
     NUM_IMAGES,
@@ -22,12 +23,14 @@ from hive_jax.export.example_inputs import (
     images_of,
 )
 from hive_jax.export.image_text_components import HiveComponent, VlmComponent
+from hive_jax.export.known_deviation import KnownDeviation
 from hive_jax.export.tokenizer import ExportedTokenizer
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
 from hive_jax.weights import hf_models, sources
 
+_EMPTY_TEXT = "tokenizer, empty text"
 # Longer windows would need example texts that are slow to compute.
 _LONGEST_WINDOW = 1024
 
@@ -121,6 +124,7 @@ inputs = processor(text=texts, images=images, padding="max_length", truncation=T
                    return_tensors="pt")
 model(**inputs).logits_per_image"""
     processor_class = "SiglipProcessor"
+    texts: ClassVar = {"tokenizer": TEXT, _EMPTY_TEXT: ""}
     open = staticmethod(sources.open_two_towers)
 
     @classmethod
@@ -177,15 +181,33 @@ model(**inputs).logits_per_image"""
         return {"padding": "max_length", "truncation": True}
 
     def reference_processor_outputs(self, inputs) -> dict[str, np.ndarray]:
-        """Returns "image processor" as in the base class, and "tokenizer", int[T], the
-        input of the text tower.
+        """Returns the pixels as the base class, and the text tower's input of `texts`.
 
         Args:
           inputs: as from `example_inputs`.
         """
         outputs = super().reference_processor_outputs(inputs)
-        preprocess = own_preprocessing(self.tokenizer_source, self.config[1].num_tokens)
-        return outputs | {"tokenizer": preprocess([TEXT])[0]}
+        ids = self._preprocess_texts([*self.texts.values()])
+        return outputs | dict(zip(self.texts, ids, strict=True))
+
+    def known_deviations(self, inputs) -> dict[str, KnownDeviation]:
+        """Returns those of the base class, and that of the empty text.
+
+        Args:
+          inputs: as from `example_inputs`.
+        """
+        without_newline = dataclasses.replace(self._preprocess_texts, line=False)
+        return super().known_deviations(inputs) | {
+            _EMPTY_TEXT: KnownDeviation(
+                without_newline([""])[0],
+                "transformers does not normalize an empty text, so that it lacks its "
+                "newline: pass a space instead",
+            )
+        }
+
+    @property
+    def _preprocess_texts(self) -> TextPreprocessing:
+        return own_preprocessing(self.tokenizer_source, self.config[1].num_tokens)
 
     def card_notes(self, run: RunConfig) -> list[str]:
         num_tokens = self.config[1].num_tokens

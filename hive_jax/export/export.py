@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 import hive_jax
 from hive_jax.config import RunConfig
@@ -165,7 +164,7 @@ def _write_npz(out: str, component: Component, dtype: np.dtype) -> None:
     if component.has_text() and is_builtin(component.tokenizer_source):
         about["tokenizer"] = BUILTIN
     # In big_vision's own layout, where q, k and v may be one array.
-    save_npz(out, unflatten_dict(join_qkv(arrays), sep="/"), about)
+    save_npz(out, join_qkv(arrays), about)
 
 
 def _write_state_dict(out: str, component: Component, dtype: np.dtype) -> None:

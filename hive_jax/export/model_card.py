@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from hive_jax.config import RunConfig, Source
 from hive_jax.console import printable
-from hive_jax.data.sources.registry import parse, to_text
+from hive_jax.data.sources.source_text import parse, to_text
 from hive_jax.export.component_base import Component
 
 
@@ -123,8 +123,15 @@ def _check(verification: Mapping) -> str:
         "compared with hive_jax on fixed inputs: the largest difference is "
         f"{largest:.1e} ({name}). All figures are in `hive_export.json`."
         + "".join(
-            f"\n\n{name.removeprefix('image processor, ').capitalize()} images get other "
-            f"pixels than in training: {known['reason']}."
+            f"\n\n{_deviating(name)} than in training: {known['reason']}."
             for name, known in verification["known_deviations"].items()
         )
     )
+
+
+def _deviating(output: str) -> str:
+    """Returns "image processor, grey" -> "Grey images get other pixels"."""
+    processor, _, kind = output.partition(", ")
+    if processor == "image processor":
+        return f"{kind.capitalize()} images get other pixels"
+    return f"{kind.capitalize()} gets other tokens"

@@ -1,6 +1,5 @@
 """Image files that exported image processors are compared on, and their pixels."""
 
-import dataclasses
 import io
 from collections.abc import Mapping
 
@@ -9,21 +8,9 @@ from PIL import ExifTags, Image
 
 from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.transforms import decode, prepare_image, resize_image
+from hive_jax.export.known_deviation import KnownDeviation
 
 _FILE, _OUTPUT = "image_file", "image processor"
-
-
-@dataclasses.dataclass(frozen=True)
-class KnownDeviation:
-    """What a version of transformers makes of an image instead.
-
-    Attributes:
-      pixels: float32[1, 3, size, size] in [-1, 1].
-      reason: why, and what to do about it.
-    """
-
-    pixels: np.ndarray
-    reason: str
 
 
 def image_files(size: int) -> dict[str, np.ndarray]:

@@ -76,7 +76,7 @@ class ExportedTokenizer:
         """Returns the tokenizer with the text preprocessing of a text tower.
 
         Its ids, padded and truncated by transformers, are those of `own_preprocessing`;
-        only the empty string lacks its newline, for normalizers do not see it.
+        only the empty string lacks its newline, because normalizers do not see it.
 
         Args:
           num_tokens: length of the tower's input.
@@ -100,8 +100,6 @@ class ExportedTokenizer:
             "padding_side": "right",
             # SigLIP attends to the padding too.
             "model_input_names": ["input_ids"],
-            # "<eos>" in a caption is text, as in training.
-            "split_special_tokens": True,
             "processor_class": "SiglipProcessor",
         }
         content = json.loads(tokenizer.to_str())
@@ -152,6 +150,9 @@ class ExportedTokenizer:
             "padding_side": "left",
             # transformers 4 would return token_type_ids too, which no decoder takes.
             "model_input_names": ["input_ids", "attention_mask"],
+            # "<eos>" in a text is text, as in training. A chat template, which comes
+            # with image tokens, writes special tokens by name.
+            "split_special_tokens": self.image_token_id is None,
             **self.special,
             **self.settings,
         }

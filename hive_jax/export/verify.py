@@ -21,9 +21,8 @@ from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.export.component_base import Component
 from hive_jax.export.components import COMPONENTS
 from hive_jax.export.example_inputs import NEW_TOKENS, TEXT
-from hive_jax.export.processor_images import KnownDeviation, known_deviations
+from hive_jax.export.known_deviation import KnownDeviation
 from hive_jax.io import read_json
-from hive_jax.weights import hf_models
 from hive_jax.weights.safetensors import EXPORT_REPORT
 
 # Relative to the largest value: activations of large models are in the hundreds.
@@ -45,7 +44,7 @@ def verify_folder(folder: str, python: str = "") -> dict:
 
     Raises:
       MissingInputError: the folder or a file of it is missing.
-      CheckpointError: it is no export, was changed since, or the outputs differ.
+      CheckpointError: it is not an export, was changed since, or the outputs differ.
     """
     local = local_copy(folder)
     report = read_json(local / EXPORT_REPORT, error=CheckpointError)
@@ -70,8 +69,8 @@ def verify_export(component: Component, folder: Path, python: str = "") -> dict:
 
     Returns:
       The entry "verification" of hive_export.json: versions, the largest difference
-      of each output, and the known deviations of this transformers with figure and
-      reason. "run" is False, with the reason, if torch is not installed.
+      of each output, and the known deviations of this transformers with reason, and
+      figure for pixels. "run" is False, with the reason, if torch is not installed.
 
     Raises:
       CheckpointError: keys are missing or unexpected, or an output differs.
@@ -88,6 +87,7 @@ def verify_export(component: Component, folder: Path, python: str = "") -> dict:
         "outputs": component.torch_outputs(),
         "processors": list(expected),
         "text": TEXT,
+        "texts": component.texts,
         "tokenizer_options": component.tokenizer_options(),
         "generates": component.generates(),
         "new_tokens": NEW_TOKENS,
@@ -97,7 +97,7 @@ def verify_export(component: Component, folder: Path, python: str = "") -> dict:
         reference = component.reference_outputs(inputs, outputs.get("greedy"))
     expected |= {name: np.asarray(output) for name, output in reference.items()}
     problems, differences, known = _compare(
-        report, outputs, expected, _known_deviations(component, inputs)
+        report, outputs, expected, component.known_deviations(inputs)
     )
     if problems:
         listed = "\n  ".join(problems)
@@ -106,7 +106,8 @@ def verify_export(component: Component, folder: Path, python: str = "") -> dict:
             f"transformers {report['transformers']}:\n  {listed}"
             f"{component.mismatch_hint}"
         )
-    equal = [name for name in expected if expected[name].dtype.kind in "iu"]
+    ids = [name for name in expected if expected[name].dtype.kind in "iu"]
+    equal = [name for name in ids if name not in known]
     verification = {"run": True, **report, "tolerance": TOLERANCE}
     verification |= {"max_abs_difference": differences, "equal": sorted(equal)}
     verification["known_deviations"] = known
@@ -157,15 +158,6 @@ def _run_exported(
     return json.loads(str(outputs.pop("report"))), outputs
 
 
-def _known_deviations(
-    component: Component, inputs: Mapping
-) -> dict[str, KnownDeviation]:
-    if component.encoder_config is None:
-        return {}
-    preprocessing = hf_models.nearest_preprocessing(component.preprocessing)
-    return known_deviations(inputs, component.encoder_config.image_size, preprocessing)
-
-
 def _compare(
     report: Mapping,
     outputs: Mapping,
@@ -182,19 +174,22 @@ def _compare(
             where = "torch" if name not in outputs else "hive_jax"
             problems.append(f"{name}: not computed by {where}")
             continue
-        got, want = outputs[name], expected[name]
+        got, want, other = outputs[name], expected[name], deviations.get(name)
         if got.shape != want.shape:
             problems.append(f"{name}: shape {got.shape}; expected {want.shape}")
         elif want.dtype.kind in "iu":
-            if not np.array_equal(got, want):
+            if np.array_equal(got, want):
+                continue
+            if other and np.array_equal(got, other.output):
+                known[name] = {"reason": other.reason}
+            else:
                 problems.append(f"{name}: {got.tolist()}; expected {want.tolist()}")
         else:
             difference = float(np.abs(got - want).max())
             limit = TOLERANCE * max(1.0, float(np.abs(want).max()))
             if name.startswith("image processor"):
                 limit = _PIXEL_TOLERANCE
-            other = deviations.get(name)
-            if other and np.abs(got - other.pixels).max() <= limit < difference:
+            if other and np.abs(got - other.output).max() <= limit < difference:
                 known[name] = {
                     "max_abs_difference": difference,
                     "reason": other.reason,
@@ -219,11 +214,16 @@ def summary(verification: Mapping) -> str:
     for name, difference in verification["max_abs_difference"].items():
         lines.append(f"  {name}: largest difference {difference:.1e}")
     for name, deviation in verification["known_deviations"].items():
-        difference, reason = deviation["max_abs_difference"], deviation["reason"]
-        lines.append(f"  {name}: differs by {difference:.1e}: {reason}")
+        difference = deviation.get("max_abs_difference")
+        by = "" if difference is None else f" by {difference:.1e}"
+        lines.append(f"  {name}: differs{by}: {deviation['reason']}")
     lines += [f"  {name}: equal" for name in verification["equal"]]
     lines += [
         f"  {name}: not computed by the class" for name in verification["left_out"]
     ]
-    lines += [f"  greedy: {text}" for text in verification.get("greedy_text", ())]
+    if "greedy_text" in verification:
+        for tokens, text in zip(
+            verification["greedy_tokens"], verification["greedy_text"], strict=True
+        ):
+            lines.append(f"  greedy: {len(tokens)} tokens, {text!r}")
     return "\n".join(lines)

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hive_jax.config import RunConfig
-from hive_jax.data.tokenizer import Tokenizer, count_tokens, encode_sample
+from hive_jax.data.sample_encoding import count_tokens, encode_sample
+from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.models.hive import Hive, unstack_layers
@@ -105,8 +106,8 @@ class Generator:
         model = objectives.build_model(config, mesh)
         if not isinstance(model, Hive):
             raise ConfigError(
-                f"{config.name} has the objective {config.objective!r}: it has no "
-                "decoder to write with; expected a run of the objective 'caption'"
+                f"{config.name} has the objective {config.objective!r} and no decoder; "
+                "expected a run of the objective 'caption'"
             )
         self.tokenizer, self.decoding, self._mesh = tokenizer, decoding, mesh
         self.image_size = config.model.image_size
@@ -136,8 +137,8 @@ class Generator:
         count = count_tokens(prompt.sample(), self.tokenizer)
         if not count:
             raise DataError(
-                "an empty prompt, and the tokenizer has no token to begin a text with: "
-                "nothing can follow; expected some words"
+                "the prompt is empty, and the tokenizer has no begin token; expected "
+                "some text"
             )
         # The smallest power of two that is not below `count`.
         return max(_MIN_LENGTH, 1 << (count - 1).bit_length())

@@ -197,9 +197,9 @@ class TrainedModel:
         tokens = self.text_preprocessing(texts)
         if tokens.max() >= self.config.text_tower.vocab_size:
             raise CheckpointError(
-                f"{self.text_preprocessing.file} has the token id {tokens.max()}, the "
-                f"text tower a table of {self.config.text_tower.vocab_size}: choose the "
-                "tokenizer of these weights"
+                f"{self.text_preprocessing.file} gives the token id {tokens.max()}; "
+                f"expected ids below {self.config.text_tower.vocab_size}, the text "
+                "tower's vocabulary: use the tokenizer of these weights"
             )
         outputs = [
             self._text_tower(self.params["txt"], batch)

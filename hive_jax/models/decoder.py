@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from hive_jax.models import layer_stack
 from hive_jax.models.attention import (
@@ -310,13 +309,8 @@ class Decoder(nn.Module):
         return unembed(hidden, table, self.config.final_softcap)
 
 
-def head_name(config: DecoderConfig) -> str:
-    """Returns the parameter name of the output head: the embeddings, tied to it."""
-    return "embedder/input_embedding"
-
-
 def head(config: DecoderConfig, params: dict) -> tuple[jax.Array, float]:
-    """Returns the output head, as `unembed` takes it.
+    """Returns the output head, as `unembed` takes it; it is tied to the embeddings.
 
     For losses, which apply it to supervised tokens alone.
 
@@ -327,8 +321,7 @@ def head(config: DecoderConfig, params: dict) -> tuple[jax.Array, float]:
     Returns:
       The table [V, E] and the soft-cap of the logits, 0 for none.
     """
-    table = flatten_dict(params, sep="/")[head_name(config)]
-    return table, config.final_softcap
+    return params["embedder"]["input_embedding"], config.final_softcap
 
 
 def unstack_layers(params: dict) -> dict:
@@ -337,14 +330,11 @@ def unstack_layers(params: dict) -> dict:
     With stacked layers, every decode step would copy all weights out of the stack, which
     makes decoding on a CPU about half as fast.
     """
-    layers = layer_stack.unstack(params["layers"])
-    layers = [
-        layer
-        | {
-            "mlp": layer["mlp"]
-            | {"gating_einsum": layer_stack.to_unstacked_layers(gating)}
-        }
-        for layer in layers
-        for gating in [layer["mlp"]["gating_einsum"]]
-    ]
+
+    def unstack_gates(layer: dict) -> dict:
+        mlp = layer["mlp"]
+        gates = layer_stack.to_unstacked_layers(mlp["gating_einsum"])
+        return layer | {"mlp": mlp | {"gating_einsum": gates}}
+
+    layers = map(unstack_gates, layer_stack.unstack(params["layers"]))
     return params | {"layers": layer_stack.UnstackedLayers(tuple(layers))}

@@ -57,6 +57,17 @@ DECODERS = {
     "gemma3_1b": DecoderConfig(
         width=1152, depth=26, mlp_dim=6912, num_heads=4, num_kv_heads=1, **_GEMMA3
     ),
+    # The decoder of the multimodal model. Hugging Face's files pad its table to 262,208
+    # tokens: `decoder=weights` takes their size.
+    "gemma3_4b": DecoderConfig(
+        width=2560,
+        depth=34,
+        mlp_dim=10_240,
+        num_heads=8,
+        num_kv_heads=4,
+        rope_factor=8.0,
+        **_GEMMA3 | {"window": 1024},
+    ),
 }
 
 

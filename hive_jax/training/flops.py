@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from hive_jax.config import Rule, RunConfig
-from hive_jax.models.decoder import DecoderConfig, head_name
+from hive_jax.models.decoder import DecoderConfig
 
 
 @dataclasses.dataclass
@@ -197,7 +197,7 @@ class _Count:
 
     def _logits(self, positions: int, upstream: bool) -> None:
         c = self._config.decoder
-        table = self.trains(f"llm/{head_name(c)}")
+        table = self.trains("llm/embedder")  # the head is tied to it
         before = upstream or self.trains("llm/final_norm")
         self.product("logits", positions, c.width, c.vocab_size, table, before)
 

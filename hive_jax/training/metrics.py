@@ -56,7 +56,7 @@ class MetricsWriter:
 
 
 def _drop_after(lines: LogFile, step: int) -> None:
-    """Removes the lines of later steps, and lines that are no metrics."""
+    """Removes the lines of later steps, and lines that are not metrics."""
     # The resumed run writes the lines of later steps again.
     records, damaged = read_records(
         lines.path, lambda line: type(line.get("step")) is int

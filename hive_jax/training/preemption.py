@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # JAX's own handler of SIGTERM in a job of several processes, a C function.
 _jax_handler = None
-# Called before `ExitOnSignal` ends the process.
+# Called before the process ends without leaving its context managers.
 _releases = []
 
 
@@ -58,7 +58,7 @@ class ExitOnSignal:
 
 @contextlib.contextmanager
 def released_on_exit(lock: contextlib.AbstractContextManager) -> Iterator[None]:
-    """Context manager that enters another, which `ExitOnSignal` leaves if it exits.
+    """Context manager that enters another, which `release_locks` leaves too.
 
     Args:
       lock: the other context manager.
@@ -70,6 +70,13 @@ def released_on_exit(lock: contextlib.AbstractContextManager) -> Iterator[None]:
             yield
         finally:
             _releases.remove(stack.close)
+
+
+def release_locks() -> None:
+    """Leaves the context managers of `released_on_exit`. For a process that ends without
+    leaving its own ones."""
+    for release in _releases:
+        release()
 
 
 class StopRequest:
@@ -148,8 +155,7 @@ def _exit_on_signal(reader: int) -> None:
     """Waits for one of the signals, and ends the process."""
     while number := os.read(reader, 1):  # empty when the pipe is closed
         if number[0] in _SIGNALS:
-            for release in _releases:
-                release()
+            release_locks()
             with contextlib.suppress(OSError):
                 os.write(1, b"stopped, nothing to save; run the same command again\n")
             os._exit(PREEMPTED)

@@ -157,7 +157,7 @@ def resolve_config(config: RunConfig, workdir: str = "") -> ResolvedRun:
     # A resumed run keeps its architecture, even if its initial weights are gone.
     run = find_run(workdir)
     if run is None:
-        # A missing previous stage is no error yet, because a plan does without it:
+        # A missing previous stage is not an error yet, because a plan does not need it:
         # `initial_params` raises when training starts.
         run = sources.require_previous() if config.init else sources.previous
     # A run has a complete config; weight files have their own component's values.

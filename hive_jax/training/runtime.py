@@ -1,23 +1,19 @@
-"""Process setup: join a distributed job, and abort it on errors."""
+"""Process setup: join a distributed job."""
 
-import contextlib
 import glob
 import importlib.util
 import logging
 import os
 import re
-import threading
 from collections.abc import Mapping
 
 import jax
 
 from hive_jax.errors import ConfigError
+from hive_jax.training import watchdog
 
 _log = logging.getLogger(__name__)
 
-# Before a failed process exits. Most errors (bad data, a loss that is not finite) reach
-# all processes, and each of them then prints its own message.
-ABORT_GRACE_SECONDS = 10
 _MAX_PROCESSES = 2**16
 
 
@@ -37,7 +33,7 @@ def join_job(
       process_id: index of this process, from 0; with `coordinator_address`.
 
     Raises:
-      ConfigError: only some of the last three arguments are given, one is impossible,
+      ConfigError: only some of the last three arguments are given, one is invalid,
         the tasks cannot share the GPUs, or the processes do not find each other.
     """
     arguments = initialize_arguments(
@@ -46,7 +42,8 @@ def join_job(
     if arguments is None:
         return
     try:
-        jax.distributed.initialize(**arguments)
+        with watchdog.limit_join():
+            jax.distributed.initialize(**arguments, **watchdog.JAX_TIMEOUTS)
     # JAX raises any of these for a wrong address, a timeout or a used port.
     except (ValueError, RuntimeError, OSError) as error:
         raise ConfigError(
@@ -54,28 +51,6 @@ def join_job(
             f"coordinator_address, num_processes and process_id, or use "
             f"distributed=off for a single process"
         ) from error
-
-
-@contextlib.contextmanager
-def abort_job_on_error():
-    """Context manager that ends a process of a job with its error's exit code.
-
-    Without it JAX waits five minutes for the other processes and then aborts. They
-    cannot continue without this one: their next collective fails, or the coordinator
-    ends them.
-    """
-    try:
-        yield
-    except Exception as error:
-        if jax.process_count() > 1:
-            # A HiveError has the exit code that launchers act on; 1 is Python's.
-            code = getattr(error, "exit_code", 1)
-            # A timer: the ordinary exit may hang in JAX's shutdown, which waits for
-            # all processes.
-            timer = threading.Timer(ABORT_GRACE_SECONDS, os._exit, (code,))
-            timer.daemon = True
-            timer.start()
-        raise
 
 
 def initialize_arguments(
@@ -95,7 +70,7 @@ def initialize_arguments(
       environment: environment variables, os.environ.
 
     Raises:
-      ConfigError: only some of the arguments are given, one is impossible, or the
+      ConfigError: only some of the arguments are given, one is invalid, or the
         tasks of a node cannot share its GPUs evenly.
     """
     explicit = (coordinator_address, num_processes, process_id)
@@ -107,9 +82,9 @@ def initialize_arguments(
         )
     if coordinator_address is not None:
         _require_valid(coordinator_address, num_processes, process_id)
-    tasks = _num_step_tasks(environment)
     if distributed == "off":
         return None
+    tasks = _num_step_tasks(environment)
     # "on" joins where nothing shows a job: JAX then detects it, or fails.
     in_job = coordinator_address is not None or tasks > 1 or _on_tpu(environment)
     if distributed == "auto" and not in_job:
@@ -130,7 +105,7 @@ def initialize_arguments(
 
 
 def _require_valid(address: str, num_processes: int, process_id: int) -> None:
-    """Raises ConfigError for an address without a port, or an impossible number."""
+    """Raises ConfigError for an address without a port, or a number out of range."""
     # A name, an IPv4 address, or an IPv6 address in brackets.
     match = re.fullmatch(r"(?:[^\s:/\[\]]+|\[[0-9A-Fa-f:.%]+\]):(\d{1,5})", address)
     if match is None or not 0 < int(match[1]) < 2**16:
@@ -151,7 +126,7 @@ def _num_step_tasks(environment: Mapping[str, str]) -> int:
     SLURM_NTASKS would not do: batch scripts and shells of salloc have it too, and are
     one process. A job step is only what srun started, or salloc's shell as one task.
     """
-    return int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    return _slurm_number(environment, "SLURM_STEP_NUM_TASKS", "1")
 
 
 def _warn_without_srun(environment: Mapping[str, str]) -> None:
@@ -175,7 +150,8 @@ def _local_device_ids(environment: Mapping[str, str]) -> dict:
     # Outside of Slurm, and on TPUs and CPUs, JAX's own default is right.
     if "SLURM_LOCALID" not in environment or _num_visible_gpus(environment) == 0:
         return {}
-    count, task = _num_visible_gpus(environment), int(environment["SLURM_LOCALID"])
+    count = _num_visible_gpus(environment)
+    task = _slurm_number(environment, "SLURM_LOCALID", "0")
     tasks = _num_tasks_on_node(environment)
     # All visible GPUs belong to this task.
     if tasks == 1 or count == 1 or _is_bound(environment, count):
@@ -214,10 +190,28 @@ def _num_tasks_on_node(environment: Mapping[str, str]) -> int:
     """Returns the number of tasks of this step on this node."""
     # "2(x3),1": two tasks on each of three nodes, one on the fourth.
     counts = []
-    for group in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
-        tasks, nodes = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group).groups()
-        counts += [int(tasks)] * int(nodes or 1)
-    return counts[min(int(environment.get("SLURM_NODEID", "0")), len(counts) - 1)]
+    name = "SLURM_STEP_TASKS_PER_NODE"
+    for group in environment.get(name, "1").split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", group)
+        if match is None:
+            raise _slurm_error(name, environment[name])
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts[min(_slurm_number(environment, "SLURM_NODEID", "0"), len(counts) - 1)]
+
+
+def _slurm_number(environment: Mapping[str, str], name: str, default: str) -> int:
+    """Returns the number in a variable of Slurm. Raises ConfigError."""
+    text = environment.get(name, default)
+    if not text.isdecimal():
+        raise _slurm_error(name, text)
+    return int(text)
+
+
+def _slurm_error(name: str, text: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is {text!r}; expected numbers, as srun sets them: unset it outside of "
+        "Slurm, or use distributed=off"
+    )
 
 
 def _on_tpu(environment: Mapping[str, str]) -> bool:

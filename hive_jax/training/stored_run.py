@@ -147,7 +147,7 @@ class RunComponent:
 def read_result(workdir: str | os.PathLike) -> dict | None:
     """Returns the result.json of a run; None if it has not finished.
 
-    Raises DataError if its "validation" or "relative_distance" are no numbers by name.
+    Raises DataError if its "validation" or "relative_distance" are not numbers by name.
     """
     path = as_path(workdir) / "result.json"
     if not path.is_file():
@@ -167,7 +167,7 @@ def find_run(workdir: str) -> StoredRun | None:
     if not is_run(workdir):
         return None
     checkpoints = Checkpoints(workdir, read_only=True)
-    # A run that was killed before its first save is no run to start from.
+    # A run that was killed before its first save has nothing to start from.
     if checkpoints.latest_step() is None:
         return None
     return StoredRun(workdir, checkpoints)

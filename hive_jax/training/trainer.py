@@ -3,25 +3,23 @@
 import contextlib
 import functools
 import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from hive_jax.buckets import as_path
 from hive_jax.config import RunConfig, as_run_config, to_dict
 from hive_jax.console import log, progress_bar, text_table
-from hive_jax.data.invalid import format_counts
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
 from hive_jax.io import write_json
 from hive_jax.locks import exclusive_lock
 from hive_jax.log_file import flush_logs, logs_flushed
-from hive_jax.training import optimizer
+from hive_jax.training import optimizer, watchdog
+from hive_jax.training.bad_samples import count_bad_samples, record_bad_samples
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.experiment import Experiment
 from hive_jax.training.flops import step_flops
@@ -63,6 +61,7 @@ def train(
       OutputError: several saves in a row have failed.
     """
     config = as_run_config(config)
+    watchdog.set_timeout(config.hang_timeout)
     workdir = workdir_of_run(workdir, config.name)
     # A config or data that cannot be used is refused here, before the workdir changes.
     run = Experiment(resolve_config(config, workdir))
@@ -89,7 +88,7 @@ def train(
         # After `restore`, which refuses a changed config: config.json stays that of the
         # checkpoints in the folder.
         _prepare_workdir(folder, config, start)
-        _record_bad_samples(run, folder, start)
+        record_bad_samples(run, folder, start)
         writer = MetricsWriter(folder, start)
         with StopRequest() as stop, _explain_divergence(checkpoints):
             state = _train_loop(run, state, checkpoints, writer, stop)
@@ -138,14 +137,17 @@ def _train_loop(
         start * accumulation, config.total_steps * accumulation
     )
     metrics = None
+    train_step = watchdog.compile_together(run.program.train_step)
     with progress_bar(config.name, config.total_steps, start) as bar:
         for step in range(start + 1, config.total_steps + 1):
             # The update. It only starts here: the device computes while the next
             # micro-batches are prepared.
+            watchdog.enter("waiting for data")
             wait_start = time.perf_counter()
             micro_batches = tuple(itertools.islice(batches, accumulation))
             throughput.waited(time.perf_counter() - wait_start, metrics)
-            state, metrics = run.program.train_step(state, micro_batches)
+            watchdog.enter("the train step")
+            state, metrics = train_step(state, micro_batches)
             throughput.count_flops(flops(micro_batches[0].tokens.shape[1]))
             bar.update()
 
@@ -160,6 +162,7 @@ def _train_loop(
             # clock of the rates.
             is_first = step == start + 1
             if saving or validating or is_first or step % config.log_every == 0:
+                watchdog.enter("reading the metrics")
                 values = _read_metrics(run, metrics, step) | throughput.since_last(step)
                 values["bad_samples"] = len(run.loader.invalid)
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
@@ -173,6 +176,7 @@ def _train_loop(
                 throughput.restart(step)
             checkpoints.check()  # reports a failed save now, not at the next one
             if saving or stopping:
+                watchdog.enter("the save")
                 # The records of these steps are not written again by a resumed run.
                 flush_logs()
                 checkpoints.save(step, state, run.meta(step))
@@ -180,6 +184,7 @@ def _train_loop(
                 break
     # Ends the reading threads, which are ahead of a run that stopped early.
     batches.close()
+    watchdog.enter("the last save")
     # Saves are asynchronous; the exit code promises that the last one is on disk.
     checkpoints.wait()
     return state
@@ -272,12 +277,14 @@ def _finish(
 ) -> None:
     """Writes result.json, once: final validation, bad samples, and the relative
     distance that each parameter group moved from its initial value."""
+    watchdog.enter("the end")
     path = folder / "result.json"
     if is_final(path, step):
-        log(f"finished already; its figures are in {path}")
+        log(f"finished already; results in {path}")
         return
     result = {"step": step, "validation": _validate(run, params, writer, step)}
-    result["bad_samples"] = _count_bad_samples(run)
+    watchdog.enter("the result")
+    result["bad_samples"] = count_bad_samples(run)
     try:
         # The initial parameters are computed again: they are a function of the config
         # and the weights, and keeping them would double the memory of a run.
@@ -296,52 +303,3 @@ def _write_json(path, value) -> None:
     """Writes a JSON file atomically, on process 0 only."""
     if jax.process_index() == 0:
         write_json(path, value)
-
-
-def _record_bad_samples(run: Experiment, folder, start: int) -> None:
-    """Opens bad_samples.jsonl (one file a process) for the loaders of both splits.
-
-    A resumed run keeps the training samples of the steps before `start`, and all
-    validation samples, for each validation reads the same ones.
-    """
-    process = jax.process_index()
-    path = folder / (f"bad_samples.{process}.jsonl" if process else "bad_samples.jsonl")
-    run.loader.invalid.keep_in(path, start * run.config.batch_size)
-    run.validation.invalid.keep_in(path, None if start else 0)
-
-
-def _count_bad_samples(run: Experiment) -> dict[str, dict[str, int]]:
-    """Logs and returns split -> reason -> number of distinct samples, over all
-    processes; all processes must call it."""
-    counts = {}
-    for split, loader in (("train", run.loader), ("validation", run.validation)):
-        # Each process reads samples of its own; pairs, because JSON has no integer
-        # keys.
-        for reasons in _gather_json([*loader.invalid.reasons.items()]):
-            loader.invalid.include(dict(reasons))
-        counts[split] = loader.invalid.counts
-        if loader.invalid:
-            several = jax.process_count() > 1
-            files = "bad_samples*.jsonl" if several else "bad_samples.jsonl"
-            log(
-                f"bad samples, {split}: {format_counts(counts[split])}; each is named "
-                f"in {files}"
-            )
-    return counts
-
-
-def _gather_json(value) -> list:
-    """Returns the JSON value of each process, by process index; all must call it."""
-    if jax.process_count() == 1:
-        return [value]
-    # As bytes: collectives take arrays, not Python values.
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    # The collective takes arrays of one shape: pad to the longest value.
-    sizes = multihost_utils.process_allgather(np.int32(content.size))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: content.size] = content
-    contents = multihost_utils.process_allgather(padded)
-    return [
-        json.loads(bytes(content[:size]))
-        for content, size in zip(contents, sizes, strict=True)
-    ]

@@ -14,6 +14,7 @@ import numpy as np
 from hive_jax.data.loader import Loader
 from hive_jax.data.types import Batch
 from hive_jax.models.hive import Hive
+from hive_jax.training import watchdog
 from hive_jax.training.losses import sigmoid_contrastive_loss
 from hive_jax.training.objectives import normalize_images, token_losses, valid_pairs
 
@@ -93,14 +94,18 @@ def validate(
       For two towers: "loss" and "accuracy".
     """
     total = None
+    watchdog.enter("the start of the validation")
+    eval_step = watchdog.compile_together(eval_step)
     for batch in loader.batches(0, num_batches):
         if should_stop():
             return None
+        watchdog.enter("a validation batch")
         # Summed on the device. It is a batch ahead of the sums that are waited for,
         # and not more, so that a stop is not far behind.
         sums = eval_step(params, batch)
         jax.block_until_ready(total)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
+    watchdog.enter("reading the validation losses")
     # The only transfer, after all batches are under way.
     total = jax.device_get(total)
     if "accuracy" in total:

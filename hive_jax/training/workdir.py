@@ -1,4 +1,4 @@
-"""Files of a workdir that derive from the run: replaced, not believed, if spoilt."""
+"""Files of a workdir that derive from the run, and are written anew if damaged."""
 
 import time
 
@@ -11,7 +11,7 @@ _FOLDERS = ("tokenizer", "tensorboard")
 
 
 def set_aside_unusable(workdir) -> None:
-    """Renames what is not of the expected kind, e.g. a folder named metrics.jsonl.
+    """Renames files and folders of the wrong kind, e.g. a folder named metrics.jsonl.
 
     Args:
       workdir: path of the run's folder.
@@ -26,7 +26,7 @@ def set_aside_unusable(workdir) -> None:
             renamed = f"{name}.damaged-{int(time.time())}"
             move(path, workdir / renamed)
             kind = "folder" if is_folder else "file"
-            log(f"{path} is no {kind}: renamed to {renamed} and written anew")
+            log(f"{path} is not a {kind}: renamed to {renamed} and written anew")
 
 
 def is_final(path, step: int) -> bool:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.io import atomic_dir, write_json
@@ -142,7 +142,7 @@ def save_encoder(
         # The configuration, because the arrays do not show the image size exactly.
         metadata = {"img": dataclasses.asdict(config), "preprocessing": preprocessing}
         tensors = {name: cast(name, a, numpy_dtype) for name, a in arrays.items()}
-        big_vision.save_npz(path, unflatten_dict(tensors, sep="/"), metadata)
+        big_vision.save_npz(path, tensors, metadata)
         return
     with atomic_dir(path) as folder:
         hf_models.write(folder, hf_models.encoder(config), arrays, numpy_dtype)

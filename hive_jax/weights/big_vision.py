@@ -12,11 +12,12 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.io import atomic_write, require_regular
@@ -51,8 +52,8 @@ def open_npz(path: Path) -> tuple[dict[str, Tensor], dict]:
     """
     if not path.exists():
         raise MissingInputError(
-            f"there is no file or folder {path}; expected weights: a Hugging Face "
-            "folder or hub id, or a big_vision .npz"
+            f"{path}: no such file or folder; expected weights: a Hugging Face folder "
+            "or hub id, or a big_vision .npz"
         )
     require_regular(path, error=CheckpointError)
     try:
@@ -129,13 +130,13 @@ def save_npz(path: str | os.PathLike, params: Mapping, about: Mapping) -> None:
 
     Args:
       path: the file to write; must not exist.
-      params: nested dicts of arrays.
+      params: arrays by name, in nested dicts or with slashes.
       about: metadata, JSON values: the configurations, and the image preprocessing.
 
     Raises:
       OutputError: the file exists, or cannot be written.
     """
-    arrays = {name: np.asarray(leaf) for name, leaf in _flatten(params, "params")}
+    arrays = flatten_dict({"params": params}, sep="/")
     # A string array has no objects, so it needs no pickle.
     arrays[ABOUT] = np.asarray(json.dumps(about))
     with (
@@ -144,14 +145,6 @@ def save_npz(path: str | os.PathLike, params: Mapping, about: Mapping) -> None:
     ):
         # Uncompressed: float weights hardly compress, and reading would be slower.
         np.savez(file, **arrays)
-
-
-def _flatten(tree: Mapping, prefix: str) -> Iterator[tuple[str, object]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}/{key}")
-        else:
-            yield f"{prefix}/{key}", value
 
 
 # Names in big_vision's Gemma of q, k and v in one array, and of q and kv in two.

@@ -1,15 +1,15 @@
-"""Whether a configuration is possible, and agrees with itself and its tensors.
+"""Checks of a configuration: its numbers, and their agreement with the tensors.
 
 A wrong number in a configuration makes hundreds of tensors misfit; here the number itself
 is named.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from hive_jax.config.bounds import BOUNDS, describe_bounds
 from hive_jax.errors import CheckpointError
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
@@ -96,10 +96,10 @@ def decoder_sizes(config: DecoderConfig, prefix: str) -> list[Size]:
 def require_same_sizes(
     sizes: Iterable[Size], tensors: Mapping[str, Tensor], source: str
 ) -> None:
-    """Compares a configuration with the tensors; missing ones are not its concern.
+    """Compares a configuration with the tensors that exist.
 
     Args:
-      sizes: those that the configuration states.
+      sizes: sizes that the configuration states.
       tensors: tensors of the files by name.
       source: path of the model, for messages.
 
@@ -174,7 +174,7 @@ def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:
     if isinstance(config, HiveConfig):
         towers = (config.encoder, config.decoder)
     for tower in towers:
-        _require_possible(tower, source)
+        _require_in_bounds(tower, source)
     try:
         return param_shapes(config)
     except (ArithmeticError, TypeError, ValueError) as error:
@@ -183,26 +183,17 @@ def checked_shapes(config, source: str) -> dict[str, tuple[int, ...]]:
         ) from None
 
 
-# Fields of the configurations that 0 disables; all others are positive.
-_MAY_BE_ZERO = (
-    "norm_offset",
-    "local_layers",
-    "query_scale",
-    "attention_softcap",
-    "final_softcap",
-)
-# Above any model, and below what would take minutes or all memory to trace.
-_LIMITS = {"vocab_size": 10_000_000, "window": 10_000_000}
-
-
-def _require_possible(tower, source: str) -> None:
+def _require_in_bounds(tower, source: str) -> None:
     """Raises CheckpointError for a number that no model can have."""
+    bounds = BOUNDS[type(tower).__name__]
     for field in dataclasses.fields(tower):
         if field.type not in (int, float):
             continue
-        value = getattr(tower, field.name)
-        limit = _LIMITS.get(field.name, 100_000 if field.type is int else math.inf)
-        at_least = 0 if field.name in _MAY_BE_ZERO else 1e-9
+        value, (low, high) = getattr(tower, field.name), bounds[field.name]
         is_number = isinstance(value, int | field.type) and value is not True
-        if not (is_number and at_least <= value < limit):
-            raise CheckpointError(f"{source}: {field.name} is {value!r}")
+        if not (is_number and low <= value <= high):
+            kind = "a whole number" if field.type is int else "a number"
+            raise CheckpointError(
+                f"{source}: {field.name} is {value!r}; expected {kind} from "
+                f"{describe_bounds((low, high))}"
+            )

@@ -18,13 +18,13 @@ _EXPECTED = "expected a folder with config.json and model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # Suffix of a file -> its format, and where to get the same weights.
 _OTHER_FILES = {
-    ".gguf": "a GGUF file of llama.cpp, in most cases quantized; {}: those of the model "
-    "that it was made from",
-    ".h5": "a TensorFlow file of transformers 4; {}: transformers 4 converts it with "
-    "from_pretrained(FOLDER, from_tf=True).save_pretrained('converted')",
-    ".msgpack": "a Flax file of transformers 4; {}: transformers 4 converts it with "
-    "from_pretrained(FOLDER, from_flax=True).save_pretrained('converted')",
-    ".onnx": "an ONNX graph; {}: those of the model that it was exported from",
+    ".gguf": "a GGUF file of llama.cpp, in most cases quantized; "
+    f"{_EXPECTED}: those of the model that it was made from",
+    ".h5": f"a TensorFlow file of transformers 4; {_EXPECTED}: transformers 4 converts "
+    "it with from_pretrained(FOLDER, from_tf=True).save_pretrained('converted')",
+    ".msgpack": f"a Flax file of transformers 4; {_EXPECTED}: transformers 4 converts "
+    "it with from_pretrained(FOLDER, from_flax=True).save_pretrained('converted')",
+    ".onnx": f"an ONNX graph; {_EXPECTED}: those of the model that it was exported from",
 }
 # Tensors that libraries for quantization store beside or in place of a weight:
 # bitsandbytes, GPTQ and AWQ, compressed-tensors, fp8.
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 def require_readable_file(path: Path) -> None:
     """Raises CheckpointError if a file of weights is in a format that is not read."""
     folder = path.parent
-    if path.suffix == ".safetensors":
+    if path.suffix in (".safetensors", ".json"):
         require_readable_folder(folder, str(folder))
         raise CheckpointError(
             f"{path} is one file of a model; give its folder, {folder}"
@@ -46,8 +46,7 @@ def require_readable_file(path: Path) -> None:
     if path.suffix in _PICKLED:
         raise _pickled_file_error(path)
     if path.suffix in _OTHER_FILES:
-        about = _OTHER_FILES[path.suffix].format(_EXPECTED)
-        raise CheckpointError(f"{path} is {about}")
+        raise CheckpointError(f"{path} is {_OTHER_FILES[path.suffix]}")
 
 
 def read_config(folder: Path, source: str) -> dict:
@@ -164,8 +163,7 @@ def _no_tensors_error(folder: Path) -> HiveError:
         )
     for path in files:
         if path.suffix in _OTHER_FILES:
-            about = _OTHER_FILES[path.suffix].format(_EXPECTED)
-            return CheckpointError(f"{path} is {about}")
+            return CheckpointError(f"{path} is {_OTHER_FILES[path.suffix]}")
     return MissingInputError(
         f"{folder} holds neither {SINGLE} nor {INDEX}. Of a hub id, only safetensors are "
         "downloaded: get others with `hf download ID --local-dir FOLDER`, and give the "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import DecoderConfig, head_name
+from hive_jax.models.decoder import DecoderConfig
 from hive_jax.weights.hf_siglip import prefixed, require_values
 from hive_jax.weights.mapping import Row
 from hive_jax.weights.safetensors import Tensor
@@ -156,24 +156,18 @@ def rows(param_prefix: str, hf_prefix: str, config: DecoderConfig) -> list[Row]:
 
 
 def without_tied_head(
-    tensors: Mapping[str, Tensor], prefix: str, config: DecoderConfig, source: str
+    tensors: Mapping[str, Tensor], prefix: str, source: str
 ) -> Mapping[str, Tensor]:
     """Removes an lm_head.weight that repeats the embeddings, as some scripts save it.
 
     Args:
       tensors: tensors of the files by name.
       prefix: prefix of the decoder's names.
-      config: architecture.
       source: path of the files, for messages.
-
-    Returns:
-      The tensors without the head; all of them if the head is not tied.
 
     Raises:
       CheckpointError: the head differs from the embeddings.
     """
-    if not head_name(config).startswith("embedder/"):
-        return tensors
     name = next((name for name in tensors if name.endswith("lm_head.weight")), "")
     table = tensors.get(f"{prefix}embed_tokens.weight")
     both = name and table is not None
@@ -209,13 +203,18 @@ def _read_rope(hf: Mapping, family: Family, source: str) -> dict:
             "rope_factor": float(whole["factor"]) if types[0] == "linear" else 1.0,
         }
     except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{source}: rope_parameters is {parameters}") from None
+        raise CheckpointError(
+            f"{source}: rope_parameters is {parameters}; expected numbers for "
+            "rope_theta, and for factor where rope_type is 'linear'"
+        ) from None
 
 
 def _read_gemma2(hf: Mapping, source: str) -> dict:
     scalar = hf["query_pre_attn_scalar"]
     if scalar <= 0:
-        raise CheckpointError(f"{source}: query_pre_attn_scalar is {scalar}")
+        raise CheckpointError(
+            f"{source}: query_pre_attn_scalar is {scalar}; expected a positive number"
+        )
     config = {
         "query_scale": 0.0 if scalar == hf["head_dim"] else scalar**-0.5,
         "attention_softcap": float(hf["attn_logit_softcapping"] or 0),

@@ -56,13 +56,19 @@ def locate(path: str | os.PathLike) -> Path:
 
     Raises:
       ConfigError: a URL that cannot be opened.
-      MissingInputError: the hub id or URL could not be downloaded.
+      MissingInputError: the hub id or URL could not be downloaded, or nothing built
+        in has this name.
       CheckpointError: a file of weights in a format that is not read.
     """
     path = os.fspath(path)
     require_path(path, "path")
     if path.startswith("builtin:"):
-        return _ASSETS / f"{path.removeprefix('builtin:')}.npz"
+        builtin = {f"builtin:{file.stem}": file for file in _ASSETS.glob("*.npz")}
+        if path not in builtin:
+            raise MissingInputError(
+                f"{path} is not built in; expected one of {', '.join(sorted(builtin))}"
+            )
+        return builtin[path]
     local = local_copy(path).expanduser()
     if local.is_file():
         formats.require_readable_file(local)
@@ -82,8 +88,8 @@ def locate(path: str | os.PathLike) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         message = (
-            f"{path} is no file or folder here, and as a hub id it could not be "
-            f"downloaded: {' '.join(filter(None, lines))}"
+            f"{path} is not a local file or folder, and could not be downloaded as a "
+            f"hub id: {' '.join(filter(None, lines))}"
         )
         if "gemma" in hub_id[1].lower():
             message += (

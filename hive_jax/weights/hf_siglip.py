@@ -3,6 +3,7 @@
 Covers SigLIP and SigLIP 2 of fixed resolution (`SiglipModel`, `SiglipVisionModel`).
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 from hive_jax.errors import CheckpointError
@@ -185,12 +186,10 @@ def prefixed(rows: list[Row], param_prefix: str, hf_prefix: str) -> list[Row]:
       hf_prefix: prefix for the tensor names.
     """
     return [
-        Row(
-            param_prefix + row.param_name,
-            hf_prefix + row.tensor_name,
-            row.layout,
-            row.slot,
-            row.third,
+        dataclasses.replace(
+            row,
+            param_name=param_prefix + row.param_name,
+            tensor_name=hf_prefix + row.tensor_name,
         )
         for row in rows
     ]

@@ -125,10 +125,10 @@ def require_fit(
 
     Raises:
       CheckpointError: lists every tensor that is missing, unexpected, or of another
-        shape or dtype.
+        shape, and how many are of another dtype.
     """
     expected = tensor_shapes(slices)
-    lines = []
+    lines, names_by_dtype = [], {}
     for name, shape in expected.items():
         if name not in tensors:
             lines.append(f"missing: {name} {list(shape)}")
@@ -136,17 +136,19 @@ def require_fit(
             actual = list(tensors[name].shape)
             lines.append(f"shape: {name} is {actual}; expected {list(shape)}")
         elif tensors[name].dtype not in FLOAT_DTYPES:
-            lines.append(
-                f"dtype: {name} is {tensors[name].dtype}; expected float32, bfloat16 or "
-                "float16"
-            )
+            names_by_dtype.setdefault(tensors[name].dtype, []).append(name)
     others = [name for name in tensors if name not in expected]
     unexpected = [name for name in others if not belongs_to_other_component(name)]
     lines += [f"unexpected: {name} {list(tensors[name].shape)}" for name in unexpected]
+    count = len(lines) + sum(map(len, names_by_dtype.values()))
+    # One line for each dtype: in most cases the whole file has one.
+    for dtype, (first, *rest) in names_by_dtype.items():
+        which = f"{first} and {len(rest)} more are" if rest else f"{first} is"
+        lines.append(f"dtype: {which} {dtype}; expected float32, bfloat16 or float16")
     if lines:
         listed = "\n  ".join(lines)
         raise CheckpointError(
-            f"{source}: {len(lines)} tensors do not fit its configuration, nothing was "
+            f"{source}: {count} tensors do not fit its configuration, nothing was "
             f"loaded:\n  {listed}\n{_advice(lines)}"
         )
     return others
@@ -158,7 +160,7 @@ def _advice(lines: list[str]) -> str:
     if kinds == {"missing"}:
         return "The files are incomplete, or of a smaller model: get all of them."
     if kinds == {"dtype"}:
-        return "Save the weights as float32, where their values are still exact."
+        return "Save the weights as float32, in the program that made them."
     return "Use tensors and configuration of one model, without additions."
 
 

@@ -97,7 +97,7 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def open_safetensors(folder: Path) -> dict[str, Tensor]:
-    """Opens a folder with model.safetensors, or with shards and their index.
+    """Opens model.safetensors of a folder, or shards and their index; it has either.
 
     If the folder has hashes of hive_jax.export_hf, other files are compared with them
     now, and each tensor when it is read.
@@ -106,15 +106,13 @@ def open_safetensors(folder: Path) -> dict[str, Tensor]:
       The tensors by name.
 
     Raises:
-      MissingInputError: there is no such file, or a shard is missing.
+      MissingInputError: a shard is missing.
       CheckpointError: a file is damaged, changed, or disagrees with the index.
     """
     hashes = _hashes(folder)
     if (folder / INDEX).is_file():
         return _open_shards(folder, hashes)
-    if (folder / SINGLE).is_file():
-        return _open(folder / SINGLE, hashes)
-    raise MissingInputError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+    return _open(folder / SINGLE, hashes)
 
 
 def tensor_hash(array: np.ndarray) -> str:

@@ -149,7 +149,7 @@ def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource
     tensors = _open_tensors(folder, hf, path)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
     nested = prefix if "text_config" in hf else ""
-    tensors = hf_decoder.without_tied_head(tensors, prefix, config, path)
+    tensors = hf_decoder.without_tied_head(tensors, prefix, path)
     rows = hf_decoder.rows("", prefix, config)
     sizes = consistency.decoder_sizes(config, prefix)
     source = _weight_source(path, config, rows, tensors, nested, sizes)
@@ -174,11 +174,7 @@ def open_two_towers(path: str) -> WeightSource:
         hf_siglip.vision_config_from_hf(vision, path),
         hf_siglip.text_config_from_hf(text, path),
     )
-    rows = [
-        *hf_siglip.vision_rows("img/", "vision_model.", config[0].map_head),
-        *hf_siglip.text_rows("txt/", "text_model."),
-        *hf_siglip.SCALARS,
-    ]
+    rows = hf_models.two_towers(*config).rows
     sizes = [
         *consistency.image_tower_sizes(config[0], "vision_model."),
         *consistency.text_tower_sizes(config[1], "text_model."),

@@ -219,7 +219,7 @@ def test_words_are_written_before_their_tokens():
     [
         ("self_attention", CAPTIONS, "no cross-attention to draw"),
         ("none", CAPTIONS, "no text that reads the image"),
-        ("hive", ("", CAPTIONS[0]), "an empty caption"),
+        ("hive", ("", CAPTIONS[0]), "a caption is empty"),
     ],
 )
 def test_attention_that_is_not_there(fusion, captions, said):

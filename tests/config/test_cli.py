@@ -1,5 +1,6 @@
 """Config files that fail: one error, with the file and the line."""
 
+import importlib
 import subprocess
 import sys
 
@@ -132,6 +133,25 @@ def test_the_command_refuses_before_any_work(
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_reference_that_overrides_break_is_named(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from configs import stage1\n"
+        "def get_config():\n"
+        "    config = stage1.get_config()\n"
+        "    size = config.get_ref('batch_size')\n"
+        "    config.log_every = size // (size - 7)\n"
+        "    return config\n"
+    )
+    assert cli.read_config(str(path), ["--config.batch_size=8"]).log_every == 8
+    with pytest.raises(ConfigError) as error:
+        cli.read_config(str(path), ["--config.batch_size=7"])
+    expected = (
+        f"{path}: a value cannot be computed: ZeroDivisionError: integer division"
+    )
+    assert str(error.value).startswith(expected)
+
+
 def test_the_process_prints_no_traceback(tmp_path):
     (tmp_path / "config.py").write_text("import no_such_module")
     command = [sys.executable, "-m", "hive_jax.train", f"--config={tmp_path}/config.py"]
@@ -139,3 +159,22 @@ def test_the_process_prints_no_traceback(tmp_path):
     assert done.returncode == 64
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/config.py, line 1: ModuleNotFoundError")
+
+
+@pytest.mark.parametrize("module", ["plan", "probe", "train"])
+def test_a_missing_config_is_an_error(capsys, module):
+    assert importlib.import_module(f"hive_jax.{module}").main([]) == 64
+    assert capsys.readouterr().err.startswith("error: --config is missing, e.g. ")
+
+
+@pytest.mark.parametrize(
+    ("module", "config", "message"),
+    [
+        ("train", "probe", "is a config of probes; expected one of training"),
+        ("probe", "stage1", "is a config of training; expected one of probes"),
+    ],
+)
+def test_the_config_of_another_command_is_named(capsys, module, config, message):
+    main = importlib.import_module(f"hive_jax.{module}").main
+    assert main(["--config", config, "--config.seed=1"]) == 64
+    assert message in capsys.readouterr().err

@@ -1,96 +1,30 @@
 """Batches as a function of (seed, step)."""
 
-import json
 import threading
 import time
 
 import jax
 import numpy as np
 import pytest
+from helpers.numbered_samples import BATCH, SIZE, Damaged, Numbers, indices, order_of
 
 from hive_jax.config import MeshConfig
 from hive_jax.data.image_io import encode_png
-from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
-from hive_jax.data.loader import Loader
+from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
-from hive_jax.data.sources.base import Mixture
-from hive_jax.data.tokenizer import encode_sample, load_tokenizer
 from hive_jax.data.types import Batch, Sample, Segment
-from hive_jax.errors import DataError, OutputError
+from hive_jax.errors import DataError
 from hive_jax.training.sharding import batch_sharding, make_mesh
 
-SIZE, BATCH = 37, 8
 
-
-class Numbers:
-    classes = tag_names = notes = ()
-    fingerprint = ""
-    """Sample i says i, and its image is i all over."""
-
-    def __init__(self, size=SIZE, delay=0.0, target=True):
-        self.size = size
-        self.delay = delay
-        self.target = target
-        self.reads = []
-        self.lock = threading.Lock()
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        with self.lock:
-            self.reads.append(index)
-        time.sleep(self.delay * (index % 3))
-        image = np.full((16, 16, 3), index % 256, np.uint8)
-        return Sample(image, (Segment(f" {index}", target=self.target),))
-
-    def describe(self, index):
-        return f"number {index}"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer("builtin:tabletop")
-
-
-@pytest.fixture(scope="module")
-def make_loader(tokenizer):
-    rows = batch_sharding(make_mesh(MeshConfig(data=-1)), BATCH)
-
-    def make(source, sharding=rows, shuffle_seed=0, **changes):
-        arguments = {
-            "sampler": ShuffledSampler(len(source), shuffle_seed),
-            "batch_size": BATCH,
-            "num_tokens": 6,
-            "image_size": 16,
-            "preprocessing": "hf_bicubic",
-            "invalid": InvalidSampleLog("train", len(source), 0.5),
-            "sharding": sharding,
-            "threads": 2,
-        }
-        return Loader(source, tokenizer, **arguments | changes)
-
-    return make
-
-
-def indices(batches):
-    """The sample numbers of each batch, as its images say."""
-    return [np.asarray(batch.image)[:, 0, 0, 0].tolist() for batch in batches]
-
-
-def order_of(batches):
-    """The sample numbers one after the other."""
-    return [index for batch in indices(batches) for index in batch]
-
-
-def test_a_batch_holds_the_samples_side_by_side(make_loader, tokenizer):
+def test_a_batch_holds_the_samples_side_by_side(make_loader, tabletop):
     loader = make_loader(Numbers())
     (batch,) = loader.batches(0, 1)
     assert jax.eval_shape(lambda: batch) == Batch.spec(BATCH, 6, 16)
     for row, index in enumerate(indices([batch])[0]):
         image = np.asarray(batch.image[row])
         assert (image == index).all()
-        assert tokenizer.decode(np.asarray(batch.tokens[row])) == f" {index}"
+        assert tabletop.decode(np.asarray(batch.tokens[row])) == f" {index}"
     assert batch.tokens.sharding == loader.sharding
     assert {piece.data.shape for piece in batch.tokens.addressable_shards} == {(1, 6)}
 
@@ -166,14 +100,14 @@ def test_a_process_reads_the_rows_of_its_devices(make_loader, monkeypatch):
     assert [first + second for first, second in zip(*halves, strict=True)] == every
 
 
-def by_length(tokenizer, buckets=(3,), batch_size=BATCH):
-    tokens = count_all_tokens(Numbers(), tokenizer, 6, 1, lambda count: None)
+def by_length(tabletop, buckets=(3,), batch_size=BATCH):
+    tokens = count_all_tokens(Numbers(), tabletop, 6, 1, lambda count: None)
     return LengthBucketSampler(tokens, 0, batch_size=batch_size, buckets=buckets)
 
 
 @pytest.mark.parametrize("ordered", [lambda _: ShuffledSampler(SIZE, 0), by_length])
 def test_a_thousand_resumes_on_any_number_of_hosts(
-    make_loader, tokenizer, monkeypatch, ordered
+    make_loader, tabletop, monkeypatch, ordered
 ):
     """Random steps, hosts and threads: always the samples of one host, and each of
     them once an epoch."""
@@ -181,7 +115,7 @@ def test_a_thousand_resumes_on_any_number_of_hosts(
         jax, "make_array_from_callback", lambda shape, sharding, rows: rows(WHOLE)
     )
     monkeypatch.setitem(WHOLE, 0, slice(0, BATCH))
-    ordered = ordered(tokenizer)
+    ordered = ordered(tabletop)
     steps = 2 * SIZE  # 16 epochs
     every = indices(
         make_loader(Numbers(), sampler=ordered, threads=1).batches(0, steps)
@@ -207,16 +141,16 @@ def test_a_thousand_resumes_on_any_number_of_hosts(
 WHOLE = {0: slice(0, BATCH)}  # the rows of the host that reads
 
 
-def test_buckets_cut_padding_and_nothing_else(make_loader, tokenizer):
-    source, order = Numbers(), by_length(tokenizer)
+def test_buckets_cut_padding_and_nothing_else(make_loader, tabletop):
+    source, order = Numbers(), by_length(tabletop)
     lengths = set()
     for batch in make_loader(source, sampler=order).batches(0, 2 * SIZE):
         length = batch.tokens.shape[1]
         assert jax.eval_shape(lambda b=batch: b) == Batch.spec(BATCH, length, 16)
         lengths.add(length)
         for row, index in enumerate(indices([batch])[0]):
-            wanted = encode_sample(source[index], tokenizer, 6)
-            assert (wanted["tokens"][length:] == tokenizer.pad_id).all()
+            wanted = encode_sample(source[index], tabletop, 6)
+            assert (wanted["tokens"][length:] == tabletop.pad_id).all()
             assert not wanted["target"][length:].any()
             for key, values in wanted.items():
                 got = np.asarray(getattr(batch, key)[row])
@@ -224,14 +158,14 @@ def test_buckets_cut_padding_and_nothing_else(make_loader, tokenizer):
     assert lengths == {3, 6}
 
 
-def test_a_bad_sample_among_short_ones_is_as_short(make_loader, tokenizer):
-    order = by_length(tokenizer)
+def test_a_bad_sample_among_short_ones_is_as_short(make_loader, tabletop):
+    order = by_length(tabletop)
     for batch in make_loader(Damaged(), sampler=order).batches(0, SIZE):
         assert batch.tokens.shape == batch.target.shape
 
 
-def test_parts_of_a_batch_have_one_length(make_loader, tokenizer):
-    order = by_length(tokenizer, batch_size=2 * BATCH)
+def test_parts_of_a_batch_have_one_length(make_loader, tabletop):
+    order = by_length(tabletop, batch_size=2 * BATCH)
     batches = [*make_loader(Numbers(), sampler=order).batches(0, 2 * SIZE)]
     lengths = [batch.tokens.shape[1] for batch in batches]
     assert lengths[::2] == lengths[1::2] and len({*lengths}) == 2
@@ -375,134 +309,3 @@ def test_closing_early_ends_the_threads_and_reads_no_further(make_loader):
     assert time.monotonic() - began < 4  # what is queued would take 6 more
     assert threading.active_count() == before
     assert len(source.reads) < 3 * BATCH
-
-
-class Damaged(Numbers):
-    """Every fifth number cannot be read; 1 is no image, 2 says nothing."""
-
-    def __getitem__(self, index):
-        if index % 5 == 0:
-            raise InvalidSample("missing", self.describe(index), "no such number")
-        sample = super().__getitem__(index)
-        if index == 1:
-            return Sample(b"<html>", sample.segments)
-        return Sample(sample.image, (Segment("", True),)) if index == 2 else sample
-
-
-BAD = {*range(0, SIZE, 5), 1, 2}
-
-
-def test_a_bad_sample_keeps_its_place_without_weight(make_loader, tokenizer):
-    whole = indices(make_loader(Numbers()).batches(0, 5))
-    loader = make_loader(Damaged())
-    for batch, wanted in zip(loader.batches(0, 5), whole, strict=True):
-        for row, index in enumerate(wanted):
-            image, tokens = np.asarray(batch.image[row]), np.asarray(batch.tokens[row])
-            if index in BAD:
-                assert not image.any() and (tokens == tokenizer.pad_id).all()
-                assert not np.asarray(batch.target[row]).any()
-                assert not np.asarray(batch.image_mask[row]).any()
-            else:
-                assert (image == index).all() and np.asarray(batch.target[row]).any()
-
-
-def test_bad_samples_are_counted_once_and_named(make_loader, tmp_path):
-    invalid = InvalidSampleLog("train", SIZE, 0.5)
-    invalid.keep_in(tmp_path / "bad.jsonl", 0)
-    list(make_loader(Damaged(), invalid=invalid).batches(0, 3 * SIZE // BATCH))
-    counts = {"missing": 8, "not an image": 1, "no target": 1}
-    assert invalid.counts == counts and len(invalid) == len(BAD)
-    lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]
-    assert sorted(line["index"] for line in lines) == sorted(BAD)
-    order = order_of(make_loader(Numbers()).batches(0, 3 * SIZE // BATCH))
-    for line in lines:
-        assert line["where"] == f"number {line['index']}"
-        assert order.index(line["index"]) == line["position"]
-
-
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_counts_go_on_where_a_killed_run_had_saved(make_loader, tmp_path, stop):
-    def read(path, start, stop):
-        invalid = InvalidSampleLog("train", SIZE, 0.5)
-        invalid.keep_in(path, start * BATCH)
-        list(make_loader(Damaged(), invalid=invalid).batches(start, stop))
-        return invalid.counts
-
-    wanted = read(tmp_path / "whole.jsonl", 0, 5)
-    read(tmp_path / "killed.jsonl", 0, 4)
-    with (tmp_path / "killed.jsonl").open("a") as file:
-        file.write('{"split": "tra')
-    assert read(tmp_path / "killed.jsonl", stop, 5) == wanted
-    whole, killed = ((tmp_path / f"{n}.jsonl").read_text() for n in ("whole", "killed"))
-    assert whole == killed
-
-
-def test_both_splits_are_kept_in_one_file(make_loader, tmp_path):
-    for _ in range(2):
-        for split in ("train", "validation"):
-            invalid = InvalidSampleLog(split, SIZE, 0.5)
-            invalid.keep_in(tmp_path / "bad.jsonl", 0)
-            list(make_loader(Damaged(), invalid=invalid).batches(0, 5))
-    lines = [*map(json.loads, (tmp_path / "bad.jsonl").read_text().splitlines())]
-    splits = [line["split"] for line in lines]
-    assert splits == ["train"] * len(BAD) + ["validation"] * len(BAD)
-
-
-def test_validation_keeps_what_it_has_found(make_loader, tmp_path):
-    """A finished run that is started again reads nothing, and forgets nothing."""
-    path = tmp_path / "bad.jsonl"
-    invalid = InvalidSampleLog("validation", SIZE, 0.5)
-    invalid.keep_in(path, 0)
-    list(make_loader(Damaged(), invalid=invalid).batches(0, 5))
-    before, again = path.read_text(), InvalidSampleLog("validation", SIZE, 0.5)
-    again.keep_in(path, None)
-    assert again.counts == invalid.counts and path.read_text() == before
-    list(make_loader(Damaged(), invalid=again).batches(0, 5))
-    assert again.counts == invalid.counts and path.read_text() == before
-
-
-def test_a_sample_that_a_mixture_repeats_is_one(make_loader, tmp_path):
-    small, large = Damaged(), Numbers(1000)
-    small.fingerprint = large.fingerprint = "numbers"
-    large.describe = lambda index: f"large {index}"
-    mixed = Mixture([small, large], [0.5, 0.5])
-    invalid = InvalidSampleLog("train", len(mixed), 1.0, mixed.describe)
-    invalid.keep_in(tmp_path / "bad.jsonl", 0)
-    list(make_loader(mixed, invalid=invalid).batches(0, len(mixed) // BATCH))
-    assert sum(invalid.counts.values()) == len(invalid) == len(BAD)
-    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == len(BAD)
-    share = len(invalid.reasons) / len(mixed)  # of what the run reads
-    assert share == pytest.approx(len(BAD) / SIZE / 2, rel=0.02)
-
-
-def test_lines_of_others_are_not_kept(tmp_path):
-    path = tmp_path / "bad.jsonl"
-    good = {"split": "train", "position": 3, "index": 5, "reason": "missing"}
-    lines = [good, good | {"index": "5"}, good | {"index": 99}, [1], 7, {"split": 1}]
-    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    path.write_bytes(b'{"\xff": 1}\nnothing\n' + content + b'{"split": "tra')
-    invalid = InvalidSampleLog("train", SIZE, 0.5)
-    invalid.keep_in(path, 100)
-    assert invalid.reasons == {5: "missing"}
-    kept = [*map(json.loads, path.read_text().splitlines())]
-    assert kept == [good, good | {"index": 99}]
-    invalid.keep_in(path, 3)
-    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == []
-    with pytest.raises(OutputError, match="Is a directory"):
-        invalid.keep_in(tmp_path, 0)
-
-
-def test_too_many_bad_samples_end_the_run(make_loader, tmp_path):
-    invalid = InvalidSampleLog("train", SIZE, 0.2)
-    invalid.keep_in(tmp_path / "bad.jsonl", 0)
-    loader = make_loader(Damaged(), invalid=invalid)
-    message = "9 of 37 train samples cannot be used: .*missing.*number .*bad.jsonl"
-    with pytest.raises(DataError, match=message):
-        list(loader.batches(0, 5))
-    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) >= 8
-    with pytest.raises(DataError, match="max_bad_fraction allows 0.00%"):
-        list(
-            make_loader(
-                Damaged(), invalid=InvalidSampleLog("train", SIZE, 0.0)
-            ).batches(0, 2)
-        )

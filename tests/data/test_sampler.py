@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from hive_jax.data.invalid import InvalidSample
+from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
-from hive_jax.data.tokenizer import encode_sample, load_tokenizer
+from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.types import Sample, Segment
 
 BUCKETS, MOST = (32, 48, 64), 80

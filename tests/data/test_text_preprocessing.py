@@ -12,9 +12,10 @@ from helpers.tower_tokenizers import (
     write_siglip2,
 )
 
+from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.data.stored_text_preprocessing import stored_preprocessing
 from hive_jax.data.text_preprocessing import own_preprocessing
-from hive_jax.data.tokenizer import BUILTIN, encode_sample, load_tokenizer
+from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.export.tokenizer import export_tokenizer

@@ -8,7 +8,7 @@ from helpers.llava_sets import (
     encoded,
     photograph,
     record,
-    text_record,
+    write_damaged_set,
     write_set,
 )
 
@@ -46,13 +46,7 @@ def chat(question: str, answer: str) -> list[dict]:
 
 
 def test_what_is_there(tmp_path, capsys):
-    files = {record(i)["image"]: encoded(photograph(i)) for i in range(COUNT)}
-    records = [record(i) for i in range(COUNT)]
-    records[5] = text_record(5)
-    records[6]["conversations"] = []
-    files[record(8)["image"]] = b"<html>"
-    files.pop(record(9)["image"])
-    source = write_set(tmp_path, files, records)["zip"]
+    source = write_damaged_set(tmp_path, COUNT)["zip"]
     code, report, bad = check(tmp_path, "--from", source, "--num_tokens", "5")
     assert code == 65
     assert report["samples"] == COUNT and report["text_alone"] == 1

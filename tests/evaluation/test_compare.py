@@ -182,7 +182,7 @@ def test_other_settings_are_refused(changes, line, tmp_path):
 def test_other_questions_are_refused(tmp_path):
     a = save(tmp_path / "a", "gqa", scores_of(0, 0.5))
     b = save(tmp_path / "b", "gqa", scores_of(0, 0.5)[:39])
-    with pytest.raises(DataError, match="other questions"):
+    with pytest.raises(DataError, match="their questions differ"):
         compare.compare({"a": [a], "b": [b]})
 
 
@@ -193,14 +193,14 @@ def test_tasks_that_one_lacks_are_left_out(tmp_path):
     (row,) = compare.compare({"a": [a], "b": [b]})
     assert row.title == "okvqa"
     c = save(tmp_path / "c", "mme", [1.0] * 2, ["color"] * 2, ["x"] * 2)
-    with pytest.raises(HiveError, match="no task is there for b and another one"):
+    with pytest.raises(HiveError, match="no task was evaluated for b and for another"):
         compare.compare({"b": [b], "c": [c]})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a=x"], "a to compare; expected two names or more"),
+        (["a=x"], "names are a; expected two or more"),
         (["=x", "b=y"], "expected NAME=PATH"),
     ],
 )
@@ -262,3 +262,10 @@ def test_validation_prints_the_losses_of_runs(tmp_path, capsys):
     assert cells["gain, colour |"] == "2.000 |" and cells["no image"].strip() == ""
     assert compare_command(["--validation", str(tmp_path / "no")]) == 66
     assert "has not finished" in capsys.readouterr().err
+
+
+def test_validation_of_what_is_not_a_run(tmp_path):
+    with pytest.raises(HiveError, match="no such run, or it has not finished"):
+        tables.validation({"a": str(tmp_path)})
+    with pytest.raises(ConfigError, match="expected a local path"):
+        tables.validation({"a": "gs://bucket/run"})

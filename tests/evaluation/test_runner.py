@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from export.test_export import run_config
+from helpers.exported_runs import run_config
 from helpers.random_runs import save_random, save_talking
 
 from hive_jax import chat, evaluate
@@ -204,7 +204,7 @@ def test_what_cannot_be_evaluated(settings, message, run, data, tmp_path):
 
 def test_towers_do_not_answer(data, tmp_path):
     save_random(run_config("contrastive"), str(tmp_path / "towers"))
-    with pytest.raises(HiveError, match="no decoder to write with"):
+    with pytest.raises(HiveError, match="and no decoder; expected a run"):
         evaluate_gqa(str(tmp_path / "towers"), data, tmp_path / "out")
 
 
@@ -229,3 +229,16 @@ def test_chat(run, data, capsys):
     assert capsys.readouterr().out.strip()
     assert chat.main(["nothing.jpg", "--run", run]) == 66
     assert "nothing.jpg: no such file" in capsys.readouterr().err
+
+
+def test_all_tasks_of_a_folder_without_any(tmp_path, capsys):
+    for data, code, message in (
+        (
+            str(tmp_path),
+            66,
+            f"{tmp_path} has no folder of a task; expected one or more",
+        ),
+        ("gs://bucket", 64, "expected a local path"),
+    ):
+        assert evaluate.main(["--run=run", "--task=all", f"--data={data}"]) == code
+        assert message in capsys.readouterr().err

@@ -6,7 +6,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.huggingface_models import (
     assert_close,
@@ -45,7 +44,7 @@ from hive_jax.weights import (
     sources,
 )
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 

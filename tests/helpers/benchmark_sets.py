@@ -1,9 +1,17 @@
 """The benchmarks that the built-in world writes, as Hugging Face has them in Parquet."""
 
+import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
 from hive_jax.data.tabletop.questions import CLAIMS
+
+COUNT, SEED = 14, 3  # of the benchmarks in tests/evaluation/conftest.py
+needs_pyarrow = pytest.mark.skipif(
+    importlib.util.find_spec("pyarrow") is None, reason="needs pyarrow"
+)
 
 
 def as_parquet(source: Path, target: Path) -> None:

@@ -3,11 +3,13 @@
 import copy
 
 import numpy as np
-import torch
+import pytest
 import transformers
 
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+
+torch = pytest.importorskip("torch")  # skips the tests that import this file
 
 # Threads that wait for each other cost these sizes a hundred times what they bring.
 torch.set_num_threads(1)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+COUNT = 10  # records of a set that tests share
+
 
 def record(number: int, **changes) -> dict:
     turns = [
@@ -61,6 +63,18 @@ def write_set(folder: Path, files: dict[str, bytes], records: list[dict]) -> dic
         "lines": f"llava:{chat}.jsonl,images={images}",
         "zip": f"llava:{chat}.json,images={images}.zip",
     }
+
+
+def write_damaged_set(folder: Path, count: int) -> dict:
+    """`write_set` with text alone in record 5, and samples 6, 8 and 9 of no use: without
+    a conversation, a file that is not an image, and a missing file."""
+    files = {record(i)["image"]: encoded(photograph(i)) for i in range(count)}
+    records = [record(i) for i in range(count)]
+    records[5] = text_record(5)
+    records[6]["conversations"] = []
+    files[record(8)["image"]] = b"<html>"
+    files.pop(record(9)["image"])
+    return write_set(folder, files, records)
 
 
 def write_parquet(folder: Path, files: dict[str, bytes], records: list[dict]) -> str:

@@ -68,6 +68,7 @@ def abstract(config):
         ("gemma2_2b", 2_614_341_888),
         ("gemma3_270m", 268_098_176),
         ("gemma3_1b", 999_885_952),
+        ("gemma3_4b", 3_880_099_328),
     ],
 )
 def test_presets_have_the_published_parameter_counts(preset, count):
@@ -129,6 +130,27 @@ HUGGING_FACE = {
             "sliding_window": 512,
         },
     ),
+    "gemma3_4b": (
+        "Gemma3",
+        {
+            "vocab_size": 262_144,
+            "hidden_size": 2560,
+            "num_hidden_layers": 34,
+            "intermediate_size": 10_240,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "sliding_window": 1024,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "linear",
+                    "factor": 8.0,
+                    "rope_theta": 1_000_000.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        },
+    ),
 }
 
 
@@ -162,6 +184,7 @@ def test_presets_match_transformers_configurations(preset):
     if family == "Gemma3":
         assert config.rope_base == rope["full_attention"]["rope_theta"]
         assert config.local_rope_base == rope["sliding_attention"]["rope_theta"]
+        assert config.rope_factor == rope["full_attention"].get("factor", 1.0)
     else:
         assert config.rope_base == config.local_rope_base == rope["rope_theta"]
 

@@ -122,10 +122,17 @@ def test_a_grid_compares_equal_batches():
 
 
 def test_ablations_are_other_programs_for_the_same_work():
-    rows = list(gpu.ablations(SIZES["micro"], {1: RULES[1]}, "float32", minutes=9))
-    assert len({row["what"] for row in rows}) == len(rows) == 10
-    assert all(row["images_per_second"] > 0 for row in rows)
-    assert len({row["peak_bytes"] for row in rows}) > 5
+    cases = dict(gpu.ablation_cases(SIZES["micro"], {1: RULES[1]}, "bfloat16"))
+    assert len(cases) == 10
+    mesh = sharding.make_mesh(cases["stage 1, as it is"].mesh, jax.devices()[:1])
+    programs = {
+        name: Program(config, mesh).lower_train_step().as_text()
+        for name, config in cases.items()
+    }
+    # No CPU has flash attention.
+    without_flash = programs.pop("stage 1, no flash attention")
+    assert without_flash == programs["stage 1, as it is"]
+    assert len({*programs.values()}) == 9
 
 
 def test_the_command_prints_a_table_and_writes_json_and_a_chart(tmp_path):

@@ -189,12 +189,19 @@ def test_without_the_queue(machine):
 
 
 def test_a_run_that_saved_and_stopped_is_resumed(machine):
-    done = launch(machine, "run", *ARGUMENTS, codes=[75, 75, 0])
+    done = launch(machine, "run", *ARGUMENTS, codes=[75, 137, 0])
     assert done.returncode == 0, done.stderr
     assert machine.actions() == [CREATE, *[*INSTALL, "train"] * 3]
     first, *others = machine.calls("python")
     assert others == [first, first]
     assert "stopped with code 75; going on" in done.stderr
+
+
+def test_a_tpu_run_is_not_started_again_for_ever(machine):
+    """A process that is killed for its memory is killed again."""
+    done = launch(machine, "run", *ARGUMENTS, codes=[137] * 4, MAX_RESTARTS="2")
+    assert done.returncode == 137
+    assert done.stderr.count("going on from the last checkpoint") == 2
 
 
 def test_a_slice_that_was_preempted_is_created_again(machine):
@@ -242,10 +249,27 @@ JOB = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(TOOLS.parent)}
 WORKDIR = ("--workdir", "/shared/run")
 
 
-@pytest.mark.parametrize("code", [0, 1, 75, 137])
-def test_a_slurm_job_is_queued_again_after_75_alone(machine, code):
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (65, 0, False),
+        (75, 0, True),
+        (75, 99, True),
+        (137, 0, True),  # one task was killed, and the rest ended with 75
+        (137, 100, False),
+    ],
+)
+def test_a_slurm_job_is_queued_again_if_that_can_help(machine, code, restarts, again):
     done = machine.run(
-        "slurm.sbatch", *WORKDIR, *ARGUMENTS, codes=[code], PYTHON="python3.12", **JOB
+        "slurm.sbatch",
+        *WORKDIR,
+        *ARGUMENTS,
+        codes=[code],
+        PYTHON="python3.12",
+        SLURM_RESTART_COUNT=str(restarts),
+        **JOB,
     )
     assert done.returncode == code, done.stderr
     (srun,) = machine.calls("srun")
@@ -253,7 +277,7 @@ def test_a_slurm_job_is_queued_again_after_75_alone(machine, code):
         srun[-6:] == ["python3.12", "-m", "hive_jax.train", *WORKDIR, *ARGUMENTS][-6:]
     )
     assert "--kill-on-bad-exit=0" in srun
-    assert machine.calls("scontrol") == ([["requeue", "7"]] if code == 75 else [])
+    assert machine.calls("scontrol") == ([["requeue", "7"]] if again else [])
 
 
 def test_slurm_is_asked_for_a_signal_ahead_of_time():

@@ -9,6 +9,12 @@ from hive_jax.training.import_weights import import_weights
 from hive_jax.weights import hf_models
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A folder for compiled programs, which processes of all tests share."""
+    return tmp_path_factory.mktemp("compilation_cache")
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """Folders of an encoder and a decoder, and their parameters."""

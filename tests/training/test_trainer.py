@@ -1,15 +1,9 @@
 """The command as users run it: stages, resuming, kills, signals, errors."""
 
-import contextlib
 import dataclasses
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import time
-from pathlib import Path
 
 import jax
 import kill_loop
@@ -31,11 +25,6 @@ from hive_jax.training.train_step import TrainState
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compilation_cache")
-
-
-@pytest.fixture(scope="module")
 def stages(tmp_path_factory, cache):
     """Folder and output of stages 1, 2, 3, each from the one before."""
     folder = tmp_path_factory.mktemp("stages")
@@ -48,12 +37,6 @@ def stages(tmp_path_factory, cache):
         outputs[number] = kill_loop.finish(kill_loop.start(arguments, cache))
         previous = (f"--config.init={workdir}",)
     return folder, outputs
-
-
-def run(arguments: list[str], cache: Path) -> tuple[int, str]:
-    process = kill_loop.start(arguments, cache)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
 
 
 def test_only_the_trainable_parameters_of_a_stage_change(stages):
@@ -107,7 +90,7 @@ def test_a_finished_run_is_not_trained_again(stages, cache):
     workdir = folder / "stage1"
     before = (workdir / "metrics.jsonl").read_bytes()
     arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=6")
-    code, output = run(arguments, cache)
+    code, output = kill_loop.run(arguments, cache)
     assert code == 0 and "finished already" in output
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -128,7 +111,7 @@ def test_spoilt_files_that_derive_from_the_run_are_replaced(stages, cache, tmp_p
     (workdir / "tensorboard").write_text("")
     (workdir / "run.lock").write_text("[" * 4000)
     arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=6")
-    code, output = run(arguments, cache)
+    code, output = kill_loop.run(arguments, cache)
     assert code == 0 and "Traceback" not in output, output
     assert output.count("written anew") == 4
     assert (workdir / "result.json").read_bytes() == result
@@ -143,12 +126,12 @@ def test_changed_config_is_refused_by_name(stages, cache, tmp_path):
     shutil.copytree(folder / "stage1", workdir)
     changed = ("--config.total_steps=8", "--config.optimizer.peak_lr=0.5")
     arguments = kill_loop.command("stage1.py", workdir, *changed)
-    code, output = run(arguments, cache)
+    code, output = kill_loop.run(arguments, cache)
     assert code == 78
     assert "optimizer.peak_lr: 0.003 -> 0.5" in output
     assert "total_steps: 6 -> 8" in output
     assert "Traceback" not in output
-    code, output = run([*arguments, "--allow_config_change"], cache)
+    code, output = kill_loop.run([*arguments, "--allow_config_change"], cache)
     assert code == 0, output
     assert "continuing from step 6" in output
 
@@ -188,7 +171,7 @@ def test_fewer_total_steps_than_done_are_refused(stages, cache, tmp_path):
     arguments = kill_loop.command(
         "stage1.py", tmp_path / "run", "--config.total_steps=3", "--allow_config_change"
     )
-    code, output = run(arguments, cache)
+    code, output = kill_loop.run(arguments, cache)
     assert code == 64 and "at step 6 already" in output
 
 
@@ -212,7 +195,7 @@ def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):
         "--config.model.fusion=cascaded",
         "--config.model.decoder.mlp_dim=48",
     )
-    code, output = run(arguments, cache)
+    code, output = kill_loop.run(arguments, cache)
     assert code == 78
     assert "model.fusion: hive -> cascaded" in output
     assert "model.decoder.mlp_dim: 32 -> 48" in output
@@ -237,7 +220,7 @@ def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):
 )
 def test_errors_are_messages_before_any_work(override, code, expected, cache, tmp_path):
     arguments = kill_loop.command("stage1.py", tmp_path / "run", *override)
-    got, output = run(arguments, cache)
+    got, output = kill_loop.run(arguments, cache)
     assert got == code, output
     assert expected in output
     assert "Traceback" not in output
@@ -247,100 +230,8 @@ def test_errors_are_messages_before_any_work(override, code, expected, cache, tm
 def test_workdir_that_cannot_be_written(cache, tmp_path):
     (tmp_path / "file").write_text("")
     arguments = kill_loop.command("stage1.py", tmp_path / "file" / "run")
-    code, output = run(arguments, cache)
+    code, output = kill_loop.run(arguments, cache)
     assert code == 73 and "cannot write" in output and "Traceback" not in output
-
-
-# In training, and in the validation after the first step, which takes minutes.
-@pytest.mark.parametrize(
-    ("lines", "overrides"),
-    [(3, ()), (1, ("--config.eval_every=1", "--config.data.validation_size=80000"))],
-)
-def test_sigterm_saves_and_the_same_command_continues(
-    lines, overrides, cache, tmp_path
-):
-    overrides += ("--config.total_steps=3000", "--config.checkpoint_every=100000")
-    arguments = kill_loop.command("stage1.py", tmp_path / "run", *overrides)
-    process = kill_loop.start(arguments, cache)
-    log = tmp_path / "run/metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not (log.exists() and len(log.read_text().splitlines()) >= lines):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
-    steps = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()]
-    assert steps == [max(kill_loop.losses(tmp_path / "run"))]
-    assert f"stopped at step {steps[0]}, saved" in output
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 9 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=9000k", "tmpfs", str(disk)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def test_training_goes_on_while_the_disk_is_full(small_disk, cache):
-    """Metrics are lost meanwhile, and steps are saved later."""
-    workdir = small_disk / "run"
-    options = ("--config.total_steps=200", "--config.log_every=1")
-    arguments = kill_loop.command("stage1.py", workdir, *options)
-    process = kill_loop.start(arguments, cache)
-    log, rest = workdir / "metrics.jsonl", small_disk / "rest"
-    while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None
-        time.sleep(0.005)
-    with rest.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    for line in process.stdout:
-        if "metrics are lost until" in line:
-            break
-    rest.unlink()
-    output = kill_loop.finish(process)
-    assert "metrics are lost" not in output and "Traceback" not in output
-    losses = kill_loop.losses(workdir)
-    assert {1, 2, 3, 200} <= losses.keys() and len(losses) < 200
-    assert kill_loop.outcome(workdir)["result"]["step"] == 200
-
-
-def test_killed_runs_end_with_the_bits_of_an_undisturbed_run(tmp_path):
-    got = kill_loop.kill_loop(kills=3, folder=tmp_path, total_steps=60)
-    assert got["kills"] == 3
-    assert got["in a save"] >= 1
-    assert got["reference"] == got["disturbed"]
-
-
-def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(cache, tmp_path):
-    workdir = tmp_path / "run"
-    arguments = kill_loop.command(
-        "stage1.py",
-        workdir,
-        "--config.total_steps=6",
-        "--config.checkpoint_every=2",
-        "--config.log_every=1",
-    )
-    kill_loop.finish(kill_loop.start(arguments, cache))
-    undisturbed = kill_loop.outcome(workdir)
-    (workdir / "result.json").unlink()
-    largest = max(
-        (p for p in (workdir / "checkpoints/6/params").rglob("*") if p.is_file()),
-        key=lambda path: path.stat().st_size,
-    )
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-    output = kill_loop.finish(kill_loop.start(arguments, cache))
-    assert "checkpoint 6 is damaged" in output
-    assert "continuing from step 4" in output
-    assert kill_loop.outcome(workdir) == undisturbed
 
 
 def test_own_captions_in_llava_form(cache, tmp_path):
@@ -384,21 +275,6 @@ def test_own_captions_in_llava_form(cache, tmp_path):
     assert "finished already" in kill_loop.finish(kill_loop.start(allowed, cache))
     again = (tmp_path / "zip/bad_samples.jsonl").read_text().splitlines()
     assert again == bad
-    code, output = run(arguments("again", "zip"), cache)
+    code, output = kill_loop.run(arguments("again", "zip"), cache)
     assert code == 65 and "max_bad_fraction allows 1.00%" in output
     assert "Traceback" not in output
-
-
-def test_a_second_run_in_the_same_workdir_is_refused(cache, tmp_path):
-    workdir = tmp_path / "run"
-    arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=3000")
-    first = kill_loop.start(arguments, cache)
-    while not (workdir / "metrics.jsonl").exists():
-        assert first.poll() is None
-        time.sleep(0.05)
-    code, output = run(arguments, cache)
-    first.kill()
-    first.communicate()
-    assert code == 73
-    assert str(first.pid) in output and str(workdir) in output
-    assert os.getpid() != first.pid

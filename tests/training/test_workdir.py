@@ -25,7 +25,9 @@ def test_files_and_folders_of_the_wrong_kind_are_renamed(tmp_path, capsys):
     assert [f.read_text() for f in tmp_path.glob("*.damaged-*/precious")] == ["kept"]
     output = capsys.readouterr().out
     assert output.count("written anew") == 4
-    assert "metrics.jsonl is no file" in output and "tensorboard is no fold" in output
+    assert (
+        "metrics.jsonl is not a file" in output and "tensorboard is not a f" in output
+    )
 
 
 @pytest.mark.parametrize(

@@ -131,10 +131,11 @@ def test_files_in_other_formats_are_named_in_one_line(tmp_path, name, message):
     assert "python -c" not in error
 
 
-def test_a_safetensors_file_is_answered_with_its_folder(tmp_path):
+def test_a_file_of_a_folder_is_answered_with_the_folder(tmp_path):
     write_folder(tmp_path / "model", hf_models.encoder(IMAGE))
-    file = tmp_path / "model/model.safetensors"
-    assert error_of(load_encoder, file).endswith(f"give its folder, {file.parent}")
+    for name in ("model.safetensors", "config.json"):
+        file = tmp_path / "model" / name
+        assert error_of(load_encoder, file).endswith(f"give its folder, {file.parent}")
     adapter = folder_with(
         tmp_path / "lora", names=["adapter_model.safetensors"], adapter_config=ADAPTER
     )
@@ -299,7 +300,7 @@ def test_the_licence_is_mentioned_for_gemma_alone(tmp_path, monkeypatch):
         "0.1/vision": False,
     }.items():
         error = error_of(load_encoder, hub_id)
-        assert "as a hub id it could not be downloaded" in error
+        assert "could not be downloaded as a hub id" in error
         assert ("licence" in error) == mentioned
 
 
@@ -319,3 +320,18 @@ def test_advice_is_the_remedy_of_the_difference(tmp_path):
             load_encoder(path)
         assert advice in str(error.value).splitlines()[-1]
         assert "again" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32])
+def test_a_whole_file_of_another_dtype_is_one_line(tmp_path, dtype):
+    path = write_folder(tmp_path, hf_models.encoder(IMAGE))
+    file = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    changed = {name: array.astype(dtype) for name, array in tensors.items()}
+    safetensors.numpy.save_file(changed, file)
+    first, *lines = error_of(load_encoder, path).splitlines()
+    name = {np.float64: "F64", np.int32: "I32"}[dtype]
+    assert f"{len(tensors)} tensors do not fit" in first
+    assert len(lines) == 2
+    assert f" and {len(tensors) - 1} more are {name}; expected float32" in lines[0]
+    assert lines[1].startswith("Save the weights as float32")

@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 import transformers
 from helpers.huggingface_models import (
     DTYPES,
@@ -33,7 +32,7 @@ from hive_jax.models.layer_stack import SCANNED
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 

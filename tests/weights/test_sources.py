@@ -96,7 +96,7 @@ def test_missing_shards_and_wrong_shard_indices_raise(tmp_path):
 def test_missing_path_config_or_tensors_raise(tmp_path):
     absent = tmp_path / "absent"
     for load in (load_encoder, load_decoder, load_two_towers):
-        assert_raises(load, absent, "there is no file", MissingInputError)
+        assert_raises(load, absent, "no such file or folder", MissingInputError)
     assert_raises(load_encoder, tmp_path, "config.json", MissingInputError)
     write_folder(tmp_path, ENCODER)
     (tmp_path / "model.safetensors").unlink()
@@ -152,14 +152,16 @@ def test_cached_hub_id_loads_by_name_and_revision(hub):
     "path", ["tiny/other", "tiny/encoder@v2", "tiny/encoder@" + "f" * 40]
 )
 def test_unknown_hub_id_or_revision_raises(hub, path):
-    with pytest.raises(MissingInputError, match="as a hub id it could not be") as error:
+    with pytest.raises(
+        MissingInputError, match="not be downloaded as a hub id"
+    ) as error:
         load_encoder(path)
     assert path in str(error.value)
 
 
 def test_path_of_an_npz_file_is_not_taken_for_a_hub_id(hub):
     with pytest.raises(
-        MissingInputError, match=r"no file or folder workdir/encoder\.npz"
+        MissingInputError, match=r"workdir/encoder\.npz: no such file or folder"
     ):
         load_encoder("workdir/encoder.npz")
 
@@ -168,3 +170,10 @@ def test_incomplete_download_raises(tmp_path, hub):
     (tmp_path / HUB / "snapshots" / hub / "model.safetensors").unlink()
     with pytest.raises(MissingInputError, match="holds neither"):
         load_encoder("tiny/encoder")
+
+
+def test_unknown_built_in_weights_are_an_error_with_the_known_ones():
+    with pytest.raises(MissingInputError) as error:
+        load_encoder("builtin:nope")
+    known = "builtin:tabletop_llm, builtin:tabletop_siglip"
+    assert str(error.value) == f"builtin:nope is not built in; expected one of {known}"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hive_jax.config import MeshConfig
 from hive_jax.console import log
+from hive_jax.data.augmentation import augment_image
 from hive_jax.data.image_io import encode_png, open_image
 from hive_jax.data.invalid import InvalidSampleLog
 from hive_jax.data.loader import Loader
@@ -26,7 +27,7 @@ from hive_jax.data.sources.array_record_writer import (
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import whole_source
 from hive_jax.data.tokenizer import BUILTIN, load_tokenizer
-from hive_jax.data.transforms import augment_image, decode
+from hive_jax.data.transforms import decode
 from hive_jax.errors import MissingInputError
 from hive_jax.training.sharding import batch_sharding, make_mesh
 

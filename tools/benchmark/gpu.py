@@ -151,6 +151,19 @@ def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[
       dtype: of the computation, except in the case "float32".
       minutes: time limit; cases past it are left out.
     """
+    return _measured(ablation_cases(size, rules, dtype), dtype, minutes)
+
+
+def ablation_cases(
+    size: Size, rules: Rules, dtype: str
+) -> Iterator[tuple[str, RunConfig]]:
+    """Yields names and configs of HIVE with one setting changed at a time.
+
+    Args:
+      size: towers, text length and batch size.
+      rules: optimizer rules by stage.
+      dtype: of the computation, except in the case "float32".
+    """
 
     def towers(**execution) -> Callable[[RunConfig], RunConfig]:
         both = Execution(**execution)
@@ -179,12 +192,10 @@ def ablations(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[
         "half the tokens": tokens(size.num_tokens // 2),
         "float32": run(dtype="float32"),
     }
-    named = (
-        (f"stage {stage}, {name}", change(case(size, "hive", rules[stage], dtype)))
-        for stage in rules
-        for name, change in changes.items()
-    )
-    return _measured(named, dtype, minutes)
+    for stage in rules:
+        for name, change in changes.items():
+            config = case(size, "hive", rules[stage], dtype)
+            yield f"stage {stage}, {name}", change(config)
 
 
 def _measured(

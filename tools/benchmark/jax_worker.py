@@ -27,7 +27,7 @@ from hive_jax.weights.sources import open_hive
 def main(job_path: str) -> int:
     # Line by line, because the other end waits for each answer.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries print, which would be taken for answers
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
     try:
         train = _prepared(job)

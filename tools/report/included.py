@@ -55,6 +55,6 @@ def _export_report(path: Path) -> str:
         checks = summary(about["verification"]).splitlines()
     # Valid JSON of another shape raises KeyError or TypeError.
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no export report: {error!r}") from None
+        raise DataError(f"{path}: expected an export report: {error!r}") from None
     rows += [("check", line.strip()) for line in checks]
     return page.table(["", ""], rows, words=True)

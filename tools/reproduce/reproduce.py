@@ -105,5 +105,5 @@ def _run(step: steps.Step, logs: Path) -> None:
         tail = "\n  ".join(log.read_text("utf-8", "replace").splitlines()[-_TAIL:])
         raise StepError(
             f"{step.name} ended with code {code}. Run the same command again to go on "
-            f"from there; all it said is in {log}:\n  {tail}"
+            f"from there; its output is in {log}:\n  {tail}"
         )

@@ -45,12 +45,13 @@ class ArrayRecordSource:
         self._path, self._with_image = Path(path), options.with_image
         manifest = read_manifest(self._path)
         stored = manifest["images"]
-        wanted = [options.image_size, options.preprocessing]
-        if stored and stored != wanted:
+        expected = [options.image_size, options.preprocessing]
+        if stored and stored != expected:
             raise ConfigError(
-                f"{path}: its images were resized to {stored}; this run has {wanted} "
+                f"{path}: its images were resized to {stored}; this run has {expected} "
                 f"(model.encoder.image_size, data.preprocessing). Prepare it again"
             )
+        # Sizes, not hashes: to hash a large dataset at each start would take hours.
         check_shards(self._path, manifest)
         self.tag_names = tuple(manifest["tag_names"])
         self._shared = manifest["shared_images"]
@@ -72,7 +73,7 @@ class ArrayRecordSource:
         shard, record = self._locate(index)
         try:
             (content,) = self._readers[shard].read([record])
-        except RuntimeError as error:
+        except RuntimeError as error:  # all that ArrayRecord raises
             raise InvalidSample("damaged", self.describe(index), str(error)) from None
         sample = unpack(content, self.describe(index), self.tag_names)
         return sample if self._with_image else dataclasses.replace(sample, image=None)
@@ -100,8 +101,8 @@ def read_manifest(folder: Path) -> dict:
     file = folder / MANIFEST
     if not file.is_file():
         raise MissingInputError(
-            f"{folder} holds no {MANIFEST}; expected a folder of hive_jax.prepare_data "
-            f"that is complete (run its command again to go on)"
+            f"{folder} has no {MANIFEST}; expected a complete folder that "
+            f"hive_jax.prepare_data has written (run its command again to resume it)"
         )
     manifest = read_json(file)
     match manifest:
@@ -117,8 +118,8 @@ def read_manifest(folder: Path) -> dict:
         ):
             return manifest
     raise DataError(
-        f"{file} is not one of hive_jax.prepare_data: choose another folder, or prepare "
-        f"the set again"
+        f"{file} was not written by hive_jax.prepare_data: choose another folder, or "
+        f"prepare the dataset again"
     )
 
 
@@ -181,6 +182,7 @@ def import_array_record():
 
 def pack(sample: Sample) -> bytes:
     """Encodes a sample as a record; its image is the bytes of a file, or None."""
+    # Lists, for maps would repeat their keys in each record.
     segments = [[s.text, s.target, s.tags] for s in sample.segments]
     return msgpack.packb([sample.image, segments, sample.image_before])
 

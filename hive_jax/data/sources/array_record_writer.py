@@ -111,16 +111,18 @@ def write_array_record(
       OutputError: the folder holds another dataset, cannot be written, or is being
         written by another process.
     """
+    # Path has joined the two slashes of a URL.
     if str(folder).startswith("gs:/"):
         raise OutputError(
             f"{folder}: write to a folder, and copy it with gcloud storage cp -r, or "
             f"mount the bucket with gcsfuse"
         )
+    # Two processes that resume one conversion would write the same shards.
     with exclusive_lock(folder):
         if not (folder / MANIFEST).exists():
             _begin(folder, plan)
             shards = list(_shards(source, plan, folder, threads, resize, progress))
-            manifest = _manifest(plan, shards, _shared_images(source))
+            manifest = _manifest(plan, shards)
             write_json(folder / MANIFEST, manifest)
         else:
             progress(plan.samples)
@@ -132,6 +134,7 @@ def write_array_record(
                 f"folder"
             )
         check_shards(folder, manifest)
+        # Only now: without a manifest, these files are what a resumed conversion goes by.
         with output_errors(folder):
             for shard in manifest["shards"]:
                 _shard_info(folder / shard["file"]).unlink(missing_ok=True)
@@ -139,42 +142,38 @@ def write_array_record(
         return manifest
 
 
-def _shared_images(source: DataSource) -> dict[str, int]:
-    """Sample -> an earlier one with the same image; JSON has no keys but texts."""
-    groups = group_samples([source.image_name(i) for i in range(len(source))]).tolist()
-    return {str(i): first for i, first in enumerate(groups) if i != first}
-
-
-def _manifest(
-    plan: ConversionPlan, shards: list[dict], shared_images: dict[str, int]
-) -> dict:
-    bad = collections.Counter()
+def _manifest(plan: ConversionPlan, shards: list[dict]) -> dict:
+    bad, images = collections.Counter(), []
     for shard in shards:
         bad.update(shard["bad"])
+        images += shard.pop("images")
+    groups = group_samples(images).tolist()
     return dataclasses.asdict(plan) | {
         "bad": dict(bad),
-        "shared_images": shared_images,
+        # Sample -> an earlier one with the same image; keys of JSON are texts.
+        "shared_images": {str(i): one for i, one in enumerate(groups) if i != one},
         "shards": shards,
     }
 
 
 def _begin(folder: Path, plan: ConversionPlan) -> None:
     """Writes the plan. Raises OutputError if the folder has another one."""
+    # Before the first shard, so that no later command adds shards of other settings.
     path = folder / _PLAN
     if not path.exists():
         write_json(path, dataclasses.asdict(plan))
     changed = plan.differences(read_json(path, error=OutputError))
     if changed:
         raise OutputError(
-            f"{folder} is half of another dataset ({', '.join(changed)}); use the same "
-            f"command, or another folder"
+            f"{folder} has an unfinished conversion of another dataset "
+            f"({', '.join(changed)}); use the same command, or another folder"
         )
 
 
 def _shards(
     source, plan: ConversionPlan, folder: Path, threads: int, resize, progress
 ) -> Iterator[dict]:
-    """Yields the manifest's entry of each shard; writes missing shards."""
+    """Yields the entry of each shard, as `_write_shard`; writes missing shards."""
     for number, start in enumerate(range(0, plan.samples, plan.shard_size)):
         indices = range(start, min(start + plan.shard_size, plan.samples))
         path = folder / f"data-{number:05d}.array_record"
@@ -185,13 +184,15 @@ def _shards(
             records = ordered_map(
                 lambda index: _make_record(source, index, resize), indices, threads
             )
+            # The info last: a shard without it is written again.
             shard = _write_shard(path, records, progress)
             write_json(_shard_info(path), shard)
         yield shard
 
 
-def _make_record(source, index: int, resize) -> tuple[bytes, str]:
-    """The record of a sample, and the reason if it is an invalid one."""
+def _make_record(source, index: int, resize) -> tuple[bytes, str, str | None]:
+    """The record of a sample, the reason if it is an invalid one, and a hash of its
+    image, None if it has none."""
     try:
         sample = source[index]
         if isinstance(sample.image, np.ndarray):
@@ -199,37 +200,46 @@ def _make_record(source, index: int, resize) -> tuple[bytes, str]:
         elif sample.image is not None and resize:
             image = resize(sample.image, source.describe(index))
             sample = dataclasses.replace(sample, image=image)
-        return pack(sample), ""
     except InvalidSample as invalid:
-        return pack_invalid(invalid), invalid.reason
+        return pack_invalid(invalid), invalid.reason, None
+    # By content, for not all formats name their images. Of 64 bits, since a dataset may
+    # have hundreds of millions.
+    image = None
+    if sample.image is not None:
+        image = hashlib.sha256(sample.image).hexdigest()[:16]
+    return pack(sample), "", image
 
 
-def _write_shard(path: Path, records: Iterator[tuple[bytes, str]], progress) -> dict:
-    """Writes a shard atomically; returns its entry in the manifest."""
-    count, bad = 0, collections.Counter()
+def _write_shard(
+    path: Path, records: Iterator[tuple[bytes, str, str | None]], progress
+) -> dict:
+    """Writes a shard atomically; returns its entry in the manifest, and its "images"."""
+    bad, images = collections.Counter(), []
     with atomic_write(path) as temporary:
         # Records are read one by one in random order, so none are grouped.
         options = "group_size:1"
         writer = import_array_record().ArrayRecordWriter(str(temporary), options)
         try:
-            for content, reason in records:
+            for content, reason, image in records:
                 with _writer_errors():
                     writer.write(content)
-                count += 1
+                images.append(image)
                 bad.update([reason] if reason else [])
                 progress(1)
         finally:
             with _writer_errors():
                 writer.close()
+        # Of the file and not of the records, so that sha256sum can check a copy.
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size
     return {
         "file": path.name,
-        "records": count,
+        "records": len(images),
         "bytes": size,
         "sha256": digest,
         "bad": dict(bad),
+        "images": images,
     }
 
 
@@ -243,7 +253,7 @@ def _writer_errors() -> Iterator[None]:
 
 
 def _read_shard_info(path: Path) -> dict | None:
-    """The manifest's entry of a shard; None unless the shard is known to be complete."""
+    """The entry of a shard; None unless the shard is known to be complete."""
     if not path.is_file():
         return None
     try:

@@ -24,7 +24,7 @@ class DataSource(Protocol):
       classes: names of the classes that its samples are labelled with; may be empty.
       tag_names: names of the tags of its tokens, the first for tokens without one;
         validation reports the loss of each. May be empty.
-      notes: lines for people on what was left out of it, e.g. files that are no images;
+      notes: lines for people on what was left out of it, e.g. files that are not images;
         commands print them.
     """
 
@@ -70,7 +70,8 @@ class MalformedRecord(str):
 
 
 def is_utf8(text: str) -> bool:
-    """Whether it encodes as UTF-8: JSON's "\\ud800", half of a character, does not."""
+    """Returns whether a text encodes as UTF-8: a lone surrogate, "\\ud800" in JSON, does
+    not."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -94,6 +95,7 @@ class Subset:
         if isinstance(indices, range):
             digest.update(repr(indices).encode())
         else:
+            # Checkpoints record it: default integers differ between platforms.
             digest.update(np.ascontiguousarray(indices, np.int64).tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
@@ -129,6 +131,7 @@ class Mixture:
         self.notes = tuple(note for source in sources for note in source.notes)
         sizes = [len(source) for source in sources]
         if weights:
+            # The length at which the source that is rarest for its weight occurs once.
             total = max(n / w for n, w in zip(sizes, weights, strict=True))
             sizes = [max(1, round(total * weight)) for weight in weights]
         self._ends = np.cumsum(sizes).tolist()
@@ -156,6 +159,7 @@ class Mixture:
             raise IndexError(f"sample {index} of {len(self)}")
         source = self._sources[number]
         start = self._ends[number - 1] if number else 0
+        # A source that is small for its weight starts over.
         return source, (index - start) % len(source)
 
 
@@ -191,6 +195,7 @@ def take(source: DataSource, text: str, seed: int) -> Subset:
         raise DataError(f"take={text}: there are {len(source)} samples")
     if how == "first":
         return Subset(source, range(count))
+    # In the dataset's order, which formats read fastest; samplers shuffle.
     chosen = np.random.default_rng(seed).choice(len(source), count, replace=False)
     return Subset(source, np.sort(chosen))
 
@@ -217,6 +222,8 @@ def largest_remainder(total: int, shares: Sequence[float]) -> list[int]:
             f"config.data.validation_size is {total}; expected at least one for each "
             f"of the {len(shares)} sources"
         )
+    # One at a time to the source that lacks most, so that the minimum of 1 of a rare
+    # source is taken from the others.
     counts = [1] * len(shares)
     for _ in range(total - len(shares)):
         missing = [total * s - n for s, n in zip(shares, counts, strict=True)]

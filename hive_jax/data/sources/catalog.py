@@ -9,7 +9,7 @@ import glob
 
 from hive_jax.data.sources.base import DataSource, SourceOptions
 from hive_jax.data.sources.image_text import open_table
-from hive_jax.data.sources.tfds import PREPARE, TfdsSource
+from hive_jax.data.sources.tfds import PREPARE, TfdsSource, default_folder
 from hive_jax.errors import ConfigError, MissingInputError
 
 
@@ -104,6 +104,7 @@ def open_catalog(
             f"config.data.source: {name} has the splits {', '.join(entry.splits)}; "
             f"split is {split!r}"
         )
+    # Parquet first: it needs one package, TFDS two.
     for below in _DEPTHS if folder else ():
         files = f"{glob.escape(folder)}/{below}{split}-*.parquet"
         if next(glob.iglob(files), None):
@@ -116,7 +117,7 @@ def open_catalog(
 
 
 def _holds_tfds(folder: str, tfds: str) -> bool:
-    return not folder or any(glob.iglob(f"{glob.escape(folder)}/{tfds}/*"))
+    return any(glob.iglob(f"{glob.escape(folder or default_folder())}/{tfds}/*"))
 
 
 def _how_to_download(name: str, folder: str, split: str) -> str:

@@ -5,12 +5,14 @@ import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from hive_jax.data.class_captions import class_caption
 from hive_jax.data.image_io import HEADER_BYTES, image_format, unread_format
 from hive_jax.data.invalid import InvalidSample, format_counts
 from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.sources.file_names import TEST_NAME, TRAIN_NAME, is_leftover
+from hive_jax.data.sources.classes import note_on_numbers, require_distinct
+from hive_jax.data.sources.file_names import TRAIN_NAME, is_leftover, is_split
 from hive_jax.data.sources.image_store import FolderStore, explain_link
-from hive_jax.data.sources.image_text import ImageTextSource, class_caption
+from hive_jax.data.sources.image_text import ImageTextSource
 from hive_jax.errors import DataError, MissingInputError
 
 # Files of other suffixes are opened to see whether they are images, which would take
@@ -32,7 +34,7 @@ def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
     Raises:
       MissingInputError: there is no such folder.
       DataError: it has no such files, has links that are not followed, has splits in
-        place of classes, or cannot be read.
+        place of classes, has a class in two spellings, or cannot be read.
     """
     if not os.path.isdir(path):
         is_file = os.path.isfile(path)
@@ -40,6 +42,7 @@ def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
         raise MissingInputError(f"data.source: {path}: {problem}")
     try:
         folders, loose = _scan_root(path)
+        # By name: the order of a disk differs between machines.
         files = sorted(name for folder in folders for name in _walk(path, folder))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}") from None
@@ -54,7 +57,9 @@ def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
     labels = [unicodedata.normalize("NFC", name.split("/")[0]) for name in names]
     classes = sorted(set(labels))
     _require_classes(path, classes, left_out)
+    _require_no_splits(path, classes, names)
     _require_level(path, classes, names)
+    require_distinct(path, classes)
     return ImageTextSource(
         path,
         names,
@@ -63,7 +68,10 @@ def open_class_folder(path: str, options: SourceOptions) -> ImageTextSource:
         options.with_image,
         labels,
         classes,
-        _notes(path, folders, names, left_out),
+        (
+            *_notes(path, folders, names, left_out),
+            *note_on_numbers(path, classes, "name the folders after the classes"),
+        ),
     )
 
 
@@ -119,18 +127,33 @@ def _kind(store: FolderStore, name: str) -> str:
 def _require_classes(
     path: str, classes: Sequence[str], left_out: collections.Counter
 ) -> None:
-    """Raises DataError unless the folders are classes."""
+    """Raises DataError if no folder has an image."""
     if not classes:
         found = f"; it has {format_counts(left_out)}" if left_out else ""
         raise DataError(
             f"{path}: expected folders of images, one for each class{found}"
         )
-    train = [name for name in classes if TRAIN_NAME.fullmatch(name)]
-    test = [name for name in classes if TEST_NAME.fullmatch(name)]
-    if train and test or len(train + test) == len(classes):
+
+
+def _require_no_splits(path: str, classes: Sequence[str], names: Sequence[str]) -> None:
+    """Raises DataError if folders are splits and not classes.
+
+    A single folder named as a split may be a class, such as trains beside buses, unless
+    it consists of folders, which are the classes then.
+    """
+    flat = {name.split("/")[0] for name in names if name.count("/") == 1}
+    splits = sorted(
+        filter(is_split, classes), key=lambda x: not TRAIN_NAME.fullmatch(x)
+    )
+    train = list(filter(TRAIN_NAME.fullmatch, splits))
+    if (
+        (train and len(train) < len(splits))
+        or len(splits) == len(classes)
+        or any(name not in flat for name in splits)
+    ):
         raise DataError(
-            f"{path} has the splits {', '.join(train + test)} in place of classes; name "
-            f"one of them: folder:{os.path.join(path, (train + test)[0])}"
+            f"{path} has the splits {', '.join(splits)} in place of classes; name one of "
+            f"them: folder:{os.path.join(path, splits[0])}"
         )
 
 
@@ -158,6 +181,6 @@ def _notes(
         notes.append(f"{path}: {left_out.total()} files left out: {counts}")
     if empty := sorted({*folders} - {name.split("/")[0] for name in names}):
         notes.append(
-            f"{path}: folders without an image, no classes: {', '.join(empty)}"
+            f"{path}: folders without an image, which are not classes: {', '.join(empty)}"
         )
     return tuple(notes)

@@ -102,6 +102,7 @@ def _turns(record: dict) -> list:
 
 def _only(values: dict, keys: tuple[str, ...], where: str = ""):
     """The value of the one key that has one; None for none."""
+    # In Parquet a record has all keys of all records, null or empty where unused.
     present = [key for key in keys if values.get(key) not in (None, [], "")]
     if len(present) > 1:
         raise _Malformed(f"{where}has {' and '.join(present)}; expected one of them")
@@ -113,9 +114,10 @@ def _image(record: dict, turns: list) -> str | None:
     named = {key: _names(record.get(key), key) for key in IMAGE_KEYS}
     named["content"] = [name for turn in turns for name in _content_images(turn)]
     named = {key: names for key, names in named.items() if names}
+    # Chat formats may name the image twice, in the record and in the content of a turn.
     names, *others = named.values() or [[]]
     if any(other != names for other in others):
-        raise _Malformed(f"has other images in {' and '.join(named)}")
+        raise _Malformed(f"has different images in {' and '.join(named)}")
     if len(names) > 1:
         raise _Malformed(f"has {len(names)} images; expected one at most")
     return names[0] if names else None
@@ -126,6 +128,7 @@ def _names(value, key: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     names = []
     for one in values:
+        # A path beside bytes is only where they came from.
         if isinstance(one, dict) and one.get("bytes") is None:
             one = one.get("path") or one.get("url")
         if one is not None and not isinstance(one, str):
@@ -170,6 +173,7 @@ def _parse_turn(turn, number: int) -> tuple[str, bool]:
     for key, value in turn.items():
         if key not in _TEXT_KEYS and value and means_image(key):
             raise _Malformed(f"{where} has {key}; expected image in the record")
+    # An empty text is one, where `_only` takes it for a missing one.
     if content is None:
         content = next((turn[key] for key in _TEXT_KEYS if key in turn), None)
     if isinstance(content, list):
@@ -179,7 +183,7 @@ def _parse_turn(turn, number: int) -> tuple[str, bool]:
     if isinstance(content, MalformedRecord):
         raise _Malformed(f"{where}: value is {content}")
     if not is_utf8(content):
-        raise _Malformed(f"{where}: value has half of a character")
+        raise _Malformed(f"{where}: value has a lone surrogate")
     return content, speaker in _ANSWERING
 
 
@@ -214,6 +218,7 @@ def _plain(image: str | None, dialogue: list[tuple[str, bool]]) -> Conversation:
 
 
 def _chat(image: str | None, dialogue: list[tuple[str, bool]]) -> Conversation:
+    # An image without its mark has no position in the conversation.
     marked = _marked(dialogue)
     if len(marked) != (image is not None):
         raise _Malformed(_mark_counts(image, marked))
@@ -242,4 +247,4 @@ def _without_mark(text: str) -> str:
 
 
 def _type_name(value) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
+    return "missing" if value is None else f"of type {type(value).__name__}"

@@ -24,12 +24,17 @@ _LEFTOVERS = {
     "system volume information",
     "thumbs.db",
 }
+# Of names with one stem, such as "image" in a folder for each sample.
 _MAX_CANDIDATES = 1000
 
-# Names of folders and files that are splits: "train", "val2017", "test_images".
-TRAIN_NAME, TEST_NAME = (
+# Names of folders and files that are splits: "train", "val2017", "test_images". STL-10
+# and COCO have "unlabeled", SVHN has "extra".
+TRAIN_NAME, OTHER_SPLIT_NAME = (
     re.compile(rf"({names})([ _-]?(set|data|images|split|\d{{4}}))?", re.IGNORECASE)
-    for names in ("train|training", "test|testing|val|valid|validation|dev|eval")
+    for names in (
+        "train|training",
+        "test|testing|val|valid|validation|dev|eval|unlabell?ed|extra",
+    )
 )
 
 
@@ -39,8 +44,8 @@ def is_safe(name: str) -> bool:
         not name
         or len(name) > 1024
         or "\0" in name
-        or "\\" in name
-        or name.startswith(("/", "~"))
+        or "\\" in name  # separates folders on Windows
+        or name.startswith(("/", "~"))  # "~" may be expanded to the home folder
         or ".." in name.split("/")
         or _DRIVE_OR_SCHEME.match(name)
         or not is_utf8(name)
@@ -62,6 +67,11 @@ def explain_unsafe(name: str) -> str:
     """Returns what is expected of a name that `is_safe` refuses."""
     hint = ", with / and not \\ between folders" * ("\\" in name)
     return f"expected a path below the folder of images{hint}"
+
+
+def is_split(name: str) -> bool:
+    """Returns whether a folder or file of this name is usually a split of a dataset."""
+    return bool(TRAIN_NAME.fullmatch(name) or OTHER_SPLIT_NAME.fullmatch(name))
 
 
 def is_leftover(name: str) -> bool:

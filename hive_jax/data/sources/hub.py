@@ -99,28 +99,33 @@ def _load(path: str, config: str, split: str, revision: str):
         ) from None
     if os.path.isfile(path):
         raise DataError(
-            f"hf:{path} is a file; expected a hub id or a folder. table: and llava: read "
-            f"files"
+            f"hf:{path} is a file; expected a hub id or a folder. Use table: or "
+            f"llava: for a file"
         )
+    # A folder goes first, as in `datasets`; a hub id has one slash at most.
     is_folder = os.path.isdir(path)
     if not is_folder and (path.count("/") > 1 or path.startswith(("/", "."))):
-        raise MissingInputError(f"data.source: {path}: no such folder, and no hub id")
+        raise MissingInputError(
+            f"data.source: {path}: no such folder, and not a hub id, ORG/NAME"
+        )
     try:
         if any(os.path.isfile(os.path.join(path, name)) for name in _SAVED):
             return _saved_split(datasets.load_from_disk(path), split), path
         rows = _load_rows(path, config or None, split, revision or None)
         return rows, path if is_folder else constants.HF_HUB_CACHE
-    except Exception as error:  # noqa: BLE001 (of any type, by what is missing)
+    except Exception as error:
+        # Of any type: of the reader of each format, the network and the cache. Only what
+        # the package itself raises has a common base, which is Exception.
         reason = " ".join(str(error).split()) or repr(error)
         if is_folder or not isinstance(error, OSError):
             raise DataError(
                 f"hf:{path}: {reason.rstrip('.')}; check config={config} and split={split}"
-            ) from None
+            ) from error
         raise MissingInputError(
-            f"hf:{path} is no folder here, and as a hub id it could not be downloaded: "
+            f"hf:{path} is not a folder here, and could not be downloaded from the hub: "
             f"{reason}. Check the name and the network; for a gated dataset accept its "
             f"terms at https://huggingface.co/datasets/{path}, then `hf auth login`"
-        ) from None
+        ) from error
 
 
 def _saved_split(saved, split: str):
@@ -143,7 +148,7 @@ def _load_rows(path: str, config: str | None, split: str, revision: str | None):
             raise
         # Without a network: what `hf download` has left in the cache of the hub, where
         # `datasets` does not look.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(OSError, ValueError):  # not cached, or not a hub id
             path = snapshot_download(
                 path, repo_type="dataset", revision=revision, local_files_only=True
             )

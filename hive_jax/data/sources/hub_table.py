@@ -58,6 +58,7 @@ class HubTable:
         return HubImages(self.path, self._rows.select_columns([column]), self._root)
 
     def _column(self, column: str):
+        # Selected first: of a dataset that was filtered, `[:]` copies all columns.
         return self._rows.select_columns([column])[:].column(0)
 
 
@@ -94,6 +95,7 @@ class HubImages:
         """(images of each row, pyarrow array of all images)"""
         import pyarrow.compute
 
+        # Memory-mapped: the bytes of the images are not read.
         column = self._rows[:].column(0)
         if hasattr(column.type, "value_type"):
             lengths = pyarrow.compute.list_value_length(column).fill_null(0)

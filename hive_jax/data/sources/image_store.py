@@ -88,6 +88,7 @@ def require_images(
     Raises:
       MissingInputError: more are missing; the message has the name nearest to the first.
     """
+    # From all of the dataset: one folder of a sorted dataset may be missing.
     chosen = names[:: max(1, len(names) // _CHECKED_IMAGES)]
     missing = [name for name in chosen if not store.has(name)]
     if len(missing) > max_bad_fraction * len(chosen):
@@ -109,6 +110,7 @@ class FolderStore:
     def read(self, name: str) -> bytes:
         where = f"{self.path}/{name}"
         with self._open(name, where) as file:
+            # Of the open file: another may have its name by now.
             require_size(os.fstat(file.fileno()).st_size, where)
             return file.read(MAX_BYTES)
 
@@ -164,6 +166,7 @@ class FolderStore:
     def _real_path(self, name: str) -> str:
         """The path without links, of a name in the spelling that the disk has."""
         path = os.path.join(self._root, name)
+        # Only characters beyond ASCII have several spellings.
         if name.isascii() or os.path.lexists(path):
             return os.path.realpath(path)
         path = self._root

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from hive_jax.data.class_captions import class_caption
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions, is_utf8
-from hive_jax.data.sources.csv_table import is_text_table, open_rows
+from hive_jax.data.sources.classes import (
+    class_name,
+    note_on_numbers,
+    require_distinct,
+    sorted_classes,
+)
+from hive_jax.data.sources.csv_table import closed_rows, is_text_table, open_rows
 from hive_jax.data.sources.image_store import ImageStore, open_store, require_images
 from hive_jax.data.sources.parquet import ParquetTable, parquet_files, require_unique
 from hive_jax.data.sources.parquet_images import open_images
@@ -53,6 +59,7 @@ class ImageTextSource:
         self.notes = tuple(notes)
         digest = hashlib.sha256()
         for name, text in zip(names, texts, strict=True):
+            # Messages may be worded anew; the samples are the same.
             content = None if isinstance(text, MalformedRecord) else text
             digest.update(repr((name, content)).encode("utf-8", "surrogatepass"))
         self.fingerprint = digest.hexdigest()[:16]
@@ -91,27 +98,8 @@ def require_text(text: str, where: str) -> str:
     if not text.strip():
         raise InvalidSample("record", where, "has no text")
     if not is_utf8(text):
-        raise InvalidSample("record", where, "its text has half of a character")
+        raise InvalidSample("record", where, "its text has a lone surrogate")
     return text.strip()
-
-
-def sorted_classes(labels: Sequence[str]) -> list[str]:
-    """Returns the names that occur, numbers by value; not empty or malformed ones."""
-    names = {name for name in labels if name and not isinstance(name, MalformedRecord)}
-    # isdecimal and not isdigit: "²" is a digit that int() refuses.
-    return sorted(names, key=lambda name: (name.isdecimal() and int(name), name))
-
-
-def class_name(label: int, names: Sequence[str]) -> str:
-    """Returns the name of class number `label`, or a MalformedRecord.
-
-    Args:
-      label: counts from 0.
-      names: of all classes.
-    """
-    if 0 <= label < len(names):
-        return names[label]
-    return MalformedRecord(f"is of class {label}; expected 0 to {len(names) - 1}")
 
 
 def open_table(
@@ -139,13 +127,8 @@ def open_table(
       MissingInputError: a file is missing.
       ConfigError: `text` and `label` are both given, `images` is missing, or there are
         no images to look for in it.
-      DataError: it is not such a table.
+      DataError: it is not such a table, or has a class in two spellings.
     """
-    if text and label:
-        raise ConfigError(
-            f"table:{path}: text={text} and label={label}; expected one of them: text= "
-            f"has captions to learn, label= the classes of a probe"
-        )
     if images and image == NO_IMAGE:
         raise ConfigError(f"table:{path}: images={images} has no use with image=none")
     columns = (image, text, label)
@@ -157,7 +140,10 @@ def open_table(
         header = rows.fieldnames or []
         require_unique(path, header)
         column, is_class = choose_column(path, header, *columns)
-        table = [_csv_pair(rows, row, image, column) for row in rows]
+        key = header[0] if image == NO_IMAGE else image
+        table = [
+            _csv_pair(rows, row, image, column) for row in closed_rows(path, rows, key)
+        ]
     names, values = [name for name, _ in table], [value for _, value in table]
     store = open_store(images, "images") if images else None
     if store and options.with_image:
@@ -178,14 +164,16 @@ def _csv_pair(
         return name, MalformedRecord(f"line {line} has fewer fields than the header")
     if image != NO_IMAGE and not name.strip():
         return name, MalformedRecord(f"line {line} has no image")
-    text, delimiter = row[column], rows.reader.dialect.delimiter
-    if delimiter == "\t" and delimiter in text and "\n" in text:
-        lines = text.count("\n") + 1
-        return name, MalformedRecord(
-            f"line {line} ends a field of {lines} lines with tabs: the quote that it begins "
-            f"with is text; write it twice, in quotes"
+    return name, row[column]
+
+
+def require_text_or_label(path: str, text: str, label: str) -> None:
+    """Raises ConfigError if both options are given; see `open_table`."""
+    if text and label:
+        raise ConfigError(
+            f"{path}: text={text} and label={label}; expected one of them: text= has "
+            f"captions to learn, label= the classes of a probe"
         )
-    return name, text
 
 
 def choose_column(
@@ -199,10 +187,12 @@ def choose_column(
       image, text, label: as in `open_table`.
 
     Raises:
+      ConfigError: `text` and `label` are both given.
       DataError: a column is missing, or both text and label are there.
     """
-    wanted = [text or label] if text or label else ["text", "label"]
-    present = [name for name in wanted if name in columns]
+    require_text_or_label(path, text, label)
+    candidates = [text or label] if text or label else ["text", "label"]
+    present = [name for name in candidates if name in columns]
     if len(present) > 1:
         raise DataError(
             f"{path} has the columns text and label; choose the captions with text=text, "
@@ -211,7 +201,7 @@ def choose_column(
     if not present or image not in (*columns, NO_IMAGE):
         raise DataError(
             f"{path} has the columns {', '.join(columns)}; expected {image}, and "
-            f"{' or '.join(wanted)}: name them with image=, and text= or label=; "
+            f"{' or '.join(candidates)}: name them with image=, and text= or label=; "
             f"image=none reads texts alone"
         )
     return present[0], bool(label) or present == ["label"] and not text
@@ -233,10 +223,14 @@ def _labelled(
         return class_caption(label) if label else MalformedRecord("has no class")
 
     labels = [v if isinstance(v, MalformedRecord) else v.strip() for v in labels]
-    classes = classes or sorted_classes(labels)
+    notes = ()
+    if not classes:
+        classes = sorted_classes(labels)
+        require_distinct(path, classes)
+        notes = note_on_numbers(path, classes, "choose a column of names with label=")
     texts = [caption(label) for label in labels]
     return ImageTextSource(
-        path, names, texts, store, options.with_image, labels, classes
+        path, names, texts, store, options.with_image, labels, classes, notes
     )
 
 
@@ -286,11 +280,12 @@ def source_of_rows(
         if value is not None and not isinstance(value, str):
             expected = "text" if classes is None else "a name or an integer"
             return MalformedRecord(
-                f"{column} is a {type(value).__name__}; expected {expected}"
+                f"{column} is of type {type(value).__name__}; expected {expected}"
             )
         return value or ""
 
     texts = [as_text(value) for value in values]
+    # The stores of Parquet and of the hub find images by row.
     rows = [str(row) for row in range(len(texts))]
     if classes is not None:
         return _labelled(path, rows, texts, store, options, classes)
@@ -302,7 +297,7 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> list[str]:
     try:
         about = parse_json(metadata[b"huggingface"].decode(), "huggingface", dict)
         names = about["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):  # of another writer, without names
         return []
     is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return names if is_list else []

@@ -76,11 +76,13 @@ class LlavaSource:
         self._conversations = []
         for record in records:
             conversation = parse_record(record, form)
+            # Of the parsed records: a dataset is the same in JSON, in lines and in Parquet.
             content = None if isinstance(conversation, str) else conversation
             digest.update(repr(content).encode("utf-8", "surrogatepass"))
             self._conversations.append(conversation)
         self.fingerprint = digest.hexdigest()[:16]
         self.notes = self._equal_captions() if form == "plain" else ()
+        # Before any work: a run that reads samples at random might meet them late.
         self._check_records(options.max_bad_fraction)
         if options.with_image:
             self._check_images(options.max_bad_fraction)
@@ -213,6 +215,7 @@ def _json_records(path: str) -> list:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if text.lstrip()[:1] == "[":
         return parse_json(text, path)
+    # Not splitlines, which also splits at U+2028 and others that JSON texts may have.
     lines = [(n, x) for n, x in enumerate(text.split("\n"), 1) if x.strip()]
     records = [_parse_line(line, number) for number, line in lines]
     if not any(isinstance(record, dict) for record in records):
@@ -254,6 +257,7 @@ def _parquet_records(
     else:
         store = open_store(images, "images") if images else None
         counts = [0] * table.starts[-1]
+    # A row has its number for each of its images, so that rows of two are refused.
     rows = zip(table.values(turns), counts, strict=True)
     records = [
         value
@@ -274,7 +278,5 @@ def _column(table: ParquetTable, names: tuple[str, ...]) -> str:
             f"{table.path} has the columns {' and '.join(present)}; expected one of them"
         )
     if present and present[0] not in table.columns:
-        raise DataError(
-            f"{table.path}: some files have the column {present[0]}, not all"
-        )
+        raise DataError(f"{table.path}: only some files have the column {present[0]}")
     return present[0] if present else ""

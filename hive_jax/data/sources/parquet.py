@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hive_jax.data.sources.base import MalformedRecord
-from hive_jax.data.sources.file_names import TEST_NAME, TRAIN_NAME
+from hive_jax.data.sources.file_names import TRAIN_NAME, is_split
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.io import require_regular
 
@@ -32,7 +32,9 @@ def parquet_files(path: str) -> list[Path]:
     pattern = f"{glob.escape(path)}/**/*.parquet" if is_folder else path
     files = sorted(map(Path, glob.glob(pattern, recursive=True)))
     if not files:
-        raise MissingInputError(f"data.source: {path}: no such file, or no .parquet")
+        raise MissingInputError(
+            f"data.source: {path}: no such file, or no .parquet in it"
+        )
     if is_folder:
         _require_one_split(path, files)
     return files
@@ -54,15 +56,13 @@ def _require_one_split(path: str, files: list[Path]) -> None:
             (name, folder / f"{name}*.parquet"),
             (folder.name, folder / "*.parquet"),
         ):
-            if TRAIN_NAME.fullmatch(split) or TEST_NAME.fullmatch(split):
+            if is_split(split):
                 patterns.setdefault(split, Path(path, shards))
-    if any(map(TRAIN_NAME.fullmatch, patterns)) and any(
-        map(TEST_NAME.fullmatch, patterns)
-    ):
-        train = next(filter(TRAIN_NAME.fullmatch, patterns))
+    train = list(filter(TRAIN_NAME.fullmatch, patterns))
+    if train and len(train) < len(patterns):
         raise DataError(
             f"{path} has the splits {', '.join(patterns)}; name the files of one: "
-            f"{patterns[train]}"
+            f"{patterns[train[0]]}"
         )
 
 
@@ -156,8 +156,10 @@ class ParquetTable:
         """
         self.require_small(number, group, column)
         footer = self._footers[number]
+        # Opened each time, with the parsed footer: of thousands of files none stays open.
         with self._parquet.ParquetFile(self.files[number], metadata=footer) as file:
             read = file.read_row_group(group, columns=[column]).column(0)
+        # Some damaged files decode to fewer values without an error of pyarrow.
         if len(read) != footer.row_group(group).num_rows:
             raise OSError(f"row group {group} is not as long as the footer says")
         return read

@@ -132,6 +132,8 @@ class ParquetImages:
         position = bisect.bisect_right(self._table.starts, row) - 1
         where = f"{self._table.files[self._table.groups[position][0]]}, row {row}"
         try:
+            # One thread reads a row group, the others wait for it: each for itself would
+            # unpack half a gigabyte of its own.
             with self._lock:
                 images = self._images(position)
             value = images[row - self._table.starts[position]].as_py()
@@ -192,12 +194,15 @@ class ParquetImages:
         content = next((x for x in leaves if x.endswith(".bytes")), leaves[0])
         path = next((x for x in leaves if x.endswith(".path")), leaves[0])
         values, nulls = self._count_values(number, group, content)
+        # As many values as rows, none of them null: each row has the bytes of one image.
         if not kind.names and nulls == 0 and values == count:
             return [[_RowImage(True, "")]] * count
         has_bytes = None if kind.bytes else False  # None: not known yet
         if kind.names:
             rows = self._read_rows(number, group, path)
             absent = sum(max(1, len(row)) - len(_present(row)) for row in rows)
+            # Nulls only where there is no image: all images have bytes. Nulls everywhere:
+            # none has. Else each row is looked at.
             if has_bytes is None and nulls in (absent, values):
                 has_bytes = nulls == absent
         if has_bytes is None:
@@ -262,7 +267,7 @@ def _require_images(path: str, schema, column: str) -> ImageKind:
 
 def image_kind(kind) -> ImageKind | None:
     """Returns whether values of an Arrow type have bytes of images, and names of files;
-    None if they are no images."""
+    None for any other type."""
     from pyarrow import types
 
     is_list = (

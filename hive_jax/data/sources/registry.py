@@ -1,6 +1,4 @@
-"""Datasets by name: every kind of source, and the string form of the command line.
-
-    [WEIGHT*]KIND:PATH,option=value,...  joined by " + "
+"""Datasets by name: every kind of source, its checks, and the splits of a run.
 
 To add a format, write a class or function `open(path, options, **named)`, whose named
 arguments are texts, and add it to _KINDS.
@@ -9,7 +7,6 @@ arguments are texts, and add it to _KINDS.
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Sequence
 
 from hive_jax.buckets import is_url
@@ -30,6 +27,7 @@ from hive_jax.data.sources.class_folder import open_class_folder
 from hive_jax.data.sources.hub import open_hub
 from hive_jax.data.sources.image_text import open_table
 from hive_jax.data.sources.llava import open_llava
+from hive_jax.data.sources.source_text import parse, to_text
 from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.sources.tfds import TfdsSource
 from hive_jax.data.sources.webdataset import WebDatasetSource
@@ -39,7 +37,19 @@ from hive_jax.errors import ConfigError
 from hive_jax.io import require_local, require_path
 
 _EXAMPLE = "llava:chat.json,images=images.zip"
-_AND = " + "
+# Names of formats that people write as a kind.
+_FORMATS = {
+    "csv": "table",
+    "tsv": "table",
+    "parquet": "table",
+    "json": "llava",
+    "jsonl": "llava",
+    "tar": "wds",
+    "webdataset": "wds",
+    "huggingface": "hf",
+    "imagefolder": "folder",
+    "array_record": "prepared",
+}
 # Options that name a file or a folder.
 _PATH_OPTIONS = ("images", "dir")
 
@@ -87,89 +97,6 @@ _KINDS = {
 }
 
 
-def parse(text: str) -> tuple[Source, ...]:
-    """Parses sources such as "2*llava:a.json,images=a.zip + 1*folder:DIR".
-
-    Paths may contain commas and " + " if they exist.
-
-    Raises:
-      ConfigError: it is malformed, or names no such kind or option.
-    """
-    return tuple(_parse_one(one.strip()) for one in _split(text, _AND, _source_paths))
-
-
-def _parse_one(text: str) -> Source:
-    head, *options = _split(text, ",", _option_path)
-    weight, star, rest = head.partition("*")
-    try:
-        weight = float(weight) if star else None
-        head = rest if star else head
-    except ValueError:  # a star that belongs to the path
-        weight = None
-    kind, _, path = head.partition(":")
-    pairs = []
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not value:
-            names = (*_KINDS[kind].names, "take") if kind in _KINDS else ()
-            raise ConfigError(
-                f"config.data.source: {option!r}; expected "
-                + (" or ".join(f"{n}=..." for n in names) or "option=value")
-                + f" for {kind}{nearest(name, names)}"
-            )
-        pairs.append((name, value))
-    return Source(kind, path, tuple(pairs), weight)
-
-
-def _split(
-    text: str, separator: str, paths_in: Callable[[str], list[str]]
-) -> list[str]:
-    """Splits at separators, except those in a path that exists.
-
-    Args:
-      text: the text.
-      separator: between pieces.
-      paths_in: returns the paths in a piece.
-    """
-
-    def is_piece(joined: str) -> bool:
-        exist = (p for p in paths_in(joined) if os.path.exists(os.path.expanduser(p)))
-        return sum(path.count(separator) for path in exist) == joined.count(separator)
-
-    pieces, rest = [], text.split(separator)
-    while rest:
-        length = next(
-            n for n in range(len(rest), 0, -1) if is_piece(separator.join(rest[:n]))
-        )
-        pieces.append(separator.join(rest[:length]))
-        rest = rest[length:]
-    return pieces
-
-
-def _option_path(text: str) -> list[str]:
-    """The path in "llava:PATH" or "images=PATH"."""
-    return re.split("[:=]", text, maxsplit=1)[1:]
-
-
-def _source_paths(text: str) -> list[str]:
-    """The paths in "llava:PATH,images=PATH"."""
-    options = _split(text, ",", _option_path)
-    return [path for option in options for path in _option_path(option)]
-
-
-def to_text(sources: str | Sequence[Source]) -> str:
-    """Formats sources in the string form, which `parse` reads."""
-    if isinstance(sources, str):
-        return sources
-
-    def one(source: Source) -> str:
-        weight = "" if source.weight is None else f"{source.weight:g}*"
-        head = f"{weight}{source.kind}" + (f":{source.path}" if source.path else "")
-        return ",".join([head, *(f"{name}={value}" for name, value in source.options)])
-
-    return _AND.join(map(one, sources))
-
-
 def checked_sources(sources: str | Sequence[Source]) -> tuple[Source, ...]:
     """Validates the sources of a config, in either form.
 
@@ -201,7 +128,7 @@ def _check(source: Source) -> None:
         require_local(f"{source.kind}:{source.path}", "config.data.source")
         raise ConfigError(
             f"config.data.source is {source.kind!r}; expected one of {tuple(_KINDS)}, "
-            f"with a path and options as in {_EXAMPLE}" + nearest(source.kind, _KINDS)
+            f"with a path and options as in {_EXAMPLE}{_likely_kind(source.kind)}"
         )
     kind = _KINDS[source.kind]
     if kind.needs_path and not source.path:
@@ -214,22 +141,56 @@ def _check(source: Source) -> None:
         in_place = source.kind == "tfds" or "*" in paths.get(name, "")
         check = require_local if in_place else require_path
         check(paths.get(name, ""), f"config.data.source: {name}")
+    # To list one would take hours.
     if source.path and os.path.realpath(source.path) == "/":
         raise ConfigError(
             f"config.data.source: {source.kind} is {source.path!r}, a whole disk; "
             "expected the folder of a dataset"
         )
-    names = (*kind.names, "take")
-    given = [name for name, _ in source.options]
-    for name in given:
+    given, before = [name for name, _ in source.options], source.path
+    for name, value in source.options:
         if given.count(name) > 1:
             raise ConfigError(f"config.data.source: {name}= is given twice")
-        if name not in names:
-            raise ConfigError(
-                f"config.data.source: {name!r}; expected "
-                + " or ".join(f"{n}=..." for n in names)
-                + f" for {source.kind}{nearest(name, names)}"
-            )
+        _check_option(source.kind, name, value, before)
+        before = value
+
+
+def _check_option(kind: str, name: str, value: str, before: str) -> None:
+    """Raises ConfigError for an option that a kind does not have, or without a value.
+
+    Args:
+      kind: of the source.
+      name: of the option.
+      value: of the option.
+      before: the path or value before it, to which the comma may belong.
+    """
+    names = (*_KINDS[kind].names, "take")
+    if name in names and value:
+        return
+    problem = f"{name!r} {'needs a value' if name in names else 'is not an option'}"
+    if "/" in name and before:
+        problem = f"{before},{name} does not exist, and {problem}"
+    raise ConfigError(
+        f"config.data.source: {problem}; expected "
+        + " or ".join(f"{known}=..." for known in names)
+        + f" for {kind}{nearest(name, names)}"
+    )
+
+
+def _likely_kind(kind: str) -> str:
+    """What to write in place of an unknown kind, which may be a path or a dataset."""
+    if "/" in kind or os.path.exists(kind):
+        return f". Write the format of a path before it, such as folder:{kind}"
+    if kind in _FORMATS:
+        return f"; did you mean {_FORMATS[kind]!r}?"
+    if known := nearest(kind, _KINDS):
+        return known
+    if not kind.isidentifier():
+        return ""
+    return (
+        f". For the dataset {kind} write tfds:{kind} (prepared by TensorFlow Datasets), or "
+        f"hf:ORG/NAME with its id on the Hugging Face hub"
+    )
 
 
 def make_source(
@@ -262,12 +223,15 @@ def make_source(
             )
         return _open(sources[0], options, split)
     shares = normalize_weights([source.weight or 1.0 for source in sources])
+    # Both splits are made of all sources: an image that two of them share is held out of
+    # both.
     sizes = largest_remainder(config.validation_size, shares)
     opened = [_open(source, options) for source in sources]
     train, validation = train_validation_splits(opened, sizes)
     subsets = train if split == "train" else validation
     if len(subsets) == 1:
         return subsets[0]
+    # The validation split has each sample once: its sizes already follow the weights.
     if split == "validation" or sources[0].weight is None:
         return Mixture(subsets)
     require_epoch_length(

@@ -37,7 +37,7 @@ def train_validation_splits(
         image_names[index]
         for image_names, chosen in zip(names, held_out, strict=True)
         for index in chosen.tolist()
-    } - {None}
+    } - {None}  # samples without an image share nothing
     train, validation = [], []
     everything = zip(sources, names, held_out, sizes, strict=True)
     for source, image_names, chosen, size in everything:
@@ -49,6 +49,7 @@ def train_validation_splits(
                 f"data.validation_size = {size} holds out; choose a smaller one"
             )
         train.append(Subset(source, np.flatnonzero(is_left)))
+        # Of the last image some samples may be in neither split.
         validation.append(Subset(source, chosen[:size]))
     return train, validation
 
@@ -75,6 +76,7 @@ def _choose(source: DataSource, groups: np.ndarray, size: int) -> np.ndarray:
             f"data.validation_size holds out: set it to {max(2, len(groups) // 10)}, say"
         )
     images, counts = np.unique(groups, return_counts=True)
+    # By the mean number of samples an image; as chosen images may have fewer, more follow.
     number = max(1, size * len(images) // len(groups))
     while counts[_equal_distances(number, len(images))].sum() < size:
         number += 1

@@ -39,6 +39,7 @@ def expand_shards(pattern: str) -> list[str]:
         _require_tars(pattern)
         pattern = f"{glob.escape(pattern)}/*.tar"
     paths = _expand_ranges(pattern)
+    # A file of this very name goes first: names may have "*" and "[".
     if len(paths) == 1 and not os.path.exists(paths[0]):
         paths = sorted(glob.glob(paths[0], recursive=True))
     missing = [path for path in paths if not os.path.isfile(path)]
@@ -81,11 +82,13 @@ def read_index(path: str) -> list[Entry]:
     Raises:
       DataError: it is not a plain tar, is damaged, or has a name twice.
     """
+    # A tar that is written again has another time or size, and with it another index.
     about = os.stat(path)
     key = repr((os.path.realpath(path), about.st_size, about.st_mtime_ns))
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     cache = Path(caches, "hive_jax", "tar_index", name)
+    # A missing or damaged index is made again. Names in a tar need not be UTF-8.
     with contextlib.suppress(OSError, ValueError, msgpack.UnpackException):
         return msgpack.unpackb(cache.read_bytes(), unicode_errors="surrogateescape")
     entries = _index(path)
@@ -102,7 +105,7 @@ def _index(path: str) -> list[Entry]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = canonical(member.name)
-                # Sparse members are not one piece.
+                # Links have no content of their own. Sparse members are not one piece.
                 is_file = member.isreg() and not member.issparse()
                 if not is_file or any(map(is_leftover, name.split("/"))):
                     continue
@@ -117,7 +120,9 @@ def _index(path: str) -> list[Entry]:
                 members[extension] = (member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path} is no tar, or damaged: {error}{_hint(path)}") from None
+        raise DataError(
+            f"{path} is not a tar, or is damaged: {error}{_hint(path)}"
+        ) from None
     _require_end(path, end)
     return list(samples.items())
 
@@ -138,5 +143,5 @@ def _require_end(path: str, end: int) -> None:
 def _hint(path: str) -> str:
     with contextlib.suppress(OSError), open(path, "rb") as file:
         if file.read(4).startswith(_GZIP):
-            return "; it is compressed, and members of a plain tar alone can be read"
+            return "; it is compressed, and only plain tars can be read at random"
     return ""

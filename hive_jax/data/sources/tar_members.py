@@ -53,6 +53,7 @@ class TarMembers:
                 positions.append((image, members.get(text, (-1, -1))))
                 self.names.append(name)
                 numbers.append(number)
+        # Arrays, for lists of tuples would need ten times the memory.
         self._numbers = np.array(numbers, np.int32)
         self._positions = np.array(positions, np.int64)  # [samples, member, 2]
 
@@ -90,6 +91,8 @@ class TarMembers:
             raise InvalidSample("missing", where, f"has no {kind}")
         require_size(size, where)
         try:
+            # Opened each time: thousands of tars would exceed the limit of open files.
+            # pread has no position, which threads would have to share.
             with open(self._shards[self._numbers[index]], "rb", buffering=0) as file:
                 content = os.pread(file.fileno(), size, offset)
         except OSError as error:

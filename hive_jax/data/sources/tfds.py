@@ -12,7 +12,8 @@ from pathlib import Path
 from hive_jax.data.class_captions import class_caption
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions
-from hive_jax.data.sources.image_text import class_name, require_text
+from hive_jax.data.sources.classes import class_name
+from hive_jax.data.sources.image_text import require_text
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import require_regular
@@ -68,6 +69,7 @@ class TfdsSource:
         class_names = getattr(kind, "names", None)
         self._has_classes = class_names is not None
         self.classes = tuple(class_names or ())
+        # Images stay files, which the run decodes as its preprocessing says.
         decoders = tfds.decode.SkipDecoding()
         for key in reversed(self._image):
             decoders = {key: decoders}
@@ -79,16 +81,19 @@ class TfdsSource:
                 f"{name} is {builder.info.file_format.value}; expected array_record: "
                 f"prepare it with {PREPARE}"
             ) from None
-        except Exception as error:  # noqa: BLE001 (of any type, by the split's syntax)
+        except Exception as error:
+            # TFDS's parser of splits raises ValueError, KeyError and AssertionError, the
+            # readers of shards errors of their own.
             known = ", ".join(builder.info.splits)
             raise DataError(
                 f"{name}, split {split}: {error}; its splits are {known}"
-            ) from None
+            ) from error
         if not count:
             raise DataError(f"{name}, split {split}: it has no samples")
         about = (
             *(builder.info.full_name, split, count),
             *(self._image, self._text, class_names),
+            # Of the splits that are named, as in "train[:10%]+test"; others may change.
             [
                 (part, info.shard_lengths, info.num_bytes)
                 for part, info in builder.info.splits.items()
@@ -105,8 +110,9 @@ class TfdsSource:
         where = self.describe(index)
         try:
             record = self._records[index]
-        except Exception as error:  # noqa: BLE001 (of any type, by what is damaged)
-            raise InvalidSample("damaged", where, str(error)) from None
+        except Exception as error:
+            # The record reader, protobuf and each feature's decoder have their own types.
+            raise InvalidSample("damaged", where, str(error) or repr(error)) from error
         text = require_text(self._text_of(record), where)
         image = _lookup(record, self._image) if self._with_image else None
         if not self._has_classes:
@@ -114,7 +120,7 @@ class TfdsSource:
         return Sample(image, (Segment(class_caption(text) + "\n"),), label=text)
 
     def image_name(self, index: int) -> None:
-        """None: a record has all that is said of its image."""
+        """None: records do not name their images; see DataSource."""
 
     def describe(self, index: int) -> str:
         return f"{self._name}, {self._split}, record {index}"
@@ -156,6 +162,8 @@ def _usable_features(features, kinds) -> tuple[dict, dict]:
     """The images, and the texts and classes, each as (key, ...) -> feature."""
     images, texts = {}, {}
 
+    # Of a sequence, the first text is one of several captions; a first image or class
+    # would be an arbitrary one.
     def visit(feature, keys: tuple, in_sequence: bool) -> None:
         if isinstance(feature, kinds.FeaturesDict):
             for key, inner in feature.items():
@@ -190,21 +198,24 @@ def _open_builder(tfds, name: str, folder: str):
                 f"out"
             )
     else:
-        path = _newest_version(name, Path(folder or _default_folder()))
+        path = _newest_version(name, Path(folder or default_folder()))
+    # Opening a pipe would wait for its writer.
     for file in path.iterdir():
         if not file.is_dir():
             require_regular(file)
     try:
         builder = tfds.builder_from_directory(str(path))
-        if builder.info.splits:
-            return builder
-        why = f"nothing is prepared in {path}"
-    except Exception as error:  # noqa: BLE001 (of any type, by what is damaged)
-        why = f"{path}: {str(error).splitlines()[0] if str(error) else repr(error)}"
-    raise _missing(name, why)
+    except Exception as error:
+        # Of any type: the files in the folder name classes of features to import.
+        why = str(error).splitlines()[0] if str(error) else repr(error)
+        raise _missing(name, f"{path}: {why}") from error
+    if not builder.info.splits:
+        raise _missing(name, f"nothing is prepared in {path}")
+    return builder
 
 
-def _default_folder() -> str:
+def default_folder() -> str:
+    """Returns the folder in which TFDS looks for datasets."""
     return os.path.expanduser(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
 
 
@@ -238,7 +249,8 @@ def _as_numbers(version: str) -> list[int]:
 
 
 def _missing(name: str, why: str) -> MissingInputError:
+    command = PREPARE.replace("NAME", repr(name))
     return MissingInputError(
-        f"tfds:{name} is not there: {why}. Prepare it with {PREPARE}, or name the "
+        f"tfds:{name} was not found: {why}. Prepare it with {command}, or name the "
         f"folder of a version of it"
     )

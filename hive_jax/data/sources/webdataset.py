@@ -9,8 +9,14 @@ import collections
 import hashlib
 
 from hive_jax.config import nearest
+from hive_jax.data.class_captions import class_caption
 from hive_jax.data.invalid import InvalidSample, format_counts
 from hive_jax.data.sources.base import MalformedRecord, SourceOptions
+from hive_jax.data.sources.classes import (
+    note_on_numbers,
+    require_distinct,
+    sorted_classes,
+)
 from hive_jax.data.sources.conversations import (
     FORMS,
     IMAGE_KEYS,
@@ -19,9 +25,8 @@ from hive_jax.data.sources.conversations import (
 )
 from hive_jax.data.sources.image_text import (
     NO_IMAGE,
-    class_caption,
     require_text,
-    sorted_classes,
+    require_text_or_label,
 )
 from hive_jax.data.sources.tar_index import expand_shards
 from hive_jax.data.sources.tar_members import TarMembers, count_extensions
@@ -49,7 +54,7 @@ class WebDatasetSource:
     Raises:
       MissingInputError: a tar is missing.
       ConfigError: `text` and `label` are both given, or `form` without conversations.
-      DataError: a tar is damaged, or has no such members.
+      DataError: a tar is damaged, or has no such members, or a class in two spellings.
     """
 
     tag_names = ()
@@ -64,8 +69,7 @@ class WebDatasetSource:
         label: str = "",
         form: str = "",
     ):
-        if text and label:
-            raise ConfigError(f"wds:{path}: expected text= or label=, not both")
+        require_text_or_label(path, text, label)
         self._path, self._with_image = path, options.with_image
         shards = expand_shards(path)
         counts = count_extensions(shards)
@@ -85,12 +89,17 @@ class WebDatasetSource:
         elif form:
             raise ConfigError(f"wds:{path}: form={form} is for conversations in json")
         unused = {k: n for k, n in counts.items() if k not in (*images, extension)}
-        note = f"{path}: members not used: {format_counts(unused)}"
-        self.notes = (note,) * bool(unused)
+        # All read now, for the names of the classes are not known otherwise.
         self._labels = []
         if self._is_class:
             self._labels = [self._label(index) for index in range(len(self))]
         self.classes = tuple(sorted_classes(self._labels))
+        require_distinct(path, self.classes)
+        remedy = "write names to the tars, or choose a member of names with label="
+        self.notes = note_on_numbers(path, self.classes, remedy)
+        if unused:
+            self.notes += (f"{path}: members not used: {format_counts(unused)}",)
+        # Names, sizes and positions: to hash the contents, all tars would be read.
         about = repr((self._members.digest(), field, self._form, self.classes))
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()[:16]
 
@@ -123,8 +132,8 @@ class WebDatasetSource:
         images = [extension for extension in _IMAGES if extension in counts]
         if not images:
             raise DataError(
-                f"{self._path} has {_extensions(counts)}; name that of the images, "
-                f"image=EXTENSION, or read texts alone, image=none"
+                f"{self._path} has {_extensions(counts)}; name the one of the "
+                f"images with image=EXTENSION, or read texts alone with image=none"
             )
         return images
 
@@ -138,7 +147,7 @@ class WebDatasetSource:
         if not found and _JSON not in counts:
             raise DataError(
                 f"{self._path} has {_extensions(counts)}; expected txt, cls or json: name "
-                f"that of the texts or classes, text=EXTENSION or label=EXTENSION"
+                f"the one of the texts or classes with text=EXTENSION or label=EXTENSION"
             )
         return found[0] if found else _JSON
 
@@ -156,6 +165,7 @@ class WebDatasetSource:
                 f"config.data.source: form is {self._form!r}; expected one of {FORMS}"
                 + nearest(self._form, FORMS)
             )
+        # Of the first record alone: to read them all would take hours.
         records = ((i, self._json(i)) for i in range(len(self)))
         index, record = next((x for x in records if isinstance(x[1], dict)), (0, {}))
         if not any(key in record for key in TURN_KEYS):

@@ -37,6 +37,8 @@ class ZipStore:
 
     def __init__(self, path: str, folder: str = ""):
         self.path = f"{path}/{folder}" if folder else path
+        # Reads the central directory at the end alone. Threads may share the file: each
+        # open member has a position of its own.
         try:
             self._zip = zipfile.ZipFile(path)
         except _ERRORS as error:
@@ -60,10 +62,12 @@ class ZipStore:
             raise InvalidSample("missing", where, self.explain_missing(name))
         require_size(member.file_size, where)
         if member.compress_type not in _BOUNDED:
-            detail = f"packed by method {member.compress_type}; expected deflate"
+            detail = f"compressed by method {member.compress_type}; expected deflate"
             raise InvalidSample("unreadable", where, detail)
         try:
             with self._zip.open(member) as file:
+                # No more than the directory says, whatever the member unpacks to; one
+                # byte more shows that it lies.
                 content = file.read(member.file_size + 1)
         except (*_ERRORS, zlib.error, RuntimeError, EOFError) as error:
             raise InvalidSample("damaged", where, str(error)) from None
@@ -83,6 +87,7 @@ class ZipStore:
         return f"{os.path.abspath(self.path)}/{canonical(name)}"
 
     def _find(self, name: str) -> zipfile.ZipInfo | None:
+        # The exact name first: two members may differ in their spelling alone.
         return self._members.get(name) or self._by_canonical.get(canonical(name))
 
     @functools.cached_property

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from hive_jax.data.image_io import encode_png
+from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.tabletop.questions import ASKERS, CLAIMS, LETTERS, true_and_false
 from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import Scene, scene
@@ -50,11 +51,12 @@ def write_benchmarks(folder: str, count: int, seed: int, image_size: int = 64) -
       image_size: side of the images in pixels.
 
     Raises:
-      ConfigError: `count` is not 1 or more.
+      ConfigError: `count` is not 1 or more, or another number is out of range.
       OutputError: `folder` is not empty, or cannot be written.
     """
     if count < 1:
         raise ConfigError(f"count is {count}; expected 1 or more")
+    Tabletop("test", seed=seed, image_size=image_size)  # refuses numbers out of range
     root = Path(folder)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise OutputError(f"{folder} is not empty; choose another folder")
@@ -95,6 +97,7 @@ def _write_mme(root: Path, count: int, seed: int, image_size: int) -> None:
             f"{question} Please answer yes or no.\t{answer}\n"
             for question, answer in zip(questions, ("Yes", "No"), strict=True)
         ]
+        # Of MME's pairs either answer comes first.
         if rng.random() < 0.5:
             lines.reverse()
         _write(texts / f"{index:06d}.txt", "".join(lines))
@@ -121,6 +124,7 @@ def _write_okvqa(root: Path, count: int, seed: int, image_size: int) -> None:
     keys = {kind: key for key, kind in _OKVQA_TYPES.items()}
     questions, annotations = [], []
     for index, one, kind, question, rng in _asked(keys, count, seed, _ask):
+        # Other than the id of the image, so that a reader that confuses them fails.
         about = {"image_id": index, "question_id": 10 * index + 5}
         right = question.answer, question.answer
         said = [right] * 3 + [_SYNONYMS.get(question.answer, right)] * 2
@@ -180,6 +184,7 @@ def _description(one: Scene, rng: np.random.Generator) -> str:
 def _save(one: Scene, image_size: int, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = render(one, image_size)
+    # Without chroma subsampling, which blurs the colours that questions ask for.
     Image.fromarray(pixels).save(path, "JPEG", quality=95, subsampling=0)
 
 

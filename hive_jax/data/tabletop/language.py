@@ -74,6 +74,7 @@ def segments(scene: Scene, mode: str) -> tuple[Segment, ...]:
     """
     if mode == "classes":
         return (mark(f"a photo of {article(class_of(scene))}"),)
+    # A stream of its own: the picture of a scene is the same in all modes.
     rng = scene.stream(1)
     if mode == "questions" or mode == "text" and rng.random() < 0.25:
         return dialogue(ask(scene, rng))
@@ -147,6 +148,7 @@ def _where(thing: Thing, rng: np.random.Generator) -> str:
 
 
 def _one(thing: Thing, rates: Rates, rng: np.random.Generator) -> str:
+    # Always named of a single toy, for its class is a material and a shape.
     if rates.material > 0.5:
         rates = dataclasses.replace(rates, material=1.0)
     noun, where = _noun(thing, rates, rng), _where(thing, rng)
@@ -221,6 +223,7 @@ def _listed(
             text = f"{count} objects {stand} {where}: {listed}."
         case 3:
             text = f"there are {count} objects {where}: {listed}."
+    # Toys of one shape are called by it, "two stars", and not objects.
     shapes = [thing.shape for thing in things]
     shape = max(shapes, key=shapes.count)
     if (number := shapes.count(shape)) == len(things):

@@ -74,6 +74,7 @@ class Question:
 
 def questions(scene: Scene) -> list[Question]:
     """Asks one question of every possible kind, in the order of ASKERS."""
+    # A stream of its own: what captions say does not depend on the questions.
     rng = scene.stream(2)
     found = [asker(scene, rng) for asker in ASKERS.values()]
     return [question for question in found if question]
@@ -86,6 +87,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
       scene: the scene.
       rng: chooses the question.
     """
+    # Some kinds do not suit every scene; others, such as counts, suit all.
     kinds = list(ASKERS)
     while True:
         if question := ASKERS[pick(kinds, rng)](scene, rng):
@@ -103,6 +105,7 @@ def _about(scene: Scene, attribute: str, rng: np.random.Generator):
         name = refer(scene, thing, rng, hidden=attribute)
         if name is None:
             continue
+        # A toy alone can be meant without any attribute, which gives nothing away.
         if len(scene.things) == 1 and rng.random() < 0.4:
             name = "the object"
         return thing, name
@@ -151,6 +154,7 @@ def _relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     toys, (first, second) = pair
     found = relations(*toys)
     answer = pick(found, rng)
+    # An open question has one right answer: no toy to the left that is in front as well.
     if len(found) == 1 and _in_line(*toys) and rng.random() < 0.6:
         text = f"where is {first} relative to {second}?"
         return _question("relation", text, answer)
@@ -220,6 +224,7 @@ def claim_presence(scene: Scene, true: bool, rng: np.random.Generator) -> str:
     thing = pick(scene.things, rng)
     looks = thing.colour, thing.shape
     here = {(thing.colour, thing.shape) for thing in scene.things}
+    # Ends soon: three of the 48 combinations at most are there.
     while not true and looks in here:
         looks = pick(COLOURS, rng), pick(SHAPES, rng)
     return f"is there {article(' '.join(looks))}?"
@@ -252,6 +257,7 @@ def _choice(scene: Scene, rng: np.random.Generator) -> Question | None:
     right = getattr(thing, attribute)
     wrong = [value for value in VALUES[attribute] if value != right]
     options = [*rng.permutation(wrong).tolist()[:3], right]
+    # So that each letter is right equally often.
     options = rng.permutation(options).tolist()
     text = pick(_ASKED[attribute], rng).format(name)
     return _question("choice", text, LETTERS[options.index(right)], options)

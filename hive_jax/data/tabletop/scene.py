@@ -173,6 +173,7 @@ def _positions(
     top = np.maximum(1.18 * radii, HORIZON + 0.06 - feet * radii)
     low = np.stack([radii, top], 1) + _EDGE
     high = 1 - _EDGE - np.stack([1.13 * radii, radii], 1)
+    # All in one array operation, which costs little more than a single try.
     tries = low + rng.random((1 if count == 1 else 32, count, 2)) * (high - low)
     fits = np.ones(len(tries), bool)
     for i in range(count):

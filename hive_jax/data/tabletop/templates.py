@@ -113,6 +113,7 @@ def refer(
     ]
     if not unique:
         return None
+    # Mostly the most natural one; the others for variety.
     names = unique[0]
     if rng.random() < 0.3:
         names = pick(unique, rng)

@@ -86,10 +86,9 @@ class Examples(Sequence):
         missing = [name for name in names if not store.has(name)]
         if missing:
             raise MissingInputError(
-                f"{path}: of {len(names)} questions with an image, {len(missing)} have "
-                f"none in {store.path}; the first: {missing[0]}: "
-                f"{store.explain_missing(missing[0])}. Scores over a part compare "
-                f"with nothing; add the images"
+                f"{path}: {len(missing)} of {len(names)} images are not in {store.path}; "
+                f"the first: {missing[0]}: {store.explain_missing(missing[0])}. Add "
+                "them: scores over a subset are not comparable"
             )
         # JSON can encode lone surrogates, which plain UTF-8 refuses.
         content = repr(self._examples).encode("utf-8", "surrogatepass")

@@ -53,9 +53,7 @@ def text(record: dict, key: str, where: str) -> str:
     """Returns the text of a required key.
 
     Args:
-      record: JSON object.
-      key: name of the field.
-      where: location of the record, for the error message.
+      record, key, where: as for `field`.
 
     Raises:
       DataError: the key is missing, is not text, or is blank.
@@ -70,9 +68,7 @@ def identity(record: dict, key: str, where: str) -> str:
     """Returns an id as text; the file may have it as an integer or as text.
 
     Args:
-      record: JSON object.
-      key: name of the field.
-      where: location of the record, for the error message.
+      record, key, where: as for `field`.
 
     Raises:
       DataError: the key is missing, or is neither an integer nor text.
@@ -85,9 +81,7 @@ def texts(record: dict, key: str, where: str) -> tuple[str, ...]:
     """Returns the list of strings of a required key.
 
     Args:
-      record: JSON object.
-      key: name of the field.
-      where: location of the record, for the error message.
+      record, key, where: as for `field`.
 
     Raises:
       DataError: the key is missing, or is not a list of strings.

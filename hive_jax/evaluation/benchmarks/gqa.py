@@ -61,8 +61,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     """
     parsed = tuple(_bare(prediction.strip()) for prediction in predictions)
     correct = tuple(
-        float(said == _bare(example.answers[0]))
-        for example, said in zip(examples, parsed, strict=True)
+        float(answer == _bare(example.answers[0]))
+        for example, answer in zip(examples, parsed, strict=True)
     )
     official = [
         prediction.strip().rstrip(".").lower() == example.answers[0].lower()
@@ -80,15 +80,15 @@ def _bare(text: str) -> str:
 
 
 def _from_parquet(root: Path) -> Examples:
-    asked = files.Table(root, "testdev_balanced_instructions", "testdev", images="")
-    shown = files.Table(root, "testdev_balanced_images", "testdev")
-    images = {row["id"]: image for _, image, row in shown.rows("id")}
+    questions = files.Table(root, "testdev_balanced_instructions", "testdev", images="")
+    photos = files.Table(root, "testdev_balanced_images", "testdev")
+    images = {row["id"]: image for _, image, row in photos.rows("id")}
     examples = []
-    for where, _, row in asked.rows(*_COLUMNS, also="types"):
+    for where, _, row in questions.rows(*_COLUMNS, also="types"):
         name = files.text(row, "imageId", where)
         image = images.get(name, f"image {name}")
         examples.append(_example(files.text(row, "id", where), row, image, where))
-    return Examples(str(root), examples, shown)
+    return Examples(str(root), examples, photos)
 
 
 def _example(name: str, record: dict, image: str, where: str) -> Example:

@@ -44,11 +44,11 @@ def read(folder: str) -> Examples:
     if files.has_parquet(root):
         table = files.Table(root, "", "test")
         rows = table.rows("question_id", "question", "answer", "category")
-        found = [
+        questions = [
             (where, *(files.text(row, key, where) for key in row), image)
             for where, image, row in rows
         ]
-        return _examples(folder, found, table)
+        return _examples(folder, questions, table)
     categories = [c for c in (*PERCEPTION, *COGNITION) if (root / c).is_dir()]
     if not categories:
         raise MissingInputError(
@@ -56,8 +56,8 @@ def read(folder: str) -> Examples:
             f"{', '.join(COGNITION)}"
         )
     store = FolderStore(folder)
-    found = [line for c in categories for line in _lines_of(root, c, store)]
-    return _examples(folder, found, store)
+    questions = [line for c in categories for line in _lines_of(root, c, store)]
+    return _examples(folder, questions, store)
 
 
 def parse(prediction: str) -> str:
@@ -65,10 +65,10 @@ def parse(prediction: str) -> str:
 
     Accepts a single letter, or "yes" or "no" within the first four characters.
     """
-    said = prediction.lower().strip().replace(".", "")
-    if len(said) == 1:
-        return {"y": "yes", "n": "no"}.get(said, "other")
-    return next((word for word in ("yes", "no") if word in said[:4]), "other")
+    text = prediction.lower().strip().replace(".", "")
+    if len(text) == 1:
+        return {"y": "yes", "n": "no"}.get(text, "other")
+    return next((word for word in ("yes", "no") if word in text[:4]), "other")
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
@@ -87,8 +87,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     """
     parsed = tuple(map(parse, predictions))
     correct = tuple(
-        float(said == example.answers[0])
-        for example, said in zip(examples, parsed, strict=True)
+        float(answer == example.answers[0])
+        for example, answer in zip(examples, parsed, strict=True)
     )
     images = {}
     for example, value in zip(examples, correct, strict=True):
@@ -107,10 +107,19 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     return Scores(totals, counts, parts, parsed, correct)
 
 
+def image_points(pair: Sequence[float]) -> float:
+    """Returns acc + acc+ of one image, at most 200.
+
+    Args:
+      pair: scores of its two questions, 0 or 1 each.
+    """
+    # A correct question is half of acc.
+    return 50 * sum(pair) + 100 * all(pair)
+
+
 def _points(pairs: list[list[float]]) -> dict[str, float]:
     """Scores a category from the (0 or 1, 0 or 1) of each image's two questions."""
-    # acc + acc+ of one image: a correct question is half of acc (50 points).
-    points = [50 * sum(pair) + 100 * all(pair) for pair in pairs]
+    points = [image_points(pair) for pair in pairs]
     return {
         "score": sum(points) / len(points),
         "acc": percent([value for pair in pairs for value in pair]),
@@ -132,6 +141,8 @@ def _lines_of(root: Path, category: str, store: FolderStore):
         image = f"{images}/{image_names.get(stem, stem + '.jpg')}"
         group = f"{category}/{image.rpartition('/')[2]}"
         for number, line in enumerate(content.strip().split("\n"), 1):
+            if not line.strip():
+                continue
             where = f"{root / texts / name}, line {number}"
             question, tab, answer = line.partition("\t")
             if not tab or not question.strip():
@@ -152,10 +163,10 @@ def _image_names(folder: Path) -> dict[str, str]:
     return names
 
 
-def _examples(folder: str, found, store) -> Examples:
+def _examples(folder: str, questions, store) -> Examples:
     number = collections.Counter()
     examples = []
-    for where, group, question, answer, category, image in found:
+    for where, group, question, answer, category, image in questions:
         if category not in PERCEPTION + COGNITION:
             raise DataError(
                 f"{where}: category is {category!r}; expected one of "

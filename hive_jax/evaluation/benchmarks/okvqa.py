@@ -90,15 +90,17 @@ def _listed(whole, key: str, path: Path | str):
 
 def _annotations(path: Path) -> dict[int, tuple[tuple[str, ...], tuple[str, ...]]]:
     """Reads question_id -> (ten answers, (name of the question type,))."""
-    whole, found = read_json(path), {}
+    whole, annotated = read_json(path), {}
     for where, record in _listed(whole, "annotations", path):
-        said = _listed(record, "answers", where)
-        answers = tuple(files.field(one, "answer", str, place) for place, one in said)
+        answers = tuple(
+            files.field(answer, "answer", str, location)
+            for location, answer in _listed(record, "answers", where)
+        )
         kind = files.field(record, "question_type", str, where)
         kinds = files.field(whole, "question_types", dict, str(path))
         number = files.field(record, "question_id", int, where)
-        found[number] = of_ten(answers, where), (str(kinds.get(kind, kind)),)
-    return found
+        annotated[number] = of_ten(answers, where), (str(kinds.get(kind, kind)),)
+    return annotated
 
 
 def _from_parquet(root: Path) -> Examples:

@@ -60,10 +60,10 @@ def parse(prediction: str) -> str:
     Accepts a single character in either case ("B", "b"), or an upper-case letter and a
     period at the start ("B. yes", but not "b. yes"). Returns "" for anything else.
     """
-    said = prediction.strip()
-    if len(said) == 1:
-        return said.upper()
-    return said[0] if len(said) > 1 and said[0].isupper() and said[1] == "." else ""
+    text = prediction.strip()
+    if len(text) == 1:
+        return text.upper()
+    return text[0] if len(text) > 1 and text[0].isupper() and text[1] == "." else ""
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
@@ -78,8 +78,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     """
     parsed = tuple(map(parse, predictions))
     correct = tuple(
-        float(said == example.answers[0])
-        for example, said in zip(examples, parsed, strict=True)
+        float(answer == example.answers[0])
+        for example, answer in zip(examples, parsed, strict=True)
     )
     pairs = zip(examples, correct, strict=True)
     with_image = [value for example, value in pairs if example.image is not None]

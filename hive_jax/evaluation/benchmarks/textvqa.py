@@ -54,8 +54,8 @@ def score(examples: Sequence[Example], predictions: Sequence[str]) -> Scores:
     """
     parsed = tuple(map(normalised, predictions))
     correct = tuple(
-        agreement(said, list(map(normalised, example.answers)))
-        for example, said in zip(examples, parsed, strict=True)
+        agreement(answer, list(map(normalised, example.answers)))
+        for example, answer in zip(examples, parsed, strict=True)
     )
     totals, counts = {"exact_match": percent(correct)}, {"exact_match": len(examples)}
     return Scores(totals, counts, {}, parsed, correct)

@@ -34,14 +34,16 @@ _CONTRACTED = {
 
 def _misspelt() -> dict[str, str]:
     """Maps each contraction with one apostrophe left out to its correct spelling."""
-    right = [w + end for end, words in _CONTRACTED.items() for w in words.split()]
-    found = {
+    contractions = [
+        w + end for end, words in _CONTRACTED.items() for w in words.split()
+    ]
+    misspelt = {
         word[:i] + word[i + 1 :]: word
-        for word in right
+        for word in contractions
         for i, letter in enumerate(word)
         if letter == "'"
     }
-    return found | {"somebody'd": "somebodyd"}  # reversed in the server's table
+    return misspelt | {"somebody'd": "somebodyd"}  # reversed in the server's table
 
 
 _MISSPELT = _misspelt()
@@ -98,6 +100,6 @@ def of_ten(answers: tuple[str, ...], where: str) -> tuple[str, ...]:
         empty = sum(not answer.strip() for answer in answers)
         raise DataError(
             f"{where} has {len(answers)} answers, {empty} of them empty; expected "
-            f"{PEOPLE}, of as many people"
+            f"{PEOPLE}, one of each annotator"
         )
     return answers

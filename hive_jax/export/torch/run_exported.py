@@ -148,8 +148,9 @@ def run_processors(
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=request["remote_code"]
         )
-        tokens = dict(tokenizer(request["text"], return_tensors="pt", **options))
-        outputs["tokenizer"] = tokens["input_ids"][0]
+        for name, text in request["texts"].items():
+            tokens = dict(tokenizer(text, return_tensors="pt", **options))
+            outputs[name] = tokens["input_ids"][0]
         batch |= tokens
     if "chat template" in request["processors"]:
         processor = transformers.AutoProcessor.from_pretrained(folder)

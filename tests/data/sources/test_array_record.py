@@ -12,7 +12,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from helpers.llava_sets import encoded, photograph, record, text_record, write_set
+from helpers.llava_sets import write_damaged_set
 
 from hive_jax import prepare_data
 from hive_jax.config import DataConfig
@@ -38,13 +38,7 @@ SHARD = {"file": "a", "records": 1, "bytes": 1, "sha256": ""}
 def source(tmp_path_factory):
     """A set with three bad samples and one of text alone."""
     folder = tmp_path_factory.mktemp("set")
-    files = {record(i)["image"]: encoded(photograph(i)) for i in range(COUNT)}
-    records = [record(i) for i in range(COUNT)]
-    records[5] = text_record(5)
-    records[6]["conversations"] = []
-    files[record(8)["image"]] = b"<html>"
-    files.pop(record(9)["image"])
-    return write_set(folder, files, records)["zip"]
+    return write_damaged_set(folder, COUNT)["zip"]
 
 
 def samples(text: str, size=16, preprocessing="hf_bicubic") -> list:
@@ -139,7 +133,7 @@ def test_a_folder_holds_one_set(source, tmp_path, capsys):
         (out / name).write_text("{}")
     assert prepare(source, out) == 0 and content(out) == whole
     (out / "manifest.json").unlink()
-    with pytest.raises(MissingInputError, match="that is complete"):
+    with pytest.raises(MissingInputError, match="expected a complete folder"):
         samples(f"prepared:{out}")
 
 
@@ -161,6 +155,7 @@ def test_a_shard_is_written_again_if_it_is_not_known_to_be_whole(source, tmp_pat
     (out / "manifest.json").unlink()
     (out / "plan.json").write_text(json.dumps({key: manifest[key] for key in keys}))
     for number, shard in enumerate(manifest["shards"]):
+        shard["images"] = [None] * shard["records"]
         (out / f"data-0000{number}.json").write_text(json.dumps(shard))
     (out / "data-00001.json").write_text('{"file": "da')
     (out / "data-00002.array_record").unlink()
@@ -252,7 +247,7 @@ def test_few_samples_are_read_ahead():
 )
 def test_a_manifest_of_others(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(DataError, match="is not one of|expected an object"):
+    with pytest.raises(DataError, match="was not written by|expected an object"):
         samples(f"prepared:{tmp_path}")
 
 

@@ -7,18 +7,13 @@ from pathlib import Path
 
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
-from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.catalog import CATALOG
-from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, MissingInputError
 
 CLASSES = ["hot_dog", "pizza"]
 IMAGES = [encoded(photograph(number)) for number in range(6)]
-
-
-def opened(text: str, **how):
-    return whole_source(text, SourceOptions(16, "hf_bicubic", **how))
 
 
 def needs(package: str):
@@ -127,3 +122,12 @@ def test_what_only_hugging_face_has_needs_a_folder():
         MissingInputError, match="--local-dir DIR, as in caltech256:DIR"
     ):
         opened("caltech256")
+
+
+def test_what_tfds_does_not_have_says_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(
+        MissingInputError, match=r"hf download uoft-cs/cifar10"
+    ) as error:
+        opened("cifar10:")
+    assert "or, with tensorflow installed: tfds.builder('cifar10'" in str(error.value)

@@ -82,7 +82,7 @@ def test_what_is_left_out_is_counted_and_lost_classes_are_named(tmp_path, capsys
     for part in ("7 files left out: 3 JPEG 2000", "1 .csv", "1 without suffix"):
         assert part in printed
     assert "1 unsafe path, 1 image outside of the class folders" in printed
-    assert "folders without an image, no classes: empty, scan" in printed
+    assert "folders without an image, which are not classes: empty, scan" in printed
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,10 @@ def test_what_is_left_out_is_counted_and_lost_classes_are_named(tmp_path, capsys
         (("Training", "Testing", "extra"), "Training"),
         (("train2017", "val2017"), "train2017"),
         (("val",), "val"),
+        (("unlabeled", "train"), "train"),
+        (("extra", "training_set", "sketches"), "training_set"),
+        (("sketches", "train"), "train"),
+        (("sketches", "test_images"), "test_images"),
     ],
 )
 def test_a_folder_of_splits_is_refused(tmp_path, names, remedy):
@@ -106,6 +110,34 @@ def test_a_folder_of_splits_is_refused(tmp_path, names, remedy):
 def test_a_train_may_be_a_class(tmp_path):
     write(tmp_path, train__0=JPEG, bus__0=JPEG)
     assert opened(tmp_path).classes == ("bus", "train")
+    write(tmp_path, unlabelled2017__0=JPEG)
+    with pytest.raises(DataError, match="splits train, unlabelled2017 in place of"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [("Cat", "cat"), ("cat", "cat "), ("hot_dog", "hot dog")]
+)
+def test_a_class_in_two_spellings_is_refused(tmp_path, names):
+    for name in (*names, "pizza"):
+        put(tmp_path, f"{name}/0.jpg")
+    first, second = sorted(names)
+    said = f"classes '{first}' and '{second}', which differ in case, spaces or under"
+    with pytest.raises(DataError, match=said):
+        opened(tmp_path)
+    (tmp_path / names[0]).rename(tmp_path / "bird")
+    assert len(opened(tmp_path)) == 3
+
+
+def test_letters_and_numbers_are_classes(tmp_path):
+    write(tmp_path, A__0=JPEG, a__0=PNG)
+    source = opened(tmp_path)
+    assert source.classes == ("A", "a") and source.notes == ()
+    write(tmp_path / "digits", **{"0__0": JPEG, "11__0": JPEG})
+    (note,) = opened(tmp_path / "digits").notes
+    assert (
+        "the numbers 0 to 11, and captions and prompts are as 'a photo of a 0'" in note
+    )
 
 
 def test_folders_without_classes_say_what_they_have(tmp_path):

@@ -94,7 +94,10 @@ TEXT = [{"from": "human", "value": "What is it?"}, TURNS[1]]
         ({"video": "1.mp4", "conversations": TEXT}, "has no image, but video"),
         ({"images": ["a", "b"], "messages": TEXT}, "has 2 images; expected one"),
         ({"images": ["a"], "image": "b", "messages": TEXT}, "in image and images"),
-        ({"image": "b.jpg", "messages": INLINE}, "other images in image and content"),
+        (
+            {"image": "b.jpg", "messages": INLINE},
+            "different images in image and content",
+        ),
         ({"messages": MESSAGES, "conversations": TURNS}, "conversations and messages"),
         ({"conversations": [TURNS[0] | {"role": "user"}]}, "turn 0 has from and role"),
         (
@@ -110,10 +113,10 @@ TEXT = [{"from": "human", "value": "What is it?"}, TURNS[1]]
             "turn 0: value is missing",
         ),
         ({"messages": [{"role": "tool", "content": "a"}]}, "turn 0 is from 'tool'"),
-        ({"image": {"bytes": "aGk="}, "messages": TEXT}, "image is a dict"),
-        ({"image": 1.5, "messages": TEXT}, "image is a float"),
+        ({"image": {"bytes": "aGk="}, "messages": TEXT}, "image is of type dict"),
+        ({"image": 1.5, "messages": TEXT}, "image is of type float"),
         ({"image": "/9j/" * 300, "messages": TEXT}, "image has 1,200 characters"),
-        ([], "is a list; expected an object"),
+        ([], "is of type list; expected an object"),
     ],
 )
 @pytest.mark.parametrize("form", ["plain", "chat"])

@@ -8,10 +8,9 @@ import sys
 
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 if importlib.util.find_spec("datasets") is None:
@@ -22,10 +21,6 @@ IMAGES = [encoded(photograph(i)) for i in range(COUNT)]
 
 
 parquet = pytest.importorskip("pyarrow.parquet")
-
-
-def opened(text: str):
-    return whole_source(text, SourceOptions(16, "hf_bicubic"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,9 +160,18 @@ def test_image_folders_of_the_hub(tmp_path):
         ),
         ("{0},config=en", DataError, "'en' not found. Available.*check config=en"),
         ("{0},image=photo,label=class,form=chat", ConfigError, "for conversations"),
+        (
+            "{0},image=photo,text=caption,label=class",
+            ConfigError,
+            "expected one of them",
+        ),
         ("{0},image=images,form=caht", ConfigError, "did you mean 'chat'"),
-        ("{0}/data/test-00000-of-00001.parquet", DataError, "is a file; .*table: and"),
-        ("{0}/missing", MissingInputError, "missing: no such folder, and no hub id"),
+        (
+            "{0}/data/test-00000-of-00001.parquet",
+            DataError,
+            "is a file; .*Use table: or",
+        ),
+        ("{0}/missing", MissingInputError, "missing: no such folder, and not a hub id"),
     ],
 )
 def test_what_is_not_there_is_named(folder, text, error, message):
@@ -220,4 +224,4 @@ def test_the_cache_of_the_hub_without_a_network(tmp_path, folder):
     )
     *found, error = map(json.loads, done.stdout.splitlines())
     assert found == [[COUNT, len(IMAGES[2])]] * 2
-    assert "hf:acme/huge is no folder here, and as a hub id it could not be" in error
+    assert "hf:acme/huge is not a folder here, and could not be downloaded" in error

@@ -181,7 +181,7 @@ def test_a_zip_of_the_future(archive):
     newer = bytearray(content)
     newer[central + 10] = 98  # the method
     archive.write_bytes(newer)
-    with pytest.raises(InvalidSample, match="packed by method 98") as caught:
+    with pytest.raises(InvalidSample, match="compressed by method 98") as caught:
         open_store(str(archive), "images").read("a.jpg")
     assert caught.value.reason == "unreadable"
 

@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import SourceOptions
@@ -16,10 +17,6 @@ from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 IMAGES = {f"{name}/{i}.jpg": encoded(photograph(i)) for i, name in enumerate("ab" * 3)}
-
-
-def opened(text: str):
-    return whole_source(text, SourceOptions(16, "hf_bicubic"))
 
 
 def bad(source, index: int) -> InvalidSample:
@@ -77,7 +74,7 @@ def test_any_delimiter_and_suffix(tmp_path, archive, delimiter, suffix):
 def test_files_that_are_no_tables_are_named(tmp_path, archive):
     for content, kind in (
         (b"PK\3\4" + bytes(99), "an Excel workbook: save the table as CSV"),
-        (b'[{"image": "a.jpg"}]', "JSON; llava: reads conversations"),
+        (b'[{"image": "a.jpg"}]', "JSON: use llava: for conversations"),
         ("image,text\n".encode("utf-16"), "is UTF-16; expected UTF-8"),
         ("image,text\n".encode("latin-1") + b"\xe9", "not CSV in UTF-8"),
         (gzip.compress(b"image,text\n", mtime=0), "is compressed with gzip: unpack it"),
@@ -108,8 +105,11 @@ def test_rows_of_csv_that_are_not_like_the_header(tmp_path, archive):
     assert "line 4 has more fields than the header" in bad(source, 1).detail
     assert source[2].segments[0].text == long + "\n"
     for text, said in (
-        ('image,text\na/0.jpg,"a" b\n', "line 2: not CSV.*quotes twice"),
-        ('image,text\na/0.jpg,a\nb/1.jpg,"a\n\n', "not CSV: unexpected end"),
+        ('image,text\na/0.jpg,"a" b\n', "line 2: not CSV.*twice, in quotes"),
+        (
+            'image,text\na/0.jpg,a\nb/1.jpg,"a\n\n',
+            "lines 3 to 4: not CSV: unexpected end",
+        ),
         (f"image,text\na/0.jpg,{long}{long}\n", "line 2: not CSV: field larger"),
         ('image,"text\n', "not CSV"),
     ):
@@ -269,13 +269,61 @@ def test_parquet_without_names_of_classes(tmp_path):
     assert source[6].segments[0].text == "a photo of a hot dog\n"
     assert source[6].image == source[0].image
     source = opened(f"table:{tmp_path},text=label")
-    assert "label is a int; expected text" in bad(source, 0).detail
+    assert "label is of type int; expected text" in bad(source, 0).detail
     assert source[6].segments[0].text == "hot_dog\n"
 
 
-def test_a_quote_that_is_left_open_in_tsv_does_not_join_rows(tmp_path, archive):
-    path = tmp_path / "table.tsv"
-    path.write_text('image\ttext\na/0.jpg\t"open\nb/1.jpg\tb"\na/2.jpg\t"two\nlines"\n')
+@pytest.mark.parametrize(
+    ("lines", "line", "swallowed"),
+    [
+        (['a/0.jpg,"open', 'b/1.jpg,b"', "a/2.jpg,a"], "2", "b/1.jpg,b"),
+        (
+            ["a/0.jpg,a", "", 'b/1.jpg,"open', "a/2.jpg,a", 'b/3.jpg,b"'],
+            "4",
+            "a/2.jpg,a",
+        ),
+        (['"a/0.jpg,open', 'b/1.jpg",b'], "2", "a/0.jpg,open"),
+        (['a/0.jpg,"two', 'lines"', 'a/2.jpg,"open', 'B/3.JPG,b"'], "4", "B/3.JPG,b"),
+        (['a/0.jpg\t"open', 'b/1.jpg\tb"'], "2", r"b/1.jpg\\tb"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quote_that_is_left_open_joins_no_rows(
+    tmp_path, archive, lines, line, swallowed, end
+):
+    path = tmp_path / "table.csv"
+    header = "image\ttext" if "\t" in lines[0] else "image,text"
+    path.write_text(end.join([header, *lines]), newline="")
+    said = f"line {line}: the field in quotes .* rows of the table in it: '{swallowed}'"
+    with pytest.raises(DataError, match=said):
+        opened(f"table:{path},images={archive}")
+
+
+def test_a_quote_that_is_left_open_among_texts_alone(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('id,text\n17,"open\n18,b"\n')
+    with pytest.raises(DataError, match="line 2: the field in quotes that begins here"):
+        opened(f"table:{path},image=none")
+
+
+def test_captions_may_have_several_lines(tmp_path, archive):
+    path = tmp_path / "table.csv"
+    caption = "A dog, and\na cat, 10,000 of them.\n\nSee a.jpg, or b"
+    path.write_text(f'image,text\na/0.jpg,"{caption}"\nb/1.jpg,"two\nlines"\n')
+    for options in (f"images={archive}", "image=none"):
+        source = opened(f"table:{path},{options}")
+        got = [source[i].segments[0].text for i in range(len(source))]
+        assert got == [f"{caption}\n", "two\nlines\n"]
+    path.write_text('image\ttext\na/0.jpg\t"two, 2,\nlines"\n')
     source = opened(f"table:{path},images={archive}")
-    assert "line 3 ends a field of 2 lines with tabs" in bad(source, 0).detail
-    assert source[1].segments[0].text == "two\nlines\n"
+    assert source[0].segments[0].text == "two, 2,\nlines\n"
+
+
+def test_a_class_of_csv_in_two_spellings(tmp_path, archive):
+    path = tmp_path / "labels.csv"
+    path.write_text("image,label\na/0.jpg,Cat\na/2.jpg,cat \n")
+    with pytest.raises(DataError, match="classes 'Cat' and 'cat', which differ"):
+        opened(f"table:{path},images={archive}")
+    path.write_text("image,label\na/0.jpg,0\na/2.jpg,1\n")
+    (note,) = opened(f"table:{path},images={archive}").notes
+    assert "the numbers 0 to 1" in note and "a column of names with label=" in note

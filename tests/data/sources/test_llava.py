@@ -5,51 +5,27 @@ import json
 
 import pytest
 from helpers.llava_sets import (
+    COUNT,
     encoded,
     photograph,
     record,
     text_record,
-    write_parquet,
     write_set,
 )
+from helpers.sources import opened_split
 
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import (
-    SourceOptions,
-    largest_remainder,
-    normalize_weights,
-)
+from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.llava import open_llava
 from hive_jax.data.sources.registry import make_source
 from hive_jax.data.types import Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
-COUNT = 10
 FORMS = ["folder", "lines", "zip", "parquet"]
+
+
 HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
-
-
-@pytest.fixture(scope="module")
-def files():
-    return {record(i)["image"]: encoded(photograph(i)) for i in range(COUNT)}
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory, files):
-    folder = tmp_path_factory.mktemp("llava")
-    records = [record(i) for i in range(COUNT)]
-    records[7] = text_record(7)
-    written = write_set(folder, files, records)
-    if HAS_PYARROW:
-        written["parquet"] = write_parquet(folder, files, records)
-    return written
-
-
-def opened(source, split="train", **changes):
-    data = DataConfig(source=source, validation_size=2)
-    data = DataConfig(**{**vars(data), **changes})
-    return make_source(data, split, image_size=16, with_image=True)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -57,8 +33,8 @@ def test_every_form_has_each_sample_once_and_the_same(sources, files, form):
     if form == "parquet" and not HAS_PYARROW:
         pytest.skip("needs pyarrow")
     train, train_validation_split = (
-        opened(sources[form]),
-        opened(sources[form], "validation"),
+        opened_split(sources[form]),
+        opened_split(sources[form], "validation"),
     )
     assert (len(train), len(train_validation_split)) == (8, 2)
     samples = [s[i] for s in (train_validation_split, train) for i in range(len(s))]
@@ -73,11 +49,11 @@ def test_every_form_has_each_sample_once_and_the_same(sources, files, form):
 
 
 def test_the_fingerprint_is_of_what_is_read(sources):
-    one = opened(sources["folder"]).fingerprint
-    assert opened(sources["zip"]).fingerprint == one
-    assert opened(sources["lines"]).fingerprint == one
-    assert opened(sources["zip"] + ",form=chat").fingerprint != one
-    assert opened(sources["zip"], validation_size=3).fingerprint != one
+    one = opened_split(sources["folder"]).fingerprint
+    assert opened_split(sources["zip"]).fingerprint == one
+    assert opened_split(sources["lines"]).fingerprint == one
+    assert opened_split(sources["zip"] + ",form=chat").fingerprint != one
+    assert opened_split(sources["zip"], validation_size=3).fingerprint != one
 
 
 def chat(tmp_path, turns, image="0/0.jpg", form="chat"):
@@ -87,7 +63,7 @@ def chat(tmp_path, turns, image="0/0.jpg", form="chat"):
     records = [record(1), text_record(2), last]
     files = {name: encoded(photograph(0)) for name in ("0/0.jpg", "1/1.jpg")}
     sources = write_set(tmp_path, files, records)
-    return opened(f"{sources['zip']},form={form}")[0]
+    return opened_split(f"{sources['zip']},form={form}")[0]
 
 
 def test_conversations_are_learnt_where_the_assistant_speaks(tmp_path):
@@ -128,20 +104,28 @@ def test_text_without_an_image_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "form", "said"),
     [
-        ({"image": 3}, "plain", "image is a int"),
-        ({"image": True}, "plain", "image is a bool"),
+        ({"image": 3}, "plain", "image is of type int"),
+        ({"image": True}, "plain", "image is of type bool"),
         ({"image": ["a.jpg", "b.jpg"]}, "plain", "has 2 images"),
         ({"conversations": []}, "plain", "conversations is missing"),
-        ({"conversations": "hi"}, "plain", "conversations is a str; expected a list"),
+        (
+            {"conversations": "hi"},
+            "plain",
+            "conversations is of type str; expected a list",
+        ),
         ({"conversations": None}, "plain", "conversations is missing"),
         ({"conversations": [{"from": "gpt", "value": " "}]}, "plain", "no text from"),
-        ({"conversations": [{"from": "gpt", "value": 3}]}, "plain", "value is a int"),
+        (
+            {"conversations": [{"from": "gpt", "value": 3}]},
+            "plain",
+            "value is of type int",
+        ),
         ({"conversations": [{"from": "bard", "value": ""}]}, "plain", "'bard'"),
-        ({"conversations": ["hello"]}, "plain", "turn 0 is a str"),
+        ({"conversations": ["hello"]}, "plain", "turn 0 is of type str"),
         (
             {"conversations": [{"from": "gpt", "value": "a \ud800"}]},
             "plain",
-            "turn 0: value has half of a character",
+            "turn 0: value has a lone surrogate",
         ),
         ({"image": None}, "chat", "no image, and <image> 1 times"),
         (
@@ -155,7 +139,7 @@ def test_text_without_an_image_is_kept(tmp_path):
 def test_records_that_say_nothing_are_bad_samples(tmp_path, files, changes, form, said):
     records = [record(i) for i in range(3)] + [record(3, **changes)]
     source = write_set(tmp_path, files, records)["folder"]
-    train = opened(f"{source},form={form}", max_bad_fraction=1.0)
+    train = opened_split(f"{source},form={form}", max_bad_fraction=1.0)
     with pytest.raises(InvalidSample, match=rf"chat\.json, record 3.*{said}") as caught:
         train[1]
     assert caught.value.reason == "record"
@@ -164,7 +148,7 @@ def test_records_that_say_nothing_are_bad_samples(tmp_path, files, changes, form
 
 def test_a_list_with_one_image_is_that_image(tmp_path, files):
     records = [record(i, image=[record(i)["image"]]) for i in range(3)]
-    assert opened(write_set(tmp_path, files, records)["zip"])[0].image
+    assert opened_split(write_set(tmp_path, files, records)["zip"])[0].image
 
 
 def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
@@ -178,7 +162,7 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
     lines[1] = json.dumps(record(1, conversations=turns), ensure_ascii=False)
     content = "\ufeff" + "\n\n".join(lines[:4]) + "\r\n\r\n" + lines[4]
     path.write_bytes(content.encode("utf-8"))
-    train = opened(source, max_bad_fraction=1.0)
+    train = opened_split(source, max_bad_fraction=1.0)
     for index, said in ((1, "line 7 is not JSON"), (2, "line 9 is nested too deeply")):
         with pytest.raises(InvalidSample, match=said):
             train[index]
@@ -204,32 +188,34 @@ def test_lines_that_are_no_json_are_bad_samples(tmp_path, files):
 def test_files_that_are_no_set(tmp_path, content, said):
     (tmp_path / "chat.json").write_bytes(content)
     with pytest.raises(DataError, match=said):
-        opened(f"llava:{tmp_path}/chat.json,images={tmp_path}")
+        opened_split(f"llava:{tmp_path}/chat.json,images={tmp_path}")
 
 
 def test_a_set_that_is_smaller_than_its_validation_split(tmp_path):
     (tmp_path / "chat.json").write_text(json.dumps([text_record(0)]))
     with pytest.raises(DataError, match="1 samples; expected more than the 2 that"):
-        opened(f"llava:{tmp_path}/chat.json")
+        opened_split(f"llava:{tmp_path}/chat.json")
 
 
 def test_missing_inputs_are_named(tmp_path, files, sources):
     with pytest.raises(MissingInputError, match=r"no\.json: no such file"):
-        opened("llava:no.json,images=.")
+        opened_split("llava:no.json,images=.")
     with pytest.raises(MissingInputError, match="images=nowhere: no such"):
-        opened(sources["folder"].replace("images=", "images=nowhere#").split("#")[0])
+        opened_split(
+            sources["folder"].replace("images=", "images=nowhere#").split("#")[0]
+        )
     with pytest.raises(MissingInputError, match=r"say where they are.*FOLDER_OR_ZIP"):
-        opened(sources["folder"].split(",")[0])
+        opened_split(sources["folder"].split(",")[0])
     empty = tmp_path / "images"
     empty.mkdir()
     with pytest.raises(MissingInputError, match=r"9 of 9 images are not in .*0/0\.jpg"):
-        opened(f"{sources['folder'].split(',')[0]},images={empty}")
+        opened_split(f"{sources['folder'].split(',')[0]},images={empty}")
     with pytest.raises(MissingInputError, match="no such file, or no .parquet"):
-        opened(f"llava:{empty}")
+        opened_split(f"llava:{empty}")
     not_a_zip = tmp_path / "images.tar"
     not_a_zip.write_bytes(b"no")
     with pytest.raises(DataError, match="expected a folder of images, or a zip"):
-        opened(f"{sources['folder'].split(',')[0]},images={not_a_zip}")
+        opened_split(f"{sources['folder'].split(',')[0]},images={not_a_zip}")
 
 
 def test_records_that_all_lack_the_image(tmp_path, files):
@@ -239,12 +225,12 @@ def test_records_that_all_lack_the_image(tmp_path, files):
     source = write_set(tmp_path, files, records)["folder"]
     said = "4 of 4 records of .* the first: record 0 has no image, but img_path"
     with pytest.raises(DataError, match=said):
-        opened(source)
+        opened_split(source)
     source = write_set(tmp_path, files, [text_record(i) for i in range(4)])["folder"]
     with pytest.raises(
         DataError, match="no record of .* has an image; the first has id"
     ):
-        opened(source)
+        opened_split(source)
 
 
 def test_a_key_twice_in_a_record(tmp_path, files):
@@ -252,12 +238,12 @@ def test_a_key_twice_in_a_record(tmp_path, files):
     lines[2] = '{"image": "other.jpg", ' + lines[2][1:]
     source = write_set(tmp_path, files, [])["lines"]
     (tmp_path / "chat.jsonl").write_text("\n".join(lines))
-    held_out = opened(source, "validation", max_bad_fraction=1.0)
+    held_out = opened_split(source, "validation", max_bad_fraction=1.0)
     with pytest.raises(InvalidSample, match="line 3: 'image' is twice in the object"):
         held_out[1]
     (tmp_path / "chat.jsonl").write_text(f"[{','.join(lines)}]")
     with pytest.raises(DataError, match="chat.jsonl: 'image' is twice in the object"):
-        opened(source)
+        opened_split(source)
 
 
 def test_a_caption_that_most_images_have_is_a_note(tmp_path, files):
@@ -278,107 +264,15 @@ def test_a_caption_that_most_images_have_is_a_note(tmp_path, files):
     assert open_llava(path, options, images=images, form="chat").notes == ()
 
 
-@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
-def test_parquet_in_every_spelling(tmp_path, files):
-    """Bytes, names in a folder, lists, messages, and text alone."""
-    import pyarrow
-    import pyarrow.parquet
-
-    write_set(tmp_path, files, [])
-    path, images = tmp_path / "set.parquet", tmp_path / "images"
-    names = [record(i)["image"] for i in range(4)]
-    turns = [record(i)["conversations"] for i in range(4)]
-    messages = [
-        [
-            {"role": "user", "content": [{"type": "image", "text": None}]},
-            {"role": "assistant", "content": [{"type": "text", "text": f"a {i}"}]},
-        ]
-        for i in range(4)
-    ]
-    inside = [{"bytes": files[name], "path": name} for name in names]
-    outside = [{"bytes": None, "path": name} for name in names]
-    by_name = f",images={images}"
-
-    def write(**columns) -> str:
-        pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
-        return f"llava:{path}"
-
-    for columns, options in (
-        ({"conversations": turns, "image": inside}, ""),
-        ({"conversations": turns, "images": [[one] for one in inside]}, ""),
-        ({"conversations": turns, "image": outside}, by_name),
-        ({"conversations": turns, "image": names}, by_name),
-        ({"conversations": turns, "images": [[name] for name in names]}, by_name),
-        ({"messages": messages, "images": [[one] for one in inside]}, ""),
-        ({"messages": messages, "image": outside}, by_name),
-    ):
-        source = opened(write(**columns) + options + ",form=chat")
-        assert [source[i].image for i in range(2)] == [files[names[i]] for i in (1, 3)]
-        assert source[0].image_before == 0
-    text = [text_record(i)["conversations"] for i in range(4)]
-    for columns in ({"image": pyarrow.nulls(4)}, {"id": list("abcd")}):
-        source = opened(write(conversations=text, **columns))
-        assert [source[i].image for i in range(2)] == [None, None]
-        assert source[0].segments == (Segment("caption number 1\n"),)
-    for columns, options, said in (
-        ({"image": outside}, "", "names 4 images and has no bytes of them; say where"),
-        (
-            {"image": inside},
-            by_name,
-            "names no file, it holds the images; leave images=",
-        ),
-        ({"image": inside, "images": inside}, "", "columns image and images; expected"),
-        ({"img": inside}, "", "has the columns conversations, img; expected"),
-        (
-            {"messages": messages},
-            "",
-            "the columns conversations and messages; expected",
-        ),
-    ):
-        with pytest.raises((ConfigError, DataError, MissingInputError), match=said):
-            opened(write(conversations=turns, **columns) + options)
-    with pytest.raises(DataError, match="no record of .* has an image"):
-        opened(write(conversations=text) + by_name)
-    two = write(conversations=turns, images=[[one, one] for one in inside])
-    with pytest.raises(DataError, match="4 of 4 records .* has 2 images; expected one"):
-        opened(two)
-    missing = opened(
-        write(conversations=turns, image=["no.jpg", *names[1:]]) + by_name,
-        max_bad_fraction=1.0,
-        validation_size=3,
-    )
-    with pytest.raises(MissingInputError, match="4 of 4 images are not in"):
-        opened(write(conversations=turns, image=["no.jpg"] * 4) + by_name)
-    assert len(missing) == 1
-
-
-@pytest.mark.skipif(not HAS_PYARROW, reason="needs pyarrow")
-def test_parquet_of_other_columns(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    path = tmp_path / "set.parquet"
-    path.write_bytes(b"no")
-    with pytest.raises(DataError, match="not Parquet"):
-        opened(f"llava:{path}")
-    for rows, said in (
-        ([{"text": "a"}], "has the columns text; expected"),
-        (
-            [{"conversations": [], "image": 3}],
-            "the column image is int64; expected the bytes of images, or names",
-        ),
-    ):
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-        with pytest.raises(DataError, match=said):
-            opened(f"llava:{path}")
-
-
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ("lava:chat.json", "did you mean 'llava'"),
         ("llava:chat.json,image=a.zip", "did you mean 'images'"),
-        ("llava:chat.json,images", "'images'; expected images=... or form=..."),
+        (
+            "llava:chat.json,images",
+            "'images' needs a value; expected images=... or form=",
+        ),
         ("tabletop:caption", "did you mean 'captions'"),
         ("tabletop,form=chat", "expected split=... or take=... for tabletop"),
         ("", "expected one of"),
@@ -386,12 +280,12 @@ def test_parquet_of_other_columns(tmp_path):
 )
 def test_sources_that_are_none(source, said):
     with pytest.raises(ConfigError, match=said):
-        opened(source)
+        opened_split(source)
 
 
 def test_an_unknown_form(sources):
     with pytest.raises(ConfigError, match=r"form is 'chats'.*did you mean 'chat'"):
-        opened(f"{sources['zip']},form=chats")
+        opened_split(f"{sources['zip']},form=chats")
 
 
 def test_images_that_are_not_needed_are_not_looked_for(sources):
@@ -400,92 +294,3 @@ def test_images_that_are_not_needed_are_not_looked_for(sources):
     source = make_source(data, "train", image_size=16, with_image=False)
     assert source[0].image is None and len(source) == 8
     assert source[0].segments == (Segment("caption number 1\n"),)
-
-
-def numbers(source):
-    """The records that a source's samples are of."""
-    samples = (source[i] for i in range(len(source)))
-    return [int(s.segments[0].text.split()[-1]) for s in samples]
-
-
-def test_parts_of_a_set(sources):
-    one = sources["zip"]
-    assert numbers(opened(f"{one},take=first:6")) == [1, 2, 4, 5]
-    assert numbers(opened(f"{one},take=first:50%", "validation")) == [0, 2]
-    chosen = numbers(opened(f"{one},take=random:8"))
-    assert len(chosen) == 6 and chosen == sorted(set(chosen))
-    assert numbers(opened(f"{one},take=random:8")) == chosen
-    assert numbers(opened(f"{one},take=random:8", seed=3)) != chosen
-    fingerprints = {
-        opened(source).fingerprint
-        for source in (one, f"{one},take=first:9", f"{one},take=random:9")
-    }
-    assert len(fingerprints) == 3
-    with pytest.raises(DataError, match="there are 10 samples"):
-        opened(f"{one},take=first:11")
-    for wrong in ("last:3", "first", "first:0", "first:x", "random:-1", "first:nan%"):
-        with pytest.raises(ConfigError, match="expected first:N or random:N"):
-            opened(f"{one},take={wrong}")
-
-
-def test_a_mixture_has_every_sample_of_its_parts(sources):
-    first, second = f"{sources['zip']},take=first:4", f"{sources['lines']}"
-    mixed = opened(f"{first} + {second}")
-    assert numbers(mixed) == [*range(1, 4), *range(1, 10)]
-    assert "chat.jsonl, record 5" in mixed.describe(7)
-    train_validation_split = opened(f"{first} + {second}", "validation")
-    assert numbers(train_validation_split) == [0, 0]
-    with pytest.raises(IndexError):
-        mixed[12]
-
-
-def test_weights_are_shares_of_the_samples(sources):
-    first, second = f"{sources['zip']},take=first:4", f"{sources['lines']}"
-    mixed = opened(f"3*{first} + 1*{second}")  # 3 and 9 records are not held out
-    assert numbers(mixed) == [1, 2, 3] * 9 + [*range(1, 10)]
-    assert opened(f"1*{first} + 3*{second}").fingerprint != mixed.fingerprint
-
-
-@pytest.mark.parametrize("weights", [("1e-9", "1"), ("1e-9", "1e9"), ("1", "1e9")])
-def test_a_mixture_of_nothing_but_repetition(sources, weights):
-    mixed = " + ".join(f"{weight}*{sources['zip']}" for weight in weights)
-    with pytest.raises(ConfigError, match="has 9 samples; for them .* there are 18"):
-        opened(mixed)
-    assert len(opened(mixed, "validation")) == 2
-
-
-@pytest.mark.parametrize(
-    ("total", "weights", "counts"),
-    [
-        (512, [1, 1, 1], [171, 171, 170]),
-        (64, [0.9, 0.1], [58, 6]),
-        (7, [1e6, 1, 1], [5, 1, 1]),
-        (10, [3, 3, 3, 1], [3, 3, 3, 1]),
-        (3, [1, 1, 1e9], [1, 1, 1]),
-        (100, [1e308, 1e308, 5e-324], [50, 49, 1]),
-        (9, [2.5], [9]),
-    ],
-)
-def test_what_is_held_out_is_shared_to_the_last(total, weights, counts):
-    shares = normalize_weights(weights)
-    assert sum(shares) == pytest.approx(1)
-    assert largest_remainder(total, shares) == counts
-
-
-def test_fewer_held_out_than_sources():
-    with pytest.raises(ConfigError, match="validation_size is 2; .* of the 3 sources"):
-        largest_remainder(2, normalize_weights([1, 2, 3]))
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("2*llava:a.json + llava:b.json", "a weight for each source"),
-        ("-1*llava:a.json", "expected 1e-09 to"),
-        ("tabletop + llava:b.json", "tabletop cannot be mixed"),
-        ("2*lava:a.json", "did you mean 'llava'"),
-    ],
-)
-def test_mixtures_that_are_none(source, said):
-    with pytest.raises(ConfigError, match=said):
-        opened(source)

@@ -156,6 +156,7 @@ def test_a_column_twice(tmp_path):
         (("data/train-00000-of-00001", "data/test-00000-of-00001"), "data/train*"),
         (("train/0000", "validation/0000"), "train/*"),
         (("train", "val"), "train*"),
+        (("train", "unlabeled"), "train*"),
     ],
 )
 def test_a_folder_of_several_splits_is_refused(tmp_path, files, remedy):

@@ -9,10 +9,9 @@ from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import (
     checked_sources,
     make_source,
-    parse,
-    to_text,
     whole_source,
 )
+from hive_jax.data.sources.source_text import parse, to_text
 from hive_jax.errors import ConfigError
 
 MIXTURE = "2*llava:a.json,images=a.zip + 1*folder:pets"
@@ -60,8 +59,21 @@ def test_a_structured_source_is_read_as_its_string():
     [
         ("lava:a.json", r"expected one of .*did you mean 'llava'"),
         ("llava", "expected a path, llava:PATH"),
-        ("llava:a.json,image=x", r"'image'; expected images=.*did you mean 'images'"),
-        ("llava:a.json,images", r"'images'; expected images=\.\.\. or form="),
+        (
+            "llava:a.json,image=x",
+            r"'image' is not an option; expected images=.*did you mean 'images'",
+        ),
+        (
+            "llava:a.json,images",
+            r"'images' needs a value; expected images=\.\.\. or form=",
+        ),
+        (
+            "./images",
+            r"is './images'; .*Write the format of a path before it, such as folder:\./images",
+        ),
+        ("csv:a.csv", "did you mean 'table'"),
+        ("mnist:", "For the dataset mnist write tfds:mnist .*hf:ORG/NAME"),
+        ("coco:DIR", "For the dataset coco write tfds:coco"),
         ("llava:a.json,images=x,images=y", "images= is given twice"),
         ("folder:a,take=first:1,take=first:2", "take= is given twice"),
         ("0*llava:a.json", "data.source.weight is 0.0; expected 1e-09 to"),
@@ -91,8 +103,15 @@ def test_paths_that_exist_may_have_the_characters_of_the_syntax(tmp_path):
             Source("llava", path, options, 2.0),
             Source("folder", str(folder), weight=1.0),
         )
-    with pytest.raises(ConfigError, match=r"'d/base.json'; expected images=\.\.\."):
-        parse(f"llava:{tmp_path}/c,d/base.json")
+    said = (
+        f"{tmp_path}/c,d/base.json does not exist, and 'd/base.json' is not an option"
+    )
+    with pytest.raises(ConfigError, match=said):
+        checked_sources(f"llava:{tmp_path}/c,d/base.json")
+    with pytest.raises(
+        ConfigError, match="/c,d/i.zip does not exist, and 'd/i.zip' is"
+    ):
+        checked_sources(f"llava:a.json,images={tmp_path}/c,d/i.zip,form=chat")
 
 
 def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):

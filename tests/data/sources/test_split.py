@@ -1,11 +1,12 @@
 """No image is in both the train and the validation split."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 from helpers.llava_sets import encoded, photograph, record, write_set
+from helpers.sources import opened_split
+from helpers.tars import write_tar
 
 from hive_jax import prepare_data
 from hive_jax.config import DataConfig
@@ -85,6 +86,27 @@ def test_groups_are_named_by_their_first_sample():
     assert group_samples(["a", None, "b", "a", None]).tolist() == [0, 1, 2, 0, 4]
 
 
+def test_a_converted_tar_knows_equal_images(tmp_path, monkeypatch):
+    """Whose captions have an image each, without a name."""
+    pytest.importorskip("array_record")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    members = {}
+    for row in range(16):
+        image = encoded(photograph(row // 2))
+        members |= {f"{row:02}.jpg": image, f"{row:02}.txt": f"a {row}"}
+    write_tar(tmp_path / "a.tar", members)
+    out = tmp_path / "prepared"
+    command = ["--from", f"wds:{tmp_path}/a.tar", "--out", str(out)]
+    assert prepare_data.main(command) == 0
+    train, held_out = (
+        opened_split(f"prepared:{out}", part, validation_size=4)
+        for part in ("train", "validation")
+    )
+    shown = [{s[i].image for i in range(len(s))} for s in (train, held_out)]
+    assert len(shown[0]) == 6 and len(shown[1]) == 2
+    assert not shown[0] & shown[1]
+
+
 def test_files_in_either_form_are_held_out_by_image(tmp_path):
     """A folder, CSV, Parquet, and what is prepared of them."""
     pyarrow = pytest.importorskip("pyarrow")
@@ -126,4 +148,3 @@ def test_files_in_either_form_are_held_out_by_image(tmp_path):
             assert not shown[0] & shown[1]
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["shared_images"] == {str(2 * i + 1): 2 * i for i in range(8)}
-    shutil.rmtree(out)

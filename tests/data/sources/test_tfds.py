@@ -11,10 +11,9 @@ import kill_loop
 import numpy as np
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
 
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.sources.registry import whole_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 for package in ("tensorflow_datasets", "array_record"):
@@ -77,10 +76,6 @@ def folder(tmp_path_factory):
     data_dir = str(tmp_path_factory.mktemp("tfds"))
     TinyCaptions(data_dir=data_dir, file_format="array_record").download_and_prepare()
     return data_dir
-
-
-def opened(text: str):
-    return whole_source(text, SourceOptions(16, "hf_bicubic"))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +162,7 @@ def test_what_is_not_there(folder):
             opened(f"{name},image=image,text=label,split={split or '+'}")
     for name in ("huge_captions", "mnist", "tiny_captions:2.0.0", "../x", "*"):
         with pytest.raises(
-            MissingInputError, match=f"tfds:{re.escape(name)} is not there.*Prepare"
+            MissingInputError, match=f"tfds:{re.escape(name)} was not found.*Prepare"
         ):
             opened(f"tfds:{name},dir={folder},text=label")
 

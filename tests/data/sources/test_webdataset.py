@@ -1,18 +1,18 @@
 """WebDataset tars, written here as its users write them."""
 
-import io
 import json
 import os
 import tarfile
 
 import pytest
 from helpers.llava_sets import encoded, photograph
+from helpers.sources import opened
+from helpers.tars import write_tar
 
 from hive_jax import prepare_data
 from hive_jax.config import DataConfig
 from hive_jax.data.invalid import InvalidSample
-from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.sources.registry import make_source, whole_source
+from hive_jax.data.sources.registry import make_source
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 
 IMAGES = [encoded(photograph(i)) for i in range(4)]
@@ -25,24 +25,6 @@ TURNS = [
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
-
-
-def opened(text: str):
-    return whole_source(text, SourceOptions(16, "hf_bicubic"))
-
-
-def write(path, members: dict, mode="w", **options):
-    """Texts and JSON values by name, in a tar."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode, **options) as tar:
-        for name, content in members.items():
-            if not isinstance(content, bytes):
-                text = content if isinstance(content, str) else json.dumps(content)
-                content = text.encode()
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
 
 
 def captions(start: int, count: int, folder="") -> dict:
@@ -63,7 +45,7 @@ def samples(source) -> list:
 def test_captions_of_several_tars(tmp_path, format, folder):
     for shard in range(12):
         path = tmp_path / f"set/{shard:03}.tar"
-        write(path, captions(3 * shard, 3, folder), format=format)
+        write_tar(path, captions(3 * shard, 3, folder), format=format)
     wanted = [(IMAGES[i % 4], f"a {i}\n", "") for i in range(36)]
     paths = ("set/{000..011}.tar", "set/*.tar", "set", "set/{0..0}{00..11}.tar")
     sources = [opened(f"wds:{tmp_path}/{path}") for path in paths]
@@ -77,7 +59,7 @@ def test_captions_of_several_tars(tmp_path, format, folder):
 
 
 def test_the_index_is_made_once(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.tar", captions(0, 3))
+    path = write_tar(tmp_path / "a.tar", captions(0, 3))
     first = opened(f"wds:{path}")
     (index,) = (tmp_path / ".cache/hive_jax/tar_index").iterdir()
     with monkeypatch.context() as patch:
@@ -85,7 +67,7 @@ def test_the_index_is_made_once(tmp_path, monkeypatch):
         assert samples(opened(f"wds:{path}")) == samples(first)
     index.write_bytes(b"\xc1")  # a damaged one is made again
     assert samples(opened(f"wds:{path}")) == samples(first)
-    write(path, captions(0, 4))
+    write_tar(path, captions(0, 4))
     assert len(opened(f"wds:{path}")) == 4
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no")
     assert len(opened(f"wds:{path}")) == 4
@@ -96,12 +78,22 @@ def test_classes_and_keys_of_json(tmp_path):
     for i, label in enumerate(("10", "9", "9\n")):
         members |= {f"{i}.png": encoded(photograph(i), "PNG"), f"{i}.cls": label}
         members[f"{i}.json"] = {"caption": f"the {i}", "size": i}
-    path = write(tmp_path / "a.tar", members)
+    path = write_tar(tmp_path / "a.tar", members)
     source = opened(f"wds:{path}")
     assert source.classes == ("9", "10") and source[2].label == "9"
     assert source[0].segments[0].text == "a photo of a 10\n"
-    assert source.notes == (f"{path}: members not used: 3 json",)
-    empty = opened(f"wds:{write(tmp_path / 'b.tar', members | {'1.cls': ' '})}")
+    numbers, unused = source.notes
+    assert (
+        "the numbers 9 to 10, and captions and prompts are as 'a photo of a 9'"
+        in numbers
+    )
+    assert unused == f"{path}: members not used: 3 json"
+    names = {"0.jpg": IMAGES[0], "0.cls": "Cat", "1.jpg": IMAGES[1], "1.cls": "cat"}
+    with pytest.raises(
+        DataError, match="classes 'Cat' and 'cat', which differ in case"
+    ):
+        opened(f"wds:{write_tar(tmp_path / 'c.tar', names)}")
+    empty = opened(f"wds:{write_tar(tmp_path / 'b.tar', members | {'1.cls': ' '})}")
     with pytest.raises(InvalidSample, match="sample 1: has no class"):
         empty[1]
     assert samples(opened(f"wds:{path},text=json/caption"))[1][1:] == ("the 1\n", "")
@@ -123,7 +115,7 @@ def test_conversations(tmp_path, key):
         "d.jpg": IMAGES[1],
         "d.json": "{",
     }
-    path = write(tmp_path / "a.tar", members)
+    path = write_tar(tmp_path / "a.tar", members)
     source = opened(f"wds:{path},form=chat")
     assert source[0].image == IMAGES[0]
     assert [s.text for s in source[0].segments] == ["What is it?\n", "a photo\n"]
@@ -148,7 +140,7 @@ def test_bad_samples_are_named(tmp_path, capsys):
         ".DS_Store": b"x",
         "README": "x",
     }
-    path = write(tmp_path / "a.tar", members)
+    path = write_tar(tmp_path / "a.tar", members)
     out = tmp_path / "report"
     code = prepare_data.main(["check", "--from", f"wds:{path}", "--out", str(out)])
     assert code == 65
@@ -163,24 +155,25 @@ def test_bad_samples_are_named(tmp_path, capsys):
     }
     assert found["0011"]["detail"] == "has no txt"
     assert found["0010"]["detail"] == "has no jpg"
-    assert len(json.loads((out / "report.json").read_text())) and capsys.readouterr()
+    assert json.loads((out / "report.json").read_text())["bad"] == len(found)
+    assert "cannot be used   5" in capsys.readouterr().out
 
 
 def test_damaged_tars_are_refused(tmp_path):
-    path = write(tmp_path / "a.tar", captions(0, 9))
+    path = write_tar(tmp_path / "a.tar", captions(0, 9))
     content = path.read_bytes()
     header = content.index(b"0005.jpg")
     for damaged, message in (
         (content[:header] + b"\0x" + content[header + 2 :], f"at byte {header:,}"),
         (content[: header + 700], "damaged"),
         (b"", "damaged: empty file"),
-        (b"x" * 2000, "no tar"),
+        (b"x" * 2000, "is not a tar, or is damaged"),
     ):
         (tmp_path / "b.tar").write_bytes(damaged)
         with pytest.raises(DataError, match=message):
             opened(f"wds:{tmp_path}/b.tar")
-    write(tmp_path / "c.tar", captions(0, 2), mode="w:gz")
-    with pytest.raises(DataError, match="it is compressed, and members of a plain tar"):
+    write_tar(tmp_path / "c.tar", captions(0, 2), mode="w:gz")
+    with pytest.raises(DataError, match="it is compressed, and only plain tars"):
         opened(f"wds:{tmp_path}/c.tar")
     # Without the blocks of zeros at the end, as some programs write it.
     (tmp_path / "d.tar").write_bytes(
@@ -190,7 +183,7 @@ def test_damaged_tars_are_refused(tmp_path):
 
 
 def test_a_tar_that_shrinks_is_bad_samples(tmp_path):
-    path = write(tmp_path / "a.tar", captions(0, 9))
+    path = write_tar(tmp_path / "a.tar", captions(0, 9))
     source = opened(f"wds:{path}")
     os.truncate(path, 9000)
     with pytest.raises(InvalidSample, match="0008: txt is cut off in the tar"):
@@ -208,10 +201,14 @@ def test_a_tar_that_shrinks_is_bad_samples(tmp_path):
         ("hdfs://bucket/a.tar", ConfigError, "mount the bucket or download the files"),
         ("{0}/000.tar,image=png", DataError, "extensions cls, jpg, txt; expected png"),
         ("{0}/000.tar", DataError, "text=txt, or the classes with label=cls"),
-        ("{0}/000.tar,text=txt,label=cls", ConfigError, "text= or label=, not both"),
+        (
+            "{0}/000.tar,text=txt,label=cls",
+            ConfigError,
+            "text=txt and label=cls; expected one",
+        ),
         ("{0}/000.tar,text=txt,form=chat", ConfigError, "is for conversations in json"),
         ("{0}/masks.tar", DataError, "0 has jpg and png; choose one: image=jpg or"),
-        ("{0}/texts.tar", DataError, "extensions txt; name that of the images"),
+        ("{0}/texts.tar", DataError, "extensions txt; name the one of the images"),
         (
             "{0}/images.tar",
             DataError,
@@ -228,16 +225,18 @@ def test_a_tar_that_shrinks_is_bad_samples(tmp_path):
     ],
 )
 def test_what_is_no_dataset_is_named(tmp_path, text, error, message):
-    write(tmp_path / "000.tar", {"0.jpg": IMAGES[0], "0.txt": "a", "0.cls": "1"})
-    write(
+    write_tar(tmp_path / "000.tar", {"0.jpg": IMAGES[0], "0.txt": "a", "0.cls": "1"})
+    write_tar(
         tmp_path / "masks.tar", {"0.jpg": IMAGES[0], "0.png": IMAGES[0], "0.txt": "a"}
     )
-    write(tmp_path / "texts.tar", {"0.txt": "a"})
-    write(tmp_path / "images.tar", {"a/0.jpg": IMAGES[0], "b/1.jpg": IMAGES[1]})
-    write(tmp_path / "dots.tar", {f"v1.{i}.png": IMAGES[0] for i in range(12)})
-    write(tmp_path / "compressed/a.tar.gz", {"0.txt": "a"}, "w:gz")
-    write(tmp_path / "none.tar", {"README": "a"})
-    write(tmp_path / "twice.tar", {"0.jpg": IMAGES[0], "0.txt": "a", "./0.txt": "b"})
+    write_tar(tmp_path / "texts.tar", {"0.txt": "a"})
+    write_tar(tmp_path / "images.tar", {"a/0.jpg": IMAGES[0], "b/1.jpg": IMAGES[1]})
+    write_tar(tmp_path / "dots.tar", {f"v1.{i}.png": IMAGES[0] for i in range(12)})
+    write_tar(tmp_path / "compressed/a.tar.gz", {"0.txt": "a"}, "w:gz")
+    write_tar(tmp_path / "none.tar", {"README": "a"})
+    write_tar(
+        tmp_path / "twice.tar", {"0.jpg": IMAGES[0], "0.txt": "a", "./0.txt": "b"}
+    )
     with pytest.raises(error, match=message):
         opened("wds:" + text.format(tmp_path))
     assert opened(f"wds:{tmp_path}/texts.tar,image=none")[0].image is None

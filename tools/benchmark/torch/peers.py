@@ -9,16 +9,9 @@ from collections.abc import Callable
 
 import losses
 import torch
-import transformers
 from torch import nn
 
 Batch = dict[str, torch.Tensor]
-
-
-def _load(folder: str) -> nn.Module:
-    return transformers.AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=True
-    )
 
 
 def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
@@ -60,16 +53,11 @@ def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
 
 
 def llava_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
-    """Returns the loss function of LLaVA, optimized.
-
-    Logits are computed for supervised tokens only, and encoder layers beyond the
-    feature layer are skipped.
+    """Returns the loss function of LLaVA, optimized as that of `hive_loss`.
 
     Args:
       model: LlavaForConditionalGeneration.
-      batch: image, tokens and target, on the device.
-      job: its "dtype" is that of the computation, "compile" is passed on to
-        `losses.supervised`.
+      batch, job: as for `hive_loss`.
     """
     config = model.config
     llava = getattr(model, "model", model)
@@ -104,7 +92,7 @@ def llava_as_shipped(model: nn.Module, batch: Batch, job: dict) -> Callable:
 
     Args:
       model: LlavaForConditionalGeneration.
-      batch: image, tokens and target, on the device.
+      batch: as for `hive_loss`.
       job: not used.
     """
     del job
@@ -123,11 +111,11 @@ def llava_as_shipped(model: nn.Module, batch: Batch, job: dict) -> Callable:
     return loss
 
 
-# Name -> how the weights are loaded, how the loss is made, whether it is tuned.
+# Name -> (function that makes the loss, whether it is tuned).
 PEERS = {
-    "hive": (_load, hive_loss, True),
-    "llava": (_load, llava_loss, True),
-    "llava_as_shipped": (_load, llava_as_shipped, False),
+    "hive": (hive_loss, True),
+    "llava": (llava_loss, True),
+    "llava_as_shipped": (llava_as_shipped, False),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -18,18 +19,20 @@ _BACKENDS = [
 ]
 
 
-def prepared(job: dict, load: Callable, make_loss: Callable, tuned: bool) -> Callable:
+def prepared(job: dict, make_loss: Callable, tuned: bool) -> Callable:
     """Returns a function () -> loss that makes one step, asynchronously on a GPU.
 
     Args:
       job: see `worker.py`.
-      load: folder -> model with float32 weights.
       make_loss: (model, batch, job) -> the function () -> loss.
       tuned: whether to choose what is fastest, or leave it to torch and transformers.
     """
     device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        job["weights"], dtype=torch.float32, trust_remote_code=True
+    )
     # As one trains; these models have no dropout by default.
-    model = load(job["weights"]).to(device).train()
+    model = model.to(device).train()
     groups = _trainable(model, job["multipliers"])
     trainable = [weight for weights in groups.values() for weight in weights]
     mixed = dtype != torch.float32

@@ -29,7 +29,7 @@ import transformers
 
 def main(job_path: str) -> int:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # libraries print, which would be taken for answers
     with open(job_path, encoding="utf-8") as file:
         job = json.load(file)
     # As many as `on_cpus` leaves to the process.

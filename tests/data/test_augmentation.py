@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hive_jax.data.transforms import (
+from hive_jax.data.augmentation import (
     ENHANCERS,
     Augmentation,
     apply_augmentation,

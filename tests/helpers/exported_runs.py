@@ -1,0 +1,36 @@
+"""Configs of tiny runs of every kind to export, and reports of exports."""
+
+import dataclasses
+import json
+
+from hive_jax.config import DataConfig, RunConfig
+from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.hive import HiveConfig
+from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+
+ENCODER = SiglipConfig(32, 3, 48, 2, patch_size=8, image_size=28)
+GEMMA3 = DecoderConfig(
+    *(512, 32, 3, 48, 4, 2, 16), post_norms=True, qk_norm=True, local_layers=2, window=6
+)
+GEMMA1 = DecoderConfig(512, 32, 3, 48, 4, 2, 16)
+TEXT = TextTowerConfig(512, 8, 32, 2, 48, 2, out_dim=32)
+DATA = DataConfig(tokenizer="builtin:tabletop", preprocessing="hf_bicubic")
+
+
+def run_config(kind: str) -> RunConfig:
+    if kind == "contrastive":
+        model = HiveConfig(ENCODER, GEMMA3)
+        return RunConfig(
+            objective="contrastive",
+            model=model,
+            text_tower=TEXT,
+            data=dataclasses.replace(DATA, num_tokens=8),
+        )
+    decoder = GEMMA1 if kind == "self_attention_gemma1" else GEMMA3
+    fusion = kind.removesuffix("_gemma1")
+    connections = ((2, 1),) if fusion == "self_attention" else ((1, 1), (3, 2))
+    return RunConfig(model=HiveConfig(ENCODER, decoder, fusion, connections), data=DATA)
+
+
+def report_of(folder) -> dict:
+    return json.loads((folder / "hive_export.json").read_text())

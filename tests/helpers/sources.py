@@ -1,0 +1,16 @@
+"""Datasets by name, opened as in a run with images of 16 pixels."""
+
+from hive_jax.config import DataConfig
+from hive_jax.data.sources.base import SourceOptions
+from hive_jax.data.sources.registry import make_source, whole_source
+
+
+def opened(source: str, **options):
+    """A whole dataset; keywords are fields of SourceOptions."""
+    return whole_source(source, SourceOptions(16, "hf_bicubic", **options))
+
+
+def opened_split(source: str, split: str = "train", **changes):
+    """A split of a run's dataset; keywords replace fields of its config."""
+    data = DataConfig(**{"source": source, "validation_size": 2} | changes)
+    return make_source(data, split, image_size=16, with_image=True)
