@@ -1,14 +1,16 @@
 """Local copies of files and folders in buckets, for readers of local files."""
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from hive_jax.buckets import bucket_errors, filesystem, is_url
 from hive_jax.errors import DataError, MissingInputError
+from hive_jax.temporary import temporary_path
 
 # Bytes of a download that takes long enough to be announced.
 _LARGE = 100_000_000
@@ -71,8 +73,8 @@ def _download(url: str) -> Path:
     _require_space(parent, sum(objects[name]["size"] for name in changed), url)
     for start in range(0, len(changed), _BATCH):
         names = changed[start : start + _BATCH]
-        with tempfile.TemporaryDirectory(dir=parent) as folder:
-            targets = [Path(folder, str(number)) for number in range(len(names))]
+        with _temporary_folder(parent) as folder:
+            targets = [folder / str(number) for number in range(len(names))]
             client.get(names, [*map(str, targets)])
             for name, target in zip(names, targets, strict=True):
                 for path in (files[name], marks[name]):
@@ -82,6 +84,17 @@ def _download(url: str) -> Path:
                 os.replace(target, files[name])
                 marks[name].write_text(versions[name], "utf-8")
     return copy
+
+
+@contextlib.contextmanager
+def _temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yields a folder, also removed by the next call if this process is killed."""
+    folder = temporary_path(parent / "download")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_others(folder: Path, files: set[Path]) -> None:

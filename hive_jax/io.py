@@ -46,7 +46,7 @@ def require_path(path: str | os.PathLike, name: str) -> None:
 
 
 def require_local(path: str | os.PathLike, name: str) -> None:
-    """Raises ConfigError for a URL or an impossible path.
+    """Raises ConfigError for a URL, also of a bucket, or an impossible path.
 
     A URL would otherwise be taken for a folder such as "./gs:", on a disk that goes
     with the machine.
@@ -55,6 +55,12 @@ def require_local(path: str | os.PathLike, name: str) -> None:
       path: a path, given by a user.
       name: name of the argument or config key, for the message.
     """
+    if is_url(path):
+        raise ConfigError(
+            f"{name} is {os.fspath(path)!r}; expected a local path: give a folder, and "
+            "copy it from or to the bucket with `gcloud storage cp -r` or "
+            "`aws s3 cp --recursive`"
+        )
     _require_no_url(path, name, "a local path")
 
 
@@ -188,6 +194,12 @@ def path_exists(path: str | os.PathLike) -> bool:
     return as_path(path).exists() if is_url(path) else os.path.lexists(path)
 
 
+def is_folder(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a folder; of a URL, whether objects are below it."""
+    # os.path: False for a name that is too long, where pathlib raises.
+    return as_path(path).is_dir() if is_url(path) else os.path.isdir(path)
+
+
 def list_names(folder: str | os.PathLike) -> list[str]:
     """Returns the sorted names in a folder; none if it does not exist. Raises OSError."""
     if is_url(folder):
@@ -291,16 +303,36 @@ def read_text(path: str | os.PathLike, *, error: type[HiveError] = DataError) ->
       path: the file.
       error: class of the error for a file that cannot be used.
     """
+    content = read_bytes(path, max_bytes=MAX_JSON_BYTES, error=error)
+    return decode_text(content, str(path), error=error)
+
+
+def read_bytes(
+    path: str | os.PathLike,
+    *,
+    max_bytes: int | None = None,
+    error: type[HiveError] = DataError,
+) -> bytes:
+    """Reads a file, local or in a bucket.
+
+    Args:
+      path: local path or URL.
+      max_bytes: limit of its size; None for no limit.
+      error: class of the error for a file that is larger, cannot be read, or is a
+        folder, pipe, socket or device.
+
+    Raises:
+      MissingInputError: the file does not exist.
+    """
     require_regular(path, error=error)
     try:
-        if (size := _size(path)) > MAX_JSON_BYTES:
-            raise error(f"{path}: {size:,} bytes; expected at most {MAX_JSON_BYTES:,}")
         with bucket_errors():
-            content = as_path(path).read_bytes()
+            if max_bytes is not None and (size := _size(path)) > max_bytes:
+                raise error(f"{path}: {size:,} bytes; expected at most {max_bytes:,}")
+            return as_path(path).read_bytes()
     except OSError as failure:
         problem = failure.strerror or failure
         raise error(f"{path} cannot be read: {problem}") from None
-    return decode_text(content, str(path), error=error)
 
 
 def _size(path: str | os.PathLike) -> int:

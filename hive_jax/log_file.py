@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from hive_jax.buckets import as_path, bucket_errors, is_url
 from hive_jax.errors import OutputError
@@ -15,6 +16,9 @@ from hive_jax.json_text import parse_json
 # Objects are written whole. Uploads take this share of the time of a run at most, and
 # come after this many seconds at the earliest and the latest, e.g. after an outage.
 _MAX_UPLOAD_SHARE, _MIN_PAUSE, _MAX_PAUSE = 0.01, 10, 300
+# Seconds that `flush_logs` waits for uploads: requests are repeated for up to a minute
+# while a bucket is out of reach, and a job of several processes waits for none so long.
+_FLUSH_SECONDS = 5
 
 
 class LogFile:
@@ -59,8 +63,10 @@ class _LogObject:
     """An object of a bucket, with its content in memory."""
 
     def __init__(self, url: str):
-        self._path, self._lock = as_path(url), threading.RLock()
+        self._path = as_path(url)
         self._content, self._changed, self._next = bytearray(), False, 0.0
+        # Held for moments by who appends; and by who uploads.
+        self._lock, self._uploading = threading.Lock(), threading.Lock()
         with output_errors(url), contextlib.suppress(FileNotFoundError):
             self._content += self._path.read_bytes()
 
@@ -68,31 +74,52 @@ class _LogObject:
         with self._lock:
             self._content += record
             self._changed = True
-            if time.monotonic() >= self._next:
-                self.flush()
+        if time.monotonic() >= self._next:
+            self._next = float("inf")  # until this upload ends
+            self.start_upload()
 
     def replace(self, content: bytes) -> None:
         with self._lock:
             self._content, self._changed = bytearray(content), True
-            self.flush()
+        self._upload()
 
-    def flush(self) -> None:
-        with self._lock:
-            if not self._changed:
-                return
+    def start_upload(self) -> Future:
+        """Uploads in another thread what is not in the bucket yet; logs a failure."""
+
+        def upload() -> None:
+            try:
+                self._upload()
+            except OutputError as error:
+                logging.getLogger(__name__).warning("%s", error)
+
+        return _uploads.submit(upload)
+
+    def _upload(self) -> None:
+        with self._uploading:
             began = time.monotonic()
             try:
-                with output_errors(self._path):
-                    self._path.write_bytes(bytes(self._content))
-                self._changed = False
+                self._write_changes()
             finally:
                 seconds = time.monotonic() - began
                 pause = max(_MIN_PAUSE, seconds / _MAX_UPLOAD_SHARE)
                 self._next = time.monotonic() + min(pause, _MAX_PAUSE)
 
+    def _write_changes(self) -> None:
+        with self._lock:
+            if not self._changed:
+                return
+            content, self._changed = bytes(self._content), False
+        try:
+            with output_errors(self._path):
+                self._path.write_bytes(content)
+        except OutputError:
+            self._changed = True
+            raise
+
 
 # Shared by all `LogFile`s of a URL, as they would share a file.
 _objects: dict[str, _LogObject] = {}
+_uploads = ThreadPoolExecutor(1, "logs")
 
 
 def _open_object(url: str) -> _LogObject:
@@ -101,13 +128,14 @@ def _open_object(url: str) -> _LogObject:
     return opened
 
 
-def flush_logs() -> None:
-    """Uploads all records that are not in their buckets yet; failures are logged."""
-    for log in list(_objects.values()):
-        try:
-            log.flush()
-        except OutputError as error:
-            logging.getLogger(__name__).warning("%s", error)
+def flush_logs(seconds: float | None = _FLUSH_SECONDS) -> None:
+    """Uploads all records that are not in their buckets yet; failures are logged.
+
+    Args:
+      seconds: limit of the wait, after which uploads continue in their thread; None to
+        wait for all of them.
+    """
+    wait([log.start_upload() for log in _objects.values()], seconds)
 
 
 @contextlib.contextmanager
@@ -117,7 +145,7 @@ def logs_flushed() -> Iterator[None]:
     try:
         yield
     finally:
-        flush_logs()
+        flush_logs(None)
         _objects.clear()
 
 

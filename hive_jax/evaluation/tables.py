@@ -11,9 +11,9 @@ from hive_jax.buckets import as_path
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation.compare import Difference, ScoreComparison
 from hive_jax.io import (
-    output_errors,
     read_json,
     require_path,
+    require_writable,
     write_json,
     write_text,
 )
@@ -110,8 +110,7 @@ def write(folder: Path, rows: Sequence[ScoreComparison], paper: bool = False) ->
     Raises:
       OutputError: a file cannot be written.
     """
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
     # The same rows in three forms: for a README, for a program, and as a figure.
     text = markdown(rows, paper)
     write_text(folder / "compare.md", text)

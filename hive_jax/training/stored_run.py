@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from hive_jax.buckets import as_path, is_url
+from hive_jax.buckets import as_path
 from hive_jax.config import RunConfig, from_dict
 from hive_jax.console import log
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError, HiveError, MissingInputError
-from hive_jax.io import read_json, require_path
+from hive_jax.io import is_folder, read_json, require_path
 from hive_jax.json_text import require_types
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
@@ -31,11 +31,7 @@ def is_run(path: str) -> bool:
     Raises ConfigError for a URL that cannot be opened.
     """
     require_path(path, "path")
-    folder = os.path.join(path, "checkpoints")
-    if is_url(path):
-        return as_path(folder).is_dir()
-    # os.path: False for a name that is too long, where pathlib raises.
-    return bool(path) and os.path.isdir(folder)
+    return bool(path) and is_folder(os.path.join(path, "checkpoints"))
 
 
 class StoredRun:

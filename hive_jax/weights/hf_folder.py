@@ -101,8 +101,8 @@ def locate(path: str | os.PathLike) -> Path:
 
 
 def lasting_path(path: str, folder: Path) -> str:
-    """Returns the path to keep in a config for files that `locate` returned: a URL, of
-    which `folder` is a copy that goes with the process, or the folder."""
+    """Returns the path to keep in a config for files that `locate` returned: the URL, of
+    which `folder` is a copy on this machine alone, or the folder."""
     return path if is_url(path) else str(folder)
 
 

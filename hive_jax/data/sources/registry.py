@@ -125,10 +125,12 @@ def _check(source: Source) -> None:
     require_in_bounds(source, "data.source.")
     if source.kind not in _KINDS:
         # A URL is parsed as a kind, its scheme, and a path.
-        require_local(f"{source.kind}:{source.path}", "config.data.source")
+        url = f"{source.kind}:{source.path}"
+        require_path(url, "config.data.source")
+        name = url if is_url(url) else source.kind
         raise ConfigError(
-            f"config.data.source is {source.kind!r}; expected one of {tuple(_KINDS)}, "
-            f"with a path and options as in {_EXAMPLE}{_likely_kind(source.kind)}"
+            f"config.data.source is {name!r}; expected one of {tuple(_KINDS)}, "
+            f"with a path and options as in {_EXAMPLE}{_likely_kind(name)}"
         )
     kind = _KINDS[source.kind]
     if kind.needs_path and not source.path:
@@ -137,10 +139,16 @@ def _check(source: Source) -> None:
         )
     paths = {source.kind: source.path} | dict(source.options)
     for name in (source.kind, *_PATH_OPTIONS):
-        # TFDS finds datasets by the folders around them, and patterns are of files here.
-        in_place = source.kind == "tfds" or "*" in paths.get(name, "")
-        check = require_local if in_place else require_path
-        check(paths.get(name, ""), f"config.data.source: {name}")
+        path, key = paths.get(name, ""), f"config.data.source: {name}"
+        require_path(path, key)
+        # TensorFlow Datasets finds a dataset by the folders around it.
+        if source.kind == "tfds":
+            require_local(path, key)
+        if is_url(path) and any(character in path for character in "*?[{"):
+            raise ConfigError(
+                f"{key} is {path!r}; expected no pattern in a bucket, but the folder of "
+                "the files, all of which are downloaded"
+            )
     # To list one would take hours.
     if source.path and os.path.realpath(source.path) == "/":
         raise ConfigError(
