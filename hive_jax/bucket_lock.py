@@ -75,8 +75,14 @@ def _acquire(folder) -> tuple[int, dict]:
         previous = number and _read(folder, number)
         if previous:
             _require_lapsed(folder, number, previous)
-        if create_object(_path(folder, number + 1), json.dumps(holder).encode()):
+        path, content = _path(folder, number + 1), json.dumps(holder).encode()
+        if create_object(path, content):
             break  # else another process was faster: see whether it is alive
+    if create_object(path, content):
+        raise OutputError(
+            f"{folder}: the service creates an object that exists already, so nothing "
+            "keeps two runs apart; expected one with conditional writes (If-None-Match)"
+        )
     if previous:
         _log.warning(
             "taking over %s: process %s on %s is gone",

@@ -11,6 +11,7 @@ nothing is renamed or appended to in one step. An object appears when it is comp
 import contextlib
 import functools
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from hive_jax.errors import (
     ConfigError,
     HiveError,
     UnavailableError,
+    UnreachableError,
 )
 
 # Scheme -> package of its fsspec driver, and the extra that installs it.
@@ -39,6 +41,7 @@ def as_path(path: str | os.PathLike):
       ConfigError: the URL has no bucket or is a pattern, or the bucket does not exist
         or cannot be opened with the credentials of this machine.
       UnavailableError: the driver is not installed.
+      UnreachableError: the service does not answer.
     """
     if not is_url(path):
         return Path(path)
@@ -192,12 +195,21 @@ def _require_bucket(scheme: str, bucket: str) -> None:
             f"{scheme}:// cannot be opened without the package {package}: "
             f"pip install 'hive_jax[{extra}]'"
         ) from error
+    url = f"{scheme}://{bucket}"
     try:
-        exists = client.exists(bucket)
-    except Exception as error:
-        raise ConfigError(f"{scheme}://{bucket} cannot be opened: {error}") from error
-    if not exists:
+        # Not `exists`, which is False after any failure of S3, and needs permissions
+        # beyond those for objects.
+        client.find(f"{bucket}/{secrets.token_hex(8)}")
+    except FileNotFoundError:
         raise ConfigError(
-            f"{scheme}://{bucket}: no such bucket, or no permission to see it; expected "
-            "an existing one, and credentials for it on this machine"
-        )
+            f"{url}: no such bucket; expected an existing one, and credentials for it "
+            "on this machine"
+        ) from None
+    except Exception as error:
+        # What aiohttp and botocore raise has no common class.
+        names = " ".join(base.__name__ for base in type(error).__mro__)
+        if "Connect" in names or "Timeout" in names:
+            raise UnreachableError(
+                f"{url} cannot be reached: {error}; run the same command again"
+            ) from error
+        raise ConfigError(f"{url} cannot be opened: {error}") from error

