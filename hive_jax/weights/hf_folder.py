@@ -9,8 +9,11 @@ import os
 import re
 from pathlib import Path
 
+from hive_jax.buckets import is_url
+from hive_jax.downloads import local_copy
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.io import read_json, require_local, require_types
+from hive_jax.io import read_json, require_path
+from hive_jax.json_text import require_types
 from hive_jax.weights import consistency, formats
 from hive_jax.weights.hf_decoder import FAMILIES
 from hive_jax.weights.hf_models import PROCESSORS
@@ -46,19 +49,19 @@ _WITH_DECODER = {
 
 
 def locate(path: str | os.PathLike) -> Path:
-    """Returns the local file or folder of a path, "builtin:NAME", or hub id.
+    """Returns the local file or folder of a path, URL, "builtin:NAME", or hub id.
 
     A hub id is ORGANIZATION/NAME or ORGANIZATION/NAME@REVISION; its files are downloaded
     once and cached.
 
     Raises:
-      ConfigError: a URL.
-      MissingInputError: the hub id could not be downloaded, or nothing built in has
-        this name.
+      ConfigError: a URL that cannot be opened.
+      MissingInputError: the hub id or URL could not be downloaded, or nothing built
+        in has this name.
       CheckpointError: a file of weights in a format that is not read.
     """
     path = os.fspath(path)
-    require_local(path, "path")
+    require_path(path, "path")
     if path.startswith("builtin:"):
         builtin = {f"builtin:{file.stem}": file for file in _ASSETS.glob("*.npz")}
         if path not in builtin:
@@ -66,7 +69,7 @@ def locate(path: str | os.PathLike) -> Path:
                 f"{path} is not built in; expected one of {', '.join(sorted(builtin))}"
             )
         return builtin[path]
-    local = Path(path).expanduser()
+    local = local_copy(path).expanduser()
     if local.is_file():
         formats.require_readable_file(local)
     hub_id = _HUB_ID.fullmatch(path)
@@ -95,6 +98,12 @@ def locate(path: str | os.PathLike) -> Path:
             )
         raise MissingInputError(message) from None
     return Path(snapshot)
+
+
+def lasting_path(path: str, folder: Path) -> str:
+    """Returns the path to keep in a config for files that `locate` returned: the URL, of
+    which `folder` is a copy on this machine alone, or the folder."""
+    return path if is_url(path) else str(folder)
 
 
 def vision_config(config: dict, source: str) -> dict:

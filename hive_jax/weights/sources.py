@@ -154,7 +154,9 @@ def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource
     sizes = consistency.decoder_sizes(config, prefix)
     source = _weight_source(path, config, rows, tensors, nested, sizes)
     has_tokenizer = any((folder / name).is_file() for name in hf_folder.TOKENIZER_FILES)
-    return dataclasses.replace(source, tokenizer=str(folder) if has_tokenizer else "")
+    return dataclasses.replace(
+        source, tokenizer=hf_folder.lasting_path(path, folder) if has_tokenizer else ""
+    )
 
 
 def open_two_towers(path: str) -> WeightSource:

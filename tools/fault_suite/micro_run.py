@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hive_jax.buckets import as_path, is_url
+from hive_jax.io import list_names
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Compiling is all the time that a tiny step takes; this makes it much shorter.
@@ -169,7 +172,7 @@ def wait_until(
     return True
 
 
-def num_logged(workdir: Path) -> int:
+def num_logged(workdir: os.PathLike) -> int:
     """Returns the number of lines in metrics.jsonl; 0 if there is none."""
     try:
         return (workdir / "metrics.jsonl").read_bytes().count(b"\n")
@@ -177,12 +180,12 @@ def num_logged(workdir: Path) -> int:
         return 0
 
 
-def losses(workdir: Path) -> dict[int, float]:
+def losses(workdir: os.PathLike) -> dict[int, float]:
     """Returns step -> training loss, from metrics.jsonl.
 
     Raises RuntimeError if a step is there twice.
     """
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    lines = (as_path(workdir) / "metrics.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "train/loss" in row]
     by_step = {row["step"]: row["train/loss"] for row in rows}
     if len(by_step) != len(rows):
@@ -190,7 +193,7 @@ def losses(workdir: Path) -> dict[int, float]:
     return by_step
 
 
-def outcome(workdir: Path) -> dict:
+def outcome(workdir: os.PathLike | str) -> dict:
     """Returns what equal runs have in common: result.json, the fingerprint of every
     leaf of the newest checkpoint, and all training losses."""
     from hive_jax.training.checkpointing.manager import Checkpoints
@@ -198,13 +201,15 @@ def outcome(workdir: Path) -> dict:
     with Checkpoints(str(workdir), read_only=True) as checkpoints:
         meta = checkpoints.read_meta()
     return {
-        "result": json.loads((workdir / "result.json").read_text()),
+        "result": json.loads((as_path(workdir) / "result.json").read_text()),
         "fingerprints": meta["fingerprints"],
         "losses": losses(workdir),
     }
 
 
-def unequal(workdir: Path, reference: Path, common_steps: bool = False) -> list[str]:
+def unequal(
+    workdir: os.PathLike, reference: os.PathLike, common_steps: bool = False
+) -> list[str]:
     """Returns the keys of `outcome` in which two runs differ.
 
     Args:
@@ -222,12 +227,13 @@ def unequal(workdir: Path, reference: Path, common_steps: bool = False) -> list[
 
 def steps(workdir: Path) -> list[int]:
     """Returns the complete steps in a workdir's checkpoints/, ascending."""
-    folder = workdir / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(map(int, filter(str.isdecimal, list_names(workdir / "checkpoints"))))
 
 
-def unfinished_saves(workdir: Path) -> list[str]:
-    """Returns the names of the temporary folders of saves in a workdir."""
+def unfinished_saves(workdir: os.PathLike) -> list[str]:
+    """Returns the folders in checkpoints/ of saves that have not ended."""
     folder = workdir / "checkpoints"
-    return [path.name for path in folder.glob("*.orbax-checkpoint-tmp*")]
+    names = list_names(folder)
+    if is_url(workdir):  # nothing is renamed in a bucket
+        return [name for name in names if not (folder / name / "meta.json").exists()]
+    return [name for name in names if ".orbax-checkpoint-tmp" in name]

@@ -6,8 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from etils import epath
-
+from hive_jax.buckets import as_path
 from hive_jax.io import require_absent
 from tools.fault_suite.figure import Figure
 
@@ -102,10 +101,8 @@ def measure(name: str, count: int | None, workdir: str, cache: Path) -> Figure:
     subject = SUBJECTS[name]
     module = importlib.import_module(f"tools.fault_suite.{subject.module}")
     with tempfile.TemporaryDirectory() as temporary:
-        is_url = "://" in workdir
-        folder = (epath.Path(workdir) if is_url else Path(workdir or temporary)) / name
-        if not is_url:
-            require_absent(folder)  # a run in it would be resumed
+        folder = as_path(workdir or temporary) / name
+        require_absent(folder)  # a run in it would be resumed
         folder.mkdir(parents=True)
         began = time.monotonic()
         figure = module.measure(count or subject.count, folder, cache)

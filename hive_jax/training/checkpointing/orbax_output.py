@@ -1,12 +1,12 @@
-"""Less output of Orbax about failures, which `Checkpoints` reports in a line or two."""
+"""Less output of libraries about failures, which `Checkpoints` reports in a line or two."""
 
 import asyncio
 import logging
 import re
 import sys
 
-# Of log records: Orbax itself, and the formats that TensorStore reads for it.
-_ORIGIN = re.compile("orbax|OCDBT|zarr")
+# Of log records: Orbax, the formats that TensorStore reads, and what writes to buckets.
+_ORIGIN = re.compile("orbax|OCDBT|zarr|array_serialization|aiohttp")
 _EVENT_LOOP = asyncio.BaseEventLoop.call_soon_threadsafe.__code__.co_filename
 
 

@@ -246,7 +246,7 @@ def test_full_disk_costs_a_warning_and_no_older_step(tmp_path):
     lines = output.splitlines()
     assert lines[:7] == ["1 1", "2 2", "3 2", "4 2", "5 5", "6 6", "7 7"], warnings
     assert lines[7] == "['5', '6', '7']"
-    assert "newest complete step is 7" in lines[8]
+    assert "step 7 is safe" in lines[8]
     assert lines[9].startswith("11 3 checkpoint(s) in a row not written")
     # One warning of two lines for each failed save; the rest is Python's own, of the
     # coroutines that Orbax abandoned.
