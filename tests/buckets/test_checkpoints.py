@@ -9,6 +9,11 @@ from hive_jax.buckets import as_path, filesystem, list_names
 from hive_jax.errors import CheckpointError, OutputError
 from hive_jax.training.checkpointing.manager import Checkpoints
 
+# As in tests/training/checkpointing/test_failures.py.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
 
 def save_steps(workdir, steps, keep=3):
     with Checkpoints(workdir, keep=keep) as checkpoints:

@@ -27,10 +27,10 @@ def filter_orbax_output() -> None:
 
 
 def _is_abandoned(unraisable) -> bool:
-    """Returns whether a coroutine of Orbax failed that nothing waits for, or a thread
+    """Returns whether a coroutine failed that nothing waits for any more, or a thread
     called a closed event loop from outside of Python."""
     coroutine = getattr(unraisable.object, "cr_code", None)
-    if coroutine and "orbax" in coroutine.co_filename:
+    if coroutine and _ORIGIN.search(coroutine.co_filename):
         return True
     frames = unraisable.exc_traceback
     from_outside = frames and frames.tb_frame.f_code.co_filename == _EVENT_LOOP
