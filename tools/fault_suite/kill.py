@@ -61,7 +61,7 @@ def measure(
         if leftovers := micro_run.unfinished_saves(workdirs[1]):
             failures.append(f"stage {stage}: left behind {leftovers}")
     seen = (
-        f"{format_counts(dict(sorted(moments.items())))}; stages {stages}: "
+        f"{format_counts(dict(sorted(moments.items())))}; stages {', '.join(map(str, stages))}: "
         f"{len(failures)} differences of losses, results or fingerprints"
     )
     return Figure(moments.total(), seen, failures)

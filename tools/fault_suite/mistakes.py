@@ -56,7 +56,7 @@ TRAINING = (
     (("--config.data.source=lava:chat.json",), 64, ("did you mean 'llava'?",)),
     (("--config.data.source=llava:no.json",), 66, ("no.json",)),
     (("--config.data.source=food101:/",), 64, ("a whole disk",)),
-    (("--config.data.source=llava:s3://b/a.json",), 64, ("s3://b/a.json",)),
+    (("--config.data.source=llava:https://host/a.json",), 64, ("https://host/a.json",)),
     (
         ("--config.data.source=llava:{folder}/chat.json,images={folder}",),
         66,
