@@ -1,4 +1,4 @@
-"""Attention (plain and flash), causal masks, rotary positions, the KV cache."""
+"""Attention (plain and flash), causal masks, the KV cache."""
 
 import flax.struct
 import jax
@@ -300,31 +300,3 @@ def causal_mask(
     """
     distance = query_position[:, :, None] - key_position[:, None, :]
     return (distance >= 0) & ((distance < window) | (jnp.asarray(window) == 0))
-
-
-def rotate(x: jax.Array, position: jax.Array, base: float | jax.Array) -> jax.Array:
-    """Applies the rotary position embedding.
-
-    Dimension i of a head's first half pairs with dimension i of its second half, as in
-    Gemma and in transformers' `rotate_half`.
-
-    Args:
-      x: queries or keys [B, T, N, H].
-      position: [B, T], integer or (with linear scaling) fractional.
-      base: of the geometric series of wavelengths ("rope theta").
-
-    Returns:
-      [B, T, N, H] in the dtype of x.
-    """
-    # In float32: bfloat16 cannot represent positions above 256 exactly.
-    half = x.shape[-1] // 2
-    # Frequencies are [1, 1, 1, H / 2] and angles [B, T, 1, H / 2]: heads rotate alike.
-    exponent = jnp.arange(half, dtype=jnp.float32)[None, None, None] / half
-    frequency = 1.0 / jnp.asarray(base, jnp.float32) ** exponent
-    angle = position[:, :, None, None].astype(jnp.float32) * frequency
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    )
-    return rotated.astype(x.dtype)

@@ -23,7 +23,7 @@ class Flops:
       image_keys: keys and values of the image.
       text: the decoder's layers.
       cross_attention: queries, attention and outputs of cross-attention blocks.
-      logits: the product with the embedding table.
+      logits: the product with the output head.
     """
 
     encoder: float = 0.0
@@ -197,7 +197,7 @@ class _Count:
 
     def _logits(self, positions: int, upstream: bool) -> None:
         c = self._config.decoder
-        table = self.trains("llm/embedder")  # the head is tied to it
+        table = self.trains("llm/embedder" if c.tied_head else "llm/lm_head")
         before = upstream or self.trains("llm/final_norm")
         self.product("logits", positions, c.width, c.vocab_size, table, before)
 

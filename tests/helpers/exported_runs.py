@@ -13,6 +13,16 @@ GEMMA3 = DecoderConfig(
     *(512, 32, 3, 48, 4, 2, 16), post_norms=True, qk_norm=True, local_layers=2, window=6
 )
 GEMMA1 = DecoderConfig(512, 32, 3, 48, 4, 2, 16)
+_LLAMA = {
+    "activation": "silu",
+    "norm_offset": 0.0,
+    "norm_eps": 1e-5,
+    "embed_scale": False,
+    "tied_head": False,
+}
+LLAMA = DecoderConfig(512, 32, 3, 48, 4, 2, 16, **_LLAMA)
+QWEN2 = DecoderConfig(512, 32, 3, 48, 4, 2, 16, **_LLAMA, qkv_bias=True)
+DECODERS = {"gemma1": GEMMA1, "llama": LLAMA, "qwen2": QWEN2}
 TEXT = TextTowerConfig(512, 8, 32, 2, 48, 2, out_dim=32)
 DATA = DataConfig(tokenizer="builtin:tabletop", preprocessing="hf_bicubic")
 
@@ -26,8 +36,9 @@ def run_config(kind: str) -> RunConfig:
             text_tower=TEXT,
             data=dataclasses.replace(DATA, num_tokens=8),
         )
-    decoder = GEMMA1 if kind == "self_attention_gemma1" else GEMMA3
-    fusion = kind.removesuffix("_gemma1")
+    # "FUSION" or "FUSION of DECODER".
+    fusion, _, name = kind.partition(" of ")
+    decoder = DECODERS.get(name, GEMMA3)
     connections = ((2, 1),) if fusion == "self_attention" else ((1, 1), (3, 2))
     return RunConfig(model=HiveConfig(ENCODER, decoder, fusion, connections), data=DATA)
 

@@ -1,4 +1,4 @@
-"""HIVE in PyTorch: a Gemma decoder that reads depths of a SigLIP encoder.
+"""HIVE in PyTorch: a decoder that reads depths of a SigLIP encoder.
 
 "Hierarchical Pre-Training of Vision Encoders with Large Language Models",
 arXiv 2604.00086. Encoder and decoder are those of transformers (4.57 and 5); this
@@ -117,7 +117,7 @@ class CrossAttention(nn.Module):
 class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Next-token logits of text that sees an image; see `forward`.
 
-    There is no lm_head: logits are the hidden states times the token embeddings.
+    Without an lm_head, logits are the hidden states times the token embeddings.
     Gemma 2 runs with eager attention where it would with sdpa, which cannot soft-cap.
     """
 
@@ -138,6 +138,8 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # In transformers 4 it is wrapped once more than in 5.
         self.vision_model = getattr(vision_model, "vision_model", vision_model)
         self.language_model = AutoModel.from_config(text)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.projectors = nn.ModuleList(Projector(config) for _ in config.connections)
         self.cross_attentions = nn.ModuleList()
         for number, (_, layer) in enumerate(config.connections):
@@ -150,7 +152,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        # Gemma's norms multiply by 1 + weight; a closed gate leaves the decoder as is.
+        # These norms multiply by 1 + weight; a closed gate leaves the decoder as is.
         if isinstance(module, GemmaRMSNorm):
             nn.init.zeros_(module.weight)
         elif isinstance(module, CrossAttention):
@@ -284,13 +286,15 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return Image(keys_values, sees)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight = self.get_input_embeddings().weight
+        head = self.get_output_embeddings()
+        weight = (self.get_input_embeddings() if head is None else head).weight
         # accelerate's offloading moves weights around forward calls of their own
         # module; here the table is read outside of one.
         if weight.is_meta and not hidden.is_meta:
             raise ValueError(
-                "the token embeddings are offloaded, and logits need them; give a "
-                "device_map that keeps language_model.embed_tokens on a device"
+                "the output head is offloaded, and logits need it; give a device_map "
+                "that keeps language_model.embed_tokens, or lm_head if the model has "
+                "one, on a device"
             )
         logits = F.linear(hidden, weight)
         # Gemma 2 has it, and not every configuration has the key.

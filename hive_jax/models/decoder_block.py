@@ -1,0 +1,208 @@
+"""One layer of a decoder, and DecoderConfig: all that decoder families differ in.
+
+The defaults are Gemma's; hive_jax/weights/hf_families.py lists the families.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hive_jax.models.attention import (
+    KeyValues,
+    attend,
+    attend_causally,
+    causal_mask,
+    update_kv_cache,
+)
+from hive_jax.models.layers import Einsum, GatedMlp, merge_heads, split_heads
+from hive_jax.models.norms import RMSNorm
+from hive_jax.models.rotary import rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Architecture of a decoder; the default sizes are a toy's.
+
+    Attributes:
+      vocab_size, width, depth, mlp_dim: V, E, L, F.
+      num_heads, num_kv_heads, head_dim: N, K, H; grouped-query attention if K < N.
+      query_scale: factor on the attention logits; 0 for head_dim ** -0.5.
+      attention_softcap, final_softcap: soft-caps of attention and output logits
+        (Gemma 2); 0 for none.
+      post_norms: RMSNorms after attention and MLP too (Gemma 2 and 3).
+      qk_norm: RMSNorms on the heads of queries and keys (Gemma 3, Qwen 3).
+      qkv_bias: biases of queries, keys and values (Qwen 2).
+      local_layers: sliding-window layers before each global layer; 0 makes all layers
+        global.
+      window: tokens that a sliding-window layer attends to.
+      rope_base, local_rope_base: rotary bases of global and sliding-window layers.
+      rope_factor: divides the rotary frequencies of global layers: all of them (Gemma 3
+        from 4B on), or with rope_original_length the low ones.
+      rope_original_length: tokens of the context before its extension (Llama 3.1); 0 for
+        none. See `rotary.extended_frequency`.
+      activation: of the gated MLP, a key of ACTIVATIONS.
+      norm_offset: RMSNorms multiply by norm_offset + scale (Gemma: 1).
+      norm_eps: epsilon of the RMSNorms.
+      embed_scale: multiply embeddings by sqrt(width).
+      tied_head: the token embeddings are the output head too.
+    """
+
+    vocab_size: int = 512
+    width: int = 64
+    depth: int = 4
+    mlp_dim: int = 256
+    num_heads: int = 4
+    num_kv_heads: int = 1
+    head_dim: int = 16
+    query_scale: float = 0.0
+    attention_softcap: float = 0.0
+    final_softcap: float = 0.0
+    post_norms: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    local_layers: int = 0
+    window: int = 4096
+    rope_base: float = 10_000.0
+    local_rope_base: float = 10_000.0
+    rope_factor: float = 1.0
+    rope_original_length: int = 0
+    activation: str = "gelu"
+    norm_offset: float = 1.0
+    norm_eps: float = 1e-6
+    embed_scale: bool = True
+    tied_head: bool = True
+
+    def is_sliding(self) -> np.ndarray:
+        """Returns bool[depth]: which layers have a sliding window."""
+        # Counted from 1: every (local_layers + 1)-th layer is global.
+        number = np.arange(1, self.depth + 1)
+        return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query causal self-attention, x[B, T, E] -> ([B, T, E], cache).
+
+    The arguments are those of `DecoderBlock`.
+    """
+
+    config: DecoderConfig
+    flash: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        is_sliding: jax.Array,
+        position: jax.Array | None = None,
+        cache: KeyValues | None = None,
+        extend: Callable | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        c = self.config
+        # `is_sliding` is traced under scan: select values, not Python branches.
+        base = jnp.where(is_sliding, c.local_rope_base, c.rope_base)
+        if position is None:
+            position = jnp.arange(x.shape[1])[None]
+        # Dividing the position divides all frequencies.
+        divisor = 1.0 if c.rope_original_length else c.rope_factor
+        rope_position = position / jnp.where(is_sliding, 1.0, divisor)
+        q_w = Einsum((c.num_heads, c.width, c.head_dim), (1,), (0,), name="q_einsum")()
+        kv_w = Einsum(
+            (2, c.num_kv_heads, c.width, c.head_dim), (2,), (0, 1), name="kv_einsum"
+        )()
+        out_w = Einsum(
+            (c.num_heads, c.head_dim, c.width), (0, 1), name="attn_vec_einsum"
+        )()
+        # Queries are [B, T, N, H], keys and values [B, T, K, H].
+        query = split_heads(x, q_w)
+        key, value = split_heads(x, kv_w[0]), split_heads(x, kv_w[1])
+        if c.qkv_bias:
+            zeros = nn.initializers.zeros
+            q_bias = self.param("q_bias", zeros, (c.num_heads, c.head_dim))
+            kv_bias = self.param("kv_bias", zeros, (2, c.num_kv_heads, c.head_dim))
+            query = _add_bias(query, q_bias)
+            key, value = _add_bias(key, kv_bias[0]), _add_bias(value, kv_bias[1])
+        if c.qk_norm:
+            query = decoder_norm(c, "query_norm")(query)
+            key = decoder_norm(c, "key_norm")(key)
+        # Keys are cached after rotation: the logits depend on the distance alone.
+        extension = (c.rope_factor, c.rope_original_length)
+        query = rotate(query, rope_position, base, *extension)
+        key = rotate(key, rope_position, base, *extension)
+        window = c.window if c.local_layers else 0
+        scale = c.query_scale or c.head_dim**-0.5
+        softcap = c.attention_softcap
+        if cache is None and extend is None:
+            out = attend_causally(
+                query,
+                key,
+                value,
+                is_sliding=is_sliding,
+                window=window,
+                scale=scale,
+                softcap=softcap,
+                use_flash=self.flash,
+            )
+            return merge_heads(out, out_w), None
+        # A cache or a fusion needs an explicit mask, which `flash_attention` lacks.
+        key_position = position
+        if cache is not None:
+            cache = update_kv_cache(cache, key, value, position)
+            key, value = cache.key, cache.value
+            key_position = jnp.arange(key.shape[1])[None]  # slot s: position s
+        mask = causal_mask(position, key_position, jnp.where(is_sliding, window, 0))
+        if extend is not None:
+            query, key, value, mask = extend(query, key, value, mask)
+        out = attend(query, key, value, mask, scale=scale, softcap=softcap)
+        return merge_heads(out, out_w), cache
+
+
+class DecoderBlock(nn.Module):
+    """One pre-norm decoder layer, x[B, T, E] -> ([B, T, E], cache)."""
+
+    config: DecoderConfig
+    flash: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        is_sliding: jax.Array,
+        position: jax.Array | None = None,
+        cache: KeyValues | None = None,
+        extend: Callable | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Runs the layer.
+
+        Args:
+          x: hidden states [B, T, E].
+          is_sliding: bool scalar; selects the window and the rotary base of sliding or
+            global layers, so that one compiled block serves both in a scan.
+          position: int32[B, T], by default 0 .. T - 1.
+          cache: keys and values of earlier tokens, which x attends to as well.
+          extend: applied to (query, key, value, mask) before the softmax, to attend to
+            more than the text; see `Fusion.before_layer`.
+
+        Returns:
+          [B, T, E] and the cache with the keys and values of x; None without a cache.
+        """
+        c = self.config
+        y = decoder_norm(c, "pre_attention_norm")(x)
+        attention = SelfAttention(c, self.flash, name="attn")
+        y, cache = attention(y, is_sliding, position, cache, extend)
+        x = x + (decoder_norm(c, "post_attention_norm")(y) if c.post_norms else y)
+        mlp = GatedMlp(c.mlp_dim, c.activation, name="mlp")
+        y = mlp(decoder_norm(c, "pre_ffw_norm")(x))
+        return x + (decoder_norm(c, "post_ffw_norm")(y) if c.post_norms else y), cache
+
+
+def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds a bias [N, H] to heads [B, T, N, H]."""
+    return x + bias[None, None].astype(x.dtype)
+
+
+def decoder_norm(c: DecoderConfig, name: str | None = None) -> RMSNorm:
+    return RMSNorm(c.norm_offset, c.norm_eps, name=name)
