@@ -48,7 +48,11 @@ with watchdog.end_together():
 """
 
 
-JAX_LOG = re.compile(r"[EFIW]\d{4} |Additional GRPC error|:UNKNOWN:|.*Gloo")
+JAX_LOG = re.compile(
+    r"[EFIW]\d{4} |Additional GRPC error|:UNKNOWN:|:UNAVAILABLE:|.*Gloo"
+    # JAX 0.12
+    r"|=== Source Location Trace|external/xla|$"
+)
 
 
 def run_job(tmp_path, fault, victim):
