@@ -26,11 +26,7 @@ _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.jinja"]
 _GATED = ("gemma", "meta-llama")  # in names of models that need a login
 _HUB_FOLDERS = ["*/*"]  # the same weights in formats of other programs
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 # Model types with an image tower.
 _VISION = ("siglip", "siglip_vision_model", "llava", "paligemma", "gemma3", "hive")
 _MROPE = ("mrope_section", "mrope_interleaved", "type", "rope_type")

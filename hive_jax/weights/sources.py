@@ -219,7 +219,7 @@ def open_hive(path: str) -> WeightSource:
     return dataclasses.replace(
         source,
         preprocessing=hf_folder.preprocessing(folder, config.encoder.image_size),
-        tokenizer=str(folder),
+        tokenizer=hf_folder.lasting_path(path, folder),
     )
 
 

@@ -1,23 +1,34 @@
 """Datasets and tokenizers in buckets."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
+from helpers import tiny_weights
 from helpers.llava_sets import encoded, photograph, record, write_parquet, write_set
 from helpers.tars import write_tar
 
 from hive_jax import prepare_data
-from hive_jax.buckets import as_path, filesystem
+from hive_jax.buckets import as_path, filesystem, upload
 from hive_jax.config import DataConfig
 from hive_jax.data.sources.registry import checked_sources, make_source
 from hive_jax.data.tokenizer import BUILTIN, keep_tokenizer, load_tokenizer
 from hive_jax.errors import ConfigError
+from hive_jax.weights import hf_models
+from hive_jax.weights.sources import open_hive
 
 
 def test_tokenizers(folder):
     keep_tokenizer(BUILTIN, as_path(folder) / "tokenizer")
     kept = load_tokenizer(f"{folder}/tokenizer")
     assert kept.fingerprint == load_tokenizer(BUILTIN).fingerprint
+
+
+def test_the_tokenizer_of_a_whole_model_is_that_in_the_bucket(folder, tmp_path):
+    """A config with the path of a local copy would be of this machine alone."""
+    layout = hf_models.hive(tiny_weights.hive_config("hive"))
+    upload(Path(tiny_weights.write_folder(tmp_path / "model", layout)), folder)
+    assert open_hive(folder).tokenizer == folder
 
 
 @pytest.fixture(scope="module")
