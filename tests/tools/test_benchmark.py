@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from hive_jax.config import Rule
 from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops, step_flops
 from hive_jax.training.train_step import Program
@@ -80,7 +79,7 @@ def test_a_layer_below_the_first_connection_has_no_gradient():
 def test_an_untied_head_counts_its_own_gradient(rule):
     """As large as that of a table tied to the head."""
     size = SIZES["micro"]
-    rules = (Rule(rule, None), Rule(".*", 1.0))
+    rules = ((rule, None), (".*", 1.0))
     tied = size.decoder
     untied = dataclasses.replace(tied, tied_head=False)
     counts = {}
