@@ -257,6 +257,11 @@ MODELS_WITH_IMAGES = {
     "llava_onevision": functools.partial(with_images, "LlavaOnevision", vision=SIGLIP),
     "idefics3": functools.partial(with_images, "Idefics3"),
     "smolvlm": functools.partial(with_images, "SmolVLM"),
+    "internvl": functools.partial(
+        with_images,
+        "InternVL",
+        vision=VISION | {"image_size": [28, 28], "patch_size": [14, 14]},
+    ),
 }
 QWEN_VISION = {
     "depth": 1,
@@ -296,9 +301,14 @@ def test_decoders_load_from_models_with_images(tmp_path, kind, family):
 def test_decoders_load_from_qwen_vl(tmp_path, name, family, flat):
     """Also from a config.json with the decoder's keys at the top, as first published."""
     decoder, expected = family(2)
-    rope = {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 3, 3]}
-    text = decoder.config.to_dict() | {"rope_parameters": rope}
+    sections = [2, 3, 3]
+    text = decoder.config.to_dict()
     del text["model_type"]
+    if name != "Qwen3VL":  # the older classes always divide the width by the heads
+        del text["head_dim"]
+        expected, sections = dataclasses.replace(expected, head_dim=8), [1, 1, 2]
+    rope = {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": sections}
+    text["rope_parameters"] = rope
     vision, tied = QWEN_VISION, decoder.config.tie_word_embeddings
     model = with_images(name, text, vision, tie_word_embeddings=tied)
     path = save(randomised(model), tmp_path)
@@ -306,7 +316,7 @@ def test_decoders_load_from_qwen_vl(tmp_path, name, family, flat):
         file = tmp_path / "config.json"
         config = json.loads(file.read_text())
         text = config.pop("text_config")
-        rope = {"type": "mrope", "mrope_section": [2, 3, 3]}
+        rope = {"type": "mrope", "mrope_section": sections}
         text |= {"rope_theta": 5000.0, "rope_scaling": rope}
         del text["rope_parameters"]
         file.write_text(json.dumps(text | config))
