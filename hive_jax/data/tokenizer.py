@@ -2,49 +2,100 @@
 
 import functools
 import hashlib
+import logging
 import shutil
 from pathlib import Path
 
 from hive_jax.console import log
-from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
+from hive_jax.data.tokenizer_files import (
+    add_tokens,
+    read_sentencepiece,
+    read_tokenizer_json,
+)
+from hive_jax.data.tokenizer_settings import (
+    CONFIG,
+    SETTINGS,
+    TOKENIZER_FILES,
+    TokenizerSettings,
+    read_settings,
+    settings_files,
+)
 from hive_jax.downloads import local_copy
 from hive_jax.errors import ConfigError, DataError, HiveError, MissingInputError
 from hive_jax.io import atomic_dir, remove_folder
 
+_log = logging.getLogger(__name__)
+
 BUILTIN = "builtin:tabletop"
 _BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
-_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
-# Optional files beside these in a Hugging Face folder.
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+# Tokens with a role in a vocabulary without settings.
+_NAMES = {
+    "pad_token": ("<pad>",),
+    "bos_token": ("<bos>", "<s>"),
+    "eos_token": ("<eos>", "</s>"),
+    "unk_token": ("<unk>",),
+}
 
 
 class Tokenizer:
-    """A tokenizer.json or SentencePiece file.
+    """A tokenizer.json or SentencePiece file, with the settings beside it.
 
     Attributes:
       vocab_size: one more than the highest id that text can have.
-      pad_id, bos_id, eos_id: bos_id is None where the vocabulary has none.
-      fingerprint: hash of the file.
+      roles: role, such as "bos_token" -> its token, for the roles that it has.
+      pad_id: of the padding, which no loss counts and no attention sees: that of the pad
+        token, else of the end token, else 0.
+      bos_id, eos_id: tokens that begin and end a text; None where there is none.
+      end_ids: all tokens at which generation ends, eos_id among them.
+      special_ids: tokens that are never part of a text.
+      fingerprint: hash of the file and of the special tokens.
     """
 
     def __init__(self, path: str | Path):
         path = Path(path)
+        settings = read_settings(path)
         backend = _SentencePiece if path.suffix == ".model" else _TokenizerJson
-        self._backend = backend(path)
-        self.bos_id = self._first_of("<bos>", "<s>")
-        self.eos_id = self._first_of("<eos>", "</s>")
-        # LLaMA's vocabularies have no padding; what is padded has no weight anyway.
-        pad_id = self._first_of("<pad>")
-        self.pad_id = self.eos_id if pad_id is None else pad_id
+        self._backend = backend(path, settings)
+        ids = {role: self._id_of_role(role, settings) for role in _NAMES}
+        self.bos_id, self.eos_id = ids["bos_token"], ids["eos_token"]
+        self.pad_id = ids["pad_token"] if ids["pad_token"] is not None else self.eos_id
+        declared = {self.pad_id, self.bos_id, self.eos_id} - {None}
+        self.special_ids = frozenset(declared | self._backend.special_ids)
+        self.end_ids = frozenset(
+            {self.eos_id, *settings.ids.get("eos_token", ())} - {None}
+        )
         if self.pad_id is None:
-            raise DataError(f"{path} has none of the tokens <pad>, <eos>, </s>")
-        ids = (self.pad_id, self.bos_id, self.eos_id)
-        used = [id + 1 for id in ids if id is not None]
-        self.vocab_size = max(self._backend.vocab_size, *used)
-        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            self.pad_id = 0
+        if ids["pad_token"] is None:
+            token = self.token_of(self.pad_id)
+            _log.warning(
+                "%s has no pad token: %r, id %d, pads", path, token, self.pad_id
+            )
+            ids["pad_token"] = self.eos_id
+        self.roles = {
+            role: self.token_of(id) for role, id in ids.items() if id is not None
+        }
+        self.vocab_size = max(self._backend.vocab_size, *(id + 1 for id in declared), 1)
+        digest = hashlib.sha256(path.read_bytes())
+        digest.update(repr((self.pad_id, self.bos_id, self.eos_id)).encode())
+        self.fingerprint = digest.hexdigest()[:16]
 
-    def _first_of(self, *names: str) -> int | None:
-        ids = (self._backend.id_of(name) for name in names)
+    def _id_of_role(self, role: str, settings: TokenizerSettings) -> int | None:
+        token = settings.tokens.get(role)
+        if token is not None:
+            id = self._backend.id_of(token)
+            if id is None and role in ("bos_token", "eos_token"):
+                raise DataError(
+                    f"{settings.folder}: {role} is {token!r}, which the vocabulary does "
+                    f"not have; expected one of its tokens in {CONFIG}"
+                )
+            return id
+        # An end of generation may also be a token of the text, such as a newline.
+        ids = settings.ids.get(role, ())
+        special = [id for id in ids if id in self._backend.special_ids]
+        if special or role in settings.tokens:
+            return special[0] if special else None
+        ids = (self._backend.id_of(name) for name in _NAMES[role])
         return next((id for id in ids if id is not None), None)
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -53,8 +104,8 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         """Returns the text of `ids`, without special tokens."""
-        special = {self.pad_id, self.bos_id, self.eos_id}
-        return self._backend.decode([int(id) for id in ids if int(id) not in special])
+        ids = [int(id) for id in ids]
+        return self._backend.decode([id for id in ids if id not in self.special_ids])
 
     def token_of(self, id: int) -> str:
         """Returns the token of an id."""
@@ -67,14 +118,16 @@ class Tokenizer:
 
 
 class _TokenizerJson:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, settings: TokenizerSettings):
         self._tokenizer = read_tokenizer_json(path)
+        add_tokens(self._tokenizer, settings)
         # "<eos>" in a caption is text, not the end of it.
         self._tokenizer.encode_special_tokens = True
         # Text never has a special token after the vocabulary, and the embedding table
         # no row for it (Gemma 3's <image_soft_token>).
         added = self._tokenizer.get_added_tokens_decoder()
-        plain = [id for id, token in added.items() if not token.special]
+        self.special_ids = {id for id, token in added.items() if token.special}
+        plain = added.keys() - self.special_ids
         size = self._tokenizer.get_vocab_size(with_added_tokens=False)
         self.vocab_size = max(size, *(id + 1 for id in plain), 0)
 
@@ -93,23 +146,37 @@ class _TokenizerJson:
 
 
 class _SentencePiece:
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, settings: TokenizerSettings):
         self._model = read_sentencepiece(path)
         self.vocab_size = self._model.vocab_size()
+        added = {t.id: t for t in settings.added if t.id >= self.vocab_size}
+        if plain := [t.content for t in added.values() if not t.special]:
+            raise DataError(
+                f"{settings.folder / CONFIG} adds the tokens {plain[:5]} to "
+                f"{path.name}, which cannot hold them; expected a tokenizer.json beside "
+                "it, as AutoTokenizer.from_pretrained(folder).save_pretrained(folder) "
+                "writes it"
+            )
+        self._added = {id: token.content for id, token in added.items()}
+        ids = range(self.vocab_size)
+        self.special_ids = {id for id in ids if self._model.is_control(id)} | {*added}
 
     def id_of(self, token: str) -> int | None:
+        for id, content in self._added.items():
+            if content == token:
+                return id
         id = self._model.piece_to_id(token)
         return id if self._model.id_to_piece(id) == token else None
 
     def token_of(self, id: int) -> str:
-        return self._model.id_to_piece(id)
+        return self._added.get(id) or self._model.id_to_piece(id)
 
     def encode(self, text: str):
         encoded = self._model.encode(text, return_type="offset_mapping")
         return encoded["ids"], encoded["offsets"]
 
     def decode(self, ids: list[int]) -> str:
-        return self._model.decode(ids)
+        return self._model.decode([id for id in ids if id < self.vocab_size])
 
 
 def load_tokenizer(source: str) -> Tokenizer:
@@ -122,14 +189,14 @@ def load_tokenizer(source: str) -> Tokenizer:
       DataError: the file is not a tokenizer.
     """
     path = tokenizer_file(source)
-    about = path.stat()
-    return _load(path, about.st_mtime_ns, about.st_size)
+    files = (file.stat() for file in (path, *settings_files(path)))
+    return _load(path, tuple((file.st_mtime_ns, file.st_size) for file in files))
 
 
 # A start looks at the tokenizer and its copy several times, and one of 260,000 tokens
 # takes seconds to load. A changed file is loaded again.
 @functools.lru_cache(maxsize=8)
-def _load(path: Path, modified_ns: int, size: int) -> Tokenizer:
+def _load(path: Path, modified: tuple[tuple[int, int], ...]) -> Tokenizer:
     return Tokenizer(path)
 
 
@@ -190,14 +257,13 @@ def copy_tokenizer(source: str, folder: Path) -> None:
       OutputError: it exists, or cannot be written.
     """
     file = tokenizer_file(source)
+    files = [file, *settings_files(file)]
     if (origin := local_copy(source)).is_dir():
-        files = [origin / name for name in (*_FILES, *_SETTINGS)]
-        files = [path for path in files if path.is_file()]
-    else:
-        files = [file]
+        others = (origin / name for name in TOKENIZER_FILES)
+        files += [path for path in others if path.is_file() and path != file]
     with atomic_dir(folder) as temporary:
         for path in files:
-            is_known = path.name in (*_FILES, *_SETTINGS)
+            is_known = path.name in (*TOKENIZER_FILES, *SETTINGS)
             # A file of another name gets the one that its format has in a folder.
             default = "tokenizer.model" if path.suffix == ".model" else "tokenizer.json"
             shutil.copyfile(path, temporary / (path.name if is_known else default))
@@ -211,9 +277,11 @@ def tokenizer_file(source: str) -> Path:
     """
     path = local_copy(_BUILTIN.get(source, source))
     if path.is_dir():
-        files = [path / name for name in _FILES if (path / name).is_file()]
+        files = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
         if not files:
-            raise MissingInputError(f"{path} holds none of {', '.join(_FILES)}")
+            raise MissingInputError(
+                f"{path} holds none of {', '.join(TOKENIZER_FILES)}"
+            )
         path = files[0]
     if not path.is_file():
         raise MissingInputError(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hive_jax.data.tokenizer_settings import TokenizerSettings
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.file_content import explain_file
 
@@ -42,3 +43,28 @@ def read_sentencepiece(path: Path):
     except (OSError, RuntimeError) as error:
         about = explain_file(path) or f"is not a SentencePiece model: {error}"
         raise DataError(f"{path} {about}") from None
+
+
+def add_tokens(tokenizer, settings: TokenizerSettings) -> None:
+    """Adds the tokens of tokenizer_config.json that a tokenizer.json lacks.
+
+    Args:
+      tokenizer: `tokenizers.Tokenizer`, changed in place.
+      settings: of the same folder.
+
+    Raises:
+      DataError: a token cannot have its id, because others are missing before it.
+    """
+    import tokenizers
+
+    for token in settings.added:
+        if tokenizer.token_to_id(token.content) is None:
+            options = {**token.options, "special": token.special}
+            tokenizer.add_tokens([tokenizers.AddedToken(token.content, **options)])
+        id = tokenizer.token_to_id(token.content)
+        if id != token.id:
+            raise DataError(
+                f"{settings.folder}: added_tokens_decoder of tokenizer_config.json gives "
+                f"{token.content!r} the id {token.id}, and tokenizer.json the id {id}; "
+                "expected files of one tokenizer"
+            )

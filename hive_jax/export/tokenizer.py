@@ -10,16 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hive_jax.data.tokenizer import Tokenizer
+from hive_jax.data.tokenizer_files import add_tokens, read_tokenizer_json
+from hive_jax.data.tokenizer_settings import read_settings
 from hive_jax.errors import CheckpointError
 from hive_jax.io import write_json
 
 IMAGE_TOKEN = "<image>"
-_SPECIAL = {
-    "bos_token": ("<bos>", "<s>"),
-    "eos_token": ("<eos>", "</s>"),
-    "pad_token": ("<pad>",),
-    "unk_token": ("<unk>",),
-}
 # As in training: the image first, then all messages, one a line. The content of a
 # message is a list of items, or a string that may hold "<image>".
 _CHAT_TEMPLATE = """\
@@ -56,6 +52,7 @@ class ExportedTokenizer:
       content: of tokenizer.json.
       special: role -> token, e.g. "bos_token" -> "<bos>".
       pad_id, bos_id, eos_id: bos_id and eos_id are None if the vocabulary has none.
+      end_ids: all tokens at which generation ends.
       image_token_id: None for a model without image tokens.
       newline_id, newline: id and token of the newline that ends captions and answers;
         None if it is not a single token.
@@ -67,6 +64,7 @@ class ExportedTokenizer:
     pad_id: int
     bos_id: int | None
     eos_id: int | None
+    end_ids: tuple[int, ...]
     image_token_id: int | None
     newline_id: int | None
     newline: str | None
@@ -132,7 +130,9 @@ class ExportedTokenizer:
 
     def generation_config(self) -> dict:
         """Content of generation_config.json: end tokens and suppressed tokens."""
-        ends = [id for id in (self.eos_id, self.newline_id) if id is not None]
+        ends = list(self.end_ids)
+        if self.newline_id is not None and self.newline_id not in ends:
+            ends.append(self.newline_id)
         config = {"pad_token_id": self.pad_id, "eos_token_id": ends}
         if self.bos_id is not None:
             config["bos_token_id"] = self.bos_id
@@ -184,9 +184,8 @@ def export_tokenizer(path: Path, image_token: bool = False) -> ExportedTokenizer
             "same model, and train from them; or export the encoder only"
         )
     ours = Tokenizer(path)
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = read_tokenizer_json(path)
+    add_tokens(tokenizer, read_settings(path))
     if image_token and tokenizer.token_to_id(IMAGE_TOKEN) is None:
         tokenizer.add_special_tokens([IMAGE_TOKEN])
     content = json.loads(tokenizer.to_str())
@@ -201,22 +200,13 @@ def export_tokenizer(path: Path, image_token: bool = False) -> ExportedTokenizer
     newline_id = ids[0] if len(ids) == 1 else None
     return ExportedTokenizer(
         content=content,
-        special=_special_tokens(tokenizer),
+        special=ours.roles,
         pad_id=ours.pad_id,
         bos_id=ours.bos_id,
         eos_id=ours.eos_id,
+        # The end of a text first.
+        end_ids=tuple(sorted(ours.end_ids, key=lambda id: (id != ours.eos_id, id))),
         image_token_id=tokenizer.token_to_id(IMAGE_TOKEN) if image_token else None,
         newline_id=newline_id,
         newline=None if newline_id is None else tokenizer.id_to_token(newline_id),
     )
-
-
-def _special_tokens(tokenizer) -> dict[str, str]:
-    """Role -> token, for the roles that the vocabulary has."""
-    special = {}
-    for role, tokens in _SPECIAL.items():
-        tokens = [token for token in tokens if tokenizer.token_to_id(token) is not None]
-        if tokens:
-            special[role] = tokens[0]
-    special.setdefault("pad_token", special.get("eos_token"))
-    return special

@@ -114,14 +114,13 @@ class Generator:
         self.sees_images = config.model.fusion_class.uses_image
         # Any token that contains a stop string ends the text, alone or with other
         # letters; the text is cut at the string when it is decoded.
-        ends = {tokenizer.eos_id} - {None}
-        ends = ends.union(*map(tokenizer.ids_with, (END, *decoding.stop)))
+        ends = tokenizer.end_ids.union(*map(tokenizer.ids_with, (END, *decoding.stop)))
         vocab_size = config.model.decoder.vocab_size
         # The embedding table may be padded beyond the tokenizer's vocabulary. Such ids, and
         # special tokens that do not end a text, must never be sampled.
         written = np.arange(vocab_size) < tokenizer.vocab_size
-        special = {tokenizer.pad_id, tokenizer.bos_id} - ends - {None}
-        written[list(special)] = False
+        special = [id for id in tokenizer.special_ids - ends if id < vocab_size]
+        written[special] = False
         # Once, ahead of the loop over tokens: see `decoder.unstack_layers`.
         self._params = jax.jit(unstack_layers)(params)
         self._generate = jax.jit(

@@ -159,7 +159,7 @@ def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
 
 
 def _hidden(model: Hive, params: dict, batch: Batch):
-    """Returns hidden states [B, T, E], the embedding table [V, E] and the softcap."""
+    """Returns hidden states [B, T, E], the output head [V, E] and the softcap."""
     images = normalize_images(batch.image)
     hidden = model.apply({"params": params}, images, batch.tokens, batch.image_mask)
     return hidden, *head(model.config.decoder, params["llm"])

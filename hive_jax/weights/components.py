@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError
-from hive_jax.weights import big_vision, formats, hf_folder
+from hive_jax.weights import big_vision, formats, hf_config, hf_folder
 from hive_jax.weights.sources import (
     WeightSource,
     open_decoder,
@@ -48,7 +48,7 @@ def _components_of_folder(folder: Path, path: str) -> tuple[str, ...]:
         "hive": ("hive",),
         "paligemma": ("encoder", "decoder"),
         "gemma3": ("encoder", "decoder"),
-        **dict.fromkeys(hf_folder.DECODER_ALONE, ("decoder",)),
+        **dict.fromkeys(hf_config.DECODER_ALONE, ("decoder",)),
     }
     model_type = hf.get("model_type")
     if hf.get("architectures") == ["SiglipForImageClassification"]:
@@ -56,7 +56,7 @@ def _components_of_folder(folder: Path, path: str) -> tuple[str, ...]:
     if model_type not in components:
         raise CheckpointError(
             f"{path}: model_type is {model_type!r}; expected the workdir of a run, or a "
-            f"model of type {', '.join(components)}{hf_folder.explain_type(model_type)}"
+            f"model of type {', '.join(components)}{hf_config.explain_type(model_type)}"
         )
     return components[model_type]
 

@@ -3,6 +3,7 @@
 hive_jax/weights/hf_families.py says how each family is read and written.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -123,7 +124,7 @@ def rows(
         Row("final_norm/scale", "norm.weight"),
     ]
     table = prefixed(table, param_prefix, hf_prefix)
-    if config.tied_head:  # see `without_tied_head`
+    if config.tied_head:  # see `resolve_head`
         return table
     return [*table, Row(f"{param_prefix}lm_head/output_embedding", head)]
 
@@ -135,40 +136,44 @@ def head_name(tensors: Mapping[str, Tensor]) -> str:
     return next((name for name in tensors if name.endswith(ending)), ending)
 
 
-def without_tied_head(
-    tensors: Mapping[str, Tensor], prefix: str, source: str
-) -> Mapping[str, Tensor]:
-    """Removes an lm_head.weight that repeats the embeddings, as some scripts save it.
+def resolve_head(
+    config: DecoderConfig,
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    unclear: bool,
+    source: str,
+) -> tuple[DecoderConfig, Mapping[str, Tensor]]:
+    """Compares the output head in the files with what their configuration says of it.
 
     Args:
+      config: architecture as config.json has it.
       tensors: tensors of the files by name.
       prefix: prefix of the decoder's names.
+      unclear: config.json both ties the head and does not, of a whole model and of its
+        decoder: the files decide.
       source: path of the files, for messages.
 
+    Returns:
+      The configuration, and the tensors without an lm_head.weight that repeats the
+      embeddings, as some scripts save it.
+
     Raises:
-      CheckpointError: the head differs from the embeddings.
+      CheckpointError: a tied head differs from the embeddings.
     """
-    if has_own_head(tensors, prefix):
+    if not config.tied_head:
+        return config, tensors
+    name = head_name(tensors)
+    head, table = tensors.get(name), tensors.get(f"{prefix}embed_tokens.weight")
+    both = head is not None and table is not None
+    if both and not np.array_equal(head.read(), table.read()):
+        if unclear:
+            return dataclasses.replace(config, tied_head=False), tensors
         raise CheckpointError(
             f"{source}: lm_head.weight is not the embedding table; expected equal ones, "
             "because config.json ties them (tie_word_embeddings, or MobileLLM's "
             "share_embedding)"
         )
-    name = head_name(tensors)
-    return {key: tensor for key, tensor in tensors.items() if key != name}
-
-
-def has_own_head(tensors: Mapping[str, Tensor], prefix: str) -> bool:
-    """Returns whether the files have a head that differs from the embeddings.
-
-    Args:
-      tensors: tensors of the files by name.
-      prefix: prefix of the decoder's names.
-    """
-    head = tensors.get(head_name(tensors))
-    table = tensors.get(f"{prefix}embed_tokens.weight")
-    both = head is not None and table is not None
-    return both and not np.array_equal(head.read(), table.read())
+    return config, {key: tensor for key, tensor in tensors.items() if key != name}
 
 
 def _read_rope(hf: Mapping, family: Family, source: str) -> dict:

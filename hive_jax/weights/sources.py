@@ -20,6 +20,7 @@ from hive_jax.weights import (
     big_vision,
     consistency,
     formats,
+    hf_config,
     hf_decoder,
     hf_folder,
     hf_models,
@@ -119,7 +120,7 @@ def open_encoder(path: str) -> WeightSource:
     if not folder.is_dir():
         return _open_npz(path, folder, _IMAGE)
     hf = formats.read_config(folder, path)
-    config = hf_siglip.vision_config_from_hf(hf_folder.vision_config(hf, path), path)
+    config = hf_siglip.vision_config_from_hf(hf_config.vision_config(hf, path), path)
     tensors = _open_tensors(folder, hf, path)
     # The prefix depends on the model and on the version of transformers that saved it.
     prefix = _prefix(tensors, _VISION_PREFIXES, "encoder.layers.0.")
@@ -147,16 +148,12 @@ def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource
     if not folder.is_dir():
         return _open_npz(path, folder, _DECODER, config=config)
     hf = formats.read_config(folder, path)
-    config = hf_decoder.config_from_hf(hf_folder.decoder_config(hf, path), path)
+    config = hf_decoder.config_from_hf(hf_config.decoder_config(hf, path), path)
     tensors = _open_tensors(folder, hf, path)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
     nested = prefix if {"text_config", "vision_config"} & {*hf} else ""
-    # A whole model may say of its head what its decoder's configuration denies.
     unclear = "text_config" in hf and hf.get("tie_word_embeddings") is False
-    if config.tied_head and unclear and hf_decoder.has_own_head(tensors, prefix):
-        config = dataclasses.replace(config, tied_head=False)
-    if config.tied_head:
-        tensors = hf_decoder.without_tied_head(tensors, prefix, path)
+    config, tensors = hf_decoder.resolve_head(config, tensors, prefix, unclear, path)
     rows = hf_decoder.rows("", prefix, config, hf_decoder.head_name(tensors))
     sizes = consistency.decoder_sizes(config, prefix)
     source = _weight_source(path, config, rows, tensors, nested, sizes)
@@ -176,7 +173,7 @@ def open_two_towers(path: str) -> WeightSource:
     if not folder.is_dir():
         return _open_npz(path, folder, _IMAGE, _TEXT)
     hf = formats.read_config(folder, path)
-    vision, text = hf_folder.two_tower_configs(hf, path)
+    vision, text = hf_config.two_tower_configs(hf, path)
     config = (
         hf_siglip.vision_config_from_hf(vision, path),
         hf_siglip.text_config_from_hf(text, path),
@@ -224,8 +221,8 @@ def open_hive(path: str) -> WeightSource:
 
 
 def _hive_config(hf: dict, path: str) -> HiveConfig:
-    vision = hf_siglip.vision_config_from_hf(hf_folder.vision_config(hf, path), path)
-    text = hf_decoder.config_from_hf(hf_folder.decoder_config(hf, path), path)
+    vision = hf_siglip.vision_config_from_hf(hf_config.vision_config(hf, path), path)
+    text = hf_decoder.config_from_hf(hf_config.decoder_config(hf, path), path)
     try:
         if hf["model_type"] == "hive":
             fusion = hf["fusion"]

@@ -147,15 +147,20 @@ def test_files_that_are_something_else(tmp_path, name, content):
         load_tokenizer(str(tmp_path / name))
 
 
-def test_a_vocabulary_without_padding(tmp_path):
+def test_a_vocabulary_without_special_tokens(tmp_path, caplog):
+    """Pads with id 0, says so, and leaves this token in texts."""
     content = json.loads(_BUILTIN["builtin:tabletop"].read_text(encoding="utf-8"))
     content["added_tokens"] = []
     for token in ("<pad>", "<eos>", "<bos>"):
         content["model"]["vocab"][token.upper()] = content["model"]["vocab"].pop(token)
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(DataError, match="has none of the tokens <pad>, <eos>, </s>"):
-        load_tokenizer(str(path))
+    loaded = load_tokenizer(str(path))
+    assert loaded.pad_id == 0 and loaded.eos_id is loaded.bos_id is None
+    assert f"{path} has no pad token: '<PAD>', id 0, pads" in caplog.text
+    assert not {0, 1, 2} & loaded.special_ids and not loaded.end_ids
+    ids, _ = loaded.encode("a <PAD> cube")
+    assert loaded.decode([0, *ids]) == "<PAD>a <PAD> cube"
 
 
 def test_sentencepiece_is_asked_for(tmp_path, monkeypatch):

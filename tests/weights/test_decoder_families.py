@@ -257,6 +257,11 @@ MODELS_WITH_IMAGES = {
     "llava_onevision": functools.partial(with_images, "LlavaOnevision", vision=SIGLIP),
     "idefics3": functools.partial(with_images, "Idefics3"),
     "smolvlm": functools.partial(with_images, "SmolVLM"),
+    "internvl": functools.partial(
+        with_images,
+        "InternVL",
+        vision=VISION | {"image_size": [28, 28], "patch_size": [14, 14]},
+    ),
 }
 QWEN_VISION = {
     "depth": 1,

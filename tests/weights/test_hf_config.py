@@ -8,7 +8,7 @@ from helpers.tiny_weights import GEMMA1, GEMMA2, GEMMA3
 from hive_jax.errors import CheckpointError
 from hive_jax.models.presets import decoder_config, siglip_config
 from hive_jax.models.siglip import TextTowerConfig
-from hive_jax.weights import hf_decoder, hf_folder, hf_siglip
+from hive_jax.weights import hf_config, hf_decoder, hf_siglip
 
 ACTIVATION = {"hidden_activation": "gelu_pytorch_tanh"}
 # As the config.json of published models are written, older ones and newer ones,
@@ -109,7 +109,7 @@ SIGLIP2_GIANT = {
 )
 def test_published_decoder_configs_convert_to_the_presets(hf, config):
     assert (
-        hf_decoder.config_from_hf(hf_folder.decoder_config(hf, "here"), "here")
+        hf_decoder.config_from_hf(hf_config.decoder_config(hf, "here"), "here")
         == config
     )
 
@@ -129,7 +129,7 @@ def test_published_decoder_configs_convert_to_the_presets(hf, config):
 )
 def test_published_image_tower_configs_convert_to_the_presets(hf, config):
     assert (
-        hf_siglip.vision_config_from_hf(hf_folder.vision_config(hf, "here"), "here")
+        hf_siglip.vision_config_from_hf(hf_config.vision_config(hf, "here"), "here")
         == config
     )
 
@@ -146,14 +146,14 @@ def test_published_image_tower_configs_convert_to_the_presets(hf, config):
     ids=["siglip-base", "siglip2-giant"],
 )
 def test_published_text_tower_configs_convert(hf, config):
-    _, text = hf_folder.two_tower_configs(hf, "here")
+    _, text = hf_config.two_tower_configs(hf, "here")
     assert hf_siglip.text_config_from_hf(text, "here") == config
 
 
 @pytest.mark.parametrize("preset", ["gemma_2b", "gemma2_2b", "gemma3_1b", "gemma3_4b"])
 def test_decoder_config_survives_a_round_trip(preset):
     config = decoder_config(preset)
-    text = hf_folder.decoder_config(hf_decoder.config_to_hf(config), "here")
+    text = hf_config.decoder_config(hf_decoder.config_to_hf(config), "here")
     assert hf_decoder.config_from_hf(text, "here") == config
 
 
