@@ -99,9 +99,9 @@ def _folder(options: argparse.Namespace, name: str, path: str, several: bool):
     if options.out:
         out = as_path(options.out)
         return out / name if several else out
-    return (
-        as_path(path) / "evaluation" if is_run(path) else Path("workdir/probe") / name
-    )
+    if is_run(path):
+        return as_path(path) / "evaluation"
+    return Path("workdir/probe") / name
 
 
 def _parser() -> argparse.ArgumentParser:

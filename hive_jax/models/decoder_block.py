@@ -205,4 +205,10 @@ def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def decoder_norm(c: DecoderConfig, name: str | None = None) -> RMSNorm:
+    """Returns a decoder's RMSNorm.
+
+    Args:
+      c: architecture.
+      name: of the submodule; None for that of the attribute it is assigned to.
+    """
     return RMSNorm(c.norm_offset, c.norm_eps, name=name)

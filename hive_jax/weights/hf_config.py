@@ -158,8 +158,8 @@ def _complete(
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
-    # It logs values of the file as they are, which may control a terminal.
     model_type = EQUIVALENT.get(model_type, model_type)
+    # It logs values of the file as they are, which may control a terminal.
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)

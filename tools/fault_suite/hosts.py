@@ -40,30 +40,41 @@ CASES = [
     if (phase, fault) != ("start-up", "asleep")
 ]
 
-# hive_jax.train with a fault as it enters a phase for the last time of `times`.
+# hive_jax.train with a fault as it enters a phase after `times`; a disk is full until the
+# phase is entered again.
 _VICTIM = """
-import os, signal, sys, time
+import os, resource, signal, sys, time
 
 phase, times, fault, *arguments = sys.argv[1:]
 
 from hive_jax.train import main
 from hive_jax.training import watchdog
 
-entered, enter, connect = [], watchdog.enter, watchdog.connect
+entered, enter, connect = 0, watchdog.enter, watchdog.connect
+_, unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
 
 
 def fail():
     print("FAULT", flush=True)
+    if fault == "full disk":
+        # Writes beyond the limit fail as they do on a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, unlimited))
+        return
     if fault != "asleep":
         os.kill(os.getpid(), getattr(signal, fault))
     time.sleep(1000)
 
 
 def enter_and_fail(name):
+    global entered
     enter(name)
-    entered.append(name)
-    if entered.count(phase) > int(times):
+    if name != phase:
+        return
+    entered += 1
+    if entered == int(times) + 1:
         fail()
+    elif entered == int(times) + 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (unlimited, unlimited))
 
 
 def connect_and_fail(address):
@@ -98,12 +109,19 @@ def measure(count: int, folder: Path, cache: Path) -> Figure:
         faults[fault] += 1
         if problem:
             failures.append(f"{fault} of process {victim} in {phase}: {problem}")
-    micro_run.finish_all(_start(workdir, cache, total_steps), 3600)
-    if different := micro_run.unequal(workdir, undisturbed):
+    # To its end, with a disk that is full for the time of a save. It is that of all
+    # processes; one whose own disk is full leaves the others waiting, and all restart.
+    full_disk = {"phase": "the save", "fault": "full disk"}
+    last = _start(workdir, cache, total_steps, **full_disk)
+    outputs = micro_run.finish_all(last, 3600)
+    if not all("not written to" in output for output in outputs):
+        failures.append("full disk: a save has not failed")
+    # Metrics are lost for that time.
+    if different := micro_run.unequal(workdir, undisturbed, common_steps=True):
         failures.append(f"different {', '.join(different)} at the end")
     seen = (
         f"{PROCESSES} processes; {format_counts(faults)}; all had ended after "
-        f"{slowest:.1f} s at most; {count - len(failures)} named, with code 75; "
+        f"{slowest:.1f} s at most, named, with code 75; a full disk costs a save; "
         f"{'other' if different else 'equal'} bits at the end"
     )
     return Figure(count, seen, failures)
@@ -117,13 +135,13 @@ def _start(
     phase: str = "",
     fault: str = "",
 ) -> list[subprocess.Popen]:
-    """Starts all processes of the job, one of them with a fault."""
+    """Starts all processes of the job, the victim or all of them with a fault."""
     port, processes = micro_run.free_port(), []
     options = (*_OPTIONS, f"--config.total_steps={total_steps}")
     for index in range(PROCESSES):
         command = micro_run.command("stage1.py", workdir, *options)
         command = micro_run.joined(command, index, port, PROCESSES)
-        if index == victim:
+        if index == victim or fault == "full disk":
             python, _, _, *arguments = command  # python -m hive_jax.train
             fault_arguments = (phase, str(_PHASES[phase]), fault)
             command = [python, "-c", _VICTIM, *fault_arguments, *arguments]
@@ -144,16 +162,14 @@ def _end(
                 break
         else:
             return 0.0, "no fault: " + "".join(lines)
-        began, outputs = time.monotonic(), []
-        for process in processes:
-            outputs.append(process.communicate(timeout=300)[0])
+        began = time.monotonic()
+        codes, outputs = micro_run.collect(processes, timeout=300)
         seconds = time.monotonic() - began
     except subprocess.TimeoutExpired:
         return 300.0, "still running after 300 s"
     finally:
         for process in processes:
             process.kill()
-    codes = [process.returncode for process in processes]
     expected = [75] * PROCESSES
     # A stopped process is killed by its guard; one asleep ends itself.
     expected[victim] = 75 if fault == "asleep" else -9

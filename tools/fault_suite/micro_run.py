@@ -143,15 +143,33 @@ def finish_all(
     Raises:
       RuntimeError: an exit code is not 0; with all outputs.
     """
+    codes, outputs = collect(processes, timeout)
+    if any(codes):
+        raise RuntimeError(f"exit codes {codes}\n" + "\n".join(outputs))
+    return outputs
+
+
+def collect(
+    processes: Sequence[subprocess.Popen], timeout: float
+) -> tuple[list[int], list[str]]:
+    """Waits for processes, and kills those that are left if time is up.
+
+    Args:
+      processes: started by `start`.
+      timeout: in seconds, for each.
+
+    Returns:
+      The exit code and the output of each.
+
+    Raises:
+      subprocess.TimeoutExpired: one does not end.
+    """
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    codes = [process.returncode for process in processes]
-    if any(codes):
-        raise RuntimeError(f"exit codes {codes}\n" + "\n".join(outputs))
-    return outputs
+    return [process.returncode for process in processes], outputs
 
 
 def wait_until(

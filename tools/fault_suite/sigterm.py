@@ -85,14 +85,13 @@ def _stop(
         began = time.monotonic()
         for process in signalled:
             process.send_signal(signal.SIGTERM)
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        codes, outputs = micro_run.collect(processes, timeout=120)
         seconds = time.monotonic() - began
     except subprocess.TimeoutExpired:
         return 120.0, "still running after 120 s"
     finally:
         for process in processes:
             process.kill()
-    codes = [process.returncode for process in processes]
     if set(codes) != {75}:
         return seconds, f"exit codes {codes}: " + "\n".join(outputs)
     if seconds > _LIMIT_SECONDS:

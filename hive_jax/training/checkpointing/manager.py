@@ -235,8 +235,8 @@ class Checkpoints:
             message = f"{count} checkpoint(s) in a row not written to {self.directory}: {line}"
             if self._failed_saves >= _MAX_FAILED_SAVES:
                 raise OutputError(
-                    f"{message}\nFree space, or see to the access to the bucket, then run the "
-                    "same command."
+                    f"{message}\nFree space, or restore access to the bucket, then run "
+                    "the same command."
                 ) from error
             _log.warning("%s\ntraining continues; %s", message, self._safe_step())
 
