@@ -1,8 +1,12 @@
 """Datasets by name, opened as in a run with images of 16 pixels."""
 
+from helpers.llava_sets import encoded, photograph
 from hive_jax.config import DataConfig
 from hive_jax.data.sources.base import SourceOptions
 from hive_jax.data.sources.registry import make_source, whole_source
+
+# a/0.jpg, b/1.jpg, a/2.jpg, ...
+IMAGES = {f"{name}/{i}.jpg": encoded(photograph(i)) for i, name in enumerate("ab" * 3)}
 
 
 def opened(source: str, **options):

@@ -1,6 +1,7 @@
-"""A small set in LLaVA's formats."""
+"""Small sets: in LLaVA's formats, and a zip of images."""
 
 import importlib.util
+import zipfile
 
 import pytest
 from helpers.llava_sets import (
@@ -12,6 +13,7 @@ from helpers.llava_sets import (
     write_parquet,
     write_set,
 )
+from helpers.sources import IMAGES
 
 HAS_PYARROW = importlib.util.find_spec("pyarrow") is not None
 
@@ -30,3 +32,13 @@ def sources(tmp_path_factory, files):
     if HAS_PYARROW:
         written["parquet"] = write_parquet(folder, files, records)
     return written
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A zip of IMAGES."""
+    path = tmp_path / "images.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        for name, image in IMAGES.items():
+            out.writestr(name, image)
+    return path
