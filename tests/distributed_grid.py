@@ -20,7 +20,7 @@ from pathlib import Path
 
 import kill_loop
 
-FUSIONS, STAGES = ("hive", "cascaded", "self_attention"), (1, 2, 3)
+FUSIONS, STAGES = ("hive", "cascaded", "joint", "self_attention"), (1, 2, 3)
 MESH = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
 STEPS = ("--config.total_steps=6", "--config.log_every=1", "--config.eval_every=3")
 

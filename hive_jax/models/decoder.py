@@ -1,202 +1,21 @@
 """The decoder (LLM): one module for all families, which differ in their configuration.
 
-The defaults are Gemma's; hive_jax/weights/hf_decoder.py lists the families.
-
 Parameters carry the names of big_vision's models/ppp/gemma.py, with the layers
 stacked on a leading axis: `embedder/input_embedding` [V, E],
 `layers/attn/{q_einsum,kv_einsum,attn_vec_einsum}/w`, `layers/mlp/...`, `final_norm`.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hive_jax.models import layer_stack
-from hive_jax.models.attention import (
-    KeyValues,
-    attend,
-    attend_causally,
-    causal_mask,
-    rotate,
-    update_kv_cache,
-)
+from hive_jax.models.decoder_block import DecoderBlock, DecoderConfig, decoder_norm
 from hive_jax.models.layer_stack import Execution
-from hive_jax.models.layers import (
-    Einsum,
-    GatedMlp,
-    merge_heads,
-    split_heads,
-    unembed,
-)
-from hive_jax.models.norms import RMSNorm
+from hive_jax.models.layers import unembed
 from hive_jax.models.placement import ONE_DEVICE, Placement, apply_block
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Architecture of a decoder; the default sizes are a toy's.
-
-    Attributes:
-      vocab_size, width, depth, mlp_dim: V, E, L, F.
-      num_heads, num_kv_heads, head_dim: N, K, H; grouped-query attention if K < N.
-      query_scale: factor on the attention logits; 0 for head_dim ** -0.5.
-      attention_softcap, final_softcap: soft-caps of attention and output logits
-        (Gemma 2); 0 for none.
-      post_norms: RMSNorms after attention and MLP too (Gemma 2 and 3).
-      qk_norm: RMSNorms on the heads of queries and keys (Gemma 3).
-      local_layers: sliding-window layers before each global layer; 0 makes all layers
-        global.
-      window: tokens that a sliding-window layer attends to.
-      rope_base, local_rope_base: rotary bases of global and sliding-window layers.
-      rope_factor: divides positions in global layers (Gemma 3 from 4B on).
-      activation: of the gated MLP, a key of ACTIVATIONS.
-      norm_offset: RMSNorms multiply by norm_offset + scale (Gemma: 1).
-      norm_eps: epsilon of the RMSNorms.
-      embed_scale: multiply embeddings by sqrt(width).
-    """
-
-    vocab_size: int = 512
-    width: int = 64
-    depth: int = 4
-    mlp_dim: int = 256
-    num_heads: int = 4
-    num_kv_heads: int = 1
-    head_dim: int = 16
-    query_scale: float = 0.0
-    attention_softcap: float = 0.0
-    final_softcap: float = 0.0
-    post_norms: bool = False
-    qk_norm: bool = False
-    local_layers: int = 0
-    window: int = 4096
-    rope_base: float = 10_000.0
-    local_rope_base: float = 10_000.0
-    rope_factor: float = 1.0
-    activation: str = "gelu"
-    norm_offset: float = 1.0
-    norm_eps: float = 1e-6
-    embed_scale: bool = True
-
-    def is_sliding(self) -> np.ndarray:
-        """Returns bool[depth]: which layers have a sliding window."""
-        # Counted from 1: every (local_layers + 1)-th layer is global.
-        number = np.arange(1, self.depth + 1)
-        return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
-
-
-class SelfAttention(nn.Module):
-    """Grouped-query causal self-attention, x[B, T, E] -> ([B, T, E], cache).
-
-    The arguments are those of `DecoderBlock`.
-    """
-
-    config: DecoderConfig
-    flash: bool = True
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        is_sliding: jax.Array,
-        position: jax.Array | None = None,
-        cache: KeyValues | None = None,
-        extend: Callable | None = None,
-    ) -> tuple[jax.Array, KeyValues | None]:
-        c = self.config
-        # `is_sliding` is traced under scan: select values, not Python branches.
-        base = jnp.where(is_sliding, c.local_rope_base, c.rope_base)
-        if position is None:
-            position = jnp.arange(x.shape[1])[None]
-        rope_position = position / jnp.where(is_sliding, 1.0, c.rope_factor)
-        q_w = Einsum((c.num_heads, c.width, c.head_dim), (1,), (0,), name="q_einsum")()
-        kv_w = Einsum(
-            (2, c.num_kv_heads, c.width, c.head_dim), (2,), (0, 1), name="kv_einsum"
-        )()
-        out_w = Einsum(
-            (c.num_heads, c.head_dim, c.width), (0, 1), name="attn_vec_einsum"
-        )()
-        # Queries are [B, T, N, H], keys and values [B, T, K, H].
-        query = split_heads(x, q_w)
-        key, value = split_heads(x, kv_w[0]), split_heads(x, kv_w[1])
-        if c.qk_norm:
-            query = _norm(c, "query_norm")(query)
-            key = _norm(c, "key_norm")(key)
-        # Keys are cached after rotation: the logits depend on the distance alone.
-        query = rotate(query, rope_position, base)
-        key = rotate(key, rope_position, base)
-        window = c.window if c.local_layers else 0
-        scale = c.query_scale or c.head_dim**-0.5
-        softcap = c.attention_softcap
-        if cache is None and extend is None:
-            out = attend_causally(
-                query,
-                key,
-                value,
-                is_sliding=is_sliding,
-                window=window,
-                scale=scale,
-                softcap=softcap,
-                use_flash=self.flash,
-            )
-            return merge_heads(out, out_w), None
-        # A cache or a fusion needs an explicit mask, which `flash_attention` lacks.
-        key_position = position
-        if cache is not None:
-            cache = update_kv_cache(cache, key, value, position)
-            key, value = cache.key, cache.value
-            key_position = jnp.arange(key.shape[1])[None]  # slot s: position s
-        mask = causal_mask(position, key_position, jnp.where(is_sliding, window, 0))
-        if extend is not None:
-            query, key, value, mask = extend(query, key, value, mask)
-        out = attend(query, key, value, mask, scale=scale, softcap=softcap)
-        return merge_heads(out, out_w), cache
-
-
-class DecoderBlock(nn.Module):
-    """One pre-norm decoder layer, x[B, T, E] -> ([B, T, E], cache)."""
-
-    config: DecoderConfig
-    flash: bool = True
-
-    @nn.compact
-    def __call__(
-        self,
-        x: jax.Array,
-        is_sliding: jax.Array,
-        position: jax.Array | None = None,
-        cache: KeyValues | None = None,
-        extend: Callable | None = None,
-    ) -> tuple[jax.Array, KeyValues | None]:
-        """Runs the layer.
-
-        Args:
-          x: hidden states [B, T, E].
-          is_sliding: bool scalar; selects the window and the rotary base of sliding or
-            global layers, so that one compiled block serves both in a scan.
-          position: int32[B, T], by default 0 .. T - 1.
-          cache: keys and values of earlier tokens, which x attends to as well.
-          extend: applied to (query, key, value, mask) before the softmax, to attend to
-            more than the text; see `Fusion.before_layer`.
-
-        Returns:
-          [B, T, E] and the cache with the keys and values of x; None without a cache.
-        """
-        c = self.config
-        y = _norm(c, "pre_attention_norm")(x)
-        attention = SelfAttention(c, self.flash, name="attn")
-        y, cache = attention(y, is_sliding, position, cache, extend)
-        x = x + (_norm(c, "post_attention_norm")(y) if c.post_norms else y)
-        mlp = GatedMlp(c.mlp_dim, c.activation, name="mlp")
-        y = mlp(_norm(c, "pre_ffw_norm")(x))
-        return x + (_norm(c, "post_ffw_norm")(y) if c.post_norms else y), cache
-
-
-def _norm(c: DecoderConfig, name: str | None = None) -> RMSNorm:
-    return RMSNorm(c.norm_offset, c.norm_eps, name=name)
 
 
 class Embedder(nn.Module):
@@ -239,7 +58,7 @@ class Decoder(nn.Module):
         block = DecoderBlock(c, parent=None)
         init = layer_stack.stacked_init(block, c.depth, *example)
         self.layers = layer_stack.stacked_params(self, "layers", init)
-        self.final_norm = _norm(c)
+        self.final_norm = decoder_norm(c)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         (run_layers,) = self.segments((self.config.depth,))
@@ -257,6 +76,11 @@ class Decoder(nn.Module):
         # Rounded to the compute dtype, as in big_vision and transformers: in
         # bfloat16, sqrt(1152) = 33.94 is 34.
         return x * jnp.asarray(self.config.width**0.5, self.dtype)
+
+    def layer_params(self, numbers: Sequence[int]) -> list[dict]:
+        """Returns the parameters of the layers with these numbers, from 1."""
+        layers = layer_stack.unstack(self.layers)
+        return [layers[number - 1] for number in numbers]
 
     def segments(self, ends: Sequence[int]) -> list[Callable]:
         """Splits the layers into segments between which the caller may change x.

@@ -35,7 +35,12 @@ FILES = {
     | IMAGES
     | TOKENIZER
     | GENERATION
-    | {"configuration_hive.py", "modeling_hive.py"},
+    | {
+        "configuration_hive.py",
+        "connections_hive.py",
+        "joint_attention_hive.py",
+        "modeling_hive.py",
+    },
 }
 
 
@@ -48,6 +53,8 @@ FILES = {
         ("hive", "decoder", "float16", "Gemma3ForCausalLM"),
         ("self_attention", "vlm", "float32", "LlavaForConditionalGeneration"),
         ("cascaded", "hive", "float32", "HiveForConditionalGeneration"),
+        ("joint", "hive", "float32", "HiveForConditionalGeneration"),
+        ("joint-own", "hive", "float32", "HiveForConditionalGeneration"),
     ],
 )
 def test_stock_classes_compute_the_same(runs, tmp_path, kind, component, dtype, stock):
@@ -116,7 +123,7 @@ def test_card_names_preprocessing_that_transformers_lacks(
 @pytest.mark.parametrize("target", ["v4", "v5"])
 def test_verified_parameters_are_those_in_the_files(runs, tmp_path, target):
     """Rounded after the scale is folded in, not before."""
-    workdir, out = runs("self_attention_gemma1"), tmp_path / "out"
+    workdir, out = runs("self_attention-gemma1"), tmp_path / "out"
     options = {"dtype": "bfloat16", "target": target}
     report = export(workdir, "vlm", str(out), verify=False, **options)
     stored = COMPONENTS["vlm"].from_folder(out, report)

@@ -13,6 +13,14 @@ GEMMA3 = DecoderConfig(
     *(512, 32, 3, 48, 4, 2, 16), post_norms=True, qk_norm=True, local_layers=2, window=6
 )
 GEMMA1 = DecoderConfig(512, 32, 3, 48, 4, 2, 16)
+GEMMA2 = dataclasses.replace(
+    GEMMA3,
+    qk_norm=False,
+    local_layers=1,
+    query_scale=4**-0.5,
+    attention_softcap=3.0,
+    final_softcap=2.0,
+)
 TEXT = TextTowerConfig(512, 8, 32, 2, 48, 2, out_dim=32)
 DATA = DataConfig(tokenizer="builtin:tabletop", preprocessing="hf_bicubic")
 
@@ -26,10 +34,13 @@ def run_config(kind: str) -> RunConfig:
             text_tower=TEXT,
             data=dataclasses.replace(DATA, num_tokens=8),
         )
-    decoder = GEMMA1 if kind == "self_attention_gemma1" else GEMMA3
-    fusion = kind.removesuffix("_gemma1")
+    fusion, _, change = kind.partition("-")
+    decoder = {"gemma1": GEMMA1, "gemma2": GEMMA2}.get(change, GEMMA3)
     connections = ((2, 1),) if fusion == "self_attention" else ((1, 1), (3, 2))
-    return RunConfig(model=HiveConfig(ENCODER, decoder, fusion, connections), data=DATA)
+    model = HiveConfig(ENCODER, decoder, fusion, connections)
+    if change == "own":
+        model = dataclasses.replace(model, image_kv="own", projector="linear")
+    return RunConfig(model=model, data=DATA)
 
 
 def report_of(folder) -> dict:

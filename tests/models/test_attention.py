@@ -13,9 +13,9 @@ from hive_jax.models.attention import (
     attend_causally,
     attention_with_weights,
     causal_mask,
-    rotate,
     supports_flash,
 )
+from hive_jax.models.rotary import rotate
 
 
 def drawing(mask):

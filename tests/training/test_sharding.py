@@ -111,6 +111,7 @@ def assert_same_step(got, expected):
     [
         *(("hive", mesh) for mesh in MESHES),
         ("cascaded", "mixed"),
+        ("joint", "mixed"),
         ("self_attention", "mixed"),
     ],
 )
@@ -120,7 +121,7 @@ def test_any_mesh_computes_what_one_device_does(one_step, fusion, mesh):
 
 @pytest.mark.parametrize(
     ("fusion", "stage"),
-    [("hive", 1), ("hive", 2), ("cascaded", 1), ("self_attention", 2)],
+    [("hive", 1), ("hive", 2), ("cascaded", 1), ("joint", 2), ("self_attention", 2)],
 )
 def test_every_stage_on_a_mesh_equals_one_device(one_step, fusion, stage):
     """Stage 3 on one device has the gradients of all stages; what it trains and
@@ -258,7 +259,7 @@ def test_an_indivisible_dimension_is_replicated(meshes, shape, spec):
     assert got.spec == PartitionSpec(*spec)
 
 
-@pytest.mark.parametrize("fusion", ["hive", "cascaded", "self_attention"])
+@pytest.mark.parametrize("fusion", ["hive", "cascaded", "joint", "self_attention"])
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_every_large_parameter_of_the_full_model_is_sharded(
     parameter_shapes, fusion, tensor
@@ -276,7 +277,7 @@ def test_every_large_parameter_of_the_full_model_is_sharded(
         assert shards == expected, (name, shape, shard)
 
 
-@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
+@pytest.mark.parametrize("fusion", ["hive", "joint", "self_attention"])
 def test_no_device_computes_on_the_whole_batch(tiny_run, stage_rules, fusion):
     """Weights that fsdp splits are gathered; activations keep their rows apart."""
     run = tiny_run(fusion, rules=stage_rules(3, fusion), batch_size=24)

@@ -10,7 +10,7 @@ from hive_jax.training import objectives, train_step
 from hive_jax.training.optimizer import trains
 
 STAGES = (1, 2, 3)
-FUSIONS = ("hive", "cascaded", "self_attention")
+FUSIONS = ("hive", "cascaded", "joint", "self_attention")
 
 
 def flat(tree):

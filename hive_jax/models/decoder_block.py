@@ -1,0 +1,220 @@
+"""One layer of a decoder, and DecoderConfig: all that decoder families differ in.
+
+The defaults are Gemma's; hive_jax/weights/hf_decoder.py lists the families.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hive_jax.models.attention import (
+    KeyValues,
+    attend,
+    attend_causally,
+    causal_mask,
+    update_kv_cache,
+)
+from hive_jax.models.layers import Einsum, GatedMlp, merge_heads, split_heads
+from hive_jax.models.norms import RMSNorm
+from hive_jax.models.rotary import rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Architecture of a decoder; the default sizes are a toy's.
+
+    Attributes:
+      vocab_size, width, depth, mlp_dim: V, E, L, F.
+      num_heads, num_kv_heads, head_dim: N, K, H; grouped-query attention if K < N.
+      query_scale: factor on the attention logits; 0 for head_dim ** -0.5.
+      attention_softcap, final_softcap: soft-caps of attention and output logits
+        (Gemma 2); 0 for none.
+      post_norms: RMSNorms after attention and MLP too (Gemma 2 and 3).
+      qk_norm: RMSNorms on the heads of queries and keys (Gemma 3).
+      local_layers: sliding-window layers before each global layer; 0 makes all layers
+        global.
+      window: tokens that a sliding-window layer attends to.
+      rope_base, local_rope_base: rotary bases of global and sliding-window layers.
+      rope_factor: divides positions in global layers (Gemma 3 from 4B on).
+      activation: of the gated MLP, a key of ACTIVATIONS.
+      norm_offset: RMSNorms multiply by norm_offset + scale (Gemma: 1).
+      norm_eps: epsilon of the RMSNorms.
+      embed_scale: multiply embeddings by sqrt(width).
+    """
+
+    vocab_size: int = 512
+    width: int = 64
+    depth: int = 4
+    mlp_dim: int = 256
+    num_heads: int = 4
+    num_kv_heads: int = 1
+    head_dim: int = 16
+    query_scale: float = 0.0
+    attention_softcap: float = 0.0
+    final_softcap: float = 0.0
+    post_norms: bool = False
+    qk_norm: bool = False
+    local_layers: int = 0
+    window: int = 4096
+    rope_base: float = 10_000.0
+    local_rope_base: float = 10_000.0
+    rope_factor: float = 1.0
+    activation: str = "gelu"
+    norm_offset: float = 1.0
+    norm_eps: float = 1e-6
+    embed_scale: bool = True
+
+    def is_sliding(self) -> np.ndarray:
+        """Returns bool[depth]: which layers have a sliding window."""
+        # Counted from 1: every (local_layers + 1)-th layer is global.
+        number = np.arange(1, self.depth + 1)
+        return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
+
+
+class KeyValueProjection(nn.Module):
+    """Keys and values of a layer before norm and rotation, [B, T, E] -> [B, T, K, H].
+
+    Its parameters, whose names start with `kv_`, are some of SelfAttention's, so that a
+    fusion can apply it to those of a layer (hive_jax/models/joint_attention.py).
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        shape = (2, c.num_kv_heads, c.width, c.head_dim)
+        w = Einsum(shape, (2,), (0, 1), name="kv_einsum")()
+        return split_heads(x, w[0]), split_heads(x, w[1])
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query causal self-attention, x[B, T, E] -> ([B, T, E], cache).
+
+    The arguments are those of `DecoderBlock`.
+    """
+
+    config: DecoderConfig
+    flash: bool = True
+
+    def setup(self):
+        self.key_values = KeyValueProjection(self.config)
+        # Its parameters stand beside the others, as in checkpoints.
+        nn.share_scope(self, self.key_values)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        is_sliding: jax.Array,
+        position: jax.Array | None = None,
+        cache: KeyValues | None = None,
+        extend: Callable | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        c = self.config
+        if position is None:
+            position = jnp.arange(x.shape[1])[None]
+        q_w = Einsum((c.num_heads, c.width, c.head_dim), (1,), (0,), name="q_einsum")()
+        out_w = Einsum(
+            (c.num_heads, c.head_dim, c.width), (0, 1), name="attn_vec_einsum"
+        )()
+        # Queries are [B, T, N, H], keys and values [B, T, K, H].
+        query = split_heads(x, q_w)
+        key, value = self.key_values(x)
+        if c.qk_norm:
+            query = decoder_norm(c, "query_norm")(query)
+            key = decoder_norm(c, "key_norm")(key)
+        # Keys are cached after rotation: the logits depend on the distance alone.
+        query = rotate_in_layer(c, query, position, is_sliding)
+        key = rotate_in_layer(c, key, position, is_sliding)
+        window = c.window if c.local_layers else 0
+        scale = c.query_scale or c.head_dim**-0.5
+        softcap = c.attention_softcap
+        if cache is None and extend is None:
+            out = attend_causally(
+                query,
+                key,
+                value,
+                is_sliding=is_sliding,
+                window=window,
+                scale=scale,
+                softcap=softcap,
+                use_flash=self.flash,
+            )
+            return merge_heads(out, out_w), None
+        # A cache or a fusion needs an explicit mask, which `flash_attention` lacks.
+        key_position = position
+        if cache is not None:
+            cache = update_kv_cache(cache, key, value, position)
+            key, value = cache.key, cache.value
+            key_position = jnp.arange(key.shape[1])[None]  # slot s: position s
+        mask = causal_mask(position, key_position, jnp.where(is_sliding, window, 0))
+        # A fusion that extends the attention computes it in place of `attend`.
+        attention = extend or attend
+        out = attention(query, key, value, mask, scale=scale, softcap=softcap)
+        return merge_heads(out, out_w), cache
+
+
+class DecoderBlock(nn.Module):
+    """One pre-norm decoder layer, x[B, T, E] -> ([B, T, E], cache)."""
+
+    config: DecoderConfig
+    flash: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        is_sliding: jax.Array,
+        position: jax.Array | None = None,
+        cache: KeyValues | None = None,
+        extend: Callable | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Runs the layer.
+
+        Args:
+          x: hidden states [B, T, E].
+          is_sliding: bool scalar; selects the window and the rotary base of sliding or
+            global layers, so that one compiled block serves both in a scan.
+          position: int32[B, T], by default 0 .. T - 1.
+          cache: keys and values of earlier tokens, which x attends to as well.
+          extend: called in place of `attend`, to attend to more than the text; see
+            `Fusion.before_layer`.
+
+        Returns:
+          [B, T, E] and the cache with the keys and values of x; None without a cache.
+        """
+        c = self.config
+        y = decoder_norm(c, "pre_attention_norm")(x)
+        attention = SelfAttention(c, self.flash, name="attn")
+        y, cache = attention(y, is_sliding, position, cache, extend)
+        x = x + (decoder_norm(c, "post_attention_norm")(y) if c.post_norms else y)
+        mlp = GatedMlp(c.mlp_dim, c.activation, name="mlp")
+        y = mlp(decoder_norm(c, "pre_ffw_norm")(x))
+        return x + (decoder_norm(c, "post_ffw_norm")(y) if c.post_norms else y), cache
+
+
+def rotate_in_layer(
+    c: DecoderConfig, x: jax.Array, position: jax.Array, is_sliding: jax.Array
+) -> jax.Array:
+    """Rotates queries or keys [B, T, N, H] by the frequencies of a layer.
+
+    Args:
+      c: architecture.
+      x: queries or keys.
+      position: see `rotate`.
+      is_sliding: bool scalar, whether the layer has a sliding window.
+    """
+    # `is_sliding` is traced under scan: select values, not Python branches.
+    base = jnp.where(is_sliding, c.local_rope_base, c.rope_base)
+    factor = jnp.where(is_sliding, 1.0, c.rope_factor)
+    return rotate(x, position / factor, base)
+
+
+def decoder_norm(c: DecoderConfig, name: str | None = None) -> RMSNorm:
+    """Returns the RMSNorm of a decoder."""
+    return RMSNorm(c.norm_offset, c.norm_eps, name=name)
