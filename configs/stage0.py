@@ -2,11 +2,12 @@
 
     python -m hive_jax.train --config configs/stage0.py:siglip    20 minutes, 2 cores
     python -m hive_jax.train --config configs/stage0.py:llm        2 minutes, 2 cores
+    python -m hive_jax.train --config configs/stage0.py:llm,decoder=tiny_llama
 
 A SigLIP tower trained contrastively on captions that seldom name a material, so that
 there is something left for HIVE to teach; and a decoder trained on text alone. Each
-is exported by hive_jax.export_hf. At scale, start from the released SigLIP and Gemma
-weights instead.
+is exported by hive_jax.export_hf. At scale, start from the released weights of a SigLIP
+and an LLM instead.
 """
 
 from hive_jax.config import recipes
@@ -40,7 +41,11 @@ TABLE = {
 
 
 def get_config(arguments=None):
-    chosen = recipes.parse(arguments, ("siglip", "llm"))
+    chosen = recipes.parse(arguments, ("siglip", "llm"), decoder="")
     if chosen["siglip"] == chosen["llm"]:
         raise ConfigError("choose configs/stage0.py:siglip or configs/stage0.py:llm")
-    return recipes.column(TABLE, 0 if chosen["siglip"] else 1)
+    config = recipes.column(TABLE, 0 if chosen["siglip"] else 1)
+    if decoder := chosen["decoder"]:
+        config.model.decoder = recipes.architecture("decoder", decoder)
+        config.name += f"_{decoder}"
+    return config

@@ -2,14 +2,12 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from hive_jax.console import report_errors, show
 from hive_jax.data.transforms import decode
-from hive_jax.errors import MissingInputError
 from hive_jax.inference.generate import Decoding, Prompt
 from hive_jax.inference.model import load
-from hive_jax.io import require_regular
+from hive_jax.io import read_bytes
 from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
@@ -24,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     decoding = Decoding(
         options.max_new_tokens, options.temperature, options.top_p, options.seed
     )
-    content = _read(options.image)
+    content = read_bytes(options.image)
     enable_compilation_cache()
     model = load(options.run)
     for number, question in enumerate(options.question or [""]):
@@ -59,14 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--top_p", type=float, default=1.0, help="of nucleus sampling (default: 1)")
     add("--seed", type=int, default=0, help="of sampling (default: 0)")
     return parser
-
-
-def _read(path: str) -> bytes:
-    require_regular(path)
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise MissingInputError(f"{path}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ image minus that with the correct one; of all words, and by kind.
 
 import argparse
 import sys
-from pathlib import Path
 
+from hive_jax.buckets import as_path
 from hive_jax.console import parse_named_paths, parse_unique_paths, report_errors, show
 from hive_jax.evaluation import compare, tables
 
@@ -26,8 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         show(tables.validation(parse_unique_paths(options.runs)))
         return 0
     rows = compare.compare(parse_named_paths(options.runs))
-    show(tables.write(Path(options.out), rows, options.paper), end="")
-    show(f"\n{Path(options.out) / 'compare.png'}")
+    show(tables.write(as_path(options.out), rows, options.paper), end="")
+    show(f"\n{as_path(options.out) / 'compare.png'}")
     return 0
 
 

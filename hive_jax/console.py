@@ -107,6 +107,8 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
         logger = logging.getLogger("hive_jax")
         handler = _PrintableHandler()
         logger.addHandler(handler)
+        # Libraries give the root logger a handler, which would print them again, raw.
+        propagate, logger.propagate = logger.propagate, False
         try:
             code = main(*arguments)
         except HiveError as error:
@@ -114,6 +116,7 @@ def report_errors(main: Callable[..., int]) -> Callable[..., int]:
             show_error(error)
         finally:
             logger.removeHandler(handler)
+            logger.propagate = propagate
         _drop_unwritable_output()
         return code
 

@@ -35,6 +35,12 @@ class UnavailableError(HiveError):
     exit_code = 69
 
 
+class UnreachableError(HiveError):
+    """A bucket does not answer; the same command may succeed later."""
+
+    exit_code = 75
+
+
 class NumericsError(HiveError):
     """A loss or gradient is not finite."""
 

@@ -8,7 +8,7 @@ from hive_jax.console import report_errors, show
 from hive_jax.errors import MissingInputError
 from hive_jax.evaluation.benchmarks.registry import TASKS
 from hive_jax.evaluation.runner import evaluate, table
-from hive_jax.io import require_local
+from hive_jax.io import is_folder, require_path
 from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _find_tasks(data: str) -> list[str]:
     """Returns the tasks that have a folder in `data`."""
-    require_local(data, "data")
-    tasks = [task for task in TASKS if os.path.isdir(os.path.join(data, task))]
+    require_path(data, "data")
+    tasks = [task for task in TASKS if is_folder(os.path.join(data, task))]
     if not tasks:
         raise MissingInputError(
             f"{data} has no folder of a task; expected one or more of {', '.join(TASKS)}"

@@ -1,7 +1,8 @@
 """Imports pre-trained weights as a checkpoint that a run starts from.
 
-PATH is a Hugging Face folder or hub id (SigLIP, SigLIP 2 of fixed resolution, Gemma 1,
-2, 3) or a big_vision .npz. Tokenizer and image preprocessing are imported too.
+PATH is a Hugging Face folder or hub id (SigLIP, SigLIP 2 of fixed resolution, a decoder
+of a family in docs/weights.md) or a big_vision .npz. Tokenizer and image preprocessing
+are imported too.
 """
 
 import argparse

@@ -1,21 +1,22 @@
-"""Local paths, atomic writes, and files of others with readable errors.
+"""Paths, atomic writes, and files of others with readable errors.
 
-require_local, require_regular    a path of this machine; a file, not a pipe or device
-atomic_write, atomic_dir          a file or folder appears under its name when complete
-read_json, parse_json             JSON from outside; one error class for all failures
+require_path, require_regular    local or in a bucket; a file, not a pipe or device
+atomic_write, atomic_dir         a file or folder appears under its name when complete
+read_json, write_json            JSON files; one error class for all failures of reading
 """
 
 import contextlib
-import glob
 import json
 import os
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from hive_jax import buckets
+from hive_jax.buckets import as_path, bucket_errors, is_url
 from hive_jax.errors import (
     ConfigError,
     DataError,
@@ -23,24 +24,29 @@ from hive_jax.errors import (
     MissingInputError,
     OutputError,
 )
-from hive_jax.file_content import explain_content
+from hive_jax.json_text import decode_text, parse_json
+from hive_jax.temporary import flush, temporary_path
 
 # Python objects take about ten times the memory of the JSON text: 20 GB at this size.
 MAX_JSON_BYTES = 2**31
 
 # A scheme of two letters or more, which is no drive; pathlib drops the second slash.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-_JSON_TYPES = {
-    dict: "an object",
-    list: "a list",
-    str: "a text",
-    int | float: "a number",
-    object: "any value",
-}
+
+
+def require_path(path: str | os.PathLike, name: str) -> None:
+    """Raises ConfigError for an impossible path, and for URLs but gs:// and s3://.
+
+    Args:
+      path: a path, given by a user.
+      name: name of the argument or config key, for the message.
+    """
+    if not is_url(path):
+        _require_no_url(path, name, "a local path, gs:// or s3://")
 
 
 def require_local(path: str | os.PathLike, name: str) -> None:
-    """Raises ConfigError for a URL or an impossible path.
+    """Raises ConfigError for a URL, also of a bucket, or an impossible path.
 
     A URL would otherwise be taken for a folder such as "./gs:", on a disk that goes
     with the machine.
@@ -49,10 +55,20 @@ def require_local(path: str | os.PathLike, name: str) -> None:
       path: a path, given by a user.
       name: name of the argument or config key, for the message.
     """
+    if is_url(path):
+        raise ConfigError(
+            f"{name} is {os.fspath(path)!r}; expected a local path: give a folder, and "
+            "copy it from or to the bucket with `gcloud storage cp -r` or "
+            "`aws s3 cp --recursive`"
+        )
+    _require_no_url(path, name, "a local path")
+
+
+def _require_no_url(path: str | os.PathLike, name: str, expected: str) -> None:
     text = os.fspath(path)
     if url := _URL.match(text):
         raise ConfigError(
-            f"{name} is {text!r}; expected a local path, because {url[0]}/ cannot be "
+            f"{name} is {text!r}; expected {expected}, because {url[0]}/ cannot be "
             "opened: mount the bucket or download the files, and give that path"
         )
     if "\0" in text:
@@ -71,22 +87,26 @@ def require_regular(
       error: class of the error for a folder, pipe, socket or device.
 
     Raises:
-      ConfigError: a URL.
+      ConfigError: a URL, but of gs:// or s3://.
       MissingInputError: it does not exist.
     """
-    require_local(path, "path")
-    if not os.path.exists(path):
+    require_path(path, "path")
+    target = as_path(path)
+    # os.path: False for a name that is too long, where pathlib raises.
+    if not (target.exists() if is_url(path) else os.path.exists(path)):
         raise MissingInputError(f"{path}: no such file")
-    if not os.path.isfile(path):
-        kind = "a folder" if os.path.isdir(path) else "a pipe, socket or device"
+    if not target.is_file():
+        kind = "a folder" if target.is_dir() else "a pipe, socket or device"
         raise error(f"{path} is {kind}; expected a regular file")
 
 
 @contextlib.contextmanager
 def output_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Converts an OSError of the block to an OutputError that names `path`."""
+    """Converts an OSError of the block, and for a URL any error, to an OutputError
+    that names `path`."""
     try:
-        yield
+        with bucket_errors() if is_url(path) else contextlib.nullcontext():
+            yield
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error}") from error
 
@@ -95,26 +115,32 @@ def output_errors(path: str | os.PathLike) -> Iterator[None]:
 def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[Path]:
     """Yields a temporary path to write; it becomes `path` if the block succeeds.
 
+    The temporary path is local, also for an object of a bucket.
+
     Args:
       path: the file; its folder is created.
       overwrite: replace an existing file; else raise OutputError as for a failed write.
     """
-    require_local(path, "path")
-    path = Path(path)
+    require_path(path, "path")
+    path = as_path(path)
     if not overwrite:
         require_absent(path)
+    if is_url(path):
+        with _uploaded(path) as temporary:
+            yield temporary
+        return
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary(path)
+        temporary = temporary_path(path)
         # Exclusive, so that no file or link that somebody put there is written to.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(temporary, flags, 0o666))
         try:
             yield temporary
             # In this order a power failure leaves the old or the new file, never half.
-            _flush(temporary)
+            flush(temporary)
             os.replace(temporary, path)
-            _flush(path.parent)
+            flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -123,20 +149,27 @@ def atomic_write(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator
 def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary folder to fill; it becomes `path` if the block succeeds.
 
+    In a bucket its objects appear one by one, after the block.
+
     Raises OutputError if `path` exists or cannot be written.
     """
-    require_local(path, "path")
-    path = Path(path)
+    require_path(path, "path")
+    path = as_path(path)
     require_absent(path)
-    temporary = _temporary(path)
+    if is_url(path):
+        with _uploaded(path) as temporary:
+            temporary.mkdir()
+            yield temporary
+        return
+    temporary = temporary_path(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.rglob("*"):
-            _flush(file)
-        _flush(temporary)
+            flush(file)
+        flush(temporary)
         os.rename(temporary, path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error}; nothing is left of it"
@@ -145,15 +178,70 @@ def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _uploaded(path) -> Iterator[Path]:
+    """Yields a local path that is uploaded if the block succeeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder, path.name)
+        with output_errors(temporary):
+            yield temporary
+        with output_errors(path):
+            buckets.upload(temporary, path)
+
+
+def path_exists(path: str | os.PathLike) -> bool:
+    """Returns whether a path exists, a link to nothing included."""
+    return as_path(path).exists() if is_url(path) else os.path.lexists(path)
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Returns whether a path is a folder; of a URL, whether objects are below it."""
+    # os.path: False for a name that is too long, where pathlib raises.
+    return as_path(path).is_dir() if is_url(path) else os.path.isdir(path)
+
+
+def list_names(folder: str | os.PathLike) -> list[str]:
+    """Returns the sorted names in a folder; none if it does not exist. Raises OSError."""
+    if is_url(folder):
+        return buckets.list_names(folder)
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+def remove_folder(path: str | os.PathLike) -> None:
+    """Removes a folder with everything in it. Raises OutputError."""
+    with output_errors(path):
+        buckets.remove_folder(path) if is_url(path) else shutil.rmtree(path)
+
+
+def move(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Renames a file or folder; of a bucket, object by object. Raises OutputError.
+
+    Args:
+      source: path.
+      target: path beside it.
+    """
+    with output_errors(source):
+        rename = buckets.move_folder if is_url(source) else os.rename
+        rename(source, target)
+
+
 def require_absent(path: str | os.PathLike) -> None:
     """Raises OutputError if `path` exists."""
-    if os.path.lexists(path):
+    if path_exists(path):
         raise OutputError(f"{path} exists and is not overwritten: choose another name")
 
 
-def require_writable(folder: str | os.PathLike) -> Path:
-    """Creates a folder. Raises OutputError unless files can be written in it."""
-    require_local(folder, "folder")
+def require_writable(folder: str | os.PathLike):
+    """Creates a folder and returns its path. Raises OutputError unless files can be
+    written in it."""
+    require_path(folder, "folder")
+    if is_url(folder):
+        path = as_path(folder)
+        with output_errors(path):
+            probe = path / f".{secrets.token_hex(8)}.tmp"
+            probe.write_bytes(b"hive_jax")
+            probe.unlink()
+        return path
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -187,11 +275,6 @@ def write_json(path: str | os.PathLike, value: Mapping | list) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def json_lines(records: Iterable) -> str:
-    """Returns records as JSON Lines, one a line."""
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
 def read_json(
     path: str | os.PathLike,
     kind: type | None = dict,
@@ -220,128 +303,38 @@ def read_text(path: str | os.PathLike, *, error: type[HiveError] = DataError) ->
       path: the file.
       error: class of the error for a file that cannot be used.
     """
+    content = read_bytes(path, max_bytes=MAX_JSON_BYTES, error=error)
+    return decode_text(content, str(path), error=error)
+
+
+def read_bytes(
+    path: str | os.PathLike,
+    *,
+    max_bytes: int | None = None,
+    error: type[HiveError] = DataError,
+) -> bytes:
+    """Reads a file, local or in a bucket.
+
+    Args:
+      path: local path or URL.
+      max_bytes: limit of its size; None for no limit.
+      error: class of the error for a file that is larger, cannot be read, or is a
+        folder, pipe, socket or device.
+
+    Raises:
+      MissingInputError: the file does not exist.
+    """
     require_regular(path, error=error)
     try:
-        if (size := os.path.getsize(path)) > MAX_JSON_BYTES:
-            raise error(f"{path}: {size:,} bytes; expected at most {MAX_JSON_BYTES:,}")
-        return decode_text(Path(path).read_bytes(), str(path), error=error)
+        with bucket_errors():
+            if max_bytes is not None and (size := _size(path)) > max_bytes:
+                raise error(f"{path}: {size:,} bytes; expected at most {max_bytes:,}")
+            return as_path(path).read_bytes()
     except OSError as failure:
-        raise error(f"{path} cannot be read: {failure.strerror}") from None
+        problem = failure.strerror or failure
+        raise error(f"{path} cannot be read: {problem}") from None
 
 
-def decode_text(
-    content: bytes, where: str, *, error: type[HiveError] = DataError
-) -> str:
-    """Decodes UTF-8, with or without a byte order mark.
-
-    Args:
-      content: encoded text.
-      where: name of the content for messages, e.g. its path.
-      error: class of the error if it is not UTF-8.
-    """
-    if explanation := explain_content(content):
-        raise error(f"{where} {explanation}")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as failure:
-        raise error(f"{where} is not UTF-8: {failure}") from None
-
-
-def parse_json(
-    text: str,
-    where: str,
-    kind: type | None = None,
-    *,
-    error: type[HiveError] = DataError,
-):
-    """Parses a JSON text.
-
-    Args:
-      text: the JSON.
-      where: name for messages, e.g. the path.
-      kind: expected type of the value, dict or list; None for any.
-      error: class of the error for another type, deep nesting, a key twice in an
-        object, or no JSON.
-    """
-    try:
-        value = json.loads(text, object_pairs_hook=_unique_keys)
-    except RecursionError:
-        raise error(f"{where} is nested too deeply") from None
-    except _RepeatedKey as failure:
-        raise error(f"{where}: {failure}") from None
-    except ValueError as failure:
-        raise error(f"{where} is not JSON: {failure}") from None
-    if kind is not None and not isinstance(value, kind):
-        raise error(f"{where}: expected {_JSON_TYPES[kind]}, got {value!r:.40}")
-    return value
-
-
-class _RepeatedKey(Exception):
-    pass
-
-
-def _unique_keys(pairs: list[tuple]) -> dict:
-    """The object of these (key, value) pairs, of which json would keep the last."""
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise _RepeatedKey(f"{repeated!r} is twice in the object {value!r:.60}")
-    return value
-
-
-def require_types(
-    record: Mapping,
-    types: Mapping[str, type],
-    where: str,
-    *,
-    error: type[HiveError] = DataError,
-) -> None:
-    """Checks keys of a JSON object.
-
-    Args:
-      record: the object.
-      types: required key -> type of its value: dict, list, str, int | float or object.
-      where: name of the object for messages, e.g. its path.
-      error: class of the error for a missing key, or a value of another type.
-    """
-    for key, kind in types.items():
-        if key not in record:
-            raise error(f"{where} has no {key!r}; expected {_JSON_TYPES[kind]}")
-        if not isinstance(record[key], kind):
-            raise error(
-                f"{where}: {key!r} is {record[key]!r:.60}; expected {_JSON_TYPES[kind]}"
-            )
-
-
-def _temporary(path: Path) -> Path:
-    """Returns an unpredictable path beside `path`, and removes leftovers of killed
-    processes there."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        process = leftover.name.split(".")[-3]
-        if process.isdigit() and not _is_running(int(process)):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-    name = f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp"
-    return path.parent / name
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it belongs to another user
-        return True
-    return True
-
-
-def _flush(path: Path) -> None:
-    """Writes a file or folder through to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _size(path: str | os.PathLike) -> int:
+    """Returns the number of bytes of a file."""
+    return as_path(path).stat().length if is_url(path) else os.path.getsize(path)

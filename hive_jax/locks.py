@@ -11,8 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from hive_jax.bucket_lock import bucket_lock
+from hive_jax.buckets import is_url
 from hive_jax.errors import HiveError, OutputError
-from hive_jax.io import output_errors, parse_json, require_writable
+from hive_jax.io import output_errors, require_writable
+from hive_jax.json_text import parse_json
 
 # Several missed heartbeats in a row, as network file systems may delay them.
 HEARTBEAT_SECONDS = 10
@@ -27,15 +30,19 @@ def exclusive_lock(folder: str | os.PathLike, lock_file: str = "") -> Iterator[N
     single host. There the lock file decides: it names its holder, whose heartbeat is
     the file's modification time, and a holder is considered dead after STALE_SECONDS
     without one. The file stays, empty when free: if it were removed, two processes
-    could lock two files of one name.
+    could lock two files of one name. In a bucket it is a lease; see `bucket_lock`.
 
     Args:
-      folder: the folder; created if needed.
+      folder: the folder or URL; created if needed.
       lock_file: name of the lock file in it; empty to lock the folder by flock alone.
 
     Raises:
       OutputError: another process holds the lock, or the folder cannot be written.
     """
+    if is_url(folder):
+        with bucket_lock(require_writable(folder) / (lock_file or "lock")):
+            yield
+        return
     path = Path(require_writable(folder), lock_file)
     with output_errors(path):
         flags = os.O_RDWR | os.O_CREAT if lock_file else os.O_RDONLY

@@ -24,7 +24,7 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.transforms import PREPROCESSING, decode
 from hive_jax.data.validate import validate_source
 from hive_jax.errors import ConfigError, DataError
-from hive_jax.io import require_writable
+from hive_jax.io import list_names, require_local, require_writable
 
 _EXAMPLES = """examples:
   python -m hive_jax.prepare_data check --out report \\
@@ -125,6 +125,8 @@ def convert(args: argparse.Namespace) -> int:
     Returns:
       The exit status, 0.
     """
+    # Shards are written in place, and resumed.
+    require_local(args.out, "--out")
     preprocessing = args.preprocessing or _PREPROCESSING
     options = SourceOptions(args.size or 64, preprocessing)
     source = whole_source(args.source, options)
@@ -162,7 +164,7 @@ def check(args: argparse.Namespace) -> int:
       OutputError: --out cannot be written.
     """
     out = require_writable(args.out)
-    if any(out.iterdir()):
+    if list_names(out):
         raise ConfigError(f"{out} is not empty; choose another --out")
     config = _run_config(args)
     data, image_size = config.data, args.size or config.model.image_size

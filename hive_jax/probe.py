@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from hive_jax.buckets import as_path
 from hive_jax.config import ProbeConfig, cli
 from hive_jax.console import parse_unique_paths, report_errors, show, text_table
 from hive_jax.errors import ConfigError
@@ -94,10 +95,13 @@ def _row(name: str, depth: int, result: dict) -> tuple[str, str, str]:
     return f"{name}, depth {depth}", f"{accuracy:.2f}", f"{std:.2f}"
 
 
-def _folder(options: argparse.Namespace, name: str, path: str, several: bool) -> Path:
+def _folder(options: argparse.Namespace, name: str, path: str, several: bool):
     if options.out:
-        return Path(options.out) / name if several else Path(options.out)
-    return Path(path) / "evaluation" if is_run(path) else Path("workdir/probe") / name
+        out = as_path(options.out)
+        return out / name if several else out
+    return (
+        as_path(path) / "evaluation" if is_run(path) else Path("workdir/probe") / name
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

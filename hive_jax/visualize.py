@@ -6,11 +6,11 @@ the newest one in workdir/.
 
 import argparse
 import sys
-from pathlib import Path
 
 from hive_jax.analysis.examples import captioned_file, captioned_scenes
 from hive_jax.analysis.localization import Localization, measure_localization
 from hive_jax.analysis.visualize import FIGURES, newest_run, visualize
+from hive_jax.buckets import as_path
 from hive_jax.console import parse_unique_paths, report_errors, show, text_table
 from hive_jax.errors import ConfigError
 from hive_jax.inference.model import load_run
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         examples = [captioned_file(options.image, options.caption, trained.config)]
     else:
         examples = captioned_scenes(trained.config, options.scenes)
-    out = Path(options.out)
+    out = as_path(options.out)
     figures = visualize(
         trained,
         examples,

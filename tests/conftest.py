@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from kill_loop import FAST_COMPILATION
 
 from hive_jax.config import (
     DataConfig,
@@ -27,6 +26,7 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.training import objectives, sharding, train_step
 from hive_jax.training.train_step import Program
+from tools.fault_suite.micro_run import FAST_COMPILATION
 
 # Read when jax is first imported, by the lines below.
 os.environ["JAX_PLATFORMS"] = "cpu"

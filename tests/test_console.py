@@ -17,10 +17,9 @@ from hive_jax.console import (
     text_table,
 )
 from hive_jax.errors import DataError
+from tools.fault_suite.hostile_files import ESCAPES as HOSTILE
 
 ROOT = Path(__file__).resolve().parent.parent
-# Clears the screen, sets the title, rings, shows text backwards, ends no line.
-HOSTILE = "\x1b]0;pwn\x07\x1b[2J\x9b2J\x7f\r\x00\x85\u202egpj.exe\u2066\u2028\ud800.jpg"
 ESCAPED = (
     r"\x1b]0;pwn\x07\x1b[2J\x9b2J\x7f\r\x00\x85\u202egpj.exe\u2066\u2028\ud800.jpg"
 )
@@ -70,6 +69,24 @@ def test_everything_printed_is_printable(capsys):
     warned = ESCAPED.replace("\\ud800", "")
     assert output.err == f"warned of {warned}\nerror: the first: {ESCAPED}\n"
     assert not logging.getLogger("hive_jax").handlers
+
+
+def test_warnings_are_printed_once(capsys):
+    """Although JAX's libraries give the root logger a handler."""
+    root, other = logging.getLogger(), logging.StreamHandler(sys.stderr)
+
+    @report_errors
+    def main():
+        logging.getLogger("hive_jax.somewhere").warning("warned of %s", "\x1b[2J")
+        return 0
+
+    root.addHandler(other)
+    try:
+        assert main() == 0
+    finally:
+        root.removeHandler(other)
+    assert capsys.readouterr().err == "warned of \\x1b[2J\n"
+    assert logging.getLogger("hive_jax").propagate
 
 
 def test_the_progress_bar_is_printable(monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 models <- config <- data <- training <- export, inference <- evaluation <- analysis
 weights between config and training; planning beside evaluation; commands above all
-errors, io, log_file, locks, console and file_content serve everything but models
+errors, console, and what knows files and buckets (SHARED) serve everything but models
 """
 
 import ast
@@ -16,15 +16,13 @@ PACKAGE = Path(hive_jax.__path__[0])
 ROOT = PACKAGE.parent
 
 # Imports of each room of the package, besides itself and SHARED.
-SHARED = {"errors", "io", "log_file", "locks", "console", "file_content"}
+SHARED = {
+    *("bucket_lock", "buckets", "console", "downloads", "errors", "file_content"),
+    *("io", "json_text", "locks", "log_file", "temporary"),
+}
 TRAINING = {"models", "config", "data", "weights", "training"}
 BELOW = {
-    "errors": set(),
-    "io": set(),
-    "log_file": set(),
-    "locks": set(),
-    "console": set(),
-    "file_content": set(),
+    **{name: set() for name in SHARED},
     "plotting": set(),
     "models": set(),
     "config": {"models"},
@@ -58,6 +56,8 @@ BELOW |= {command: _ALL for command in COMMANDS}
 OPTIONAL = {
     "datasets",
     "einops",
+    "etils",
+    "fsspec",
     "grain",
     "huggingface_hub",
     "ml_collections",

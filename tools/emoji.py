@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 from hive_jax.console import log, report_errors
 from hive_jax.errors import DataError, MissingInputError
-from hive_jax.io import atomic_dir, atomic_write, parse_json, write_json
+from hive_jax.io import atomic_dir, atomic_write, write_json
+from hive_jax.json_text import parse_json
 
 REGISTRY = "https://registry.npmjs.org"
 # Fewer emoji than this make no class: a test needs several images of each.

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # Trains on all hosts of a Cloud TPU slice (v2 to v6e), through preemptions.
 #
-#   export TPU=hive ZONE=us-east5-b TYPE=v6e-8 RUNTIME=v2-alpha-tpuv6e WORKDIR=/disk/run
+#   export TPU=hive ZONE=us-east5-b TYPE=v6e-8 RUNTIME=v2-alpha-tpuv6e WORKDIR=gs://bucket/run
 #   tools/launch_tpu.sh run --config configs/stage1.py:paper --config.mesh.fsdp=4
 #   tools/launch_tpu.sh logs | delete   what each host printed, into ./*.log | the slice
 #
 # `run` creates the slice unless it is there, installs this checkout's last commit on
-# every host, and trains. After exit code 75 (saved on SIGTERM, or a process was lost), or
-# 137 (killed), or when the slice is gone, it does so again, and resumes
-# from the last checkpoint; other codes end it.
+# every host, and trains. After exit code 75 (saved on SIGTERM, a process was lost, or the
+# bucket did not answer), or 137 (killed), or when the slice is gone, it does so again, and
+# resumes from the last checkpoint; other codes end it.
 #   TPU, ZONE  name of the slice, and where; TYPE: accelerator type, e.g. v5litepod-16
 #   RUNTIME    software: v2-alpha-tpuv6e, v2-alpha-tpuv5 (v5p), v2-alpha-tpuv5-lite
 #              (v5e) or tpu-ubuntu2204-base (v4 and older)
-#   WORKDIR    of the run, on a disk that all hosts have and that outlives the slice
-#   PREPARE    shell command for every host, e.g. to mount that disk; default: none
+#   WORKDIR    of the run: gs://BUCKET/NAME, which the service account of the slice may
+#              write, or a folder of a disk that all hosts have and that outlives the slice
+#   PREPARE    shell command for every host, e.g. to mount such a disk; default: none
 #   SPOT       1 (default): spot capacity; 0: on-demand
 #   QUEUED     1 (default): waits for capacity in the queue; 0: now or never
 #   POLL       seconds between looks at the slice; default: 30
@@ -59,7 +60,7 @@ install() ( # the images have Python 3.10; uv fetches a newer one
     gcloud compute tpus tpu-vm scp "$archive" "$TPU:" --zone="$ZONE" --worker=all &&
     on_all_hosts "set -e; ${PREPARE:-true}; tar xzf hive_jax.tar.gz; rm hive_jax.tar.gz
       pip install -q uv; python3 -m uv venv -q --clear --python 3.12 env
-      python3 -m uv pip install -q --python env/bin/python -e './hive_jax[tpu]'"
+      python3 -m uv pip install -q --python env/bin/python -e './hive_jax[gcs,tpu]'"
 )
 
 run() {

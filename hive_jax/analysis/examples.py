@@ -12,8 +12,7 @@ from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.transforms import decode
 from hive_jax.data.types import Batch, Sample, Segment
-from hive_jax.errors import MissingInputError
-from hive_jax.io import require_regular
+from hive_jax.io import read_bytes
 
 _MAX_TOKENS = 256  # per caption; longer ones are truncated
 
@@ -50,15 +49,11 @@ def captioned_file(path: str, caption: str, config: RunConfig) -> CaptionedImage
       config: config of the model's run.
 
     Raises:
-      MissingInputError: the file cannot be read.
-      DataError: the file is a folder, pipe or device.
+      MissingInputError: the file does not exist.
+      DataError: the file cannot be read, or is a folder, pipe or device.
       InvalidSample: the file is not a valid image.
     """
-    require_regular(path)
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise MissingInputError(f"{path}: {error.strerror}") from None
+    content = read_bytes(path)
     size = config.model.encoder.image_size
     # As in training, with the same limits of size and memory.
     image = decode(content, size, config.data.preprocessing, path)

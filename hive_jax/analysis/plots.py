@@ -10,8 +10,9 @@ import numpy as np
 
 from hive_jax.analysis.attention import WordAttention
 from hive_jax.analysis.examples import CaptionedImage
+from hive_jax.buckets import as_path
 from hive_jax.errors import DataError, MissingInputError
-from hive_jax.io import parse_json
+from hive_jax.json_text import parse_json
 from hive_jax.plotting import new_figure, save
 
 # Title -> keys of metrics.jsonl; the first key present is drawn. Which one there is depends
@@ -45,11 +46,11 @@ def read_curves(workdir: str) -> dict[str, tuple[list[int], list[float]]]:
     Raises:
       MissingInputError: the file does not exist.
     """
-    path = Path(workdir) / "metrics.jsonl"
+    path = as_path(workdir) / "metrics.jsonl"
     if not path.is_file():
         raise MissingInputError(f"{path} does not exist: no such run")
     lines = []
-    for line in path.read_text("utf-8", "replace").splitlines():
+    for line in path.read_bytes().decode("utf-8", "replace").splitlines():
         with contextlib.suppress(DataError):
             lines.append(parse_json(line, str(path), dict))
     # Titles without data are left out: a run without an image has no image gain.

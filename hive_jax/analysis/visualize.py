@@ -68,8 +68,7 @@ def visualize(
     Raises:
       OutputError: `out` cannot be written.
     """
-    folder = Path(out)
-    require_writable(folder)
+    folder = require_writable(out)
     pictures = _Pictures(folder, trained, examples)
     # In this order, and each on its own: one that does not apply leaves the others.
     drawings = {

@@ -70,6 +70,7 @@ BOUNDS = {
         "rope_base": (1.0, 1e12),
         "local_rope_base": (1.0, 1e12),
         "rope_factor": (1e-3, 1e6),
+        "rope_original_length": (0, _INT32),
         "norm_offset": (0.0, 1e3),
         "norm_eps": (0.0, 1.0),
     },

@@ -5,7 +5,7 @@ import dataclasses
 from hive_jax.config.bounds import require_in_bounds
 from hive_jax.config.schema import PREPROCESSING
 from hive_jax.config.validation import DTYPES, require, require_name, require_one_of
-from hive_jax.io import require_local
+from hive_jax.io import require_path
 
 PROBES = ("linear", "attentive", "zero_shot", "retrieval")
 
@@ -69,7 +69,7 @@ class ProbeConfig:
         require_one_of(("", *PREPROCESSING), "preprocessing", self.preprocessing)
         require_in_bounds(self)
         require_name("name", self.name)
-        require_local(self.tokenizer, "config.tokenizer")
+        require_path(self.tokenizer, "config.tokenizer")
         require(
             bool(self.templates) and all("{}" in text for text in self.templates),
             "templates",

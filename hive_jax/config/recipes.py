@@ -36,8 +36,8 @@ LLAVA_CC3M_595K = (
 # slow for a run of a hundred steps.
 FAST_GATES = ("fusion/cross_attention/gate", 10.0)
 FUSION = ("fusion/.*", 1.0)
-# The table is also the output head. Frozen as in the authors' code.
-FROZEN_EMBEDDINGS = ("llm/embedder/.*", None)
+# Token embeddings and output head, whether tied or not: frozen as in the authors' code.
+FROZEN_EMBEDDINGS = ("llm/(embedder|lm_head)/.*", None)
 LLM = ("llm/.*", 1.0)
 # HIVE uses the blocks' outputs, before the final norm and the pooling head, so no
 # gradient reaches these.

@@ -24,7 +24,7 @@ from hive_jax.config.validation import (
     validate_text_tower,
 )
 from hive_jax.errors import ConfigError
-from hive_jax.io import require_local
+from hive_jax.io import require_path
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.layer_stack import ModelExecution
 from hive_jax.models.siglip import TextTowerConfig
@@ -165,7 +165,7 @@ class DataConfig:
     def validate(self) -> None:
         known = ("", *PREPROCESSING)
         require_one_of(known, "data.preprocessing", self.preprocessing)
-        require_local(self.tokenizer, "config.data.tokenizer")
+        require_path(self.tokenizer, "config.data.tokenizer")
         lengths = (1, *self.buckets, self.num_tokens)
         require(
             all(a < b for a, b in itertools.pairwise(lengths)),
@@ -277,7 +277,7 @@ class RunConfig:
         if self.previous:
             require_name("previous", self.previous)
         for key in ("init", "init_encoder", "init_decoder"):
-            require_local(getattr(self, key), f"config.{key}")
+            require_path(getattr(self, key), f"config.{key}")
         require_multiple(
             "batch_size",
             self.batch_size,

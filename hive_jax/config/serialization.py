@@ -166,11 +166,12 @@ def _build_dataclass(cls, value, path: str):
                 f"config.{path} is {value!r}; expected keys {list(hints)}"
             )
     if cls is Source and isinstance(value.get("options"), Mapping):
-        value = {**value, "options": tuple(sorted(value["options"].items()))}
+        options = sorted(value["options"].items(), key=lambda item: str(item[0]))
+        value = {**value, "options": tuple(options)}
     dot = path + "." if path else ""
     unknown = [key for key in value if key not in hints]
     if unknown:
-        hint = nearest(unknown[0], hints)
+        hint = nearest(str(unknown[0]), hints)  # of a dict made in Python: any type
         raise ConfigError(f"config.{dot}{unknown[0]} is not a key{hint}")
     missing = [
         f.name for f in dataclasses.fields(cls) if f.name not in value and _required(f)

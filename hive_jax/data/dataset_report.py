@@ -9,7 +9,8 @@ import numpy as np
 from hive_jax.data.invalid import format_counts
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.transforms import drops_alpha
-from hive_jax.io import atomic_write, json_lines, write_json, write_text
+from hive_jax.io import atomic_write, write_json, write_text
+from hive_jax.json_text import json_lines
 
 _MAX_HISTOGRAM = 4000  # tokens
 _MAX_LISTED = 10  # classes

@@ -6,13 +6,13 @@ the others is what it would be without it.
 
 import collections
 import logging
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from hive_jax.console import printable
 from hive_jax.errors import DataError, OutputError
-from hive_jax.io import json_lines, write_text
-from hive_jax.log_file import append_bytes, read_records
+from hive_jax.json_text import json_lines
+from hive_jax.log_file import LogFile, read_records
 
 _log = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ class InvalidSampleLog:
         self._name = name
         self._reasons: dict[int, str] = {}
         self._named: dict[str, str] = {}
-        self._path = None
+        self._file = None
         self._failed = False
 
-    def keep_in(self, path: Path, position: int | None) -> None:
+    def keep_in(self, path: str | os.PathLike, position: int | None) -> None:
         """Appends invalid samples to a file from now on, a JSON object a line.
 
         Args:
@@ -81,8 +81,8 @@ class InvalidSampleLog:
             elif position is None or line["position"] < position:
                 kept.append(line)
                 self.include({line["index"]: line["reason"]})
-        write_text(path, json_lines(kept))
-        self._path = path
+        self._file = LogFile(path)
+        self._file.replace(json_lines(kept).encode())
 
     def add(self, position: int, index: int, invalid: InvalidSample) -> None:
         """Counts a sample.
@@ -96,7 +96,7 @@ class InvalidSampleLog:
             return
         is_known = self._name(index) in self._named
         self.include({index: invalid.reason})
-        if self._path and not is_known:
+        if self._file and not is_known:
             line = {
                 "split": self._split,
                 "position": position,
@@ -106,7 +106,7 @@ class InvalidSampleLog:
                 "detail": invalid.detail,
             }
             try:
-                append_bytes(self._path, json_lines([line]).encode())
+                self._file.append(json_lines([line]).encode())
             except OutputError as error:  # a full disk does not end the training
                 if not self._failed:
                     _log.warning("%s", error)
@@ -152,7 +152,7 @@ class InvalidSampleLog:
                 f"{invalid} of {seen} {self._split} samples cannot be used: {reasons}; "
                 f"the last: {last}. data.max_bad_fraction allows "
                 f"{self._max_fraction:.2%}"
-                + (f"; each is named in {self._path}" if self._path else "")
+                + (f"; each is named in {self._file.path}" if self._file else "")
             )
 
     def __len__(self) -> int:

@@ -11,7 +11,8 @@ from hive_jax.data.text_preprocessing import TextPreprocessing
 from hive_jax.data.tokenizer import tokenizer_file
 from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
 from hive_jax.errors import CheckpointError
-from hive_jax.io import read_json, require_types
+from hive_jax.io import read_json
+from hive_jax.json_text import require_types
 
 _SETTINGS = "tokenizer_config.json"
 # Tokenizer classes of transformers -> family, also with "Fast" at the end. Folders of SigLIP 2 name

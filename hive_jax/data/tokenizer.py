@@ -7,8 +7,9 @@ from pathlib import Path
 
 from hive_jax.console import log
 from hive_jax.data.tokenizer_files import read_sentencepiece, read_tokenizer_json
+from hive_jax.downloads import local_copy
 from hive_jax.errors import ConfigError, DataError, HiveError, MissingInputError
-from hive_jax.io import atomic_dir, output_errors
+from hive_jax.io import atomic_dir, remove_folder
 
 BUILTIN = "builtin:tabletop"
 _BUILTIN = {BUILTIN: Path(__file__).parent.parent / "assets/tokenizer.json"}
@@ -151,8 +152,7 @@ def keep_tokenizer(source: str, folder: Path) -> None:
         except HiveError as error:
             problem = f"cannot be read ({error})"
         log(f"{folder} {problem}: written anew")
-        with output_errors(folder):
-            shutil.rmtree(folder)
+        remove_folder(folder)
     copy_tokenizer(source, folder)
 
 
@@ -190,8 +190,8 @@ def copy_tokenizer(source: str, folder: Path) -> None:
       OutputError: it exists, or cannot be written.
     """
     file = tokenizer_file(source)
-    if Path(source).is_dir():
-        files = [Path(source) / name for name in (*_FILES, *_SETTINGS)]
+    if (origin := local_copy(source)).is_dir():
+        files = [origin / name for name in (*_FILES, *_SETTINGS)]
         files = [path for path in files if path.is_file()]
     else:
         files = [file]
@@ -209,7 +209,7 @@ def tokenizer_file(source: str) -> Path:
     Raises:
       MissingInputError: the file does not exist, or the folder has none.
     """
-    path = Path(_BUILTIN.get(source, source))
+    path = local_copy(_BUILTIN.get(source, source))
     if path.is_dir():
         files = [path / name for name in _FILES if (path / name).is_file()]
         if not files:

@@ -14,17 +14,13 @@ from pathlib import Path
 import numpy as np
 import scipy.stats
 
+from hive_jax.buckets import as_path
 from hive_jax.config import differences
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.evaluation.benchmarks import mme
 from hive_jax.evaluation.results import RESULT, SAMPLES
-from hive_jax.io import (
-    parse_json,
-    read_json,
-    read_text,
-    require_local,
-    require_types,
-)
+from hive_jax.io import read_json, read_text, require_path
+from hive_jax.json_text import parse_json, require_types
 
 # Settings that must be equal in all evaluations of a comparison.
 _SAME = (
@@ -106,11 +102,11 @@ def read_evaluations(folder: str) -> dict[str, Evaluation]:
 
     Raises:
       MissingInputError: the folder has no evaluations.
-      ConfigError: the folder is a URL.
+      ConfigError: the folder is a URL that cannot be opened.
       DataError: an evaluation is malformed.
     """
-    require_local(folder, "folder")
-    root = Path(folder)
+    require_path(folder, "folder")
+    root = as_path(folder)
     # A run's own evaluations are in WORKDIR/evaluation.
     root = root / "evaluation" if (root / "evaluation").is_dir() else root
     evaluations = {}

@@ -8,9 +8,7 @@ OUT/result.json      settings and scores
 import contextlib
 import datetime
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -18,15 +16,15 @@ import hive_jax
 from hive_jax.config import differences
 from hive_jax.errors import DataError, OutputError
 from hive_jax.io import (
-    json_lines,
     output_errors,
-    parse_json,
     read_json,
     require_regular,
     write_json,
     write_text,
 )
+from hive_jax.json_text import json_lines, parse_json
 from hive_jax.locks import exclusive_lock
+from hive_jax.log_file import LogFile, logs_flushed
 
 RESULT, SAMPLES = "result.json", "samples.jsonl"
 _ANSWERS = "answers.jsonl"
@@ -43,7 +41,7 @@ class ResultStore:
       result: content of result.json once finished, else None.
     """
 
-    def __init__(self, folder: Path, settings: Mapping):
+    def __init__(self, folder, settings: Mapping):
         # Through JSON, as the stored settings were: tuples become lists.
         self.folder, self._settings = folder, json.loads(json.dumps(settings))
         self.answers: dict[str, dict] = {}
@@ -64,11 +62,8 @@ class ResultStore:
         """
         records = list(records)
         self.answers |= {record["id"]: record for record in records}
-        path = self.folder / _ANSWERS
-        with output_errors(path), path.open("a", encoding="utf-8") as file:
-            file.write(json_lines(records))
-            file.flush()
-            os.fsync(file.fileno())  # so that a preempted machine loses no answer
+        # Durable: a preempted machine loses no answer.
+        self._file.append(json_lines(records).encode(), durable=True)
 
     def finish(
         self,
@@ -104,7 +99,7 @@ class ResultStore:
         if path.exists():
             require_regular(path, error=OutputError)
             with output_errors(path):
-                content = path.read_text("utf-8", "replace")
+                content = path.read_bytes().decode("utf-8", "replace")
             # What a kill cut short, and anything after it, is answered again.
             with contextlib.suppress(DataError):
                 for line in content.splitlines():
@@ -114,7 +109,8 @@ class ResultStore:
         answers = [answer for answer in answers if isinstance(answer.get("id"), str)]
         self.answers = {answer["id"]: answer for answer in answers}
         # Without the torn line, which the next answer would be appended to.
-        write_text(path, json_lines((settings, *answers)))
+        self._file = LogFile(path)
+        self._file.replace(json_lines((settings, *answers)).encode())
 
     def _require_same(self, stored: Mapping) -> None:
         if changed := differences(stored, self._settings):
@@ -126,18 +122,18 @@ class ResultStore:
 
 
 @contextlib.contextmanager
-def open_store(folder: Path, settings: Mapping) -> Iterator[ResultStore]:
+def open_store(folder, settings: Mapping) -> Iterator[ResultStore]:
     """Opens the folder of an evaluation, locked for this process.
 
     Args:
-      folder: folder to write; made if it does not exist.
+      folder: path of the folder to write; made if it does not exist.
       settings: everything the answers depend on, as JSON values.
 
     Raises:
       OutputError: the folder has an evaluation of other settings, each of which is
         named; another process is writing it; or it cannot be written.
     """
-    with exclusive_lock(folder):
+    with exclusive_lock(folder), logs_flushed():
         yield ResultStore(folder, settings)
 
 

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from hive_jax.buckets import as_path
 from hive_jax.config import nearest
 from hive_jax.console import log, progress_bar, text_table
 from hive_jax.data.parallel import ordered_map
@@ -76,7 +76,7 @@ def evaluate(
         # Each task has a limit of its own, that of lmms-eval.
         limit = task.max_new_tokens if max_new_tokens is None else max_new_tokens
         decoding = Decoding(limit, temperature, top_p, seed, task.stop)
-        folder = Path(out) / name
+        folder = as_path(out) / name
         settings = _settings(name, task, variant, examples, trained, decoding)
         with open_store(folder, settings) as store:
             if store.result is None:

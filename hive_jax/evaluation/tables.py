@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hive_jax.buckets import as_path
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation.compare import Difference, ScoreComparison
 from hive_jax.io import (
-    output_errors,
     read_json,
-    require_local,
+    require_path,
+    require_writable,
     write_json,
     write_text,
 )
@@ -109,8 +110,7 @@ def write(folder: Path, rows: Sequence[ScoreComparison], paper: bool = False) ->
     Raises:
       OutputError: a file cannot be written.
     """
-    with output_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
     # The same rows in three forms: for a README, for a program, and as a figure.
     text = markdown(rows, paper)
     write_text(folder / "compare.md", text)
@@ -167,10 +167,10 @@ def validation(runs: Mapping[str, str]) -> str:
 
 
 def _final_validation(workdir: str) -> dict[str, float]:
-    require_local(workdir, "workdir")
+    require_path(workdir, "workdir")
     result = read_result(workdir)
     if result is None:
-        path = Path(workdir) / "result.json"
+        path = as_path(workdir) / "result.json"
         raise MissingInputError(
             f"{path} does not exist: no such run, or it has not finished"
         )

@@ -220,7 +220,7 @@ model(**inputs).logits_per_image"""
 
 
 class DecoderComponent(Component):
-    """The language model, as GemmaForCausalLM or that of Gemma 2 or 3."""
+    """The language model, as the class of its family, GemmaForCausalLM for example."""
 
     name = "decoder"
     branches = ("llm",)

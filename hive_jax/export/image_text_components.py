@@ -29,7 +29,8 @@ from hive_jax.models.siglip import SiglipConfig
 from hive_jax.weights import hf_models, sources
 
 _TORCH = Path(__file__).parent / "torch"
-_EMBEDDINGS = "llm/embedder/input_embedding"
+# Tables with a row for each token.
+_TABLES = ("llm/embedder/input_embedding", "llm/lm_head/output_embedding")
 
 
 class ImageTextComponent(Component):
@@ -143,7 +144,7 @@ class HiveComponent(ImageTextComponent):
     loading_snippet = """\
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-# The folder's own modeling_hive.py: torch, and stock SigLIP and Gemma parts.
+# The folder's own modeling_hive.py: torch, and a stock SigLIP and decoder.
 model = AutoModelForImageTextToText.from_pretrained('.', trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained('.', trust_remote_code=True)
 pixels = AutoImageProcessor.from_pretrained('.')(images=image, return_tensors="pt")
@@ -211,20 +212,26 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
         return export_tokenizer(tokenizer_file(self.tokenizer_source), image_token=True)
 
     def for_transformers(self) -> Self:
-        """Adds an embedding of the image token, in a new row where the table has none.
+        """Adds an embedding of the image token, in a new row where the table has none,
+        and to an untied head.
 
         New rows are copies of the first one, so that their logits never exceed it.
         """
         token = self.exported_tokenizer().image_token_id
-        table = self.arrays[_EMBEDDINGS]
+        decoder = self.config.decoder
         # A padded table has a row for the token already.
-        rows_added = max(0, token + 1 - len(table))
-        table = np.concatenate([table, np.repeat(table[:1], rows_added, axis=0)])
-        decoder = dataclasses.replace(self.config.decoder, vocab_size=len(table))
+        rows_added = max(0, token + 1 - decoder.vocab_size)
+        tables = {
+            name: np.concatenate([table, np.repeat(table[:1], rows_added, axis=0)])
+            for name, table in self.arrays.items()
+            if name in _TABLES
+        }
+        vocab_size = decoder.vocab_size + rows_added
+        decoder = dataclasses.replace(decoder, vocab_size=vocab_size)
         return dataclasses.replace(
             self,
             config=dataclasses.replace(self.config, decoder=decoder),
-            arrays={**self.arrays, _EMBEDDINGS: table},
+            arrays={**self.arrays, **tables},
             image_token_id=token,
             rows_added=rows_added,
         )
@@ -267,7 +274,7 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
             f"The image token is `{IMAGE_TOKEN}`, id {self.image_token_id}; "
             f"{self.rows_added} rows were added to the embedding table for it."
         )
-        if not decoder.qk_norm:
+        if hf_models.scales_image_tokens(decoder):
             notes.append(
                 f"Written for transformers {self.target[1:]}: version 4 multiplies the "
                 "image's tokens by the square root of the width where the decoder is a "

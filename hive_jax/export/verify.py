@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from hive_jax.downloads import local_copy
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.export.component_base import Component
 from hive_jax.export.components import COMPONENTS
@@ -45,7 +46,8 @@ def verify_folder(folder: str, python: str = "") -> dict:
       MissingInputError: the folder or a file of it is missing.
       CheckpointError: it is not an export, was changed since, or the outputs differ.
     """
-    report = read_json(Path(folder) / EXPORT_REPORT, error=CheckpointError)
+    local = local_copy(folder)
+    report = read_json(local / EXPORT_REPORT, error=CheckpointError)
     name = report.get("component")
     if name not in [*COMPONENTS]:  # a list, because JSON values need not be hashable
         raise CheckpointError(
@@ -53,8 +55,8 @@ def verify_folder(folder: str, python: str = "") -> dict:
             f"{', '.join(COMPONENTS)}"
         )
     # Compares the files and tensors with the hashes in the report.
-    component = COMPONENTS[name].from_folder(Path(folder), report)
-    return verify_export(component, Path(folder), python)
+    component = COMPONENTS[name].from_folder(local, report)
+    return verify_export(component, local, python)
 
 
 def verify_export(component: Component, folder: Path, python: str = "") -> dict:

@@ -28,7 +28,12 @@ from hive_jax.training import sharding
 from hive_jax.training.objectives import compute_dtype
 from hive_jax.training.stored_run import is_run, open_run
 from hive_jax.weights.components import open_components
-from hive_jax.weights.hf_folder import TOKENIZER_FILES, assume_preprocessing, locate
+from hive_jax.weights.hf_folder import (
+    TOKENIZER_FILES,
+    assume_preprocessing,
+    lasting_path,
+    locate,
+)
 from hive_jax.weights.sources import WeightSource
 
 
@@ -334,4 +339,4 @@ def _tokenizer_of(path: str, sources: Mapping[str, WeightSource]) -> str:
     # Beside the weights, as Hugging Face folders have it.
     folder = locate(path)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-    return str(folder) if has_tokenizer else ""
+    return lasting_path(path, folder) if has_tokenizer else ""

@@ -3,6 +3,8 @@
 Parameters carry the names of big_vision's models/ppp/gemma.py, with the layers
 stacked on a leading axis: `embedder/input_embedding` [V, E],
 `layers/attn/{q_einsum,kv_einsum,attn_vec_einsum}/w`, `layers/mlp/...`, `final_norm`.
+Biases are `layers/attn/{q_bias,kv_bias}`, an untied head `lm_head/output_embedding`
+[V, E]; big_vision has neither.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,18 +19,23 @@ from hive_jax.models.layer_stack import Execution
 from hive_jax.models.layers import unembed
 from hive_jax.models.placement import ONE_DEVICE, Placement, apply_block
 
+_HEAD = "output_embedding"
+
 
 class Embedder(nn.Module):
-    """The token embedding table, tied to the output head."""
+    """The token embedding table, which is the output head too unless that is untied."""
 
     config: DecoderConfig
 
     def setup(self):
         self.input_embedding = self.param(
-            "input_embedding",
-            nn.initializers.normal(self.config.width**-0.5),
-            (self.config.vocab_size, self.config.width),
+            "input_embedding", init_table, self.config.vocab_size, self.config.width
         )
+
+
+def init_table(rng: jax.Array, vocab_size: int, width: int) -> jax.Array:
+    """Initializes a table [V, E] of embeddings, or of an output head."""
+    return nn.initializers.normal(width**-0.5)(rng, (vocab_size, width))
 
 
 class Decoder(nn.Module):
@@ -53,6 +60,10 @@ class Decoder(nn.Module):
     def setup(self):
         c = self.config
         self.embedder = Embedder(c)
+        if not c.tied_head:
+            # No module: `Hive.__call__` leaves the head to the loss, and a module that
+            # is not called initializes no parameters.
+            self.lm_head = self.param("lm_head", self._init_head)
         # A block's parameters do not depend on batch or length: one token is enough.
         example = (jnp.zeros((1, 1, c.width)), jnp.zeros((), bool))
         block = DecoderBlock(c, parent=None)
@@ -130,12 +141,16 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes logits float32[B, T, V] from [B, T, E] after `final_norm`."""
-        table = self.embedder.input_embedding
+        tied = self.config.tied_head
+        table = self.embedder.input_embedding if tied else self.lm_head[_HEAD]
         return unembed(hidden, table, self.config.final_softcap)
+
+    def _init_head(self, rng):
+        return {_HEAD: init_table(rng, self.config.vocab_size, self.config.width)}
 
 
 def head(config: DecoderConfig, params: dict) -> tuple[jax.Array, float]:
-    """Returns the output head, as `unembed` takes it; it is tied to the embeddings.
+    """Returns the output head, as `unembed` takes it.
 
     For losses, which apply it to supervised tokens alone.
 
@@ -146,7 +161,9 @@ def head(config: DecoderConfig, params: dict) -> tuple[jax.Array, float]:
     Returns:
       The table [V, E] and the soft-cap of the logits, 0 for none.
     """
-    return params["embedder"]["input_embedding"], config.final_softcap
+    tied = config.tied_head
+    table = params["embedder"]["input_embedding"] if tied else params["lm_head"][_HEAD]
+    return table, config.final_softcap
 
 
 def unstack_layers(params: dict) -> dict:

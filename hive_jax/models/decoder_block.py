@@ -1,6 +1,6 @@
 """One layer of a decoder, and DecoderConfig: all that decoder families differ in.
 
-The defaults are Gemma's; hive_jax/weights/hf_decoder.py lists the families.
+The defaults are Gemma's; hive_jax/weights/hf_families.py lists the families.
 """
 
 import dataclasses
@@ -34,16 +34,21 @@ class DecoderConfig:
       attention_softcap, final_softcap: soft-caps of attention and output logits
         (Gemma 2); 0 for none.
       post_norms: RMSNorms after attention and MLP too (Gemma 2 and 3).
-      qk_norm: RMSNorms on the heads of queries and keys (Gemma 3).
+      qk_norm: RMSNorms on the heads of queries and keys (Gemma 3, Qwen 3).
+      qkv_bias: biases of queries, keys and values (Qwen 2).
       local_layers: sliding-window layers before each global layer; 0 makes all layers
         global.
       window: tokens that a sliding-window layer attends to.
       rope_base, local_rope_base: rotary bases of global and sliding-window layers.
-      rope_factor: divides positions in global layers (Gemma 3 from 4B on).
+      rope_factor: divides the rotary frequencies of global layers: all of them (Gemma 3
+        from 4B on), or with rope_original_length the low ones.
+      rope_original_length: tokens of the context before its extension (Llama 3.1); 0 for
+        none. See `rotary.extended_frequency`.
       activation: of the gated MLP, a key of ACTIVATIONS.
       norm_offset: RMSNorms multiply by norm_offset + scale (Gemma: 1).
       norm_eps: epsilon of the RMSNorms.
       embed_scale: multiply embeddings by sqrt(width).
+      tied_head: the token embeddings are the output head too.
     """
 
     vocab_size: int = 512
@@ -58,15 +63,18 @@ class DecoderConfig:
     final_softcap: float = 0.0
     post_norms: bool = False
     qk_norm: bool = False
+    qkv_bias: bool = False
     local_layers: int = 0
     window: int = 4096
     rope_base: float = 10_000.0
     local_rope_base: float = 10_000.0
     rope_factor: float = 1.0
+    rope_original_length: int = 0
     activation: str = "gelu"
     norm_offset: float = 1.0
     norm_eps: float = 1e-6
     embed_scale: bool = True
+    tied_head: bool = True
 
     def is_sliding(self) -> np.ndarray:
         """Returns bool[depth]: which layers have a sliding window."""
@@ -89,7 +97,12 @@ class KeyValueProjection(nn.Module):
         c = self.config
         shape = (2, c.num_kv_heads, c.width, c.head_dim)
         w = Einsum(shape, (2,), (0, 1), name="kv_einsum")()
-        return split_heads(x, w[0]), split_heads(x, w[1])
+        key, value = split_heads(x, w[0]), split_heads(x, w[1])
+        if c.qkv_bias:
+            shape = (2, c.num_kv_heads, c.head_dim)
+            bias = self.param("kv_bias", nn.initializers.zeros, shape)
+            key, value = _add_bias(key, bias[0]), _add_bias(value, bias[1])
+        return key, value
 
 
 class SelfAttention(nn.Module):
@@ -125,6 +138,10 @@ class SelfAttention(nn.Module):
         # Queries are [B, T, N, H], keys and values [B, T, K, H].
         query = split_heads(x, q_w)
         key, value = self.key_values(x)
+        if c.qkv_bias:
+            shape = (c.num_heads, c.head_dim)
+            bias = self.param("q_bias", nn.initializers.zeros, shape)
+            query = _add_bias(query, bias)
         if c.qk_norm:
             query = decoder_norm(c, "query_norm")(query)
             key = decoder_norm(c, "key_norm")(key)
@@ -198,6 +215,11 @@ class DecoderBlock(nn.Module):
         return x + (decoder_norm(c, "post_ffw_norm")(y) if c.post_norms else y), cache
 
 
+def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds a bias [N, H] to heads [B, T, N, H]."""
+    return x + bias[None, None].astype(x.dtype)
+
+
 def rotate_in_layer(
     c: DecoderConfig, x: jax.Array, position: jax.Array, is_sliding: jax.Array
 ) -> jax.Array:
@@ -211,8 +233,10 @@ def rotate_in_layer(
     """
     # `is_sliding` is traced under scan: select values, not Python branches.
     base = jnp.where(is_sliding, c.local_rope_base, c.rope_base)
-    factor = jnp.where(is_sliding, 1.0, c.rope_factor)
-    return rotate(x, position / factor, base)
+    # Dividing the position divides all frequencies.
+    divisor = 1.0 if c.rope_original_length else c.rope_factor
+    position = position / jnp.where(is_sliding, 1.0, divisor)
+    return rotate(x, position, base, c.rope_factor, c.rope_original_length)
 
 
 def decoder_norm(c: DecoderConfig, name: str | None = None) -> RMSNorm:

@@ -169,14 +169,9 @@ class Hive(nn.Module):
             self.img = SiglipEncoder(
                 c.encoder, self.dtype, self.placement, execution.encoder
             )
+            options = c.projector_kind, c.image_kv, c.image_rope
             self.fusion = c.fusion_class(
-                self.connections,
-                c.encoder.width,
-                c.decoder,
-                self.placement,
-                c.projector_kind,
-                c.image_kv,
-                c.image_rope,
+                self.connections, c.encoder.width, c.decoder, self.placement, *options
             )
 
     def __call__(

@@ -33,8 +33,32 @@ _GEMMA3 = {
     "rope_base": 1_000_000.0,
 }
 
+# Shared by Llama and all that descends from it, as far as DecoderConfig's defaults,
+# which are Gemma's, differ.
+_LLAMA = {
+    "activation": "silu",
+    "norm_offset": 0.0,
+    "norm_eps": 1e-5,
+    "embed_scale": False,
+    "head_dim": 64,
+}
+_QWEN = _LLAMA | {
+    "vocab_size": 151_936,
+    "norm_eps": 1e-6,
+    "rope_base": 1_000_000.0,
+    "local_rope_base": 1_000_000.0,
+}
+_SMOLLM2 = _LLAMA | {
+    "vocab_size": 49_152,
+    "rope_base": 100_000.0,
+    "local_rope_base": 100_000.0,
+}
+_MOBILELLM = _LLAMA | {"vocab_size": 32_000}
+
 DECODERS = {
     "tiny": DecoderConfig(qk_norm=True, post_norms=True),
+    # The same size as a Llama, for comparisons.
+    "tiny_llama": DecoderConfig(**_LLAMA | {"head_dim": 16}),
     # In order: vocab_size, width, depth, mlp_dim, num_heads, num_kv_heads, head_dim.
     "gemma_2b": DecoderConfig(256_000, 2048, 18, 16_384, 8, 1, 256),
     # Sliding-window and global layers alternate, with the default window of 4096.
@@ -67,6 +91,51 @@ DECODERS = {
         num_kv_heads=4,
         rope_factor=8.0,
         **_GEMMA3 | {"window": 1024},
+    ),
+    "llama3_2_1b": DecoderConfig(
+        vocab_size=128_256,
+        width=2048,
+        depth=16,
+        mlp_dim=8192,
+        num_heads=32,
+        num_kv_heads=8,
+        rope_base=500_000.0,
+        local_rope_base=500_000.0,
+        rope_factor=32.0,
+        rope_original_length=8192,
+        **_LLAMA,
+    ),
+    "mobilellm_350m": DecoderConfig(
+        width=960, depth=32, mlp_dim=2560, num_heads=15, num_kv_heads=5, **_MOBILELLM
+    ),
+    # The paper's teacher.
+    "mobilellm_600m": DecoderConfig(
+        width=1152, depth=40, mlp_dim=3072, num_heads=18, num_kv_heads=6, **_MOBILELLM
+    ),
+    "smollm2_135m": DecoderConfig(
+        width=576, depth=30, mlp_dim=1536, num_heads=9, num_kv_heads=3, **_SMOLLM2
+    ),
+    "smollm2_360m": DecoderConfig(
+        width=960, depth=32, mlp_dim=2560, num_heads=15, num_kv_heads=5, **_SMOLLM2
+    ),
+    # The instruction-tuned model has the same architecture, and so has Qwen 2.
+    "qwen2_5_0_5b": DecoderConfig(
+        width=896,
+        depth=24,
+        mlp_dim=4864,
+        num_heads=14,
+        num_kv_heads=2,
+        qkv_bias=True,
+        **_QWEN,
+    ),
+    "qwen3_0_6b": DecoderConfig(
+        width=1024,
+        depth=28,
+        mlp_dim=3072,
+        num_heads=16,
+        num_kv_heads=8,
+        qk_norm=True,
+        **_QWEN | {"head_dim": 128},
     ),
 }
 

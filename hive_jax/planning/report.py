@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from hive_jax import io
+from hive_jax.buckets import as_path
 from hive_jax.config import RunConfig
 from hive_jax.console import text_table
 from hive_jax.errors import OutputError
@@ -241,9 +241,9 @@ def plan_all(
 
 def require_writable(path: str) -> None:
     """Checks that a file can be written. Raises OutputError otherwise."""
-    io.require_writable(Path(path).parent)
+    io.require_writable(as_path(path).parent)
     # A folder of that name would fail at the end, after all plans are made.
-    if Path(path).is_dir():
+    if io.is_folder(path):
         raise OutputError(f"cannot write {path}: it is a folder; expected a file")
 
 

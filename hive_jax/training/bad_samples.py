@@ -1,7 +1,6 @@
 """Invalid samples of a run: one file a process names them, result.json counts them."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from hive_jax.data.invalid import format_counts
 from hive_jax.training.experiment import Experiment
 
 
-def record_bad_samples(run: Experiment, folder: Path, start: int) -> None:
+def record_bad_samples(run: Experiment, folder, start: int) -> None:
     """Opens bad_samples.jsonl (one file a process) for the loaders of both splits.
 
     A resumed run keeps the training samples of the steps before `start`, and all
@@ -20,7 +19,7 @@ def record_bad_samples(run: Experiment, folder: Path, start: int) -> None:
 
     Args:
       run: the run, with a loader for each split.
-      folder: workdir of the run.
+      folder: path of the run's folder.
       start: step that the run starts from.
     """
     process = jax.process_index()

@@ -13,11 +13,10 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
-from hive_jax.log_file import append_bytes
+from hive_jax.log_file import LogFile
 
 # Wire types of protocol buffers.
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -27,7 +26,7 @@ class EventFile:
     """A new event file of a run, next to those of earlier starts.
 
     Args:
-      folder: of the event files; created.
+      folder: path of the event files; created.
       step: the run continues after this step: TensorBoard drops later events of
         earlier files.
 
@@ -35,10 +34,10 @@ class EventFile:
       OutputError: as `write`.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder, step: int):
         # TensorBoard finds files by "tfevents", and reads them in order of their names.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._path = folder / name
+        self._file = LogFile(folder / name)
         self._append(_field(3, b"brain.Event:2"))  # file_version
         # session_log with status START.
         self._append(_field(2, step + 1) + _field(7, _field(1, 1)))
@@ -61,7 +60,7 @@ class EventFile:
 
     def _append(self, event: bytes) -> None:
         wall_time = struct.pack("<Bd", 1 << 3 | _FIXED64, time.time())
-        append_bytes(self._path, _record(wall_time + event))
+        self._file.append(_record(wall_time + event))
 
 
 def _field(number: int, value: float | bytes) -> bytes:

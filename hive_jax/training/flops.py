@@ -24,7 +24,7 @@ class Flops:
       text: the decoder's layers.
       cross_attention: queries, attention and outputs of cross-attention blocks, or the
         attention to the patches in a joint softmax.
-      logits: the product with the embedding table.
+      logits: the product with the output head.
     """
 
     encoder: float = 0.0
@@ -200,7 +200,7 @@ class _Count:
 
     def _logits(self, positions: int, upstream: bool) -> None:
         c = self.model.decoder
-        table = self.trains("llm/embedder")  # the head is tied to it
+        table = self.trains("llm/embedder" if c.tied_head else "llm/lm_head")
         before = upstream or self.trains("llm/final_norm")
         self.product("logits", positions, c.width, c.vocab_size, table, before)
 

@@ -1,5 +1,6 @@
 """Imports weights of other projects as a checkpoint for config.init."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from hive_jax.buckets import as_path, is_url
 from hive_jax.config import DataConfig, RunConfig, to_dict
 from hive_jax.console import text_table
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer, require_fitting
@@ -77,8 +79,12 @@ def import_weights(
     meta = {"config": to_dict(config), "inputs": inputs, "samples_read": 0}
     step = np.zeros((), np.int32)
     state = TrainState(step=step, params=params, opt_state=())
-    # The folder appears under its name only when it is complete.
-    with atomic_dir(out) as folder:
+    # The folder appears under its name only when it is complete; in a bucket its
+    # checkpoint does, which is stored in another format there.
+    in_bucket = is_url(out)
+    with (
+        contextlib.nullcontext(as_path(out)) if in_bucket else atomic_dir(out) as folder
+    ):
         if loaded_tokenizer:
             copy_tokenizer(config.data.tokenizer, folder / TOKENIZER_FOLDER)
         with Checkpoints(str(folder)) as checkpoints:

@@ -1,14 +1,13 @@
 """Writes the metrics of a run (JSON Lines, TensorBoard), and measures its rates."""
 
 import time
-from pathlib import Path
 
 import jax
 
 from hive_jax.console import log
 from hive_jax.errors import OutputError
-from hive_jax.io import json_lines, write_text
-from hive_jax.log_file import append_bytes, read_records
+from hive_jax.json_text import json_lines
+from hive_jax.log_file import LogFile, read_records
 from hive_jax.training.event_file import EventFile
 
 
@@ -21,18 +20,18 @@ class MetricsWriter:
     metrics of these steps and one warning, not the training.
 
     Args:
-      workdir: folder of the run, which must exist.
+      workdir: path of the run's folder, which must exist.
       step: step that the run starts from.
 
     Raises:
       OutputError: the files cannot be written.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir, step: int):
         self._failed = False
-        self._path = workdir / "metrics.jsonl"
         if jax.process_index() == 0:
-            _drop_after(self._path, step)
+            self._lines = LogFile(workdir / "metrics.jsonl")
+            _drop_after(self._lines, step)
             # The counterpart of _drop_after: TensorBoard drops later steps.
             self._events = EventFile(workdir / "tensorboard", step)
 
@@ -48,7 +47,7 @@ class MetricsWriter:
         try:
             # Written through at once: visible, and safe from a kill.
             line = json_lines([{"step": step, **values}])
-            append_bytes(self._path, line.encode())
+            self._lines.append(line.encode())
             self._events.write(step, values)
         except OutputError as error:
             if not self._failed:
@@ -56,15 +55,17 @@ class MetricsWriter:
             self._failed = True
 
 
-def _drop_after(path: Path, step: int) -> None:
+def _drop_after(lines: LogFile, step: int) -> None:
     """Removes the lines of later steps, and lines that are not metrics."""
     # The resumed run writes the lines of later steps again.
-    records, damaged = read_records(path, lambda line: type(line.get("step")) is int)
+    records, damaged = read_records(
+        lines.path, lambda line: type(line.get("step")) is int
+    )
     if damaged:
-        log(f"{path}: {damaged} unreadable lines removed")
-    if path.exists():
+        log(f"{lines.path}: {damaged} unreadable lines removed")
+    if lines.path.exists():
         kept = [record for record in records if record["step"] <= step]
-        write_text(path, json_lines(kept))
+        lines.replace(json_lines(kept).encode())
 
 
 class Throughput:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hive_jax.config import RunConfig
 from hive_jax.data.sources.registry import checked_sources
 from hive_jax.errors import ConfigError, MissingInputError
-from hive_jax.io import require_local
+from hive_jax.io import require_path
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.stored_run import (
@@ -36,7 +36,7 @@ def workdir_of_run(workdir: str | os.PathLike | None, name: str) -> str:
       name: name of the run.
 
     Raises:
-      ConfigError: the path is empty, or a URL.
+      ConfigError: the path is empty, or a URL that cannot be opened.
     """
     if workdir is None:
         return default_workdir(name)
@@ -45,7 +45,7 @@ def workdir_of_run(workdir: str | os.PathLike | None, name: str) -> str:
             "workdir is ''; expected the path of a folder, or no workdir for "
             f"{default_workdir(name)}"
         )
-    require_local(workdir, "workdir")
+    require_path(workdir, "workdir")
     return os.fspath(workdir)
 
 

@@ -39,8 +39,8 @@ _RULES = (
     # The decoder's MLP: [2, E, F] and [F, E].
     (r".*/gating_einsum", (None, "fsdp", "tensor")),
     (r".*/mlp/linear", ("tensor", "fsdp")),
-    # Token embeddings [V, E] and patch embedding [p, p, 3, D].
-    (r".*/(input_embedding|Embed_0/embedding)", ("tensor", "fsdp")),
+    # Token embeddings and output head [V, E], and patch embedding [p, p, 3, D].
+    (r".*/((input|output)_embedding|Embed_0/embedding)", ("tensor", "fsdp")),
     (r".*/embedding/kernel", (None, None, None, "fsdp")),
 )
 

@@ -4,16 +4,17 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from hive_jax.buckets import as_path
 from hive_jax.config import RunConfig, from_dict
 from hive_jax.console import log
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError, HiveError, MissingInputError
-from hive_jax.io import read_json, require_local, require_types
+from hive_jax.io import is_folder, read_json, require_path
+from hive_jax.json_text import require_types
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.siglip import SiglipConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
@@ -27,11 +28,10 @@ _BRANCHES = {"encoder": "img", "decoder": "llm"}
 def is_run(path: str) -> bool:
     """Returns whether a path is the workdir of a run, rather than weight files.
 
-    Raises ConfigError for a URL.
+    Raises ConfigError for a URL that cannot be opened.
     """
-    # os.path: False for a name that is too long, where pathlib raises.
-    require_local(path, "path")
-    return bool(path) and os.path.isdir(os.path.join(path, "checkpoints"))
+    require_path(path, "path")
+    return bool(path) and is_folder(os.path.join(path, "checkpoints"))
 
 
 class StoredRun:
@@ -59,7 +59,7 @@ class StoredRun:
         """Config of the run. Its tokenizer is the copy in the workdir: the original
         may have moved or changed. The original is used if the copy cannot be read."""
         config = from_dict(self.meta["config"])
-        tokenizer = Path(self.workdir) / TOKENIZER_FOLDER
+        tokenizer = as_path(self.workdir) / TOKENIZER_FOLDER
         if not tokenizer.is_dir():
             return config
         try:
@@ -145,7 +145,7 @@ def read_result(workdir: str | os.PathLike) -> dict | None:
 
     Raises DataError if its "validation" or "relative_distance" are not numbers by name.
     """
-    path = Path(workdir) / "result.json"
+    path = as_path(workdir) / "result.json"
     if not path.is_file():
         return None
     result = read_json(path)

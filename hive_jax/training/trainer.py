@@ -6,17 +6,18 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 
+from hive_jax.buckets import as_path
 from hive_jax.config import RunConfig, as_run_config, to_dict
 from hive_jax.console import log, progress_bar, text_table
 from hive_jax.data.tokenizer import keep_tokenizer
 from hive_jax.errors import PREEMPTED, ConfigError, DataError, HiveError, NumericsError
 from hive_jax.io import write_json
 from hive_jax.locks import exclusive_lock
+from hive_jax.log_file import flush_logs, logs_flushed
 from hive_jax.training import optimizer, watchdog
 from hive_jax.training.bad_samples import count_bad_samples, record_bad_samples
 from hive_jax.training.checkpointing.manager import Checkpoints
@@ -45,7 +46,8 @@ def train(
 
     Args:
       config: a RunConfig, a dict of one, or the ConfigDict of a config file.
-      workdir: folder of the run; by default workdir/NAME, after config.name.
+      workdir: folder or URL (gs://, s3://) of the run; by default workdir/NAME, after
+        config.name.
       allow_config_change: resume although the config, tokenizer or data changed.
 
     Returns:
@@ -67,12 +69,13 @@ def train(
     log(run.program.parameter_table)
     for note in run.loader.source.notes:
         log(note)
-    folder = Path(workdir)
+    folder = as_path(workdir)
     is_first_process = jax.process_index() == 0
     # Process 0 locks for all: the job is one run.
     lock = released_on_exit(exclusive_lock(workdir, "run.lock"))
     with (
         lock if is_first_process else contextlib.nullcontext(),
+        logs_flushed(),
         Checkpoints(workdir, keep=config.max_to_keep) as checkpoints,
     ):
         if is_first_process:
@@ -100,7 +103,7 @@ def train(
     return PREEMPTED
 
 
-def _prepare_workdir(folder: Path, config: RunConfig, start: int) -> None:
+def _prepare_workdir(folder, config: RunConfig, start: int) -> None:
     """Writes config.json and tokenizer/; removes result.json unless it is final."""
     if start > config.total_steps:
         raise ConfigError(
@@ -174,6 +177,8 @@ def _train_loop(
             checkpoints.check()  # reports a failed save now, not at the next one
             if saving or stopping:
                 watchdog.enter("the save")
+                # The records of these steps are not written again by a resumed run.
+                flush_logs()
                 checkpoints.save(step, state, run.meta(step))
             if stopping:
                 break
@@ -268,7 +273,7 @@ def _validate(
 
 
 def _finish(
-    run: Experiment, step: int, params: dict, writer: MetricsWriter, folder: Path
+    run: Experiment, step: int, params: dict, writer: MetricsWriter, folder
 ) -> None:
     """Writes result.json, once: final validation, bad samples, and the relative
     distance that each parameter group moved from its initial value."""
@@ -290,10 +295,11 @@ def _finish(
         table = [(group, f"{distance:.3e}") for group, distance in distances.items()]
         log(text_table(("group", "relative distance moved"), table))
         result["relative_distance"] = distances
+    flush_logs()
     _write_json(path, result)
 
 
-def _write_json(path: Path, value) -> None:
+def _write_json(path, value) -> None:
     """Writes a JSON file atomically, on process 0 only."""
     if jax.process_index() == 0:
         write_json(path, value)

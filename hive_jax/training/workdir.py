@@ -1,22 +1,20 @@
 """Files of a workdir that derive from the run, and are written anew if damaged."""
 
-import os
 import time
-from pathlib import Path
 
 from hive_jax.console import log
 from hive_jax.errors import HiveError
-from hive_jax.io import output_errors, read_json
+from hive_jax.io import move, path_exists, read_json
 
 _FILES = ("config.json", "metrics.jsonl", "bad_samples.jsonl", "result.json")
 _FOLDERS = ("tokenizer", "tensorboard")
 
 
-def set_aside_unusable(workdir: Path) -> None:
+def set_aside_unusable(workdir) -> None:
     """Renames files and folders of the wrong kind, e.g. a folder named metrics.jsonl.
 
     Args:
-      workdir: folder of the run.
+      workdir: path of the run's folder.
 
     Raises:
       OutputError: it cannot be renamed.
@@ -24,15 +22,14 @@ def set_aside_unusable(workdir: Path) -> None:
     for name in (*_FILES, *_FOLDERS):
         path, is_folder = workdir / name, name in _FOLDERS
         is_usable = path.is_dir() if is_folder else path.is_file()
-        if os.path.lexists(path) and not is_usable:
+        if path_exists(path) and not is_usable:
             renamed = f"{name}.damaged-{int(time.time())}"
-            with output_errors(path):
-                path.rename(workdir / renamed)
+            move(path, workdir / renamed)
             kind = "folder" if is_folder else "file"
             log(f"{path} is not a {kind}: renamed to {renamed} and written anew")
 
 
-def is_final(path: Path, step: int) -> bool:
+def is_final(path, step: int) -> bool:
     """Returns whether result.json is the result of a step.
 
     Args:

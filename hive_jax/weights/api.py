@@ -70,8 +70,8 @@ def load_decoder(
     """Loads a decoder, for `Decoder(config).apply({"params": params}, tokens)`.
 
     Args:
-      path: a Hugging Face folder or hub id (Gemma 1, 2 or 3, or a model that contains
-        one), or a big_vision .npz.
+      path: a Hugging Face folder or hub id (a decoder of FAMILIES, or a model that
+        contains one), or a big_vision .npz.
       config: architecture; needed for big_vision's .npz of a Gemma 2, whose arrays do
         not show it (`decoder_config("gemma2_2b")`).
 

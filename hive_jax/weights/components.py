@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hive_jax.errors import CheckpointError
-from hive_jax.weights import big_vision, formats, hf_decoder, hf_folder
+from hive_jax.weights import big_vision, formats, hf_folder
 from hive_jax.weights.sources import (
     WeightSource,
     open_decoder,
@@ -48,7 +48,7 @@ def _components_of_folder(folder: Path, path: str) -> tuple[str, ...]:
         "hive": ("hive",),
         "paligemma": ("encoder", "decoder"),
         "gemma3": ("encoder", "decoder"),
-        **dict.fromkeys(hf_decoder.FAMILIES, ("decoder",)),
+        **dict.fromkeys(hf_folder.DECODER_ALONE, ("decoder",)),
     }
     model_type = hf.get("model_type")
     if hf.get("architectures") == ["SiglipForImageClassification"]:

@@ -229,7 +229,7 @@ def _twin(name: str) -> str:
             "expected the same SigLIP in the layout of transformers, "
             "google/siglip-... or google/siglip2-... on the hub"
         )
-    return "expected a SigLIP or Gemma in the layout of transformers"
+    return "expected a SigLIP or a decoder in the layout of transformers"
 
 
 def _orbax_error(folder: Path, source: str) -> CheckpointError:

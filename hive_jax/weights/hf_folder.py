@@ -9,10 +9,13 @@ import os
 import re
 from pathlib import Path
 
+from hive_jax.buckets import is_url
+from hive_jax.downloads import local_copy
 from hive_jax.errors import CheckpointError, MissingInputError
-from hive_jax.io import read_json, require_local, require_types
+from hive_jax.io import read_json, require_path
+from hive_jax.json_text import require_types
 from hive_jax.weights import consistency, formats
-from hive_jax.weights.hf_decoder import FAMILIES
+from hive_jax.weights.hf_families import EQUIVALENT, FAMILIES
 from hive_jax.weights.hf_models import PROCESSORS
 from hive_jax.weights.safetensors import EXPORT_REPORT
 
@@ -21,24 +24,34 @@ _log = logging.getLogger(__name__)
 _ASSETS = Path(__file__).parent.parent / "assets"
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "spiece.model", "*.jinja"]
+_GATED = ("gemma", "meta-llama")  # in names of models that need a login
 _HUB_FOLDERS = ["*/*"]  # the same weights in formats of other programs
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 # Model types with an image tower.
 _VISION = ("siglip", "siglip_vision_model", "llava", "paligemma", "gemma3", "hive")
+_MROPE = ("mrope_section", "mrope_interleaved", "type", "rope_type")
 # Keys of an image tower that no other component has.
 _IMAGE_SIZES = ("image_size", "patch_size", "num_channels", "vision_use_head")
 _SIGLIP_SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers"),
     *_IMAGE_SIZES,
 )
-# Model types with a decoder -> the model_type of the decoder, if config.json omits it.
-_WITH_DECODER = {
-    **{family: family for family in FAMILIES},
-    "llava": "llava",
+# Model types with a decoder alone that is read -> the model_type of the decoder, if
+# config.json omits it.
+DECODER_ALONE = {
+    **{name: name for name in (*FAMILIES, *EQUIVALENT)},
+    "llava_next": "llama",
+    "llava_onevision": "qwen2",
+    "idefics3": "llama",
+    "smolvlm": "llama",
+    "internvl": "qwen2",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+}
+# The same with an image tower that is read too.
+_WITH_DECODER = DECODER_ALONE | {
+    "llava": "llama",
     "paligemma": "gemma",
     "gemma3": "gemma3_text",
     "hive": "hive",
@@ -46,19 +59,19 @@ _WITH_DECODER = {
 
 
 def locate(path: str | os.PathLike) -> Path:
-    """Returns the local file or folder of a path, "builtin:NAME", or hub id.
+    """Returns the local file or folder of a path, URL, "builtin:NAME", or hub id.
 
     A hub id is ORGANIZATION/NAME or ORGANIZATION/NAME@REVISION; its files are downloaded
     once and cached.
 
     Raises:
-      ConfigError: a URL.
-      MissingInputError: the hub id could not be downloaded, or nothing built in has
-        this name.
+      ConfigError: a URL that cannot be opened.
+      MissingInputError: the hub id or URL could not be downloaded, or nothing built
+        in has this name.
       CheckpointError: a file of weights in a format that is not read.
     """
     path = os.fspath(path)
-    require_local(path, "path")
+    require_path(path, "path")
     if path.startswith("builtin:"):
         builtin = {f"builtin:{file.stem}": file for file in _ASSETS.glob("*.npz")}
         if path not in builtin:
@@ -66,7 +79,7 @@ def locate(path: str | os.PathLike) -> Path:
                 f"{path} is not built in; expected one of {', '.join(sorted(builtin))}"
             )
         return builtin[path]
-    local = Path(path).expanduser()
+    local = local_copy(path).expanduser()
     if local.is_file():
         formats.require_readable_file(local)
     hub_id = _HUB_ID.fullmatch(path)
@@ -88,13 +101,19 @@ def locate(path: str | os.PathLike) -> Path:
             f"{path} is not a local file or folder, and could not be downloaded as a "
             f"hub id: {' '.join(filter(None, lines))}"
         )
-        if "gemma" in hub_id[1].lower():
+        if any(name in hub_id[1].lower() for name in _GATED):
             message += (
-                "\nGemma has a licence to accept, once, at "
+                "\nThe model has a licence to accept, once, at "
                 f"https://huggingface.co/{hub_id[1]}; then run `hf auth login`"
             )
         raise MissingInputError(message) from None
     return Path(snapshot)
+
+
+def lasting_path(path: str, folder: Path) -> str:
+    """Returns the path to keep in a config for files that `locate` returned: the URL, of
+    which `folder` is a copy on this machine alone, or the folder."""
+    return path if is_url(path) else str(folder)
 
 
 def vision_config(config: dict, source: str) -> dict:
@@ -143,12 +162,35 @@ def decoder_config(config: dict, source: str) -> dict:
       CheckpointError: it has no decoder of FAMILIES.
     """
     model_type = _model_type(config, tuple(_WITH_DECODER), "a decoder", source)
-    decoder = config["text_config"] or {} if "text_config" in config else config
+    if "text_config" in config:
+        decoder = config["text_config"] or {}
+    else:
+        decoder = config | {"model_type": _WITH_DECODER[model_type]}
     if model_type == "paligemma" and isinstance(decoder, dict):
         # Newer versions set it for PaliGemma's prefix, image and prompt; the decoder
         # itself is causal.
         decoder = decoder | {"use_bidirectional_attention": None}
-    return _complete(decoder, _WITH_DECODER[model_type], source, tuple(FAMILIES))
+    if isinstance(decoder, dict):
+        decoder = {**decoder, **_one_dimensional_rope(decoder)}
+    known = (*FAMILIES, *EQUIVALENT)
+    decoder = _complete(decoder, _WITH_DECODER[model_type], source, known)
+    # The head of a whole model is tied if the top level says so (version 5) or the
+    # decoder's configuration (version 4); see `has_own_head` where they disagree.
+    decoder["tie_word_embeddings"] |= bool(config.get("tie_word_embeddings"))
+    return decoder
+
+
+def _one_dimensional_rope(decoder: dict) -> dict:
+    """Returns the rotary embedding of a text alone, under its key: without the sections
+    for time, row and column that a multimodal one has."""
+    return {
+        key: {name: value for name, value in rope.items() if name not in _MROPE}
+        | {"rope_type": "default"}
+        for key in ("rope_scaling", "rope_parameters")
+        if isinstance(rope := decoder.get(key), dict)
+        and "mrope_section" in rope
+        and {rope.get("type"), rope.get("rope_type")} <= {None, "mrope", "default"}
+    }
 
 
 def _model_type(config: dict, known: tuple, component: str, source: str) -> str:
@@ -191,10 +233,12 @@ def _complete(
     from huggingface_hub.errors import StrictDataclassError
 
     # It logs values of the file as they are, which may control a terminal.
+    model_type = EQUIVALENT.get(model_type, model_type)
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        config = config | {"model_type": model_type}
         return transformers.CONFIG_MAPPING[model_type].from_dict(config).to_dict()
     except (
         ArithmeticError,

@@ -14,8 +14,8 @@ from hive_jax.io import write_json
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
-from hive_jax.weights import hf_decoder, hf_siglip, mapping, safetensors
-from hive_jax.weights.hf_decoder import EINSUM, EINSUM_OUT
+from hive_jax.weights import hf_decoder, hf_families, hf_siglip, mapping, safetensors
+from hive_jax.weights.hf_decoder import BIAS, EINSUM, EINSUM_OUT
 from hive_jax.weights.hf_siglip import dense, prefixed
 from hive_jax.weights.mapping import Row, param_shapes
 
@@ -86,7 +86,7 @@ def decoder(config: DecoderConfig) -> Layout:
       CheckpointError: no class of transformers computes this decoder.
     """
     hf = hf_decoder.config_to_hf(config)
-    family = hf_decoder.FAMILIES[hf["model_type"]]
+    family = hf_families.FAMILIES[hf["model_type"]]
     hf = {"architectures": [family.architecture]} | hf
     return Layout(config, hf, hf_decoder.rows("", "model.", config))
 
@@ -130,7 +130,12 @@ def vlm(config: HiveConfig, image_token_id: int) -> Layout:
             "img/", "vision_tower.vision_model.", config.encoder.map_head
         ),
         *llava_rows("fusion/", ""),
-        *hf_decoder.rows("llm/", "language_model.model.", config.decoder),
+        *hf_decoder.rows(
+            "llm/",
+            "language_model.model.",
+            config.decoder,
+            "language_model.lm_head.weight",
+        ),
     ]
     return Layout(config, hf, rows)
 
@@ -256,8 +261,7 @@ def fold_embedding_scale(
     Returns:
       The arrays with the projector's last layer scaled; unchanged for other families.
     """
-    family = hf_decoder.family_of(config.decoder)
-    if not hf_decoder.FAMILIES[family].scales_image_tokens:
+    if not scales_image_tokens(config.decoder):
         return dict(arrays)
     factor = np.float32(config.decoder.width ** (0.5 if back else -0.5))
     last = "fusion/projector/linear_2/"
@@ -265,6 +269,16 @@ def fold_embedding_scale(
         name: array * factor if name.startswith(last) else array
         for name, array in arrays.items()
     }
+
+
+def scales_image_tokens(config: DecoderConfig) -> bool:
+    """Returns whether transformers 4 scales the image tokens of a VLM like its text.
+
+    Raises:
+      CheckpointError: no class of transformers computes this decoder.
+    """
+    family = hf_families.family_of(config)
+    return hf_families.FAMILIES[family].scales_image_tokens
 
 
 def llava_rows(param_prefix: str, hf_prefix: str) -> list[Row]:
@@ -307,13 +321,14 @@ def hive_rows(param_prefix: str, config: HiveConfig) -> list[Row]:
     ]
     if config.fusion == "joint":
         name, hf_name = "joint_attention", "joint_attentions"
-        attention = qk_norms + (_kv_rows("kv/") if config.image_kv == "own" else [])
+        own = config.image_kv == "own"
+        attention = qk_norms + (_kv_rows("kv/", config.decoder.qkv_bias) if own else [])
     else:
         name, hf_name = "cross_attention", "cross_attentions"
         attention = [
             Row("norm/scale", "norm.weight"),
             Row("q_einsum/w", "q_proj.weight", EINSUM),
-            *_kv_rows(""),
+            *_kv_rows("", bias=False),
             Row("attn_vec_einsum/w", "o_proj.weight", EINSUM_OUT),
             *qk_norms,
             Row("gate", "gate"),
@@ -324,8 +339,11 @@ def hive_rows(param_prefix: str, config: HiveConfig) -> list[Row]:
     ]
 
 
-def _kv_rows(prefix: str) -> list[Row]:
+def _kv_rows(prefix: str, bias: bool) -> list[Row]:
+    leaves = [("kv_einsum/w", "weight", EINSUM)]
+    leaves += [("kv_bias", "bias", BIAS)] if bias else []
     return [
-        Row(f"{prefix}kv_einsum/w", "k_proj.weight", EINSUM, slot=0),
-        Row(f"{prefix}kv_einsum/w", "v_proj.weight", EINSUM, slot=1),
+        Row(f"{prefix}{leaf}", f"{projection}.{hf_leaf}", layout, slot=slot)
+        for leaf, hf_leaf, layout in leaves
+        for slot, projection in enumerate(("k_proj", "v_proj"))
     ]

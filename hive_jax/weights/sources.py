@@ -46,13 +46,14 @@ _TEXT_PREFIXES = (
     "language_model.model.",
     "language_model.",
     "model.language_model.",
+    "model.text_model.",
 )
 # First elements of the tensor names of other components, which may be left out.
 _OTHER_COMPONENTS = (
     *("vision_model.", "text_model.", "logit_scale", "logit_bias"),
     *("vision_tower.", "language_model.", "multi_modal_projector.", "lm_head."),
-    *("projectors.", "cross_attentions.", "joint_attentions."),
-    *("img/", "txt/", "llm/", "fusion/", "t", "b"),
+    *("projectors.", "cross_attentions.", "joint_attentions.", "connector."),
+    *("image_newline", "visual.", "img/", "txt/", "llm/", "fusion/", "t", "b"),
 )
 # First elements of the tensor names of heads on a tower: classifiers of transformers, and
 # the value head of trl.
@@ -148,13 +149,20 @@ def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource
     config = hf_decoder.config_from_hf(hf_folder.decoder_config(hf, path), path)
     tensors = _open_tensors(folder, hf, path)
     prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
-    nested = prefix if "text_config" in hf else ""
-    tensors = hf_decoder.without_tied_head(tensors, prefix, path)
-    rows = hf_decoder.rows("", prefix, config)
+    nested = prefix if {"text_config", "vision_config"} & {*hf} else ""
+    # A whole model may say of its head what its decoder's configuration denies.
+    unclear = "text_config" in hf and hf.get("tie_word_embeddings") is False
+    if config.tied_head and unclear and hf_decoder.has_own_head(tensors, prefix):
+        config = dataclasses.replace(config, tied_head=False)
+    if config.tied_head:
+        tensors = hf_decoder.without_tied_head(tensors, prefix, path)
+    rows = hf_decoder.rows("", prefix, config, hf_decoder.head_name(tensors))
     sizes = consistency.decoder_sizes(config, prefix)
     source = _weight_source(path, config, rows, tensors, nested, sizes)
     has_tokenizer = any((folder / name).is_file() for name in hf_folder.TOKENIZER_FILES)
-    return dataclasses.replace(source, tokenizer=str(folder) if has_tokenizer else "")
+    return dataclasses.replace(
+        source, tokenizer=hf_folder.lasting_path(path, folder) if has_tokenizer else ""
+    )
 
 
 def open_two_towers(path: str) -> WeightSource:

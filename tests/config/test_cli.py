@@ -97,10 +97,10 @@ def test_what_is_no_file(tmp_path):
     [
         (["--workdir="], "workdir is ''; expected the path of a folder"),
         (
-            ["--workdir=gs://bucket/run"],
-            "workdir is 'gs://bucket/run'; expected a local path",
+            ["--workdir=hdfs://host/run"],
+            "workdir is 'hdfs://host/run'; expected a local path, gs:// or s3://",
         ),
-        (["--config.data.source=llava:s3://b/a.json"], "llava is 's3://b/a.json'"),
+        (["--config.data.source=llava:s3://b/*.json"], "llava is 's3://b/*.json'"),
         (["--config.data.source=food101:/"], "a whole disk"),
         (["--config.rules=(('img/(', 1.0),)"], "expected"),
         (["--config.name=../../x"], "config.name is '../../x'"),

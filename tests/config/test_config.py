@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from helpers.config_trees import FULL, GROUPS, LEAVES, by_leaf, changed, get, refused
+from helpers.config_trees import GROUPS, LEAVES, by_leaf, changed, refused
 
 from hive_jax.config import (
     RESUMABLE_KEYS,
@@ -17,6 +17,7 @@ from hive_jax.config import (
     from_dict,
     to_dict,
 )
+from tools.fault_suite.config_fuzz import FULL, get
 
 PACKAGE = Path(__file__).resolve().parents[2] / "hive_jax"
 
@@ -55,6 +56,14 @@ def test_a_misspelt_key_is_refused_and_the_right_one_suggested(path):
 
 def test_an_unknown_key_is_refused_without_a_far_fetched_suggestion():
     assert refused({"zzzzzzzz": 1}) == "config.zzzzzzzz is not a key"
+
+
+def test_a_key_that_is_not_text_is_refused():
+    assert refused({7: 1}) == "config.7 is not a key"
+    assert refused({"model": {None: 1}}).startswith("config.model.None is not a key")
+    source = {"kind": "llava", "path": "a", "options": {"images": "b", 7: "c"}}
+    message = refused({"data": {"source": [source]}})
+    assert message.startswith("config.data.source[0].options[0][0] is 7; expected str")
 
 
 @by_leaf

@@ -3,12 +3,13 @@
 import dataclasses
 
 import pytest
-from helpers.config_trees import FULL, changed, refused
+from helpers.config_trees import changed, refused
 
 from hive_jax.config import (
     from_dict,
     to_dict,
 )
+from tools.fault_suite.config_fuzz import FULL
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,13 @@ def test_wrong_arguments_are_refused(stage, arguments, message):
     assert message in str(caught.value)
 
 
+def test_stage_0_trains_another_decoder_under_another_name():
+    assert load(0, "llm").name == "stage0_llm"
+    run = load(0, "llm,decoder=tiny_llama")
+    assert run.name == "stage0_llm_tiny_llama"
+    assert run.model.decoder == decoder_config("tiny_llama")
+
+
 def test_arguments_are_parsed():
     def parse(text):
         return recipes.parse(text, ("paper",), fusion="hive")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.damaged_images import DAMAGED, JPEG, huge
 from helpers.llava_sets import encoded, photograph
 from PIL import Image
 
@@ -15,6 +14,7 @@ from hive_jax.config import schema
 from hive_jax.data.image_io import MAX_PIXELS
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.transforms import PREPROCESSING, decode
+from tools.fault_suite.image_files import DAMAGED, JPEG, huge
 
 
 def decoded(content, size=16, preprocessing="hf_bicubic"):

@@ -11,10 +11,11 @@ from helpers.numbered_samples import BATCH, SIZE, Damaged, Numbers, indices, ord
 from hive_jax.config import MeshConfig
 from hive_jax.data.image_io import encode_png
 from hive_jax.data.sample_encoding import encode_sample
-from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
+from hive_jax.data.sampler import LengthBucketSampler, count_all_tokens
 from hive_jax.data.types import Batch, Sample, Segment
 from hive_jax.errors import DataError
 from hive_jax.training.sharding import batch_sharding, make_mesh
+from tools.fault_suite.order import RowsOfOneHost, hosts_in_one_process
 
 
 def test_a_batch_holds_the_samples_side_by_side(make_loader, tabletop):
@@ -70,32 +71,13 @@ def test_without_a_seed_the_order_is_that_of_the_source(make_loader):
     assert order_of(loader.batches(0, 6)) == order
 
 
-class RowsOfOneProcess:
-    """The sharding as one process of several sees it: some devices are its own."""
-
-    def __init__(self, *bounds):
-        self.indices = [(slice(start, stop),) for start, stop in bounds]
-
-    def addressable_devices_indices_map(self, shape):
-        return dict(enumerate(self.indices))
-
-
-def test_a_process_reads_the_rows_of_its_devices(make_loader, monkeypatch):
+def test_a_process_reads_the_rows_of_its_devices(make_loader):
     every = indices(make_loader(Numbers()).batches(0, 3))
-    monkeypatch.setattr(
-        jax,
-        "make_array_from_callback",
-        lambda shape, sharding, rows: np.concatenate(
-            [rows(index) for index in sharding.indices]
-        ),
-    )
     halves = []
-    for sharding in (
-        RowsOfOneProcess((0, 2), (2, 4)),
-        RowsOfOneProcess((4, 6), (6, 8)),
-    ):
+    for sharding in (RowsOfOneHost((0, 2), (2, 4)), RowsOfOneHost((4, 6), (6, 8))):
         source = Numbers()
-        halves.append(indices(make_loader(source, sharding).batches(0, 3)))
+        with hosts_in_one_process():
+            halves.append(indices(make_loader(source, sharding).batches(0, 3)))
         assert len(source.reads) == 3 * BATCH // 2
     assert [first + second for first, second in zip(*halves, strict=True)] == every
 
@@ -103,42 +85,6 @@ def test_a_process_reads_the_rows_of_its_devices(make_loader, monkeypatch):
 def by_length(tabletop, buckets=(3,), batch_size=BATCH):
     tokens = count_all_tokens(Numbers(), tabletop, 6, 1, lambda count: None)
     return LengthBucketSampler(tokens, 0, batch_size=batch_size, buckets=buckets)
-
-
-@pytest.mark.parametrize("ordered", [lambda _: ShuffledSampler(SIZE, 0), by_length])
-def test_a_thousand_resumes_on_any_number_of_hosts(
-    make_loader, tabletop, monkeypatch, ordered
-):
-    """Random steps, hosts and threads: always the samples of one host, and each of
-    them once an epoch."""
-    monkeypatch.setattr(
-        jax, "make_array_from_callback", lambda shape, sharding, rows: rows(WHOLE)
-    )
-    monkeypatch.setitem(WHOLE, 0, slice(0, BATCH))
-    ordered = ordered(tabletop)
-    steps = 2 * SIZE  # 16 epochs
-    every = indices(
-        make_loader(Numbers(), sampler=ordered, threads=1).batches(0, steps)
-    )
-    order = [index for batch in every for index in batch]
-    for epoch in range(len(order) // SIZE):
-        assert sorted(order[epoch * SIZE :][:SIZE]) == [*range(SIZE)]
-    rng = np.random.default_rng(0)
-    different = 0
-    for _ in range(1000):
-        step, hosts = int(rng.integers(steps)), int(rng.choice([1, 2, 4, 8]))
-        threads, rows = int(rng.choice([1, 2, 5])), BATCH // hosts
-        got = []
-        for host in range(hosts):
-            WHOLE[0] = slice(host * rows, (host + 1) * rows)
-            sharding = RowsOfOneProcess((host * rows, (host + 1) * rows))
-            loader = make_loader(Numbers(), sharding, sampler=ordered, threads=threads)
-            got += order_of(loader.batches(step, step + 1))
-        different += got != every[step]
-    assert different == 0
-
-
-WHOLE = {0: slice(0, BATCH)}  # the rows of the host that reads
 
 
 def test_buckets_cut_padding_and_nothing_else(make_loader, tabletop):

@@ -268,4 +268,4 @@ def test_validation_of_what_is_not_a_run(tmp_path):
     with pytest.raises(HiveError, match="no such run, or it has not finished"):
         tables.validation({"a": str(tmp_path)})
     with pytest.raises(ConfigError, match="expected a local path"):
-        tables.validation({"a": "gs://bucket/run"})
+        tables.validation({"a": "hdfs://host/run"})

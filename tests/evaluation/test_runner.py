@@ -238,7 +238,7 @@ def test_all_tasks_of_a_folder_without_any(tmp_path, capsys):
             66,
             f"{tmp_path} has no folder of a task; expected one or more",
         ),
-        ("gs://bucket", 64, "expected a local path"),
+        ("hdfs://host", 64, "expected a local path"),
     ):
         assert evaluate.main(["--run=run", "--task=all", f"--data={data}"]) == code
         assert message in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_image_token_is_added_once(runs, tmp_path):
 def test_target_v4_folds_the_embedding_scale(runs, tmp_path):
     """For Gemma 1 and 2, where transformers 4 scales the image tokens, and no other."""
     name = "multi_modal_projector.linear_2.weight"
-    for kind, factor in (("self_attention_gemma1", 32**-0.5), ("self_attention", 1)):
+    for kind, factor in (("self_attention of gemma1", 32**-0.5), ("self_attention", 1)):
         tensors = {}
         for target in ("v5", "v4"):
             out = tmp_path / f"{kind}_{target}"
@@ -182,7 +182,7 @@ def test_big_vision_and_state_dict(runs, tmp_path):
     expected = (tmp_path / "folder/model.safetensors").read_bytes()
     assert file.read_bytes() == expected
     for target in ("v4", "v5"):
-        vlm = runs("self_attention_gemma1"), "vlm"
+        vlm = runs("self_attention of gemma1"), "vlm"
         folder, file = tmp_path / target, tmp_path / f"{target}.safetensors"
         export(*vlm, str(folder), target=target, verify=False)
         export(*vlm, str(file), target=target, format="state_dict")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.huggingface_models import (
+    LLAMAS,
     assert_close,
     gemma1,
     gemma2,
@@ -19,9 +20,7 @@ from helpers.huggingface_models import (
     vision_tower,
 )
 from helpers.tiny_weights import (
-    GEMMA1,
-    GEMMA2,
-    GEMMA3,
+    DECODERS,
     IMAGE,
     TEXT,
     arrays,
@@ -51,9 +50,7 @@ transformers = pytest.importorskip("transformers")
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
 TOKENS = RNG.integers(2, 60, (2, 9))
-DECODERS = pytest.mark.parametrize(
-    "decoder", [GEMMA1, GEMMA2, GEMMA3], ids=["gemma1", "gemma2", "gemma3"]
-)
+EACH_DECODER = pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 
 
 def loaded(name, folder):
@@ -114,7 +111,7 @@ def test_image_processor(tmp_path, preprocessing):
     assert sources.open_encoder(str(folder)).preprocessing == preprocessing
 
 
-@DECODERS
+@EACH_DECODER
 def test_decoder_in_shards(tmp_path, decoder):
     layout = hf_models.decoder(decoder)
     path = write_folder(tmp_path, layout, max_shard_bytes=9000)
@@ -135,11 +132,7 @@ def test_two_towers(tmp_path):
     assert_close(logits, wanted.logits_per_image)
 
 
-@pytest.mark.parametrize(
-    "decoder",
-    [GEMMA1, GEMMA2, GEMMA3],
-    ids=["gemma1", "gemma2", "gemma3"],
-)
+@EACH_DECODER
 def test_vlm(tmp_path, decoder):
     """[image tokens][bos][text]: the same logits for the text, at its positions, and
     the image's tokens as the projector leaves them; but LLaVA has no final soft-cap."""
@@ -175,7 +168,7 @@ def of_version_4(name):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("shard", ["20KB", "5GB"])
 @pytest.mark.parametrize(
-    "make", [vision_tower, siglip2, gemma1, gemma2, stretched_gemma3]
+    "make", [vision_tower, siglip2, gemma1, gemma2, stretched_gemma3, *LLAMAS]
 )
 def test_theirs_to_ours_to_theirs(tmp_path, make, shard, dtype):
     """Every tensor comes back with the same bytes."""

@@ -15,11 +15,15 @@ transformers = pytest.importorskip("transformers")
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(3, 500, (3, 9))
 PIXELS = RNG.uniform(-1, 1, (3, 28, 28, 3)).astype(np.float32)
+KINDS = (
+    *("joint", "joint own", "joint of gemma2"),
+    *("joint of llama3", "joint own of qwen2"),
+)
 # The image comes first, after three tokens, not at all.
 SEES = np.array([[1] * 9, [0] * 3 + [1] * 6, [0] * 9], bool)
 
 
-@pytest.fixture(scope="module", params=["joint", "joint-own", "joint-gemma2"])
+@pytest.fixture(scope="module", params=KINDS)
 def models(runs, tmp_path_factory, request):
     """The exported model in torch, and the logits of hive_jax for inputs."""
     out = str(tmp_path_factory.mktemp("joint") / "out")

@@ -54,7 +54,15 @@ FILES = {
         ("self_attention", "vlm", "float32", "LlavaForConditionalGeneration"),
         ("cascaded", "hive", "float32", "HiveForConditionalGeneration"),
         ("joint", "hive", "float32", "HiveForConditionalGeneration"),
-        ("joint-own", "hive", "float32", "HiveForConditionalGeneration"),
+        ("joint own", "hive", "float32", "HiveForConditionalGeneration"),
+        ("hive of llama", "decoder", "bfloat16", "LlamaForCausalLM"),
+        ("hive of qwen2", "hive", "bfloat16", "HiveForConditionalGeneration"),
+        (
+            "self_attention of llama",
+            "vlm",
+            "bfloat16",
+            "LlavaForConditionalGeneration",
+        ),
     ],
 )
 def test_stock_classes_compute_the_same(runs, tmp_path, kind, component, dtype, stock):
@@ -123,7 +131,7 @@ def test_card_names_preprocessing_that_transformers_lacks(
 @pytest.mark.parametrize("target", ["v4", "v5"])
 def test_verified_parameters_are_those_in_the_files(runs, tmp_path, target):
     """Rounded after the scale is folded in, not before."""
-    workdir, out = runs("self_attention-gemma1"), tmp_path / "out"
+    workdir, out = runs("self_attention of gemma1"), tmp_path / "out"
     options = {"dtype": "bfloat16", "target": target}
     report = export(workdir, "vlm", str(out), verify=False, **options)
     stored = COMPONENTS["vlm"].from_folder(out, report)

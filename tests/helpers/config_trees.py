@@ -2,24 +2,9 @@
 
 import pytest
 
-from hive_jax.config import (
-    RunConfig,
-    from_dict,
-    to_dict,
-)
+from hive_jax.config import from_dict, to_dict
 from hive_jax.errors import ConfigError
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig
-
-
-def paths(tree, prefix=()):
-    """(key, ..., key) of every value that is not a group."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from paths(value, (*prefix, key))
-        else:
-            yield (*prefix, key)
+from tools.fault_suite.config_fuzz import FULL, get, paths
 
 
 def groups(tree, prefix=()):
@@ -29,17 +14,9 @@ def groups(tree, prefix=()):
             yield from groups(value, (*prefix, key))
 
 
-# All towers are given, so that their keys are there.
-FULL = RunConfig(model=HiveConfig(SiglipConfig(), DecoderConfig()))
 LEAVES = sorted(paths(to_dict(FULL)))
 GROUPS = sorted(groups(to_dict(FULL)))
 by_leaf = pytest.mark.parametrize("path", LEAVES, ids=".".join)
-
-
-def get(tree, path):
-    for key in path:
-        tree = tree[key]
-    return tree
 
 
 def changed(path, value, tree=None):

@@ -21,6 +21,24 @@ GEMMA2 = dataclasses.replace(
     attention_softcap=3.0,
     final_softcap=2.0,
 )
+_LLAMA = {
+    "activation": "silu",
+    "norm_offset": 0.0,
+    "norm_eps": 1e-5,
+    "embed_scale": False,
+    "tied_head": False,
+}
+LLAMA = DecoderConfig(512, 32, 3, 48, 4, 2, 16, **_LLAMA)
+LLAMA3 = dataclasses.replace(LLAMA, rope_factor=8.0, rope_original_length=16)
+QWEN2 = DecoderConfig(512, 32, 3, 48, 4, 2, 16, **_LLAMA, qkv_bias=True)
+DECODERS = {
+    "gemma1": GEMMA1,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "llama": LLAMA,
+    "llama3": LLAMA3,
+    "qwen2": QWEN2,
+}
 TEXT = TextTowerConfig(512, 8, 32, 2, 48, 2, out_dim=32)
 DATA = DataConfig(tokenizer="builtin:tabletop", preprocessing="hf_bicubic")
 
@@ -34,12 +52,14 @@ def run_config(kind: str) -> RunConfig:
             text_tower=TEXT,
             data=dataclasses.replace(DATA, num_tokens=8),
         )
-    fusion, _, change = kind.partition("-")
-    decoder = {"gemma1": GEMMA1, "gemma2": GEMMA2}.get(change, GEMMA3)
+    # "FUSION", "FUSION of DECODER" or "joint own of DECODER".
+    fusion, _, name = kind.partition(" of ")
+    fusion, _, image_kv = fusion.partition(" ")
+    decoder = DECODERS[name or "gemma3"]
     connections = ((2, 1),) if fusion == "self_attention" else ((1, 1), (3, 2))
     model = HiveConfig(ENCODER, decoder, fusion, connections)
-    if change == "own":
-        model = dataclasses.replace(model, image_kv="own", projector="linear")
+    if image_kv:
+        model = dataclasses.replace(model, image_kv=image_kv, projector="linear")
     return RunConfig(model=model, data=DATA)
 
 

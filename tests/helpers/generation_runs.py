@@ -42,6 +42,11 @@ def params(fusion, **changes):
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), shapes
     )
+    # Norms that multiply by the scale alone need scales around 1.
+    shift = 1.0 - run(fusion, **changes).model.decoder.norm_offset
+    params["llm"] = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + shift * (path[-1].key == "scale"), params["llm"]
+    )
     table = rng.normal(0, 0.05, shapes["llm"]["embedder"]["input_embedding"].shape)
     params["llm"]["embedder"]["input_embedding"] = jnp.asarray(table, jnp.float32)
     return params

@@ -141,6 +141,80 @@ def stretched_gemma3(kv_heads: int = 1):
     return gemma3(kv_heads, rope_factor=8.0)
 
 
+_OUR_LLAMA = _OUR_SIZES | {
+    "depth": 2,
+    "activation": "silu",
+    "norm_offset": 0.0,
+    "embed_scale": False,
+    "rope_base": 5000.0,
+    "local_rope_base": 5000.0,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+def _descendant_of_llama(name, kv_heads, rope=None, **options):
+    config = getattr(transformers, f"{name}Config")(
+        **_SIZES,
+        num_hidden_layers=2,
+        num_key_value_heads=kv_heads,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0, **(rope or {})},
+        **options,
+    )
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+def llama(kv_heads: int = 1):
+    """As Llama 1 and 2: an output head of its own."""
+    model = _descendant_of_llama("Llama", kv_heads, rms_norm_eps=1e-5)
+    sizes = {"num_kv_heads": kv_heads, "norm_eps": 1e-5, "tied_head": False}
+    return model, DecoderConfig(**_OUR_LLAMA, **sizes)
+
+
+def llama3(kv_heads: int = 1):
+    """As Llama 3.2: a longer context, and a tied head."""
+    model = _descendant_of_llama(
+        "Llama", kv_heads, _LLAMA3_ROPE, rms_norm_eps=1e-5, tie_word_embeddings=True
+    )
+    sizes = {"num_kv_heads": kv_heads, "norm_eps": 1e-5}
+    rope = {"rope_factor": 8.0, "rope_original_length": 16}
+    return model, DecoderConfig(**_OUR_LLAMA, **sizes, **rope)
+
+
+def stretched_llama(kv_heads: int = 1):
+    """With the linear scaling of older models of longer context."""
+    rope = {"rope_type": "linear", "factor": 4.0}
+    model = _descendant_of_llama("Llama", kv_heads, rope, tie_word_embeddings=True)
+    sizes = {"num_kv_heads": kv_heads, "rope_factor": 4.0}
+    return model, DecoderConfig(**_OUR_LLAMA, **sizes)
+
+
+def qwen2(kv_heads: int = 1):
+    """As the small ones: a tied head."""
+    model = _descendant_of_llama("Qwen2", kv_heads, tie_word_embeddings=True)
+    return model, DecoderConfig(**_OUR_LLAMA, num_kv_heads=kv_heads, qkv_bias=True)
+
+
+def untied_qwen2(kv_heads: int = 1):
+    """As from 7B on."""
+    model = _descendant_of_llama("Qwen2", kv_heads)
+    sizes = {"num_kv_heads": kv_heads, "qkv_bias": True, "tied_head": False}
+    return model, DecoderConfig(**_OUR_LLAMA, **sizes)
+
+
+def qwen3(kv_heads: int = 1):
+    model = _descendant_of_llama("Qwen3", kv_heads, tie_word_embeddings=True)
+    return model, DecoderConfig(**_OUR_LLAMA, num_kv_heads=kv_heads, qk_norm=True)
+
+
+LLAMAS = [llama, llama3, stretched_llama, qwen2, untied_qwen2, qwen3]
+
+
 def multimodal(kind: str):
     """A model with an image tower and a decoder, and both of them alone."""
     vision, _ = vision_tower(use_head=kind == "llava")

@@ -5,6 +5,8 @@ the sequence [text before, image, text after] is laid out, and each dimension of
 turned by itself.
 """
 
+import math
+
 import torch
 
 
@@ -54,16 +56,16 @@ def _example(c, options, params, features, tokens, start):
         y = (act(gate) * up) @ layer["mlp/linear"]
         x = x + (_norm(c, y, layer, "post_ffw") if c.post_norms else y)
     final = c.norm_offset + params["llm/final_norm/scale"]
-    return _rms(x, c.norm_eps) * final @ table.T
+    head = table if c.tied_head else params["llm/lm_head/output_embedding"]
+    return _rms(x, c.norm_eps) * final @ head.T
 
 
 def _attention(c, options, layer, number, x):
     sliding = c.local_layers and (number + 1) % (c.local_layers + 1)
-    base = c.local_rope_base if sliding else c.rope_base
-    factor = 1.0 if sliding else c.rope_factor
-    wk, wv = layer["attn/kv_einsum/w"]
+    speeds = _speeds(c, sliding)
     query = torch.einsum("TE,NEH->TNH", x, layer["attn/q_einsum/w"])
-    key, value = (torch.einsum("TE,KEH->TKH", x, w) for w in (wk, wv))
+    query = query + layer.get("attn/q_bias", 0)
+    key, value = _keys_values(x, layer, "attn")
     if c.qk_norm:
         query = _norm(c, query, layer, "attn/query")
         key = _norm(c, key, layer, "attn/key")
@@ -80,12 +82,9 @@ def _attention(c, options, layer, number, x):
             patches = len(features)
             side = round(patches**0.5)
             hidden = _norm(c, _project(own, features), layer, "pre_attention")
-            weights = (wk, wv)
+            image_key, image_value = _keys_values(hidden, layer, "attn")
             if options["own_kv"]:
-                weights = own["joint_attention/kv/kv_einsum/w"]
-            image_key, image_value = (
-                torch.einsum("PE,KEH->PKH", hidden, w) for w in weights
-            )
+                image_key, image_value = _keys_values(hidden, own, "joint_attention/kv")
             if c.qk_norm:
                 image_key = _norm(c, image_key, layer, "attn/key")
             shift = side if options["image_rope"] else patches
@@ -96,15 +95,15 @@ def _attention(c, options, layer, number, x):
                 grid = [(p, p, p) for p in range(patches)]
             image_key = torch.stack(
                 [
-                    _turn(c, one, [start + axis for axis in axes], base, factor)
+                    _turn(c, one, [start + axis for axis in axes], speeds)
                     for one, axes in zip(image_key, grid, strict=True)
                 ]
             )
         query = torch.stack(
-            [_turn(c, q, [p] * 3, base, factor) for q, p in zip(query, position)]
+            [_turn(c, q, [p] * 3, speeds) for q, p in zip(query, position)]
         )
         keys = torch.stack(
-            [_turn(c, k, [p] * 3, base, factor) for k, p in zip(key, position)]
+            [_turn(c, k, [p] * 3, speeds) for k, p in zip(key, position)]
         )
         if image is not None:
             # The whole sequence, and which text token each of its columns is.
@@ -150,14 +149,39 @@ def _project(own, x):
     return x @ own["projector/linear_2/kernel"] + own["projector/linear_2/bias"]
 
 
-def _turn(c, heads, axes, base, factor):
+def _keys_values(x, params, name):
+    weights = params[f"{name}/kv_einsum/w"]
+    biases = params.get(f"{name}/kv_bias", (0, 0))
+    return [
+        torch.einsum("TE,KEH->TKH", x, w) + bias
+        for w, bias in zip(weights, biases, strict=True)
+    ]
+
+
+def _speeds(c, sliding):
+    """The angles by which each dimension of a head turns from token to token."""
+    base = c.local_rope_base if sliding else c.rope_base
+    speeds = []
+    for dimension in range(c.head_dim // 2):
+        speed = base ** (-2 * dimension / c.head_dim)
+        slow = speed if sliding else speed / c.rope_factor
+        if c.rope_original_length:  # fast dimensions stay fast
+            turns = c.rope_original_length * speed / (2 * math.pi)
+            if turns >= 4:
+                slow = speed
+            elif turns > 1:
+                slow += (turns - 1) / 3 * (speed - slow)
+        speeds.append(slow)
+    return speeds
+
+
+def _turn(c, heads, axes, speeds):
     """Turns heads [N, H] of one token at (row, column, centre)."""
     half = c.head_dim // 2
     first, second = [], []
     for dimension in range(half):
         axis = dimension % 2 if dimension < 6 * half // 8 else 2
-        angle = torch.tensor(float(axes[axis])).double() / factor
-        angle = angle / base ** (dimension / half)
+        angle = torch.tensor(float(axes[axis])).double() * speeds[dimension]
         a, b = heads[:, dimension], heads[:, dimension + half]
         first.append(a * torch.cos(angle) - b * torch.sin(angle))
         second.append(b * torch.cos(angle) + a * torch.sin(angle))

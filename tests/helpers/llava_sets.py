@@ -1,12 +1,10 @@
 """Small sets in LLaVA's format: a folder, a zip and Parquet of the same images."""
 
-import io
 import json
 import zipfile
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from tools.fault_suite.image_files import encoded, photograph
 
 COUNT = 10  # records of a set that tests share
 
@@ -30,20 +28,6 @@ def text_record(number: int) -> dict:
         {"from": "gpt", "value": f" caption number {number} "},
     ]
     return record(number, image=None, conversations=turns)
-
-
-def photograph(number: int, size=(40, 30), mode="RGB") -> Image.Image:
-    """Soft shapes, as JPEG likes them; another for each number."""
-    rng = np.random.default_rng(number)
-    small = rng.integers(0, 256, (4, 5, 3), np.uint8)
-    big = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-    return big.convert(mode)
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
 
 
 def write_set(folder: Path, files: dict[str, bytes], records: list[dict]) -> dict:

@@ -50,6 +50,31 @@ GEMMA3 = DecoderConfig(
 )
 
 
+_LLAMA = {
+    **_SIZES,
+    "num_kv_heads": 2,
+    "activation": "silu",
+    "norm_offset": 0.0,
+    "norm_eps": 1e-5,
+    "embed_scale": False,
+    "rope_base": 5000.0,
+    "local_rope_base": 5000.0,
+}
+LLAMA = DecoderConfig(**_LLAMA, tied_head=False)
+LLAMA3 = DecoderConfig(**_LLAMA, rope_factor=8.0, rope_original_length=16)
+QWEN2 = DecoderConfig(**_LLAMA, qkv_bias=True, tied_head=False)
+QWEN3 = DecoderConfig(**_LLAMA, qk_norm=True)
+DECODERS = {
+    "gemma1": GEMMA1,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+    "llama": LLAMA,
+    "llama3": LLAMA3,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+}
+
+
 def hive_config(fusion: str, decoder: DecoderConfig = GEMMA3, **options) -> HiveConfig:
     return HiveConfig(IMAGE, decoder, fusion, ((1, 1),), **options)
 

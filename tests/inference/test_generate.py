@@ -25,6 +25,16 @@ GEMMA2 = {
     "rope_factor": 2.0,
     "local_rope_base": 100.0,
 }
+# An untied head and biases, as Qwen 2 from 7B on; and a rotary embedding as Llama 3's.
+QWEN2 = {
+    "activation": "silu",
+    "norm_offset": 0.0,
+    "embed_scale": False,
+    "qkv_bias": True,
+    "tied_head": False,
+    "rope_factor": 4.0,
+    "rope_original_length": 32,
+}
 GREEDY = Decoding(12)
 WORDS = ("", "What colour is the star?", "How many objects are there?", "red " * 20)
 
@@ -79,6 +89,8 @@ def without_cache(fusion, prompt, count, **changes):
         ("hive", GEMMA2),
         ("joint", GEMMA2),
         ("self_attention", GEMMA2),
+        ("hive", QWEN2),
+        ("self_attention", QWEN2),
     ],
 )
 def test_the_cache_changes_nothing(fusion, changes):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hive_jax.models.decoder import Decoder, DecoderConfig
+from hive_jax.models.decoder import Decoder, DecoderConfig, head
 from hive_jax.models.layer_stack import SCANNED, Execution
 from hive_jax.models.layers import unembed
 from hive_jax.models.presets import DECODERS, decoder_config
@@ -69,6 +69,13 @@ def abstract(config):
         ("gemma3_270m", 268_098_176),
         ("gemma3_1b", 999_885_952),
         ("gemma3_4b", 3_880_099_328),
+        ("llama3_2_1b", 1_235_814_400),
+        ("mobilellm_350m", 345_355_200),
+        ("mobilellm_600m", 603_188_352),
+        ("smollm2_135m", 134_515_008),
+        ("smollm2_360m", 361_821_120),
+        ("qwen2_5_0_5b", 494_032_768),
+        ("qwen3_0_6b", 596_049_920),
     ],
 )
 def test_presets_have_the_published_parameter_counts(preset, count):
@@ -194,9 +201,15 @@ def test_unknown_preset_raises_and_lists_the_known_ones():
         decoder_config("gemma9")
 
 
-def test_tiny_preset_is_a_gemma3():
+def test_tiny_presets_are_a_gemma3_and_a_llama_of_one_size():
     assert DECODERS["tiny"].qk_norm
     assert DECODERS["tiny"].post_norms
+    gemma, llama = (dataclasses.asdict(DECODERS[n]) for n in ("tiny", "tiny_llama"))
+    differ = {name for name in gemma if gemma[name] != llama[name]}
+    assert differ == {
+        *("activation", "norm_offset", "norm_eps", "embed_scale"),
+        *("qk_norm", "post_norms"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -275,6 +288,22 @@ def test_sliding_window_limits_how_far_one_layer_attends(params, local_layers, r
     after = logits(one_layer, changed, config)
     np.testing.assert_array_equal(after[:, reach:], before[:, reach:])
     assert np.all(np.any(after[:, :reach] != before[:, :reach], axis=-1))
+
+
+@pytest.mark.parametrize("execution", [Execution(), SCANNED.decoder])
+def test_an_untied_head_alone_makes_the_logits(params, execution):
+    config = dataclasses.replace(TINY, tied_head=False)
+    table = params["embedder"]["input_embedding"]
+    untied = params | {"lm_head": {"output_embedding": 2.0 * table}}
+    decoder = Decoder(config, execution=execution)
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), TOKENS)["params"]
+    assert jax.tree.structure(shapes) == jax.tree.structure(untied)
+    out = jax.jit(decoder.apply)({"params": untied}, TOKENS)
+    np.testing.assert_allclose(out, 2.0 * logits(params, TOKENS), atol=1e-5)
+    for tied, tree, expected in ((True, params, table), (False, untied, 2.0 * table)):
+        config = dataclasses.replace(TINY, tied_head=tied, final_softcap=3.0)
+        np.testing.assert_array_equal(head(config, tree)[0], expected)
+        assert head(config, tree)[1] == 3.0
 
 
 def test_final_softcap_limits_the_logits():

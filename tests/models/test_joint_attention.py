@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,11 @@ LLAMA = DecoderConfig(
     norm_eps=1e-5,
     embed_scale=False,
 )
+# Frequencies of Llama 3.1 in all three ranges, and a head of its own.
+LLAMA3 = dataclasses.replace(
+    LLAMA, rope_factor=8.0, rope_original_length=60, tied_head=False
+)
+QWEN2 = dataclasses.replace(LLAMA, qkv_bias=True, tied_head=False)
 GEMMA = dataclasses.replace(
     TINY.decoder,
     local_layers=1,
@@ -77,11 +83,17 @@ def outputs(decoder, **changes):
     return features, logits, gradients | {"features": of_features}
 
 
-@pytest.mark.parametrize("decoder", [LLAMA, GEMMA], ids=["llama", "gemma"])
-@pytest.mark.parametrize("image_rope", [True, False])
-@pytest.mark.parametrize("image_kv", ["shared", "own"])
+@pytest.mark.parametrize(
+    ("decoder", "image_kv", "image_rope"),
+    [
+        *itertools.product([LLAMA, GEMMA], ["shared", "own"], [True, False]),
+        (LLAMA3, "shared", True),
+        (QWEN2, "shared", True),
+        (QWEN2, "own", True),
+    ],
+)
 def test_logits_and_gradients_equal_those_of_the_reference(
-    decoder, image_rope, image_kv
+    decoder, image_kv, image_rope
 ):
     torch = pytest.importorskip("torch")
     from helpers import joint_reference

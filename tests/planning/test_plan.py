@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from kill_loop import FAST_COMPILATION
 
 from hive_jax.config import MeshConfig
 from hive_jax.errors import ConfigError, OutputError
@@ -31,6 +30,7 @@ from hive_jax.planning.plan import (
     shard_bytes,
 )
 from hive_jax.training import sharding
+from tools.fault_suite.micro_run import FAST_COMPILATION
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_libtpu = pytest.mark.skipif(

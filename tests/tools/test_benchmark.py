@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from hive_jax.config import Rule
 from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops, step_flops
 from hive_jax.training.train_step import Program
@@ -80,6 +81,25 @@ def test_a_layer_below_the_first_connection_has_no_gradient():
     saved = costs[0] - costs[1]
     assert 0.4 * costs[0] / 6 < saved < 0.6 * costs[0] / 6
     np.testing.assert_allclose(costs[0] - costs[2], 4 * saved)
+
+
+@pytest.mark.parametrize("rule", ["llm/embedder/.*", "llm/(embedder|lm_head)/.*"])
+def test_an_untied_head_counts_its_own_gradient(rule):
+    """As large as that of a table tied to the head."""
+    size = SIZES["micro"]
+    rules = (Rule(rule, None), Rule(".*", 1.0))
+    tied = size.decoder
+    untied = dataclasses.replace(tied, tied_head=False)
+    counts = {}
+    for decoder in (tied, untied):
+        config = case(
+            dataclasses.replace(size, decoder=decoder), "hive", rules, "float32"
+        )
+        mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+        counts[decoder] = example_flops(config, Program(config, mesh).assigned)
+    trains = "lm_head" not in rule
+    ratio = counts[untied].logits / counts[tied].logits
+    np.testing.assert_allclose(ratio, 3 / 2 if trains else 1)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import jax
-import kill_loop
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +14,7 @@ from hive_jax.config import from_dict
 from hive_jax.plan import parameter_report
 from hive_jax.training.stored_run import open_run
 from hive_jax.weights.api import load_encoder
+from tools.fault_suite import micro_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,8 +76,8 @@ def test_contact_sheet(tmp_path):
 def test_export_and_start_from_it(tmp_path):
     """An encoder out of one run, as .npz and as a folder, into another."""
     run, npz = tmp_path / "run", tmp_path / "encoder.npz"
-    start = kill_loop.command("stage1.py", run, "--config.total_steps=1")
-    kill_loop.finish(kill_loop.start(start, tmp_path / "cache"))
+    start = micro_run.command("stage1.py", run, "--config.total_steps=1")
+    micro_run.finish(micro_run.start(start, tmp_path / "cache"))
     chosen = ("export_hf", "--run", str(run), "--component", "encoder")
     code, output = tool(*chosen, "--out", str(npz), "--format", "big_vision")
     assert code == 0 and f"{npz}: encoder, float32" in output
@@ -85,14 +85,14 @@ def test_export_and_start_from_it(tmp_path):
     code, output = tool(*chosen, "--out", str(folder), "--no_verify")
     assert code == 0 and "not verified: it was not asked for" in output
     _, wanted = load_encoder(str(npz))
-    again = kill_loop.command(
+    again = micro_run.command(
         "stage1.py",
         tmp_path / "again",
         "--config.total_steps=1",
         f"--config.init_encoder={folder}",
         "--config.seed=5",
     )
-    kill_loop.finish(kill_loop.start(again, tmp_path / "cache"))
+    micro_run.finish(micro_run.start(again, tmp_path / "cache"))
     params, _ = open_run(str(tmp_path / "again")).read_params()
     jax.tree.map(np.testing.assert_array_equal, params["img"], wanted)
 

@@ -5,10 +5,10 @@ import os
 import sys
 
 import jax
-import kill_loop
 import pytest
 
 from hive_jax.training.compilation_cache import enable_compilation_cache
+from tools.fault_suite import micro_run
 
 
 @pytest.fixture
@@ -100,12 +100,12 @@ def test_the_second_start_compiles_nothing(tmp_path):
     """Two runs of one config with one folder of programs."""
     counts = []
     for workdir in ("first", "second"):
-        command = kill_loop.command(
+        command = micro_run.command(
             "stage1.py", tmp_path / workdir, "--config.total_steps=2"
         )
         arguments = command[command.index("hive_jax.train") :]
         counted = [sys.executable, "-c", COUNTED, *arguments]
-        output = kill_loop.finish(kill_loop.start(counted, tmp_path / "programs"))
+        output = micro_run.finish(micro_run.start(counted, tmp_path / "programs"))
         counts.append(json.loads(output.rpartition("counts ")[2]))
     hits, misses = (
         [count.get(f"/jax/compilation_cache/cache_{kind}", 0) for count in counts]

@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 import sys
 
-import kill_loop
 import numpy as np
 import pytest
 from helpers.hub_weights import (
@@ -25,6 +24,7 @@ from hive_jax.training.resolve import resolve_config
 from hive_jax.training.stored_run import open_run
 from hive_jax.weights import hf_models
 from hive_jax.weights.sources import open_encoder
+from tools.fault_suite import micro_run
 
 
 def test_a_big_vision_npz_has_the_preprocessing_of_big_vision(hub, tmp_path):
@@ -103,8 +103,8 @@ def test_a_run_resumes_without_its_initial_weights(hub, tmp_path):
     )
     command = [sys.executable, "-m", "hive_jax.train", "--config", "configs/stage1.py"]
     command += [f"--workdir={tmp_path / 'run'}", *overrides]
-    first = kill_loop.start(command, tmp_path / "cache")
-    output = kill_loop.finish(first)
+    first = micro_run.start(command, tmp_path / "cache")
+    output = micro_run.finish(first)
     assert "step 2: validation loss" in output
     config = open_run(str(tmp_path / "run")).config
     assert config.model.encoder == ENCODER
@@ -112,5 +112,5 @@ def test_a_run_resumes_without_its_initial_weights(hub, tmp_path):
 
     shutil.rmtree(encoder)
     shutil.rmtree(decoder)
-    again = kill_loop.start(command, tmp_path / "cache")
-    assert "finished already" in kill_loop.finish(again)
+    again = micro_run.start(command, tmp_path / "cache")
+    assert "finished already" in micro_run.finish(again)

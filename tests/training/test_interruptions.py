@@ -6,8 +6,9 @@ import signal
 import subprocess
 import time
 
-import kill_loop
 import pytest
+
+from tools.fault_suite import micro_run
 
 
 # In training, and in the validation after the first step, which takes minutes.
@@ -19,8 +20,8 @@ def test_sigterm_saves_and_the_same_command_continues(
     lines, overrides, cache, tmp_path
 ):
     overrides += ("--config.total_steps=3000", "--config.checkpoint_every=100000")
-    arguments = kill_loop.command("stage1.py", tmp_path / "run", *overrides)
-    process = kill_loop.start(arguments, cache)
+    arguments = micro_run.command("stage1.py", tmp_path / "run", *overrides)
+    process = micro_run.start(arguments, cache)
     log = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 200
     while not (log.exists() and len(log.read_text().splitlines()) >= lines):
@@ -30,7 +31,7 @@ def test_sigterm_saves_and_the_same_command_continues(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
     steps = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()]
-    assert steps == [max(kill_loop.losses(tmp_path / "run"))]
+    assert steps == [max(micro_run.losses(tmp_path / "run"))]
     assert f"stopped at step {steps[0]}, saved" in output
 
 
@@ -50,8 +51,8 @@ def test_training_goes_on_while_the_disk_is_full(small_disk, cache):
     """Metrics are lost meanwhile, and steps are saved later."""
     workdir = small_disk / "run"
     options = ("--config.total_steps=200", "--config.log_every=1")
-    arguments = kill_loop.command("stage1.py", workdir, *options)
-    process = kill_loop.start(arguments, cache)
+    arguments = micro_run.command("stage1.py", workdir, *options)
+    process = micro_run.start(arguments, cache)
     log, rest = workdir / "metrics.jsonl", small_disk / "rest"
     while not (log.exists() and log.read_bytes().count(b"\n") >= 3):
         assert process.poll() is None
@@ -63,31 +64,24 @@ def test_training_goes_on_while_the_disk_is_full(small_disk, cache):
         if "metrics are lost until" in line:
             break
     rest.unlink()
-    output = kill_loop.finish(process)
+    output = micro_run.finish(process)
     assert "metrics are lost" not in output and "Traceback" not in output
-    losses = kill_loop.losses(workdir)
+    losses = micro_run.losses(workdir)
     assert {1, 2, 3, 200} <= losses.keys() and len(losses) < 200
-    assert kill_loop.outcome(workdir)["result"]["step"] == 200
-
-
-def test_killed_runs_end_with_the_bits_of_an_undisturbed_run(tmp_path):
-    got = kill_loop.kill_loop(kills=3, folder=tmp_path, total_steps=60)
-    assert got["kills"] == 3
-    assert got["in a save"] >= 1
-    assert got["reference"] == got["disturbed"]
+    assert micro_run.outcome(workdir)["result"]["step"] == 200
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(cache, tmp_path):
     workdir = tmp_path / "run"
-    arguments = kill_loop.command(
+    arguments = micro_run.command(
         "stage1.py",
         workdir,
         "--config.total_steps=6",
         "--config.checkpoint_every=2",
         "--config.log_every=1",
     )
-    kill_loop.finish(kill_loop.start(arguments, cache))
-    undisturbed = kill_loop.outcome(workdir)
+    micro_run.finish(micro_run.start(arguments, cache))
+    undisturbed = micro_run.outcome(workdir)
     (workdir / "result.json").unlink()
     largest = max(
         (p for p in (workdir / "checkpoints/6/params").rglob("*") if p.is_file()),
@@ -96,20 +90,20 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(cache, tmp_pa
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    output = kill_loop.finish(kill_loop.start(arguments, cache))
+    output = micro_run.finish(micro_run.start(arguments, cache))
     assert "checkpoint 6 is damaged" in output
     assert "continuing from step 4" in output
-    assert kill_loop.outcome(workdir) == undisturbed
+    assert micro_run.outcome(workdir) == undisturbed
 
 
 def test_a_second_run_in_the_same_workdir_is_refused(cache, tmp_path):
     workdir = tmp_path / "run"
-    arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=3000")
-    first = kill_loop.start(arguments, cache)
+    arguments = micro_run.command("stage1.py", workdir, "--config.total_steps=3000")
+    first = micro_run.start(arguments, cache)
     while not (workdir / "metrics.jsonl").exists():
         assert first.poll() is None
         time.sleep(0.05)
-    code, output = kill_loop.run(arguments, cache)
+    code, output = micro_run.run(arguments, cache)
     first.kill()
     first.communicate()
     assert code == 73

@@ -6,24 +6,21 @@ import signal
 import sys
 import time
 
-import kill_loop
-from distributed_grid import (
-    MESH,
-    TOLERANCE,
-    difference,
-    finish,
-    free_port,
-    joined,
-    run_alone,
-    run_joined,
-    start,
-)
 from flax.traverse_util import unflatten_dict
 from helpers.llava_sets import encoded, photograph, record, write_set
 
 from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.integrity import fingerprint
 from hive_jax.training.checkpointing.manager import Checkpoints
+from tools.fault_suite import micro_run
+from tools.fault_suite.micro_run import (
+    MESH,
+    finish_all,
+    free_port,
+    joined,
+    start,
+)
+from tools.fault_suite.processes import TOLERANCE, difference, run_alone, run_joined
 
 MEETING = """
 from hive_jax.training import runtime
@@ -57,7 +54,7 @@ def test_two_slurm_tasks_join_by_their_environment(tmp_path):
         )
         for task in (0, 1)
     ]
-    outputs = finish(tasks, timeout=60)
+    outputs = finish_all(tasks, timeout=60)
     assert [out.split()[-3:] for out in outputs] == [["0", "2", "4"], ["1", "2", "4"]]
 
 
@@ -72,8 +69,8 @@ def test_two_processes_train_as_one_and_hand_over_to_it(tmp_path, cache):
     """The same losses; and one process goes on from what the two have saved."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     options = (*STAGE, "--config.checkpoint_every=4", "--config.log_every=1")
-    run_alone(kill_loop.command("stage1.py", alone, *options), cache)
-    command = kill_loop.command("stage1.py", together, *options)
+    run_alone(micro_run.command("stage1.py", alone, *options), cache)
+    command = micro_run.command("stage1.py", together, *options)
     outputs = run_joined(command, cache)
     assert "nats per token" in outputs[0]
     assert "nats per token" not in outputs[1]  # process 0 alone reports
@@ -95,7 +92,7 @@ def test_bad_samples_of_both_processes_are_counted(tmp_path, cache):
         files[record(i)["image"]] = b"<html>" if i in (6, 16) else whole[:300]
     source = write_set(tmp_path, files, [record(i) for i in range(24)])["folder"]
     workdir = tmp_path / "run"
-    command = kill_loop.command(
+    command = micro_run.command(
         "stage1.py",
         workdir,
         *STAGE,
@@ -132,7 +129,7 @@ def assert_restored_bit_by_bit(workdir):
 def test_sigterm_for_one_process_saves_and_ends_both(tmp_path, cache):
     """At one step, with exit code 75, as launchers expect it."""
     options = ("--config.total_steps=3000", "--config.log_every=1", *MESH)
-    command = kill_loop.command("stage1.py", tmp_path, *options)
+    command = micro_run.command("stage1.py", tmp_path, *options)
     port, log = free_port(), tmp_path / "metrics.jsonl"
     processes = [start(joined(command, i, port), cache, devices=2) for i in (0, 1)]
     try:
@@ -147,6 +144,6 @@ def test_sigterm_for_one_process_saves_and_ends_both(tmp_path, cache):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [75, 75], outputs
-    step = max(kill_loop.losses(tmp_path))
+    step = max(micro_run.losses(tmp_path))
     assert f"stopped at step {step}, saved" in outputs[0]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(step)]

@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 
-import kill_loop
 import pytest
 
 from hive_jax.errors import PREEMPTED
 from hive_jax.training.preemption import ExitOnSignal, StopRequest
+from tools.fault_suite import micro_run
+from tools.fault_suite.sigterm import handles_sigterm
 
 WAIT = """
 import contextlib, ctypes, sys, time
@@ -64,17 +65,11 @@ def test_signals_are_recorded_from_listen_on():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def handles_sigterm(process: subprocess.Popen) -> bool:
-    with open(f"/proc/{process.pid}/status") as status:
-        caught = next(line for line in status if line.startswith("SigCgt:"))
-    return bool(int(caught.split()[1], 16) >> signal.SIGTERM - 1 & 1)
-
-
 def test_train_handles_sigterm_before_it_imports_jax(tmp_path):
     check = "import sys, hive_jax.train; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
-    arguments = kill_loop.command("stage1.py", tmp_path / "run")
-    process = kill_loop.start(arguments, tmp_path / "cache")
+    arguments = micro_run.command("stage1.py", tmp_path / "run")
+    process = micro_run.start(arguments, tmp_path / "cache")
     while not handles_sigterm(process):
         assert process.poll() is None
         time.sleep(0.001)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import re
 
@@ -259,20 +260,34 @@ def test_an_indivisible_dimension_is_replicated(meshes, shape, spec):
     assert got.spec == PartitionSpec(*spec)
 
 
-@pytest.mark.parametrize("fusion", ["hive", "cascaded", "joint", "self_attention"])
-@pytest.mark.parametrize("tensor", [1, 2])
+UNTIED = dataclasses.replace(
+    decoder_config("qwen2_5_0_5b"), tied_head=False, num_kv_heads=1
+)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "tensor", "decoder"),
+    [
+        *itertools.product(
+            ["hive", "cascaded", "joint", "self_attention"],
+            [1, 2],
+            [decoder_config("gemma3_1b")],
+        ),
+        ("hive", 2, UNTIED),
+    ],
+)
 def test_every_large_parameter_of_the_full_model_is_sharded(
-    parameter_shapes, fusion, tensor
+    parameter_shapes, fusion, tensor, decoder
 ):
     mesh = make_mesh(MeshConfig(data=-1, fsdp=4, tensor=tensor))
-    model = HiveConfig(siglip_config("L", 16, 384), decoder_config("gemma3_1b"), fusion)
+    model = HiveConfig(siglip_config("L", 16, 384), decoder, fusion)
     shapes = parameter_shapes(RunConfig(model=model, execution=SCANNED))
     large = {name: p.shape for name, p in shapes.items() if p.size > 1_000_000}
     assert len(large) > 15
     for name, shape in large.items():
         shard = param_sharding(mesh, name, shape).shard_shape(shape)
         shards = math.prod(shape) // math.prod(shard)
-        # Gemma 3 1B has one kv head, which tensor cannot split.
+        # With one kv head, which tensor cannot split.
         expected = 4 if "kv_einsum" in name else 4 * tensor
         assert shards == expected, (name, shape, shard)
 

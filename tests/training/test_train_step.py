@@ -1,16 +1,20 @@
 """What a train step does to the parameters, for the rules of every stage."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from hive_jax.config import Rule
 from hive_jax.training import objectives, train_step
 from hive_jax.training.optimizer import trains
 
 STAGES = (1, 2, 3)
 FUSIONS = ("hive", "cascaded", "joint", "self_attention")
+HEAD = "llm/lm_head/output_embedding"
 
 
 def flat(tree):
@@ -78,6 +82,46 @@ def test_stages_freeze_what_the_paper_freezes(stage_rules, training, tiny_run, f
     assert trainable(1) == fusion_names
     assert trainable(2) == fusion_names | llm - embeddings
     assert trainable(3) == names - embeddings - beside
+
+
+def untied(config):
+    """The same run with an output head of its own."""
+    decoder = dataclasses.replace(config.model.decoder, tied_head=False)
+    model = dataclasses.replace(config.model, decoder=decoder)
+    return dataclasses.replace(config, model=model)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_an_untied_head_is_frozen_with_the_embeddings(
+    stage_rules, training, tiny_run, stage
+):
+    one = training(untied(tiny_run("hive", rules=stage_rules(stage, "hive"))))
+    frozen = {name for name, rule in one.assigned.items() if not trains(rule)}
+    assert {"llm/embedder/input_embedding", HEAD} <= frozen
+
+
+@pytest.mark.parametrize(
+    ("rules", "trains_head"),
+    [
+        ((("llm/embedder/.*", None), (".*", 1.0)), True),
+        ((("llm/lm_head/.*", None), (".*", 1.0)), False),
+    ],
+)
+def test_an_untied_head_follows_rules_of_its_own(
+    training, tiny_run, rules, trains_head
+):
+    rules = tuple(Rule(*rule) for rule in rules)
+    one = training(untied(tiny_run("hive", rules=rules)))
+    start = one.start()
+    before = {k: np.asarray(v) for k, v in flatten_dict(start.params, sep="/").items()}
+    after, _ = one.step(start, (one.batch,))
+    moved = {
+        name
+        for name, leaf in flatten_dict(after.params, sep="/").items()
+        if np.any(leaf != before[name])
+    }
+    assert (HEAD in moved) == trains_head
+    assert ("llm/embedder/input_embedding" in moved) != trains_head
 
 
 def test_accumulation_equals_the_whole_batch(hive2):

@@ -6,7 +6,6 @@ import re
 import shutil
 
 import jax
-import kill_loop
 import pytest
 from helpers.llava_sets import encoded, write_set
 from PIL import Image
@@ -22,6 +21,7 @@ from hive_jax.training.initialization import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.sharding import make_mesh
 from hive_jax.training.train_step import TrainState
+from tools.fault_suite import micro_run
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def stages(tmp_path_factory, cache):
     outputs, previous = {}, ()
     for number in (1, 2, 3):
         workdir = folder / f"stage{number}"
-        arguments = kill_loop.command(
+        arguments = micro_run.command(
             f"stage{number}.py", workdir, "--config.total_steps=6", *previous
         )
-        outputs[number] = kill_loop.finish(kill_loop.start(arguments, cache))
+        outputs[number] = micro_run.finish(micro_run.start(arguments, cache))
         previous = (f"--config.init={workdir}",)
     return folder, outputs
 
@@ -60,8 +60,8 @@ def test_only_the_trainable_parameters_of_a_stage_change(stages):
 
 def test_a_stage_starts_from_the_parameters_of_the_previous_one(stages):
     folder, _ = stages
-    first = kill_loop.outcome(folder / "stage1")["fingerprints"]
-    second = kill_loop.outcome(folder / "stage2")["fingerprints"]
+    first = micro_run.outcome(folder / "stage1")["fingerprints"]
+    second = micro_run.outcome(folder / "stage2")["fingerprints"]
     frozen = [n for n in first if n.startswith(("params/img/", "params/llm/embedder"))]
     assert frozen and all(first[name] == second[name] for name in frozen)
 
@@ -89,8 +89,8 @@ def test_a_finished_run_is_not_trained_again(stages, cache):
     folder, _ = stages
     workdir = folder / "stage1"
     before = (workdir / "metrics.jsonl").read_bytes()
-    arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=6")
-    code, output = kill_loop.run(arguments, cache)
+    arguments = micro_run.command("stage1.py", workdir, "--config.total_steps=6")
+    code, output = micro_run.run(arguments, cache)
     assert code == 0 and "finished already" in output
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -110,8 +110,8 @@ def test_spoilt_files_that_derive_from_the_run_are_replaced(stages, cache, tmp_p
     shutil.rmtree(workdir / "tensorboard")
     (workdir / "tensorboard").write_text("")
     (workdir / "run.lock").write_text("[" * 4000)
-    arguments = kill_loop.command("stage1.py", workdir, "--config.total_steps=6")
-    code, output = kill_loop.run(arguments, cache)
+    arguments = micro_run.command("stage1.py", workdir, "--config.total_steps=6")
+    code, output = micro_run.run(arguments, cache)
     assert code == 0 and "Traceback" not in output, output
     assert output.count("written anew") == 4
     assert (workdir / "result.json").read_bytes() == result
@@ -125,13 +125,13 @@ def test_changed_config_is_refused_by_name(stages, cache, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(folder / "stage1", workdir)
     changed = ("--config.total_steps=8", "--config.optimizer.peak_lr=0.5")
-    arguments = kill_loop.command("stage1.py", workdir, *changed)
-    code, output = kill_loop.run(arguments, cache)
+    arguments = micro_run.command("stage1.py", workdir, *changed)
+    code, output = micro_run.run(arguments, cache)
     assert code == 78
     assert "optimizer.peak_lr: 0.003 -> 0.5" in output
     assert "total_steps: 6 -> 8" in output
     assert "Traceback" not in output
-    code, output = kill_loop.run([*arguments, "--allow_config_change"], cache)
+    code, output = micro_run.run([*arguments, "--allow_config_change"], cache)
     assert code == 0, output
     assert "continuing from step 6" in output
 
@@ -168,10 +168,10 @@ def test_an_unfinished_previous_stage_is_refused(stages, tmp_path):
 def test_fewer_total_steps_than_done_are_refused(stages, cache, tmp_path):
     folder, _ = stages
     shutil.copytree(folder / "stage1", tmp_path / "run")
-    arguments = kill_loop.command(
+    arguments = micro_run.command(
         "stage1.py", tmp_path / "run", "--config.total_steps=3", "--allow_config_change"
     )
-    code, output = kill_loop.run(arguments, cache)
+    code, output = micro_run.run(arguments, cache)
     assert code == 64 and "at step 6 already" in output
 
 
@@ -179,23 +179,23 @@ def test_resuming_removes_the_old_result(stages, cache, tmp_path):
     folder, _ = stages
     workdir = tmp_path / "run"
     shutil.copytree(folder / "stage1", workdir)
-    arguments = kill_loop.command(
+    arguments = micro_run.command(
         "stage1.py", workdir, "--config.total_steps=8", "--allow_config_change"
     )
-    kill_loop.finish(kill_loop.start(arguments, cache))
+    micro_run.finish(micro_run.start(arguments, cache))
     assert json.loads((workdir / "result.json").read_text())["step"] == 8
 
 
 def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):
     folder, _ = stages
-    arguments = kill_loop.command(
+    arguments = micro_run.command(
         "stage2.py",
         tmp_path / "stage2",
         f"--config.init={folder / 'stage1'}",
         "--config.model.fusion=cascaded",
         "--config.model.decoder.mlp_dim=48",
     )
-    code, output = kill_loop.run(arguments, cache)
+    code, output = micro_run.run(arguments, cache)
     assert code == 78
     assert "model.fusion: hive -> cascaded" in output
     assert "model.decoder.mlp_dim: 32 -> 48" in output
@@ -219,8 +219,8 @@ def test_init_of_another_model_lists_every_difference(stages, cache, tmp_path):
     ],
 )
 def test_errors_are_messages_before_any_work(override, code, expected, cache, tmp_path):
-    arguments = kill_loop.command("stage1.py", tmp_path / "run", *override)
-    got, output = kill_loop.run(arguments, cache)
+    arguments = micro_run.command("stage1.py", tmp_path / "run", *override)
+    got, output = micro_run.run(arguments, cache)
     assert got == code, output
     assert expected in output
     assert "Traceback" not in output
@@ -229,8 +229,8 @@ def test_errors_are_messages_before_any_work(override, code, expected, cache, tm
 
 def test_workdir_that_cannot_be_written(cache, tmp_path):
     (tmp_path / "file").write_text("")
-    arguments = kill_loop.command("stage1.py", tmp_path / "file" / "run")
-    code, output = kill_loop.run(arguments, cache)
+    arguments = micro_run.command("stage1.py", tmp_path / "file" / "run")
+    code, output = micro_run.run(arguments, cache)
     assert code == 73 and "cannot write" in output and "Traceback" not in output
 
 
@@ -248,7 +248,7 @@ def test_own_captions_in_llava_form(cache, tmp_path):
     sources = write_set(tmp_path, files, records)
 
     def arguments(workdir, source, *more):
-        return kill_loop.command(
+        return micro_run.command(
             "stage1.py",
             tmp_path / workdir,
             "--config.total_steps=4",
@@ -259,10 +259,10 @@ def test_own_captions_in_llava_form(cache, tmp_path):
     losses = []
     for source in ("folder", "zip"):
         allowed = arguments(source, source, "--config.data.max_bad_fraction=0.2")
-        output = kill_loop.finish(kill_loop.start(allowed, cache))
+        output = micro_run.finish(micro_run.start(allowed, cache))
         match = re.search("bad samples, train: 1 (.*), 1 (.*); each is", output)
         assert sorted(match.groups()) == ["damaged", "not an image"]
-        losses.append(kill_loop.outcome(tmp_path / source))
+        losses.append(micro_run.outcome(tmp_path / source))
         bad = (tmp_path / source / "bad_samples.jsonl").read_text().splitlines()
         images = {json.loads(line)["where"].split(" ")[-1] for line in bad}
         assert images == {"4.jpg", "9.jpg", "21.jpg"}
@@ -272,9 +272,9 @@ def test_own_captions_in_llava_form(cache, tmp_path):
         assert result["bad_samples"] == {"train": train, "validation": validation}
     assert losses[0] == losses[1]
     # Of a run that is finished, all stay in the file.
-    assert "finished already" in kill_loop.finish(kill_loop.start(allowed, cache))
+    assert "finished already" in micro_run.finish(micro_run.start(allowed, cache))
     again = (tmp_path / "zip/bad_samples.jsonl").read_text().splitlines()
     assert again == bad
-    code, output = kill_loop.run(arguments("again", "zip"), cache)
+    code, output = micro_run.run(arguments("again", "zip"), cache)
     assert code == 65 and "max_bad_fraction allows 1.00%" in output
     assert "Traceback" not in output

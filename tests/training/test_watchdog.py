@@ -7,10 +7,10 @@ import time
 
 import jax
 import pytest
-from distributed_grid import free_port, start
 
 from hive_jax.errors import DataError, OutputError
 from hive_jax.training import phase_clock, watchdog
+from tools.fault_suite.micro_run import free_port, start
 
 # A training loop without a model; it starts faster than the real one.
 JOB = """

@@ -10,10 +10,12 @@ import pytest
 from conftest import ROOT
 from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.tiny_weights import (
-    GEMMA1,
+    DECODERS,
     GEMMA2,
     GEMMA3,
     IMAGE,
+    LLAMA,
+    QWEN2,
     TEXT,
     arrays,
     hive_config,
@@ -37,13 +39,26 @@ OWN = {"image_kv": "own", "projector": "mlp", "image_rope": False}
 LAYOUTS = {
     "encoder": (hf_models.encoder(IMAGE), sources.open_encoder),
     "two towers": (hf_models.two_towers(IMAGE, TEXT), sources.open_two_towers),
-    "gemma1": (hf_models.decoder(GEMMA1), sources.open_decoder),
-    "gemma2": (hf_models.decoder(GEMMA2), sources.open_decoder),
-    "gemma3": (hf_models.decoder(GEMMA3), sources.open_decoder),
+    **{
+        name: (hf_models.decoder(config), sources.open_decoder)
+        for name, config in DECODERS.items()
+    },
     "vlm": (hf_models.vlm(hive_config("self_attention"), 60), sources.open_hive),
     "hive": (hf_models.hive(hive_config("hive")), sources.open_hive),
+    "vlm of untied llama": (
+        hf_models.vlm(hive_config("self_attention", LLAMA), 60),
+        sources.open_hive,
+    ),
+    "hive of untied qwen2": (
+        hf_models.hive(hive_config("hive", QWEN2)),
+        sources.open_hive,
+    ),
     "cascaded": (hf_models.hive(hive_config("cascaded", GEMMA2)), sources.open_hive),
     "joint": (hf_models.hive(hive_config("joint", **OWN)), sources.open_hive),
+    "joint of qwen2": (
+        hf_models.hive(hive_config("joint", QWEN2, **OWN)),
+        sources.open_hive,
+    ),
 }
 
 

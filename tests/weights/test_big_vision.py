@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from helpers.tiny_weights import GEMMA1, GEMMA2, GEMMA3, IMAGE, TEXT, arrays
+from helpers.tiny_weights import DECODERS, GEMMA1, GEMMA2, GEMMA3, IMAGE, TEXT, arrays
 
 from hive_jax.errors import CheckpointError, MissingInputError, OutputError
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
@@ -80,7 +80,7 @@ def test_saved_npz_has_big_vision_names_and_one_metadata_entry(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("decoder", [GEMMA1, GEMMA2, GEMMA3])
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 def test_configuration_is_saved_in_the_npz_and_read_back(tmp_path, decoder, dtype):
     numpy_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
     values = {

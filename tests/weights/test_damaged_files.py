@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -14,9 +13,8 @@ from hive_jax.weights import hf_models, load_decoder, load_encoder, load_two_tow
 from hive_jax.weights import sources as weights
 from hive_jax.weights.big_vision import save_npz
 from hive_jax.weights.safetensors import tensor_hash
+from tools.fault_suite.mismatch import OTHER_DTYPES, mutations
 
-# Half precision is as good: dtypes may differ from tensor to tensor.
-OTHER_DTYPES = ("float64", "int32")
 # A SigLIP's projections are as wide as the tower: 4 in each of 2 layers, and the
 # pooling head's.
 SQUARE = {
@@ -33,17 +31,6 @@ SQUARE_TEXT = {
 }
 
 
-def damages(tensor):
-    """The ways to damage a tensor: name -> what is left of it."""
-    yield "dropped", None
-    yield "renamed", tensor
-    yield "resized", np.concatenate([tensor, tensor[:1]])
-    if tensor.ndim > 1:
-        yield "transposed", np.ascontiguousarray(tensor.T)
-    for dtype in OTHER_DTYPES:
-        yield dtype, tensor.astype(getattr(ml_dtypes, dtype, dtype))
-
-
 def sweep(tensors, names, write, load):
     """Damages each tensor in each way; `load` should refuse the file and name it.
     Where it is a function that only opens, nothing at all was read.
@@ -52,18 +39,15 @@ def sweep(tensors, names, write, load):
       how many files were tried, and what was not detected: pairs (damage, name).
     """
     count, undetected = 0, set()
-    for name in names:
-        for damage, rest in damages(tensors[name]):
-            count += 1
-            others = {key: value for key, value in tensors.items() if key != name}
-            new = {} if rest is None else {name + "_" * (damage == "renamed"): rest}
-            write(others | new)
-            try:
-                load()
-            except CheckpointError as error:
-                assert name in str(error), (damage, error)
-            else:
-                undetected.add((damage, name))
+    for name, damage, damaged in mutations(tensors, names):
+        count += 1
+        write(damaged)
+        try:
+            load()
+        except CheckpointError as error:
+            assert name in str(error), (damage, error)
+        else:
+            undetected.add((damage, name))
     return count, undetected
 
 

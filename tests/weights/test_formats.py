@@ -76,7 +76,7 @@ FOLDERS = {
     "timm in transformers": (
         ["model.safetensors"],
         {"config": {"architecture": "resnet50", "model_type": "timm_wrapper"}},
-        "the timm model 'resnet50'; expected a SigLIP or Gemma",
+        "the timm model 'resnet50'; expected a SigLIP or a decoder",
     ),
     "flax": (
         ["flax_model.msgpack"],
@@ -288,7 +288,7 @@ def test_a_hostile_architecture_does_not_get_into_the_command(tmp_path):
         assert "remove" not in code
 
 
-def test_the_licence_is_mentioned_for_gemma_alone(tmp_path, monkeypatch):
+def test_the_licence_is_mentioned_for_gated_models_alone(tmp_path, monkeypatch):
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -296,6 +296,8 @@ def test_the_licence_is_mentioned_for_gemma_alone(tmp_path, monkeypatch):
     for hub_id, mentioned in {
         "google/gemma-3-270m": True,
         "google/paligemma-3b-pt-224": True,
+        "meta-llama/Llama-3.2-1B": True,
+        "HuggingFaceTB/SmolLM2-135M": False,
         "google/siglip-base-patch16-224": False,
         "0.1/vision": False,
     }.items():

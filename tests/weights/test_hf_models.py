@@ -12,6 +12,7 @@ import safetensors.numpy
 import transformers
 from helpers.huggingface_models import (
     DTYPES,
+    LLAMAS,
     VISION,
     assert_close,
     gemma1,
@@ -24,6 +25,7 @@ from helpers.huggingface_models import (
     siglip2,
     stretched_gemma3,
     torch_images,
+    untied_qwen2,
     vision_tower,
 )
 
@@ -114,7 +116,7 @@ def test_two_towers_equal_transformers(tmp_path, family, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kv_heads", [1, 2])
-@pytest.mark.parametrize("family", [gemma1, gemma2, gemma3, stretched_gemma3])
+@pytest.mark.parametrize("family", [gemma1, gemma2, gemma3, stretched_gemma3, *LLAMAS])
 def test_decoder_equals_transformers(tmp_path, family, kv_heads, dtype):
     model, expected = family(kv_heads)
     config, params = load_decoder(save(randomised(model), tmp_path, dtype))
@@ -153,10 +155,11 @@ def every_second_in_bfloat16(name, tensor):
     ("make", "load", "change"),
     [
         (lambda: gemma3()[0], load_decoder, norms_in_float32),
+        (lambda: untied_qwen2()[0], load_decoder, norms_in_float32),
         (lambda: vision_tower(True)[0], load_encoder, positions_in_float16),
         (lambda: siglip()[0], load_two_towers, every_second_in_bfloat16),
     ],
-    ids=["norms", "positions", "every second"],
+    ids=["norms", "norms of qwen2", "positions", "every second"],
 )
 def test_float_dtypes_may_differ_from_tensor_to_tensor(tmp_path, make, load, change):
     """Each is read exactly: the values are those of transformers in float32."""
@@ -207,10 +210,13 @@ LOADERS = [
     (lambda: vision_tower(True)[0], load_encoder),
     (lambda: siglip()[0], load_two_towers),
     (lambda: gemma3()[0], load_decoder),
+    (lambda: untied_qwen2()[0], load_decoder),
 ]
 
 
-@pytest.mark.parametrize(("make", "load"), LOADERS, ids=["image", "two", "decoder"])
+@pytest.mark.parametrize(
+    ("make", "load"), LOADERS, ids=["image", "two", "gemma3", "qwen2"]
+)
 def test_sharded_folder_loads_like_a_single_file(tmp_path, make, load):
     model = randomised(make())
     whole, shards = tmp_path / "whole", tmp_path / "shards"

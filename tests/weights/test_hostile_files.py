@@ -1,15 +1,11 @@
 """Loading runs no code of the files, watched by Python's own audit events."""
 
-import json
-import pathlib
 import subprocess
 import sys
 
-import numpy as np
 from conftest import ROOT
-from helpers.tiny_weights import IMAGE, write_folder
 
-from hive_jax.weights import hf_models
+from tools.fault_suite.hostile_files import write_code
 
 # What it prints is compared below; a second hand at the same files shows that the
 # watch would see them run.
@@ -47,28 +43,8 @@ print(sorted(seen))
 """
 
 
-def hostile_files(folder):
-    """Folders whose configuration points at code beside it, and pickled objects."""
-    for name in ("trusting", "unknown"):
-        path = folder / name
-        write_folder(path, hf_models.encoder(IMAGE))
-        (path / "hostile.py").write_text("open(__file__ + '.was_here', 'w').close()")
-        config = json.loads((path / "config.json").read_text())
-        config["auto_map"] = dict.fromkeys(
-            ("AutoConfig", "AutoModel", "AutoImageProcessor"), "hostile.Hostile"
-        )
-        config["trust_remote_code"] = True
-        (path / "config.json").write_text(json.dumps(config))
-        (path / "pytorch_model.bin").write_bytes(b"\x80\x02chostile\nHostile\n.")
-    config["model_type"] = "hostile"
-    (path / "config.json").write_text(json.dumps(config))
-    (folder / "model.bin").write_bytes(b"\x80\x02chostile\nHostile\n.")
-    objects = np.array([pathlib.PurePath("object")], dtype=object)
-    np.savez(folder / "model.npz", **{"img/embedding/kernel": objects})
-
-
 def test_loading_never_runs_code_from_the_files(tmp_path):
-    hostile_files(tmp_path)
+    write_code(tmp_path)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", WATCH, str(tmp_path)],
         cwd=ROOT,

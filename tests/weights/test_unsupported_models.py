@@ -46,7 +46,7 @@ UNSUPPORTED.append(
 UNSUPPORTED += [
     (hf_models.decoder(GEMMA3), load_decoder, change, message)
     for change, message in [
-        ({"model_type": "llama"}, "model_type is 'llama'; expected one with a decoder"),
+        ({"model_type": "bloom"}, "model_type is 'bloom'; expected one with a decoder"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"attention_bias": True}, "attention_bias is True; expected False"),
         ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-05"),
@@ -75,14 +75,14 @@ UNSUPPORTED += [
         ),
         ({"num_hidden_layers": 2}, "must be equal to the number of `layer_types`"),
         ({"vocab_size": 60}, "vocab_size is 60; model.embed_tokens.weight is [61, 24]"),
-        ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "'llama'"),
+        ({"model_type": "llava", "text_config": {"model_type": "bloom"}}, "'bloom'"),
         (
             {"model_type": "llava", "text_config": [1]},
             "a component's configuration is [1]",
         ),
         (
             {"model_type": "llava", "text_config": None},
-            "a component has the model_type",
+            "hidden_size is 4096; model.embed_tokens.weight",
         ),
     ]
 ]

@@ -111,12 +111,6 @@ def write_array_record(
       OutputError: the folder holds another dataset, cannot be written, or is being
         written by another process.
     """
-    # Path has joined the two slashes of a URL.
-    if str(folder).startswith("gs:/"):
-        raise OutputError(
-            f"{folder}: write to a folder, and copy it with gcloud storage cp -r, or "
-            f"mount the bucket with gcsfuse"
-        )
     # Two processes that resume one conversion would write the same shards.
     with exclusive_lock(folder):
         if not (folder / MANIFEST).exists():

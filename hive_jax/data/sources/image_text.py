@@ -19,7 +19,7 @@ from hive_jax.data.sources.parquet import ParquetTable, parquet_files, require_u
 from hive_jax.data.sources.parquet_images import open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
-from hive_jax.io import parse_json
+from hive_jax.json_text import parse_json
 
 NO_IMAGE = "none"  # the column of the images, of a table of texts alone
 

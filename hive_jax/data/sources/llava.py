@@ -29,7 +29,7 @@ from hive_jax.data.sources.parquet import ParquetTable, is_parquet, parquet_file
 from hive_jax.data.sources.parquet_images import ParquetImages, open_images
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
-from hive_jax.io import decode_text, parse_json
+from hive_jax.json_text import decode_text, parse_json
 
 # Of at least so many samples with an image, half with one caption are worth a note.
 _MIN_EQUAL_CAPTIONS = 20

@@ -9,6 +9,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 
+from hive_jax.buckets import is_url
 from hive_jax.config import DataConfig, Source, nearest
 from hive_jax.config.bounds import require_in_bounds
 from hive_jax.data.sources.array_record import ArrayRecordSource
@@ -31,8 +32,9 @@ from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.sources.tfds import TfdsSource
 from hive_jax.data.sources.webdataset import WebDatasetSource
 from hive_jax.data.tabletop.dataset import Tabletop
+from hive_jax.downloads import local_copy
 from hive_jax.errors import ConfigError
-from hive_jax.io import require_local
+from hive_jax.io import require_local, require_path
 
 _EXAMPLE = "llava:chat.json,images=images.zip"
 # Names of formats that people write as a kind.
@@ -123,10 +125,12 @@ def _check(source: Source) -> None:
     require_in_bounds(source, "data.source.")
     if source.kind not in _KINDS:
         # A URL is parsed as a kind, its scheme, and a path.
-        require_local(f"{source.kind}:{source.path}", "config.data.source")
+        url = f"{source.kind}:{source.path}"
+        require_path(url, "config.data.source")
+        name = url if is_url(url) else source.kind
         raise ConfigError(
-            f"config.data.source is {source.kind!r}; expected one of {tuple(_KINDS)}, "
-            f"with a path and options as in {_EXAMPLE}{_likely_kind(source.kind)}"
+            f"config.data.source is {name!r}; expected one of {tuple(_KINDS)}, "
+            f"with a path and options as in {_EXAMPLE}{_likely_kind(name)}"
         )
     kind = _KINDS[source.kind]
     if kind.needs_path and not source.path:
@@ -135,7 +139,16 @@ def _check(source: Source) -> None:
         )
     paths = {source.kind: source.path} | dict(source.options)
     for name in (source.kind, *_PATH_OPTIONS):
-        require_local(paths.get(name, ""), f"config.data.source: {name}")
+        path, key = paths.get(name, ""), f"config.data.source: {name}"
+        require_path(path, key)
+        # TensorFlow Datasets finds a dataset by the folders around it.
+        if source.kind == "tfds":
+            require_local(path, key)
+        if is_url(path) and any(character in path for character in "*?[{"):
+            raise ConfigError(
+                f"{key} is {path!r}; expected no pattern in a bucket, but the folder of "
+                "the files, all of which are downloaded"
+            )
     # To list one would take hours.
     if source.path and os.path.realpath(source.path) == "/":
         raise ConfigError(
@@ -261,11 +274,19 @@ def _open(source: Source, options: SourceOptions, split: str = "train") -> DataS
     subset = named.pop("take", "")
     if source.kind == "tabletop":
         named.setdefault("split", split)
-    # A shell leaves the "~" of "folder:~/data" to the program.
-    named = {name: os.path.expanduser(value) for name, value in named.items()}
-    path = os.path.expanduser(source.path)
+    named = {name: _local_path(value) for name, value in named.items()}
+    path = _local_path(source.path)
     opened = _KINDS[source.kind].open(path, options, **named)
     return take(opened, subset, options.seed) if subset else opened
+
+
+def _local_path(path: str) -> str:
+    """Returns the local path of a path of a source, downloaded if it is a URL."""
+    if not is_url(path):
+        # A shell leaves the "~" of "folder:~/data" to the program.
+        return os.path.expanduser(path)
+    archive, suffix, folder = path.partition(".zip/")  # a folder in a zip
+    return f"{local_copy(archive + suffix.rstrip('/'))}{suffix and '/'}{folder}"
 
 
 def prompt_style(source: str | tuple[Source, ...]) -> str:

@@ -32,7 +32,7 @@ from hive_jax.data.sources.tar_index import expand_shards
 from hive_jax.data.sources.tar_members import TarMembers, count_extensions
 from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import ConfigError, DataError
-from hive_jax.io import parse_json
+from hive_jax.json_text import parse_json
 
 _IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "jfif", "img", "image")
 _JSON = "json"

@@ -20,7 +20,7 @@ from hive_jax.data.sources.image_store import FolderStore
 from hive_jax.errors import DataError, MissingInputError
 from hive_jax.evaluation.benchmarks import files
 from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores, percent
-from hive_jax.io import decode_text
+from hive_jax.json_text import decode_text
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters", "celebrity", "scene"),

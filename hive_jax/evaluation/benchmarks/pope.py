@@ -21,7 +21,8 @@ from hive_jax.evaluation.benchmarks.base import (
     by_kind,
     percent,
 )
-from hive_jax.io import parse_json, read_text
+from hive_jax.io import read_text
+from hive_jax.json_text import parse_json
 
 _KINDS = ("random", "popular", "adversarial")
 

@@ -5,10 +5,11 @@ import os
 from collections.abc import Callable, Sequence
 
 from hive_jax.config import nearest
+from hive_jax.downloads import local_copy
 from hive_jax.errors import ConfigError, MissingInputError
 from hive_jax.evaluation.benchmarks import gqa, mme, okvqa, pope, scienceqa, textvqa
 from hive_jax.evaluation.benchmarks.base import Example, Examples, Scores
-from hive_jax.io import require_local
+from hive_jax.io import is_folder, require_path
 
 _ONE_WORD = "\nAnswer the question using a single word or phrase."
 _LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -90,14 +91,14 @@ def read_task(name: str, data: str) -> Examples:
       data: folder with a subfolder for each task.
 
     Raises:
-      ConfigError: unknown task, or `data` is a URL.
+      ConfigError: unknown task, or `data` is a URL that cannot be opened.
       MissingInputError: the folder, a file or an image is missing.
       DataError: a file is malformed.
     """
-    require_local(data, "data")
+    require_path(data, "data")
     task, folder = find_task(name), os.path.join(data, name)
-    if not os.path.isdir(folder):
+    if not is_folder(folder):
         raise MissingInputError(
             f"{folder}: no such folder; expected the files of {name}"
         )
-    return task.read(folder)
+    return task.read(str(local_copy(folder)))

@@ -1,4 +1,4 @@
-"""Configuration of HIVE: a Gemma decoder that reads depths of a SigLIP encoder.
+"""Configuration of HIVE: a decoder that reads depths of a SigLIP encoder.
 
 "Hierarchical Pre-Training of Vision Encoders with Large Language Models",
 arXiv 2604.00086. For transformers 4.57 and 5.
@@ -14,7 +14,8 @@ class HiveConfig(PretrainedConfig):
 
     Args:
       vision_config: a siglip_vision_model configuration, or its dict.
-      text_config: a gemma, gemma2 or gemma3_text configuration, or its dict.
+      text_config: configuration of a causal decoder (gemma3_text, llama, qwen2 and
+        others), or its dict.
       fusion: "hive" (each connected decoder layer reads its own encoder depth by
         cross-attention), "cascaded" (all read the last one; the depths are those of
         `connections`) or "joint" (image and text in one softmax).
@@ -98,7 +99,7 @@ def _sub_config(config, model_type):
 
 
 def _with_flat_rope(config):
-    """The dict with the rotary bases under the names that transformers 4 reads.
+    """The dict with the rotary embedding under the names that transformers 4 reads.
 
     Version 5 reads these too but writes `rope_parameters`, which version 4 would
     ignore without a word, and take its default bases.
@@ -106,14 +107,13 @@ def _with_flat_rope(config):
     rope = config.get("rope_parameters") or {}
     global_rope = rope.get("full_attention", rope)
     local_rope = rope.get("sliding_attention", {})
-    scaled = {"default"} != {
-        layer_rope.get("rope_type", "default")
-        for layer_rope in (global_rope, local_rope)
-    }
-    if "rope_theta" not in global_rope or scaled:
+    if "rope_theta" not in global_rope:
         return config
     config = {key: value for key, value in config.items() if key != "rope_parameters"}
     config["rope_theta"] = global_rope["rope_theta"]
+    if global_rope.get("rope_type", "default") != "default":
+        keys = global_rope.keys() - {"rope_theta"}
+        config["rope_scaling"] = {key: global_rope[key] for key in sorted(keys)}
     if "rope_theta" in local_rope:
         config["rope_local_base_freq"] = local_rope["rope_theta"]
     return config

@@ -26,9 +26,12 @@ JOINT = "hive_joint"
 
 
 class JointAttention(nn.Module):
-    """The norms of a connection, and its projections of the image if it has its own."""
+    """The norms of a connection, and its projections of the image if it has its own.
 
-    def __init__(self, config: HiveConfig, number: int):
+    `attention` is that of the connected layer, which has biases or none.
+    """
+
+    def __init__(self, config: HiveConfig, number: int, attention: nn.Module):
         super().__init__()
         text = config.text_config
         self.number, self.head_dim = number, text.head_dim
@@ -38,9 +41,10 @@ class JointAttention(nn.Module):
         self.k_norm = GemmaRMSNorm(text.head_dim, eps=text.rms_norm_eps)
         self.k_proj = self.v_proj = None
         if config.image_kv == "own":
-            key_width = text.num_key_value_heads * text.head_dim
-            self.k_proj = nn.Linear(text.hidden_size, key_width, bias=False)
-            self.v_proj = nn.Linear(text.hidden_size, key_width, bias=False)
+            sizes = text.hidden_size, text.num_key_value_heads * text.head_dim
+            bias = attention.k_proj.bias is not None
+            self.k_proj = nn.Linear(*sizes, bias=bias)
+            self.v_proj = nn.Linear(*sizes, bias=bias)
 
     def keys_values(
         self, projected: torch.Tensor, decoder: nn.Module, start: torch.Tensor

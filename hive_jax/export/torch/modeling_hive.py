@@ -1,4 +1,4 @@
-"""HIVE in PyTorch: a Gemma decoder that reads depths of a SigLIP encoder.
+"""HIVE in PyTorch: a decoder that reads depths of a SigLIP encoder.
 
 "Hierarchical Pre-Training of Vision Encoders with Large Language Models",
 arXiv 2604.00086. Encoder and decoder are those of transformers (4.57 and 5); this
@@ -32,7 +32,7 @@ _CACHE = "cache" if "cache" in _FIELDS else "past_key_values"
 class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Next-token logits of text that sees an image; see `forward`.
 
-    There is no lm_head: logits are the hidden states times the token embeddings.
+    Without an lm_head, logits are the hidden states times the token embeddings.
     Gemma 2 runs with eager attention where it would with sdpa, which cannot soft-cap.
     """
 
@@ -55,12 +55,14 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         # In transformers 4 it is wrapped once more than in 5.
         self.vision_model = getattr(vision_model, "vision_model", vision_model)
         self.language_model = AutoModel.from_config(text)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.projectors = nn.ModuleList(Projector(config) for _ in config.connections)
         blocks = nn.ModuleList()
         for number, (_, layer_number) in enumerate(config.connections):
             layer = self.language_model.layers[layer_number - 1]
             if config.fusion == "joint":
-                blocks.append(JointAttention(config, number))
+                blocks.append(JointAttention(config, number, layer.self_attn))
                 hook = functools.partial(
                     blocks[-1].before_attention, self.language_model
                 )
@@ -75,7 +77,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        # Gemma's norms multiply by 1 + weight; a closed gate leaves the decoder as is.
+        # These norms multiply by 1 + weight; a closed gate leaves the decoder as is.
         if isinstance(module, GemmaRMSNorm):
             nn.init.zeros_(module.weight)
         elif isinstance(module, CrossAttention):
@@ -236,13 +238,15 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return Image(keys_values, sees, slot, sees.any(dim=1), length)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        weight = self.get_input_embeddings().weight
+        head = self.get_output_embeddings()
+        weight = (self.get_input_embeddings() if head is None else head).weight
         # accelerate's offloading moves weights around forward calls of their own
         # module; here the table is read outside of one.
         if weight.is_meta and not hidden.is_meta:
             raise ValueError(
-                "the token embeddings are offloaded, and logits need them; give a "
-                "device_map that keeps language_model.embed_tokens on a device"
+                "the output head is offloaded, and logits need it; give a device_map "
+                "that keeps language_model.embed_tokens, or lm_head if the model has "
+                "one, on a device"
             )
         logits = F.linear(hidden, weight)
         # Gemma 2 has it, and not every configuration has the key.

@@ -42,7 +42,7 @@ class DamagedError(Exception):
 
 
 @contextlib.contextmanager
-def classify_read_errors(names: Iterable[str] = ()):
+def classify_read_errors(items: str, names: Iterable[str] = ()):
     """Context manager that raises read errors as corruption or transient failure.
 
     Orbax and TensorStore raise whatever a broken byte leads to (KeyError,
@@ -50,7 +50,9 @@ def classify_read_errors(names: Iterable[str] = ()):
     is known to be transient. All processes of a job raise alike.
 
     Args:
-      names: leaves being read; the message names those that the error mentions.
+      items: of the step, being read.
+      names: leaves being read; the message names those that the error mentions, else
+        the items.
 
     Raises:
       DamagedError: some process found corrupt files.
@@ -72,7 +74,8 @@ def classify_read_errors(names: Iterable[str] = ()):
                 "This does not look like damage; try again."
             ) from error
         leaves = ", ".join(name for name in names if _mentions(error, name))
-        problem = f"{leaves or type(error).__name__}: {first_line(error)}"
+        where = leaves or f"{items}: {type(error).__name__}"
+        problem = f"{where}: {first_line(error)}"
     # Together: a process that used an older step than the others would hang the job.
     if jax.process_count() > 1:
         # All processes take part, also those that could read: it is a collective.

@@ -1,12 +1,11 @@
 """Checkpoints of a run: saved asynchronously during training, verified when read.
 
-The only file that knows Orbax. What Orbax does not do is added here: it restores
-flipped bits and casts dtypes without an error, names no leaf when shapes differ,
-never falls back to an older step, and forgets steps after a failed save.
+Steps are stored by `OrbaxSteps` in a folder and by `BucketSteps` in a bucket. What
+neither does is added here: both restore flipped bits without an error, Orbax casts
+dtypes, names no leaf when shapes differ, and forgets steps after a failed save.
 
-A step is a folder `checkpoints/<step>` that appears under its name only when it is
-complete, with three items: `params`, `optimizer` (step and opt_state) and `meta`.
-`meta` carries a description and a fingerprint of every leaf, and its own digest.
+The `meta` of a step carries a description and a fingerprint of every leaf, and its own
+digest.
 """
 
 import contextlib
@@ -15,19 +14,20 @@ import os
 import time
 from typing import Any, Self
 
-import jax
-import orbax.checkpoint as ocp
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
+from hive_jax.buckets import is_url
 from hive_jax.errors import (
     CheckpointError,
     MissingInputError,
     NumericsError,
     OutputError,
 )
-from hive_jax.io import require_writable
 from hive_jax.training.checkpointing import trees
+from hive_jax.training.checkpointing.bucket_steps import (
+    BucketSteps,
+    is_copied_from_bucket,
+)
 from hive_jax.training.checkpointing.integrity import (
     DamagedError,
     classify_read_errors,
@@ -35,19 +35,18 @@ from hive_jax.training.checkpointing.integrity import (
     first_line,
     inspect_leaves,
 )
-from hive_jax.training.checkpointing.orbax_output import filter_orbax_output
+from hive_jax.training.checkpointing.orbax_steps import OrbaxSteps
 
 _MAX_FAILED_SAVES = 3  # in a row: a disk may be full for a moment
 
 _log = logging.getLogger(__name__)
-filter_orbax_output()
 
 
 class Checkpoints:
     """The checkpoints under `workdir/checkpoints`; a context manager.
 
     Args:
-      workdir: folder of the run; created unless `read_only`.
+      workdir: folder or URL of the run; created unless `read_only`.
       keep: number of newest steps to keep.
       read_only: never write, rename or delete anything.
 
@@ -56,14 +55,13 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, keep: int = 3, read_only: bool = False):
-        self.directory = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        folder = os.path.join(workdir, "checkpoints")
+        self.directory = folder if is_url(folder) else os.path.abspath(folder)
         self._keep = keep
         self._read_only = read_only
         self._current = None  # the step that this run last saved or restored
         self._failed_saves = 0
-        if not read_only:
-            require_writable(self.directory)
-        self._manager = self._open()
+        self._store = self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -90,11 +88,6 @@ class Checkpoints:
         self.check(wait=True)  # one save at a time
         if step == self._current:
             return
-        if step in self._manager.all_steps():
-            raise CheckpointError(
-                f"{self.directory}/{step} exists already and is not overwritten. "
-                f"Move the steps from {step} on away to train them again."
-            )
         leaves = trees.flatten(state)
         fingerprints, not_finite = inspect_leaves(leaves)
         if not_finite:
@@ -106,16 +99,15 @@ class Checkpoints:
             "leaves": trees.describe(leaves),
             "fingerprints": fingerprints,
         }
-        items = {
-            name: ocp.args.StandardSave(item)
-            for name, item in trees.to_items(leaves).items()
-        }
         sealed = {"meta": meta, "digest": digest(meta)}
-        arguments = ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed))
         self._current = step
         with self._failure_reported():
-            # force: whether to save is the trainer's decision, not an interval of Orbax.
-            self._manager.save(step, args=arguments, force=True)
+            if step in self._store.all_steps():
+                raise CheckpointError(
+                    f"{self.directory}/{step} exists already and is not overwritten. "
+                    f"Move the steps from {step} on away to train them again."
+                )
+            self._store.save(step, leaves, sealed)
 
     def check(self, wait: bool = False) -> bool:
         """Reports a save that failed since the last call; cheap enough for any step.
@@ -126,11 +118,8 @@ class Checkpoints:
         Returns:
           False if the last save failed.
         """
-        if not wait and self._manager.is_saving_in_progress():
-            return True
         with self._failure_reported():
-            self._manager.wait_until_finished()
-            if self._current is not None:
+            if self._store.poll(wait) and self._current is not None:
                 self._failed_saves = 0
         return self._failed_saves == 0
 
@@ -138,14 +127,14 @@ class Checkpoints:
         """Waits until the last save is on disk. Raises OutputError if it failed."""
         if not self.check(wait=True):
             raise OutputError(
-                f"the last checkpoint could not be written to {self.directory}; the "
-                f"newest complete step is {self.latest_step()}."
+                f"the last checkpoint could not be written to {self.directory}; "
+                f"{self._safe_step()}."
             )
 
     def close(self) -> None:
         """Waits for a save in progress and ends the background threads."""
         self.check(wait=True)
-        self._manager.close()
+        self._store.close()
 
     def latest_step(self) -> int | None:
         """Returns the newest complete step or None; waits for a save in progress."""
@@ -212,21 +201,14 @@ class Checkpoints:
         }
         return traverse_util.unflatten_dict(leaves, sep="/")
 
-    def _open(self) -> ocp.CheckpointManager:
-        if self._read_only:
-            # Spelled out because the manager warns about each option it turns off.
-            options = ocp.CheckpointManagerOptions(
-                read_only=True, create=False, save_interval_steps=0
-            )
-        else:
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, cleanup_tmp_directories=True
-            )
-        return ocp.CheckpointManager(self.directory, options=options)
+    def _open(self) -> OrbaxSteps | BucketSteps:
+        in_bucket = is_url(self.directory) or is_copied_from_bucket(self.directory)
+        steps = BucketSteps if in_bucket else OrbaxSteps
+        return steps(self.directory, keep=self._keep, read_only=self._read_only)
 
     def _steps(self) -> list[int]:
         self.check(wait=True)
-        return sorted(self._manager.all_steps())
+        return self._store.all_steps()
 
     def _candidates(self, step: int | None) -> list[int]:
         """Returns `step` alone, or all steps from the newest. Raises MissingInputError."""
@@ -243,23 +225,28 @@ class Checkpoints:
         """Logs a failed save as a warning; raises OutputError for the third in a row."""
         try:
             yield
+        except CheckpointError:
+            raise
         except Exception as error:
             self._failed_saves += 1
             self._current = None
-            # The old manager lists the failed step and forgets older ones. Opening a
-            # new one also removes the files of the failed save.
-            with contextlib.suppress(Exception):
-                self._manager.close()
-            self._manager = self._open()
+            self._store.recover()
             count, line = self._failed_saves, first_line(error)
             message = f"{count} checkpoint(s) in a row not written to {self.directory}: {line}"
             if self._failed_saves >= _MAX_FAILED_SAVES:
                 raise OutputError(
-                    f"{message}\nFree space, then run the same command."
+                    f"{message}\nFree space, or see to the access to the bucket, then run the "
+                    "same command."
                 ) from error
-            newest = max(self._manager.all_steps(), default=None)
-            safe = "no step is saved" if newest is None else f"step {newest} is safe"
-            _log.warning("%s\ntraining continues; %s", message, safe)
+            _log.warning("%s\ntraining continues; %s", message, self._safe_step())
+
+    def _safe_step(self) -> str:
+        """Returns which step a run would resume from, for messages."""
+        try:
+            newest = max(self._store.all_steps(), default=None)
+        except OSError:  # the bucket cannot be reached
+            return "earlier steps are as they were"
+        return "no step is saved" if newest is None else f"step {newest} is safe"
 
     def _newest_good(self, requested: dict, step: int | None) -> tuple[dict, dict]:
         """Returns the requested leaves, and meta, of `step` or the newest good step."""
@@ -293,13 +280,8 @@ class Checkpoints:
             if complete or name.startswith("params/")
         }
         trees.require_equal(requested, stored, f"checkpoint {step}")
-        arguments = {
-            name: ocp.args.StandardRestore(item)
-            for name, item in trees.to_items(requested).items()
-        }
-        with classify_read_errors(requested):
-            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-            leaves = trees.from_items({name: restored[name] for name in arguments})
+        with classify_read_errors(", ".join(trees.to_items(requested)), requested):
+            leaves = self._store.read(step, requested)
         restored, not_finite = inspect_leaves(leaves)
         wrong = [
             name for name in requested if restored[name] != meta["fingerprints"][name]
@@ -312,9 +294,8 @@ class Checkpoints:
 
     def _load_meta(self, step: int) -> dict:
         """Returns the verified meta of a step. Raises DamagedError."""
-        with classify_read_errors():
-            arguments = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            sealed = self._manager.restore(step, args=arguments)["meta"]
+        with classify_read_errors("meta"):
+            sealed = self._store.read_meta(step)
             if sealed["digest"] != digest(sealed["meta"]):
                 raise ValueError("meta does not have its digest")
             if sealed["meta"]["step"] != step:
@@ -325,10 +306,4 @@ class Checkpoints:
         """Renames damaged steps, so that the same steps can be saved again."""
         if self._read_only or not steps:
             return
-        if jax.process_index() == 0:
-            for step in steps:
-                path = os.path.join(self.directory, str(step))
-                os.rename(path, f"{path}.damaged-{int(time.time())}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints_set_aside")
-        self._manager.reload()
+        self._store.rename({s: f"{s}.damaged-{int(time.time())}" for s in steps})

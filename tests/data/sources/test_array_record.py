@@ -287,8 +287,8 @@ def test_half_of_another_set(source, tmp_path, capsys):
     (out / "manifest.json").unlink()
     assert prepare(source, out) == 73
     assert "samples: 99 -> 23" in capsys.readouterr().err
-    assert prepare(source, "gs://bucket/set") == 73
-    assert "gcsfuse" in capsys.readouterr().err
+    assert prepare(source, "gs://bucket/set") == 64
+    assert "gcloud storage cp" in capsys.readouterr().err
     assert not os.path.exists("gs:")
 
 

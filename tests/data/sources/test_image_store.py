@@ -1,7 +1,6 @@
 """Names that somebody else has written, looked up in a folder and in a zip."""
 
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -16,102 +15,20 @@ from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources import image_store as stores
 from hive_jax.data.sources.image_store import open_store, require_images
 from hive_jax.errors import ConfigError, DataError, MissingInputError
-
-SECRET = b"secret"
-LINKS = ("link/secret.txt", "link.txt", "folder-link/../../secret.txt")
-HOSTILE = (
-    "../secret.txt",
-    "a/../../secret.txt",
-    "a/../a/../../secret.txt",
-    "./../secret.txt",
-    "..",
-    "../",
-    "a/..",
-    "/etc/passwd",
-    "//etc/passwd",
-    "/",
-    "~/secret.txt",
-    "~root/x",
-    "..\\secret.txt",
-    "a\\..\\..\\secret.txt",
-    "\\\\host\\share\\x",
-    "\\\\?\\C:\\x",
-    "C:\\x",
-    "C:/x",
-    "c:x",
-    "file:///etc/passwd",
-    "http://169.254.169.254/latest",
-    "https://example.com/a.jpg",
-    "gs://bucket/a.jpg",
-    "s3://bucket/a.jpg",
-    "ftp://host/a",
-    "data:image/png;base64,AAAA",
-    "a\0.jpg",
-    "\0",
-    "a.jpg\0../secret.txt",
-    "",
-    "a" * 1025,
-    "a/" * 600,
-    "/dev/zero",
-    "/dev/random",
-    "/dev/stdin",
-    "/proc/self/environ",
-    "/proc/self/mem",
-    *LINKS,
-)
-# Of what is below the folder, what is no image file.
-IRREGULAR = ("pipe", "folder", "zero", "zero-link/zero", "socket", "loop", "a.jpg/b")
-MISSING = (
-    "missing.jpg",
-    "a.jpg ",
-    "A.JPG",
-    " a.jpg",
-    "folder/missing.jpg",
-    "a" * 300,
-    "é.jpg",
-    "%2e%2e/secret.txt",
-    "..%2fsecret.txt",
-    "....//secret.txt",
-    "．．/secret.txt",
-    ". ./secret.txt",
-    "$HOME/secret.txt",
-    "`id`",
-    "*",
-    "\udcff.jpg",
-    "\ud800.jpg",
-)
+from tools.fault_suite import hostile_files
+from tools.fault_suite.hostile_files import HOSTILE, IRREGULAR, LINKS, MISSING, SECRET
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    root = tmp_path / "images"
-    (root / "folder").mkdir(parents=True)
-    (tmp_path / "secret.txt").write_bytes(SECRET)
-    (root / "a.jpg").write_bytes(b"image")
-    (root / "inside.jpg").symlink_to("folder/b.jpg")
-    (root / "folder/b.jpg").write_bytes(b"other")
-    (root / "link").symlink_to(tmp_path)
-    (root / "link.txt").symlink_to("../secret.txt")
-    (root / "folder-link").symlink_to("folder")
-    (root / "zero").symlink_to("/dev/zero")
-    (root / "zero-link").symlink_to("/dev")
-    (root / "loop").symlink_to("loop")
-    os.mkfifo(root / "pipe")
-    monkeypatch.chdir(root)  # the path of a socket is short
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind("socket")
-    return root
+def folder(tmp_path):
+    return hostile_files.write_images(tmp_path)[0]
 
 
 @pytest.fixture
 def archive(tmp_path):
-    path = tmp_path / "images.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
-        out.writestr("a.jpg", b"image")
-        out.writestr("folder/b.jpg", b"other")
-        out.writestr("../secret.txt", SECRET)
-        out.writestr("/etc/passwd", SECRET)
-    return path
+    path = tmp_path / "zip"
+    path.mkdir()
+    return hostile_files.write_images(path)[1]
 
 
 def test_files_are_read(folder, archive):

@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 
-import kill_loop
 import numpy as np
 import pytest
 from helpers.llava_sets import encoded, photograph
@@ -15,6 +14,7 @@ from helpers.sources import opened
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.errors import ConfigError, DataError, MissingInputError
+from tools.fault_suite import micro_run
 
 for package in ("tensorflow_datasets", "array_record"):
     if importlib.util.find_spec(package) is None:
@@ -194,7 +194,7 @@ def test_it_trains_and_resumes_without_tensorflow(folder, tmp_path):
     source = f"tfds:tiny_captions,dir={folder},image=image,text=captions/text"
 
     def start(workdir):
-        command = kill_loop.command(
+        command = micro_run.command(
             "stage1.py",
             tmp_path / workdir,
             "--config.total_steps=12",
@@ -202,19 +202,19 @@ def test_it_trains_and_resumes_without_tensorflow(folder, tmp_path):
             f"--config.data.source={source}",
         )
         at = command.index("-m")
-        return kill_loop.start(
+        return micro_run.start(
             [*command[:at], "-c", TRAIN, *command[at + 2 :]], tmp_path / "cache"
         )
 
-    kill_loop.finish(start("whole"))
+    micro_run.finish(start("whole"))
     process, saved = start("killed"), tmp_path / "killed/checkpoints/4"
     while not saved.exists() and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    output = kill_loop.finish(start("killed"))
+    output = micro_run.finish(start("killed"))
     assert "continuing from step" in output
-    one, two = (kill_loop.outcome(tmp_path / name) for name in ("whole", "killed"))
+    one, two = (micro_run.outcome(tmp_path / name) for name in ("whole", "killed"))
     losses = one.pop("losses").items(), two.pop("losses").items()
     assert one == two  # the final losses, and the bits of every parameter
     assert len(dict(losses[0]).keys() & dict(losses[1]).keys()) >= 5

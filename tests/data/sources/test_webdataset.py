@@ -198,7 +198,7 @@ def test_a_tar_that_shrinks_is_bad_samples(tmp_path):
     [
         ("{0}/{{000..002}}.tar", MissingInputError, "001.tar: no such file; 2 of 3"),
         ("{0}/x.tar", MissingInputError, "x.tar: no such file"),
-        ("gs://bucket/a.tar", ConfigError, "mount the bucket or download the files"),
+        ("hdfs://bucket/a.tar", ConfigError, "mount the bucket or download the files"),
         ("{0}/000.tar,image=png", DataError, "extensions cls, jpg, txt; expected png"),
         ("{0}/000.tar", DataError, "text=txt, or the classes with label=cls"),
         (
