@@ -165,14 +165,34 @@ def attention_with_weights(
     Returns:
       softmax(scale * Q K^T) V [B, T, N, H] and the weights float32[B, N, T, S].
     """
+    keys = KeyValues(key_BSKH, value_BSKH)
+    out, weights, _ = attend_by_rows(query_BTNH, keys, mask_BTS, scale, softcap)
+    return rows_to_heads(out.astype(value_BSKH.dtype), query_BTNH.shape), weights
+
+
+def attend_by_rows(
+    query_BTNH: jax.Array,
+    keys: KeyValues,
+    mask_BTS: jax.Array | None,
+    scale: float,
+    softcap: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Computes attention with the queries of all heads of a kv head as rows R.
+
+    The arguments are those of `attention_with_weights`.
+
+    Returns:
+      Outputs float32[B, K, R, H], weights float32[B, N, T, S], and the logarithm of each
+      softmax's sum of exponentials, float32[B, K, R, 1].
+    """
     batch, num_queries, heads, head_dim = query_BTNH.shape
-    num_keys, kv_heads = key_BSKH.shape[1:3]
+    num_keys, kv_heads = keys.key.shape[1:3]
     # R = N / K * T: the queries of all heads that share a kv head are rows of one
     # product, which is fast on XLA's CPU backend; GPUs and TPUs choose their own layout.
     # [B, T, N, H] -> [B, T, K, N / K, H] -> [B, K, N / K, T, H] -> [B, K, R, H].
     query = query_BTNH.reshape(batch, num_queries, kv_heads, -1, head_dim)
     query = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
-    key, value = key_BSKH.transpose(0, 2, 1, 3), value_BSKH.transpose(0, 2, 1, 3)
+    key, value = keys.key.transpose(0, 2, 1, 3), keys.value.transpose(0, 2, 1, 3)
     logits = jnp.einsum(
         "BKRH,BKSH->BKRS", query, key, preferred_element_type=jnp.float32
     )
@@ -204,12 +224,22 @@ def attention_with_weights(
         value,
         preferred_element_type=jnp.float32,
     )
-    out = (out / total).astype(value.dtype)
-    # [B, K, R, H] -> [B, K, N / K, T, H] -> [B, T, N, H].
-    out = out.reshape(batch, kv_heads, -1, num_queries, head_dim)
-    out = out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
     # Rows R are ordered by head, then by query, so that [K, R] is [N, T].
-    return out, (weights / total).reshape(batch, heads, num_queries, num_keys)
+    weights = (weights / total).reshape(batch, heads, num_queries, num_keys)
+    return out / total, weights, largest * scale + jnp.log(total)
+
+
+def rows_to_heads(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Inverts the order of `attend_by_rows`: [B, K, R, H] -> [B, T, N, H].
+
+    Args:
+      rows: outputs by row.
+      shape: of the queries, [B, T, N, H].
+    """
+    batch, num_queries, heads, head_dim = shape
+    # [B, K, R, H] -> [B, K, N / K, T, H] -> [B, T, K, N / K, H] -> [B, T, N, H].
+    out = rows.reshape(batch, rows.shape[1], -1, num_queries, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
 
 
 def supports_flash(query: jax.Array, key: jax.Array) -> bool:

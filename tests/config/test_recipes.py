@@ -23,7 +23,7 @@ from hive_jax.training.optimizer import assign_rules, trains
 from hive_jax.training.resolve import resolve_config
 
 ROOT = Path(__file__).resolve().parents[2]
-BASELINES = ("hive", "cascaded", "self_attention")
+BASELINES = ("hive", "cascaded", "joint", "self_attention")
 
 
 def load(stage, arguments=None):

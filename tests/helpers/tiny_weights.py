@@ -75,8 +75,8 @@ DECODERS = {
 }
 
 
-def hive_config(fusion: str, decoder: DecoderConfig = GEMMA3) -> HiveConfig:
-    return HiveConfig(IMAGE, decoder, fusion, ((1, 1),))
+def hive_config(fusion: str, decoder: DecoderConfig = GEMMA3, **options) -> HiveConfig:
+    return HiveConfig(IMAGE, decoder, fusion, ((1, 1),), **options)
 
 
 def arrays(config, seed: int = 0) -> dict[str, np.ndarray]:

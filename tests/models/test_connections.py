@@ -35,6 +35,7 @@ def test_num_connections_sets_the_number_of_default_pairs():
         ("hive", ((5, 1), (2, 3)), ((5, 1), (2, 3))),
         ("cascaded", (), ((8, 2), (8, 4))),
         ("cascaded", ((5, 1), (2, 3)), ((8, 1), (8, 3))),
+        ("joint", ((5, 1), (2, 3)), ((5, 1), (2, 3))),
         ("self_attention", (), ((8, 1),)),
         ("self_attention", ((5, 1), (2, 3)), ((5, 1),)),
         ("none", (), ()),

@@ -28,7 +28,8 @@ FULL = SIZES["siglip_l16_384+gemma3_1b"]
 
 
 def counted(size, fusion, stage):
-    config = case(size, fusion, RULES[stage], "bfloat16")
+    image_kv = "shared" if stage == 1 else "own"
+    config = case(size, fusion, RULES[stage], "bfloat16", image_kv)
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     return example_flops(config, Program(config, mesh).assigned)
 
@@ -36,8 +37,11 @@ def counted(size, fusion, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_ratios_of_the_full_size(stage):
     """The shares that follow from the shapes, whole and without the encoder."""
-    hive, cascaded, plain = (counted(FULL, fusion, stage) for fusion in FUSIONS)
+    hive, joint, cascaded, plain = (counted(FULL, name, stage) for name in FUSIONS)
     assert hive == cascaded
+    # No queries and outputs of its own; its layers' own attention is trained through.
+    assert joint.cross_attention < hive.cross_attention
+    assert joint.total < hive.total
     whole = {1: 0.304, 2: 0.257, 3: 0.395}[stage]
     language = {1: 0.177, 2: 0.164, 3: 0.167}[stage]
     np.testing.assert_allclose(hive.total / plain.total, whole, rtol=0.03)
@@ -45,7 +49,10 @@ def test_the_ratios_of_the_full_size(stage):
     np.testing.assert_allclose(ratio, language, rtol=0.03)
 
 
-@pytest.mark.parametrize(("stage", "fusion"), [(1, "hive"), (3, "self_attention")])
+@pytest.mark.parametrize(
+    ("stage", "fusion"),
+    [(1, "hive"), (1, "joint"), (3, "self_attention")],
+)
 def test_our_count_is_that_of_xla(stage, fusion):
     """At full width, on four layers of each tower, for the time that tracing takes."""
     size = dataclasses.replace(
@@ -162,7 +169,7 @@ def test_the_command_prints_a_table_and_writes_json_and_a_chart(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split(" | ")[1] for line in lines[2:5]] == list(FUSIONS)
+    assert [line.split(" | ")[1] for line in lines[2:6]] == list(FUSIONS)
     written = json.loads((tmp_path / "flops.json").read_text())
     assert written["machine"]["jax"] == jax.__version__
     assert [row["fusion"] for row in written["rows"]] == list(FUSIONS)
@@ -199,4 +206,4 @@ def test_memory_is_compiled_and_not_used(tmp_path):
         assert row["peak"] == row["state"] + row["temporary"]
         assert row["temporary"] > 0
     tables.chart(tmp_path / "memory.png", rows, "peak", 1e9, "GB")
-    assert tables.memory_table(rows).count("\n") == 4
+    assert tables.memory_table(rows).count("\n") == 5

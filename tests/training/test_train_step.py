@@ -13,7 +13,7 @@ from hive_jax.training import objectives, train_step
 from hive_jax.training.optimizer import trains
 
 STAGES = (1, 2, 3)
-FUSIONS = ("hive", "cascaded", "self_attention")
+FUSIONS = ("hive", "cascaded", "joint", "self_attention")
 HEAD = "llm/lm_head/output_embedding"
 
 

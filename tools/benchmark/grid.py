@@ -30,7 +30,9 @@ def _cells(size: Size, rules: Rules, dtype: str, what: str) -> Iterator[tuple]:
     """Yields (stage, fusion, config) of the whole grid, with a progress bar."""
     grid = [(stage, fusion) for stage in rules for fusion in FUSIONS]
     for stage, fusion in tqdm(grid, desc=what):
-        yield stage, fusion, case(size, fusion, rules[stage], dtype)
+        # As in configs/stage1.py to stage3.py.
+        image_kv = "shared" if stage == 1 else "own"
+        yield stage, fusion, case(size, fusion, rules[stage], dtype, image_kv)
 
 
 def _program(config: RunConfig) -> Program:
