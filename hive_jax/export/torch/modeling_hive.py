@@ -60,7 +60,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         for number, (_, layer_number) in enumerate(config.connections):
             layer = self.language_model.layers[layer_number - 1]
             if config.fusion == "joint":
-                blocks.append(JointAttention(config, number))
+                blocks.append(JointAttention(config, number, layer.self_attn))
                 hook = functools.partial(
                     blocks[-1].before_attention, self.language_model
                 )
