@@ -78,7 +78,9 @@ def test_padding_on_the_left_changes_nothing(models):
     model, logits = models
     expected = logits(TOKENS, SEES)
     tokens = np.concatenate([np.zeros((3, 2), int), TOKENS], axis=1)
-    sees = np.concatenate([SEES[:, :1], SEES[:, :1], SEES], axis=1)
+    # Whether padding sees the image does not matter, where there is one.
+    padding = np.broadcast_to(SEES.any(axis=1, keepdims=True), (3, 2))
+    sees = np.concatenate([padding, SEES], axis=1)
     mask = torch.tensor(tokens > 0).long()
     got = model(
         **inputs(tokens, sees),

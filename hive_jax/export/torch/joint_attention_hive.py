@@ -97,20 +97,18 @@ class JointAttention(nn.Module):
         patches = image_key.shape[2]
         shift = math.isqrt(patches) if self.image_rope else patches
         is_there = image.is_there[:, None]
-        # A token is after the image from the first that sees it on.
-        after = image.sees.cumsum(dim=1) > 0
-        # The cache of a sliding layer has only the last keys.
-        first = torch.clamp(torch.as_tensor(image.length - key.shape[2]), min=0)
-        slots = torch.arange(key.shape[2], device=key.device)[None] + first
-        key_after = is_there & (slots >= image.slot[:, None])
 
-        def follow(x, after, norm):
+        def follow(x, norm):
+            # The last of all tokens so far: the cache of a sliding layer has no others.
+            first = torch.clamp(torch.as_tensor(image.length - x.shape[2]), min=0)
+            slots = torch.arange(x.shape[2], device=x.device)[None] + first
+            after = slots >= image.slot[:, None]
             cos, sin = self._turn(decoder, x, torch.where(after, shift, 0))
             turned = norm(_rotate(x, cos, sin))
             return torch.where(is_there[..., None, None], turned, x)
 
-        query = follow(query, after.expand(-1, query.shape[2]), self.q_norm)
-        key = torch.cat([image_key, follow(key, key_after, self.k_norm)], dim=2)
+        query = follow(query, self.q_norm)
+        key = torch.cat([image_key, follow(key, self.k_norm)], dim=2)
         value = torch.cat([image_value, value], dim=2)
         hidden = torch.finfo(query.dtype).min
         image_mask = torch.where(image.sees, 0.0, hidden).to(query.dtype)
