@@ -53,7 +53,15 @@ FILES = {
         ("hive", "decoder", "float16", "Gemma3ForCausalLM"),
         ("self_attention", "vlm", "float32", "LlavaForConditionalGeneration"),
         ("cascaded", "hive", "float32", "HiveForConditionalGeneration"),
+        ("cascaded-penultimate", "hive", "float32", "HiveForConditionalGeneration"),
         ("joint", "hive", "float32", "HiveForConditionalGeneration"),
+        ("joint-penultimate", "hive", "float32", "HiveForConditionalGeneration"),
+        (
+            "self_attention-penultimate",
+            "vlm",
+            "float32",
+            "LlavaForConditionalGeneration",
+        ),
         ("joint-own", "hive", "float32", "HiveForConditionalGeneration"),
     ],
 )

@@ -38,6 +38,8 @@ def run_config(kind: str) -> RunConfig:
     decoder = {"gemma1": GEMMA1, "gemma2": GEMMA2}.get(change, GEMMA3)
     connections = ((2, 1),) if fusion == "self_attention" else ((1, 1), (3, 2))
     model = HiveConfig(ENCODER, decoder, fusion, connections)
+    if change == "penultimate":
+        model = dataclasses.replace(model, connections=(), feature_depth=-2)
     if change == "own":
         model = dataclasses.replace(model, image_kv="own", projector="linear")
     return RunConfig(model=model, data=DATA)

@@ -33,6 +33,7 @@ def params():
     return unflatten_dict(arrays(IMAGE), sep="/")
 
 
+DEPTH = {"connections": (), "num_connections": 2, "feature_depth": 1}
 OWN = {"image_kv": "own", "projector": "mlp", "image_rope": False}
 LAYOUTS = {
     "encoder": (hf_models.encoder(IMAGE), sources.open_encoder),
@@ -40,6 +41,10 @@ LAYOUTS = {
     "gemma1": (hf_models.decoder(GEMMA1), sources.open_decoder),
     "gemma2": (hf_models.decoder(GEMMA2), sources.open_decoder),
     "gemma3": (hf_models.decoder(GEMMA3), sources.open_decoder),
+    "penultimate": (
+        hf_models.hive(hive_config("cascaded", **DEPTH)),
+        sources.open_hive,
+    ),
     "vlm": (hf_models.vlm(hive_config("self_attention"), 60), sources.open_hive),
     "hive": (hf_models.hive(hive_config("hive")), sources.open_hive),
     "cascaded": (hf_models.hive(hive_config("cascaded", GEMMA2)), sources.open_hive),
