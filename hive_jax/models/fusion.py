@@ -134,18 +134,18 @@ class CrossAttentionFusion(Fusion):
 
 
 class CascadedFusion(CrossAttentionFusion):
-    """Baseline "cascaded": the same blocks, all of them on the encoder's last depth."""
+    """Baseline "cascaded": the same blocks, all of them on one depth, the deepest."""
 
     @staticmethod
-    def connect(pairs: Connections, encoder_depth: int) -> Connections:
-        """Replaces the encoder depth of each pair by the last.
+    def connect(pairs: Connections, deepest: int) -> Connections:
+        """Replaces the encoder depth of each pair by the deepest.
 
         Args:
-          pairs, encoder_depth: see `Fusion.connect`.
+          pairs, deepest: see `Fusion.connect`.
         """
         # Each pair has its own projector and block, as in HIVE: the two models differ
         # in the depths alone, and cost the same.
-        return tuple((encoder_depth, layer) for _, layer in pairs)
+        return tuple((deepest, layer) for _, layer in pairs)
 
 
 class PrefixFusion(Fusion):
@@ -160,11 +160,11 @@ class PrefixFusion(Fusion):
     projectors = ("mlp",)
 
     @staticmethod
-    def connect(pairs: Connections, encoder_depth: int) -> Connections:
+    def connect(pairs: Connections, deepest: int) -> Connections:
         """Returns one pair: the deepest connected depth, and the first decoder layer.
 
         Args:
-          pairs, encoder_depth: see `Fusion.connect`.
+          pairs, deepest: see `Fusion.connect`.
         """
         # Layer 1: image tokens pass through all decoder layers.
         return ((max(depth for depth, _ in pairs), 1),)

@@ -54,12 +54,12 @@ class Fusion(nn.Module):
     exact_gelu = False
 
     @staticmethod
-    def connect(pairs: Connections, encoder_depth: int) -> Connections:
+    def connect(pairs: Connections, deepest: int) -> Connections:
         """Returns the connections that this fusion uses, given those of the config.
 
         Args:
           pairs: checked pairs (encoder depth, decoder layer).
-          encoder_depth: number of encoder layers.
+          deepest: the deepest encoder block that may be read.
         """
         return pairs
 

@@ -60,6 +60,9 @@ class HiveConfig:
         ((2, 1), (4, 2)); empty for evenly spaced pairs.
       num_connections: number of evenly spaced pairs; 0 for 25 % of the encoder's layers.
         Ignored if `connections` are given.
+      feature_depth: the deepest encoder block that the decoder reads: the last of the
+        default connections, and the one of "cascaded" and "self_attention". 0 or -1 for
+        the last block, -2 for the one before it as LLaVA reads, or a number from 1.
       projector: "ln_mlp" (LayerNorm, Dense, GELU, Dense), "mlp" or "linear"; empty for
         the fusion's own: "mlp" with "self_attention", else "ln_mlp".
       image_kv: of "joint": the image's keys and values are made by the connected
@@ -73,6 +76,7 @@ class HiveConfig:
     fusion: str = "hive"
     connections: Connections = ()
     num_connections: int = 0
+    feature_depth: int = 0
     projector: str = ""
     image_kv: str = "shared"
     image_rope: bool = True
@@ -106,10 +110,12 @@ class HiveConfig:
         Raises:
           ValueError: see `resolved_connections`.
         """
+        connections = self.resolved_connections()
         return dataclasses.replace(
             self,
-            connections=self.resolved_connections(),
+            connections=connections,
             num_connections=0,
+            feature_depth=max((depth for depth, _ in connections), default=0),
             projector=self.projector_kind,
         )
 
@@ -123,6 +129,7 @@ class HiveConfig:
             self.encoder.depth,
             self.decoder.depth,
             self.num_connections,
+            self.feature_depth,
         )
 
 

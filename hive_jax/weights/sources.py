@@ -231,6 +231,8 @@ def _hive_config(hf: dict, path: str) -> HiveConfig:
             values = {"fusion": "self_attention"}
             # LLaVA counts hidden states from the end: -1 is the last block.
             connections = ((vision.depth + 1 + hf["vision_feature_layer"], 1),)
+        # "cascaded" has its depth from here, and others no deeper connection.
+        values["feature_depth"] = max(depth for depth, _ in connections)
         config = HiveConfig(vision, text, connections=connections, **values)
         return config.with_defaults()
     except (KeyError, TypeError, ValueError) as error:

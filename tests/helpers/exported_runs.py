@@ -52,14 +52,16 @@ def run_config(kind: str) -> RunConfig:
             text_tower=TEXT,
             data=dataclasses.replace(DATA, num_tokens=8),
         )
-    # "FUSION", "FUSION of DECODER" or "joint own of DECODER".
+    # "FUSION [penultimate | own] [of DECODER]", "own" of joint alone.
     fusion, _, name = kind.partition(" of ")
-    fusion, _, image_kv = fusion.partition(" ")
+    fusion, _, change = fusion.partition(" ")
     decoder = DECODERS[name or "gemma3"]
     connections = ((2, 1),) if fusion == "self_attention" else ((1, 1), (3, 2))
     model = HiveConfig(ENCODER, decoder, fusion, connections)
-    if image_kv:
-        model = dataclasses.replace(model, image_kv=image_kv, projector="linear")
+    if change == "penultimate":
+        model = dataclasses.replace(model, connections=(), feature_depth=-2)
+    if change == "own":
+        model = dataclasses.replace(model, image_kv="own", projector="linear")
     return RunConfig(model=model, data=DATA)
 
 

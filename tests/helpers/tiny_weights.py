@@ -76,7 +76,8 @@ DECODERS = {
 
 
 def hive_config(fusion: str, decoder: DecoderConfig = GEMMA3, **options) -> HiveConfig:
-    return HiveConfig(IMAGE, decoder, fusion, ((1, 1),), **options)
+    options = {"connections": ((1, 1),), **options}
+    return HiveConfig(IMAGE, decoder, fusion, **options)
 
 
 def arrays(config, seed: int = 0) -> dict[str, np.ndarray]:

@@ -35,6 +35,7 @@ def params():
     return unflatten_dict(arrays(IMAGE), sep="/")
 
 
+DEPTH = {"connections": (), "num_connections": 2, "feature_depth": 1}
 OWN = {"image_kv": "own", "projector": "mlp", "image_rope": False}
 LAYOUTS = {
     "encoder": (hf_models.encoder(IMAGE), sources.open_encoder),
@@ -43,6 +44,10 @@ LAYOUTS = {
         name: (hf_models.decoder(config), sources.open_decoder)
         for name, config in DECODERS.items()
     },
+    "penultimate": (
+        hf_models.hive(hive_config("cascaded", **DEPTH)),
+        sources.open_hive,
+    ),
     "vlm": (hf_models.vlm(hive_config("self_attention"), 60), sources.open_hive),
     "hive": (hf_models.hive(hive_config("hive")), sources.open_hive),
     "vlm of untied llama": (
