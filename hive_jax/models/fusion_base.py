@@ -180,3 +180,10 @@ def text_position(tokens: jax.Array) -> jax.Array:
     """Returns the positions 0 .. T - 1, int32[B, T], of tokens [B, T, ...]."""
     position = jnp.arange(tokens.shape[1])[None]
     return jnp.broadcast_to(position, tokens.shape[:2])
+
+
+def take_text(x: jax.Array, position: jax.Array) -> jax.Array:
+    """Takes the text [B, T, E] out of x[B, S, E], by its position int32[B, T]."""
+    if x.shape[1] == position.shape[1]:  # no image tokens among the text
+        return x
+    return jnp.take_along_axis(x, position[..., None], axis=1)

@@ -38,7 +38,7 @@ from hive_jax.models.attention import KeyValues
 from hive_jax.models.connections import resolve_connections
 from hive_jax.models.decoder import Decoder, DecoderConfig
 from hive_jax.models.fusion import fusion_named
-from hive_jax.models.fusion_base import Connections, Fusion, text_position
+from hive_jax.models.fusion_base import Connections, Fusion, take_text, text_position
 from hive_jax.models.layer_stack import ModelExecution
 from hive_jax.models.placement import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
@@ -203,7 +203,7 @@ class Hive(nn.Module):
         # [B, S, E]: S = T, or P + T with image tokens in the text.
         x, position, image_kv = self._embed(images, tokens, image_mask, offsets)
         x, _, _ = self._run_layers(x, image_kv, image_mask)
-        return self.llm.final_norm(_text_of(x, position))
+        return self.llm.final_norm(take_text(x, position))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes logits float32[B, T, V] from hidden states [B, T, E]."""
@@ -237,7 +237,7 @@ class Hive(nn.Module):
         x, caches, _ = self._run_layers(
             x, image_kv, image_mask, text_position(x), (empty,) * c.depth
         )
-        hidden = self.llm.final_norm(_text_of(x, position))
+        hidden = self.llm.final_norm(take_text(x, position))
         # The text after an image sees it, and so does whatever is generated.
         image_mask = image_mask.any(1, keepdims=True)
         return hidden, position, DecodeState(caches, image_kv, image_mask)
@@ -275,8 +275,8 @@ class Hive(nn.Module):
         """
         x, _, image_kv = self._embed(images, tokens, image_mask)
         _, _, inputs = self._run_layers(x, image_kv, image_mask)
-        # Each is [B, N, T, P], of the hidden states before the connected layer.
         layers = self._connected_layers()
+        # Each is [B, N, T, P], of the hidden states before the connected layer.
         weights = [
             self.fusion.attention_weights(connection, x, image_kv, image_mask, layers)
             for connection, x in enumerate(inputs)
@@ -337,13 +337,6 @@ class Hive(nn.Module):
             x, new = run_layers(x, position, caches[start - 1 : end], extend_attention)
             updated += new
         return x, updated, inputs
-
-
-def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
-    """Takes the text [B, T, E] out of x[B, S, E], by its position int32[B, T]."""
-    if x.shape[1] == position.shape[1]:  # no image tokens among the text
-        return x
-    return jnp.take_along_axis(x, position[..., None], axis=1)
 
 
 def unstack_layers(params: dict) -> dict:
