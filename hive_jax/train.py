@@ -1,6 +1,7 @@
 """Trains one stage. The same command resumes a run that was stopped."""
 
 import sys
+import time
 
 from hive_jax.console import report_errors
 from hive_jax.training.preemption import ExitOnSignal
@@ -20,11 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
+    began = time.monotonic()
     # Here, because importing JAX takes seconds, in which a signal may arrive.
     from hive_jax.config import cli
     from hive_jax.training import runtime, trainer, watchdog
     from hive_jax.training.compilation_cache import enable_compilation_cache
 
+    watchdog.begin_timing(began)
+    watchdog.enter("the config")
     parser = cli.config_parser("hive_jax.train", __doc__, _EXAMPLES)
     parser.add_argument(
         "--workdir", help="folder of the run (default: workdir/NAME of the config)"

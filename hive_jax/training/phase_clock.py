@@ -3,6 +3,8 @@
 import time
 from collections import Counter
 
+from hive_jax.training.run_timing import RunTiming
+
 # The first phase of a name builds connections and caches. The second is the first of the
 # usual length: the first interval between two readings of metrics is a single step.
 _UNTIMED = 2
@@ -17,10 +19,12 @@ class PhaseClock:
 
     Attributes:
       hang_timeout: seconds; see RunConfig.
+      timing: of all phases.
     """
 
     def __init__(self):
         self.hang_timeout = 20.0
+        self.timing = RunTiming(time.monotonic())
         # One tuple, because another thread reads it: (phase, its start, phases before).
         self._current = ("start-up", time.monotonic(), 0)
         self._longest, self._times = {}, Counter()
@@ -41,6 +45,7 @@ class PhaseClock:
         if self._times[last]:  # not the first, which is no measure of the rest
             self._longest[last] = max(self._longest.get(last, 0.0), now - since)
         self._times[last] += 1
+        self.timing.end_phase(last)
         self._current = (phase, now, count + 1)
 
     def progress(self) -> dict:

@@ -27,6 +27,7 @@ from hive_jax.training.metrics import MetricsWriter, Throughput
 from hive_jax.training.peak_flops import peak_flops
 from hive_jax.training.preemption import StopRequest, released_on_exit
 from hive_jax.training.resolve import resolve_config, workdir_of_run
+from hive_jax.training.run_timing import summary_line as timing_line
 from hive_jax.training.stored_run import TOKENIZER_FOLDER
 from hive_jax.training.train_step import TrainState
 from hive_jax.training.validation import summary_line, validate
@@ -42,7 +43,7 @@ def train(
     """Trains to config.total_steps; resumes the run in `workdir` if there is one.
 
     Writes to `workdir`: checkpoints/, tokenizer/, metrics.jsonl, bad_samples.jsonl,
-    tensorboard/, config.json and, at the end, result.json.
+    tensorboard/, config.json and, at the end, timing.json and result.json.
 
     Args:
       config: a RunConfig, a dict of one, or the ConfigDict of a config file.
@@ -62,9 +63,12 @@ def train(
     """
     config = as_run_config(config)
     watchdog.set_timeout(config.hang_timeout)
+    watchdog.enter("the config")
     workdir = workdir_of_run(workdir, config.name)
     # A config or data that cannot be used is refused here, before the workdir changes.
-    run = Experiment(resolve_config(config, workdir))
+    resolved = resolve_config(config, workdir)
+    watchdog.enter("opening the data")
+    run = Experiment(resolved)
     config = run.config
     log(run.program.parameter_table)
     for note in run.loader.source.notes:
@@ -80,6 +84,7 @@ def train(
     ):
         if is_first_process:
             set_aside_unusable(folder)
+        watchdog.enter("reading the weights")
         # Restore the newest good checkpoint, or start from the initial weights.
         state = run.restore(checkpoints, allow_config_change)
         if state is None:
@@ -98,6 +103,10 @@ def train(
             # beside the trained ones.
             del state
             _finish(run, step, params, writer, folder)
+        timing = watchdog.end_timing()
+        _write_json(folder / "timing.json", {"start": start, "step": step, **timing})
+        log(timing_line(timing))
+        if step == config.total_steps:
             return 0
     log(f"stopped at step {step}, saved; run the same command to resume")
     return PREEMPTED
@@ -142,7 +151,7 @@ def _train_loop(
         for step in range(start + 1, config.total_steps + 1):
             # The update. It only starts here: the device computes while the next
             # micro-batches are prepared.
-            watchdog.enter("waiting for data")
+            watchdog.enter("waiting for data" if metrics else "the first batch")
             wait_start = time.perf_counter()
             micro_batches = tuple(itertools.islice(batches, accumulation))
             throughput.waited(time.perf_counter() - wait_start, metrics)
@@ -169,6 +178,7 @@ def _train_loop(
                 mfu = {"mfu": f"{values['mfu']:.1%}"} if "mfu" in values else {}
                 bar.set_postfix(loss=f"{values['loss']:.3f}", **mfu)
             if is_first:
+                watchdog.end_first_step()
                 stop.listen()  # from now on there is something to save
             # Validation pauses the clock of the rates.
             if validating:

@@ -27,6 +27,7 @@ from hive_jax.training.coordinator import Coordinator
 from hive_jax.training.peer_connection import local_addresses
 from hive_jax.training.peers import ERROR_GRACE_SECONDS, SILENCE_SECONDS, Worker
 from hive_jax.training.phase_clock import PhaseClock
+from hive_jax.training.run_timing import RunTiming, listen_to_compilations
 
 _JOIN_SECONDS = 300
 _DEVICES_SECONDS = 120
@@ -90,6 +91,35 @@ def connect(coordinator_address: str | None) -> None:
             _process = Worker(index, host, _clock, record)
     # Before JAX's own, which waits for all processes: the last registered runs first.
     atexit.register(_process.finish)
+
+
+@functools.cache  # JAX has no public way to remove a listener
+def _time_compilations() -> None:
+    listen_to_compilations(lambda *event: _clock.timing.end_compilation(*event))
+
+
+def begin_timing(began: float) -> None:
+    """Starts the timing of a run.
+
+    Args:
+      began: `time.monotonic()` at its start.
+    """
+    _time_compilations()
+    _clock.timing = RunTiming(began)
+
+
+def end_first_step() -> None:
+    """Notes in the timing that the first step has ended."""
+    _clock.timing.end_first_step()
+
+
+def end_timing() -> dict:
+    """Ends the current phase; returns `RunTiming.summary` of all since `begin_timing`."""
+    enter("start-up")
+    summary = _clock.timing.summary()
+    # Of another run in this process, e.g. in a notebook.
+    begin_timing(time.monotonic())
+    return summary
 
 
 def set_timeout(seconds: float) -> None:

@@ -15,7 +15,7 @@ from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError
-from hive_jax.training import resolve
+from hive_jax.training import resolve, run_timing
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initialization import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
@@ -83,6 +83,18 @@ def test_files_of_a_run(stages):
     assert {"train/images_per_second", "train/mfu"} <= rows[1].keys()
     assert 0 < rows[1]["train/mfu"] < 2
     assert "validation/image_gain" in rows[-1]
+
+
+def test_the_time_of_a_run_is_written_by_phase(stages):
+    folder, outputs = stages
+    timing = json.loads((folder / "stage2/timing.json").read_text())
+    seconds = timing["seconds"]
+    assert sum(seconds.values()) == pytest.approx(timing["total"], abs=0.02)
+    assert 0 < timing["first_step"] < timing["total"]
+    assert (timing["start"], timing["step"]) == (0, 6)
+    # Each phase has a name of its own.
+    assert set(seconds) == set(run_timing._NAMES.values()) | {"tracing", "compiling"}
+    assert f"\n{run_timing.summary_line(timing)}\n" in outputs[2]
 
 
 def test_a_finished_run_is_not_trained_again(stages, cache):
