@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
@@ -142,8 +142,11 @@ class Experiment:
             "samples_read": step * self.config.batch_size,
         }
 
-    def initial_params(self) -> dict:
+    def initial_params(self, names: Collection[str] | None = None) -> dict:
         """Returns the parameters of step 0, nested dict, deterministically.
+
+        Args:
+          names: as for `initialization.initial_params`.
 
         Raises:
           MissingInputError, CheckpointError: as `initialization.initial_params`.
@@ -155,8 +158,9 @@ class Experiment:
             self.program.abstract_params,
             self.loader.spec,
             self.tokenizer.fingerprint,
+            names,
         )
-        if self.config.whiten_patches:
+        if self.config.whiten_patches and "embedding" in params.get("img", {}):
             # In the order of the files, and not shuffled: a function of the data alone.
             images = [*itertools.islice(self._images(), _WHITENING_IMAGES)]
             if not images:

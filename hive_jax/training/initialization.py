@@ -4,6 +4,7 @@ Weights load completely or not at all: an error lists every difference.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +16,24 @@ from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import patches
-from hive_jax.training import sharding
+from hive_jax.training.checkpointing import trees
 from hive_jax.training.objectives import init_params, normalize_images
 from hive_jax.training.resolve import ResolvedRun, WeightSources
 from hive_jax.training.stored_run import RunComponent, StoredRun
 from hive_jax.weights.mapping import resize_positions
 from hive_jax.weights.sources import WeightSource
 
+_IMAGE_KV = "fusion/joint_attention/kv/"
+_LAYER_KV = "llm/layers/attn/kv_"
+
 
 def initial_params(
-    resolved: ResolvedRun, model, abstract: dict, batch: Batch, tokenizer: str
+    resolved: ResolvedRun,
+    model,
+    abstract: dict,
+    batch: Batch,
+    tokenizer: str,
+    names: Collection[str] | None = None,
 ) -> dict:
     """Returns the parameters of step 0, deterministically.
 
@@ -37,35 +46,49 @@ def initial_params(
       abstract: nested dict of shapes and shardings, from `objectives.abstract_params`.
       batch: shapes of a batch.
       tokenizer: fingerprint of this run's tokenizer.
+      names: slash-joined names of the parameters to return, by default of all. Others
+        are not read.
 
     Raises:
       MissingInputError: the named weights do not exist.
       CheckpointError: they do not fit; all differences are listed.
     """
     config, sources = resolved.config, resolved.weight_sources
+    flat = flatten_dict(abstract, sep="/")
+    names = set(flat if names is None else names)
+    image_kv = any(name.startswith(_IMAGE_KV) for name in names)
+    # The image's projections may start from those of the layers.
+    read = names | {n for n in flat if image_kv and n.startswith(_LAYER_KV)}
     if sources.previous_workdir:
         previous = sources.require_previous()
-        params = _params_of_run(config, previous, abstract, tokenizer)
+        params = _params_of_run(config, previous, abstract, tokenizer, read)
     else:
-        params = _params_of_components(config, sources, abstract)
+        params = _params_of_components(config, sources, abstract, read)
+    missing = {name.split("/")[0] for name in read} - set(params)
     # The fusion of a first stage, as a rule: no source has one.
-    if missing := set(abstract) - set(params):
-        params |= _random(config, model, batch, abstract, missing)
-    kv = abstract.get("fusion", {}).get("joint_attention", {}).get("kv")
-    if kv and ("fusion" in missing or not _has_image_kv(params)):
+    if missing:
+        leaves = {name: flat[name] for name in read if name.split("/")[0] in missing}
+        params |= _random(config, model, batch, leaves)
+    if image_kv and ("fusion" in missing or not _has_image_kv(params)):
+        kv = abstract["fusion"]["joint_attention"]["kv"]
         params = _with_image_kv_of_layers(params, kv, config.model)
-    return params
+    return _select(params, names)
 
 
-def _random(config, model, batch: Batch, abstract: dict, branches: set) -> dict:
-    """Returns random parameters of the given branches, sharded from the start: XLA
-    removes the other branches, and no device holds a whole model."""
-    abstract = {branch: abstract[branch] for branch in sorted(branches)}
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+def _select(params: dict, names: Collection[str]) -> dict:
+    """Returns the parameters of the given names, a nested dict."""
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({n: x for n, x in flat.items() if n in names}, sep="/")
+
+
+def _random(config, model, batch: Batch, leaves: dict) -> dict:
+    """Returns random parameters of the given leaves, sharded from the start: XLA
+    removes the others, and no device holds a whole model."""
+    shardings = {name: leaf.sharding for name, leaf in leaves.items()}
+    shardings = unflatten_dict(shardings, sep="/")
 
     def init():
-        params = init_params(model, batch, config.seed)
-        return {branch: params[branch] for branch in abstract}
+        return _select(init_params(model, batch, config.seed), leaves)
 
     # XLA's CPU backend takes half a minute to optimize the many small random number
     # generators, which run once.
@@ -101,9 +124,14 @@ def _with_image_kv_of_layers(params: dict, abstract: dict, model: HiveConfig) ->
 
 
 def _params_of_run(
-    config: RunConfig, run: StoredRun, abstract: dict, tokenizer: str
+    config: RunConfig,
+    run: StoredRun,
+    abstract: dict,
+    tokenizer: str,
+    names: Collection[str],
 ) -> dict:
-    """Returns the branches that a run has; imported weights have no `fusion` yet."""
+    """Returns the named parameters in the branches that a run has; imported weights
+    have no `fusion` yet."""
     _require_finished(config, run.workdir, run.meta)
     stored_tokenizer = run.meta["inputs"]["tokenizer"]
     # "" stands for weights that were imported without a tokenizer.
@@ -124,16 +152,16 @@ def _params_of_run(
     if "fusion" in abstract and not _has_image_kv(stored):
         abstract["fusion"] = _without_image_kv(abstract["fusion"])
     _require_same_model(config, run.config.model, abstract, run.workdir)
-    # Orbax reads complete checkpoints only, so that the branches this run does not use
-    # are read as well, sharded like the others, and dropped.
-    mesh = jax.tree.leaves(abstract)[0].sharding.mesh
-    unused = {branch: stored[branch] for branch in stored if branch not in abstract}
-    params, meta = run.read_params(
-        sharding.sharded_params(mesh, unused) | _with_stored_positions(abstract, stored)
-    )
+    # All leaves are compared, also those that are not read.
+    expected = _with_stored_positions(abstract, stored)
+    branches = {branch: stored[branch] for branch in expected}
+    trees.require_equal(expected, branches, f"the checkpoint of {run.workdir}")
+    expected = _select(expected, names)
+    if not expected:
+        return {}
+    params, meta = run.read_params(expected)
     # Again: if the newest step was damaged, these are of an older one.
     _require_finished(config, run.workdir, meta)
-    params = {branch: params[branch] for branch in abstract}
     return _with_resized_positions(params, abstract)
 
 
@@ -209,19 +237,21 @@ def _with_stored_positions(abstract: dict, stored: dict) -> dict:
 
 def _with_resized_positions(params: dict, abstract: dict) -> dict:
     """Returns parameters whose position embedding has the size in `abstract`."""
-    leaf = abstract.get("img", {}).get("pos_embedding")
-    if leaf is None or params["img"]["pos_embedding"].shape == leaf.shape:
+    position = params.get("img", {}).get("pos_embedding")
+    if position is None or position.shape == abstract["img"]["pos_embedding"].shape:
         return params
-    position = np.asarray(params["img"]["pos_embedding"])
+    leaf = abstract["img"]["pos_embedding"]
+    position = np.asarray(position)
     position = jax.device_put(resize_positions(position, leaf.shape[1]), leaf.sharding)
     return params | {"img": params["img"] | {"pos_embedding": position}}
 
 
 def _params_of_components(
-    config: RunConfig, sources: WeightSources, abstract: dict
+    config: RunConfig, sources: WeightSources, abstract: dict, names: Collection[str]
 ) -> dict:
-    """Returns the branches that init_encoder and init_decoder name."""
+    """Returns the named parameters in the branches of init_encoder and init_decoder."""
     params, model = {}, config.model
+    abstract = _select(abstract, names)
     if "img" in abstract and (encoder := sources.encoder):
         resize = config.resize_positions
         _require_architecture(encoder, model.encoder, "encoder", resize)
@@ -262,11 +292,13 @@ def read_params(source: WeightSource | RunComponent, abstract: dict) -> dict:
 
     Args:
       source: opened weights of the component.
-      abstract: nested dict of `jax.ShapeDtypeStruct` with shardings; the position
-        embedding is resized to its shape there.
+      abstract: nested dict of `jax.ShapeDtypeStruct` with shardings, of the parameters
+        to read; the position embedding is resized to its shape there.
     """
     flat, params = flatten_dict(abstract, sep="/"), {}
     for name, array in source.leaves():
+        if name not in flat:
+            continue
         leaf = flat[name]
         if name == "pos_embedding":
             array = resize_positions(array, leaf.shape[1])

@@ -224,21 +224,15 @@ def relative_distances(before: dict, after: dict) -> dict[str, float]:
     For a group that was all zero, |after| is returned instead.
 
     Args:
-      before: nested dict of parameters.
-      after: the same parameters later.
+      before: nested dict of the parameters that may have changed.
+      after: nested dict of all parameters later.
     """
-
-    @jax.jit
-    def squares(before, after):
-        return {
-            name: (jnp.sum(jnp.square(after[name] - leaf)), jnp.sum(jnp.square(leaf)))
-            for name, leaf in before.items()
-        }
-
-    # One program for all leaves: eager operations would compile one for each shape.
-    sums = jax.device_get(
-        squares(flatten_dict(before, sep="/"), flatten_dict(after, sep="/"))
-    )
+    before, after = flatten_dict(before, sep="/"), flatten_dict(after, sep="/")
+    # Frozen parameters count in the size of their group.
+    sums = {
+        name: _squares(before.get(name, leaf), leaf) for name, leaf in after.items()
+    }
+    sums = jax.device_get(sums)
     distances = {}
     for group, names in group_names(sums).items():
         change = float(sum(sums[name][0] for name in names)) ** 0.5
@@ -246,3 +240,8 @@ def relative_distances(before: dict, after: dict) -> dict[str, float]:
         # `change` is |after| where all of `before` is 0, as in a gate.
         distances[group] = change / size if size else change
     return distances
+
+
+@jax.jit  # a program for each shape
+def _squares(before: jax.Array, after: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.sum(jnp.square(after - before)), jnp.sum(jnp.square(before))

@@ -79,13 +79,15 @@ class StoredRun:
         """Returns the parameters and the metadata of their checkpoint.
 
         Args:
-          abstract: nested dict of `jax.ShapeDtypeStruct` of all parameters, with the
-            shardings to read them in; by default on one device.
+          abstract: nested dict of `jax.ShapeDtypeStruct` of the parameters to read, with
+            their shardings; by default of all, on one device.
 
         Raises:
           CheckpointError: leaves differ from `abstract`, or are damaged.
         """
-        return self._checkpoints.restore_params(abstract or self.abstract_params)
+        if abstract is None:
+            abstract = self.abstract_params
+        return self._checkpoints.restore_params(abstract)
 
     def component(self, name: str) -> "RunComponent":
         """Returns the "encoder" or "decoder". Raises CheckpointError if the run has
@@ -133,10 +135,9 @@ class RunComponent:
 
     def leaves(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yields names and float32 arrays. Raises CheckpointError for damage."""
-        # All components are read: Orbax restores complete checkpoints only.
-        params, _ = self.run.read_params()
-        branch = params[_BRANCHES[self.name]]
-        for name, leaf in flatten_dict(branch, sep="/").items():
+        branch = _BRANCHES[self.name]
+        params, _ = self.run.read_params({branch: self.run.abstract_params[branch]})
+        for name, leaf in flatten_dict(params[branch], sep="/").items():
             yield name, np.asarray(leaf)
 
 

@@ -297,8 +297,9 @@ def _finish(
     result["bad_samples"] = count_bad_samples(run)
     try:
         # The initial parameters are computed again: they are a function of the config
-        # and the weights, and keeping them would double the memory of a run.
-        distances = optimizer.relative_distances(run.initial_params(), params)
+        # and the weights, and keeping them would take more memory than the train step.
+        before = run.initial_params(names=run.program.trainable(params))
+        distances = optimizer.relative_distances(before, params)
     except HiveError as error:  # e.g. the previous stage has been deleted since
         log(f"distances moved are not known: {error}")
     else:

@@ -14,7 +14,6 @@ The same pass says whether every value is finite.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -141,15 +140,11 @@ def inspect_leaves(tree: Any) -> tuple[dict[str, str], list[str]]:
 def fingerprint_arrays(tree: Any) -> dict[str, jax.Array]:
     """Starts the computation and returns uint32[3] on device for every leaf: the two
     sums, and 1 if all values are finite, else 0."""
-    return _inspect_leaves(flatten(tree))
+    return {name: _inspect_leaf(jnp.asarray(x)) for name, x in flatten(tree).items()}
 
 
+# A program for each shape: one for all leaves would take XLA many times as long.
 @jax.jit
-def _inspect_leaves(leaves: dict[str, Any]) -> dict[str, jax.Array]:
-    return {name: _inspect_leaf(jnp.asarray(x)) for name, x in leaves.items()}
-
-
-@functools.partial(jax.jit, inline=True)  # traced once for each shape
 def _inspect_leaf(array: jax.Array) -> jax.Array:
     words = _words(array)
     # With the index in them, the sums also change when values trade places.

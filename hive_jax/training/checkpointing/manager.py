@@ -182,7 +182,8 @@ class Checkpoints:
         """Returns (params, meta) of the newest good step, whatever the optimizer was.
 
         Args:
-          abstract_params: nested dict of `jax.ShapeDtypeStruct` with shardings.
+          abstract_params: nested dict of `jax.ShapeDtypeStruct` with shardings, of all
+            parameters or of some: others are not read.
 
         Raises:
           CheckpointError, MissingInputError: as for `restore`.
@@ -277,7 +278,7 @@ class Checkpoints:
         stored = {
             name: text
             for name, text in meta["leaves"].items()
-            if complete or name.startswith("params/")
+            if complete or name in requested
         }
         trees.require_equal(requested, stored, f"checkpoint {step}")
         with classify_read_errors(", ".join(trees.to_items(requested)), requested):

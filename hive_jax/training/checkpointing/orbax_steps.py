@@ -61,7 +61,7 @@ class OrbaxSteps:
           sealed: JSON value to store beside them.
         """
         items = {
-            name: ocp.args.StandardSave(item)
+            name: ocp.args.PyTreeSave(item)
             for name, item in trees.to_items(leaves).items()
         }
         arguments = ocp.args.Composite(**items, meta=ocp.args.JsonSave(sealed))
@@ -89,10 +89,14 @@ class OrbaxSteps:
 
         Args:
           step: a complete step.
-          leaves: name -> shape, dtype and sharding, of the parameters or of all leaves.
+          leaves: name -> shape, dtype and sharding.
         """
         arguments = {
-            name: ocp.args.StandardRestore(item)
+            name: ocp.args.PyTreeRestore(
+                item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=True,
+            )
             for name, item in trees.to_items(leaves).items()
         }
         restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))

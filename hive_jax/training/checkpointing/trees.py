@@ -154,7 +154,7 @@ def to_items(leaves: dict) -> dict[str, dict]:
 
 def from_items(items: dict) -> dict:
     """Returns the leaves by name of Orbax items, the inverse of `to_items`."""
-    params = flatten(items["params"])
+    params = flatten(items.get("params", {}))
     return flatten(items.get("optimizer", {})) | {
         f"params/{name}": leaf for name, leaf in params.items()
     }
