@@ -21,6 +21,7 @@ TABLE = {
     # key                           tabletop (default)           paper (table 3, column 3)
     "model.encoder":               ("weights",                   "L/16-384"),
     "model.decoder":               ("weights",                   "gemma3_1b"),
+    "model.image_kv":              ("own",                       "own"),
     "data.source":                 ("tabletop",                  recipes.LLAVA_CC3M_595K),
     "data.num_tokens":             (40,                          77),
     "rules":                       ((recipes.FAST_GATES, *TRAINS),  TRAINS),

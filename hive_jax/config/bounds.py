@@ -34,6 +34,8 @@ _NORM = (1e-20, 1e20)
 _BETA = (0.0, 0.999999)
 _FRACTION = (0.0, 1.0)
 _MESH_AXIS = (-1, 2**20)
+# Negative ones count from the end.
+_BLOCK = (-1000, 1000)
 
 # Name of a config's class -> name of a number, or of a tuple of numbers -> its bounds.
 BOUNDS = {
@@ -49,7 +51,11 @@ BOUNDS = {
         "max_to_keep": (1, 10**6),
         "hang_timeout": (1.0, 1e6),
     },
-    "HiveConfig": {"connections": (1, 1000), "num_connections": (0, 1000)},
+    "HiveConfig": {
+        "connections": (1, 1000),
+        "num_connections": (0, 1000),
+        "feature_depth": _BLOCK,
+    },
     "SiglipConfig": _SIZES | {"patch_size": (1, 1024), "image_size": (1, _IMAGE_SIZE)},
     "TextTowerConfig": _SIZES
     | {
@@ -95,7 +101,7 @@ BOUNDS = {
     "MeshConfig": {"data": _MESH_AXIS, "fsdp": _MESH_AXIS, "tensor": _MESH_AXIS},
     "Rule": {"multiplier": (1e-9, 1e9), "layers": (1, 1000)},
     "ProbeConfig": {
-        "depth": (0, 1000),
+        "depth": _BLOCK,
         "num_seeds": (1, 1000),
         "seed": _SEED,
         "epochs": (1, 10**6),

@@ -20,7 +20,11 @@ class ProbeConfig:
       probe: "linear" on the mean of the tokens, "attentive" (an attention-pooling
         probe), and for two towers "zero_shot" classification by class names and
         "retrieval" of images by text and of texts by image.
-      depth: encoder layer of the features; 0 for the last one.
+      depth: encoder block of the features; 0 or -1 for the last one, -2 for the one
+        before it.
+      fresh_norm: train a LayerNorm on the features with the classifier, as the authors'
+        code does. Otherwise the last block has the encoder's own norm, and the others
+        one without scale and bias.
       train: training dataset, as data.source of a run.
       test: test dataset, as data.source of a run.
       preprocessing: as in data of a run; empty for that of the weights.
@@ -45,6 +49,7 @@ class ProbeConfig:
     name: str = "probe"
     probe: str = "linear"
     depth: int = 0
+    fresh_norm: bool = False
     train: str = "tabletop:classes,take=first:4000"
     test: str = "tabletop:classes,split=test,take=first:2000"
     preprocessing: str = ""

@@ -4,6 +4,7 @@ Arguments follow the name of the config file, separated by commas:
 
     configs/stage1.py                              tiny model, built-in world
     configs/stage1.py:fusion=cascaded              a baseline (or self_attention)
+    configs/stage1.py:fusion=joint                 the fusion of the authors' code
     configs/stage1.py:paper                        the paper's recipe
     configs/stage1.py:paper,fusion=self_attention
     configs/stage1.py:paper,decoder=gemma3_270m    another LLM, by its size

@@ -20,11 +20,11 @@ from hive_jax.config.validation import (
     validate_decoder,
     validate_encoder,
     validate_execution,
+    validate_fusion,
     validate_text_tower,
 )
 from hive_jax.errors import ConfigError
 from hive_jax.io import require_path
-from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.layer_stack import ModelExecution
 from hive_jax.models.siglip import TextTowerConfig
@@ -271,7 +271,7 @@ class RunConfig:
     def validate(self) -> None:
         require_one_of(OBJECTIVES, "objective", self.objective)
         require_one_of(DTYPES, "dtype", self.dtype)
-        require_one_of(FUSIONS, "model.fusion", self.model.fusion)
+        validate_fusion(self.model)
         require_in_bounds(self)
         require_name("name", self.name)
         if self.previous:

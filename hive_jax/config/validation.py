@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from hive_jax.errors import ConfigError
 from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.fusion import FUSIONS
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.layer_stack import REMAT_POLICIES, ModelExecution
 from hive_jax.models.layers import ACTIVATIONS
@@ -125,6 +126,14 @@ def validate_decoder(decoder: DecoderConfig) -> None:
     require(
         decoder.head_dim % 2 == 0, f"{key}.head_dim", decoder.head_dim, "an even number"
     )
+
+
+def validate_fusion(model: HiveConfig) -> None:
+    """Raises ConfigError for an unknown fusion, or options that it does not have."""
+    require_one_of(FUSIONS, "model.fusion", model.fusion)
+    projectors = ("", *model.fusion_class.projectors)
+    require_one_of(projectors, "model.projector", model.projector)
+    require_one_of(("shared", "own"), "model.image_kv", model.image_kv)
 
 
 def validate_connections(model: HiveConfig) -> None:

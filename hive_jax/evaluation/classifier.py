@@ -12,29 +12,59 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hive_jax.config import OptimizerConfig, ProbeConfig, Rule
 from hive_jax.console import progress_bar
 from hive_jax.data.sampler import ShuffledSampler
-from hive_jax.models.layers import Dense
+from hive_jax.models.layers import Dense, expand_to_rank
 from hive_jax.models.transformer import Attention
 from hive_jax.training.optimizer import make_optimizer
 
 
+class Affine(nn.Module):
+    """Scale and bias of a LayerNorm, for features [..., D] that are normalised already.
+
+    They commute with the mean over tokens, so that pooled features serve as well.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return x * expand_to_rank(scale, x) + expand_to_rank(bias, x)
+
+
 class LinearProbe(nn.Module):
-    """Mean-pooled tokens [B, D] -> logits [B, classes]."""
+    """Mean-pooled tokens [B, D] -> logits [B, classes].
+
+    Attributes:
+      num_classes: number of classes.
+      fresh_norm: learn scale and bias of the features' norm.
+    """
 
     num_classes: int
+    fresh_norm: bool = False
 
     @nn.compact
     def __call__(self, pooled: jax.Array) -> jax.Array:
+        if self.fresh_norm:
+            pooled = Affine(name="norm")(pooled)
         return Dense(self.num_classes, name="classifier")(pooled)
 
 
 class AttentiveProbe(nn.Module):
-    """Attention-pooling probe: tokens [B, P, D] -> logits [B, classes]."""
+    """Attention-pooling probe: tokens [B, P, D] -> logits [B, classes].
+
+    Attributes:
+      num_classes: number of classes.
+      num_heads: of the attention.
+      fresh_norm: as of LinearProbe.
+    """
 
     num_classes: int
     num_heads: int
+    fresh_norm: bool = False
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
+        if self.fresh_norm:
+            tokens = Affine(name="norm")(tokens)
         batch, _, width = tokens.shape
         query = self.param("query", nn.initializers.xavier_uniform(), (1, 1, width))
         query = jnp.broadcast_to(query, (batch, 1, width)).astype(tokens.dtype)

@@ -4,6 +4,10 @@ A score is a sum over strata of means over groups. Most benchmarks have a single
 in which each question is a group; in MME a stratum is a category, and a group the two
 questions of an image. Intervals come from a paired bootstrap, p values from a sign-flip
 permutation test.
+
+A frozen encoder may be better before its last block, which pre-training has made for
+another purpose. If the reference was probed at several depths, it is compared at the
+best of these, too: training that improves the last block is not favoured by that.
 """
 
 import collections
@@ -12,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 
 from hive_jax.buckets import as_path
 from hive_jax.config import differences
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.evaluation.benchmarks import mme
+from hive_jax.evaluation.paired_statistics import Difference, difference, total
 from hive_jax.evaluation.results import RESULT, SAMPLES
 from hive_jax.io import read_json, read_text, require_path
 from hive_jax.json_text import parse_json, require_types
@@ -36,35 +40,9 @@ _SAME = (
 )
 # MME has two scores: sums over its categories of perception, and of cognition.
 _MME = {"perception": mme.PERCEPTION, "cognition": mme.COGNITION}
-# Enough for the 2.5 % quantiles: 50 draws are beyond each.
-DRAWS = 2000
-_LEVEL = 95  # confidence level of the intervals, in percent
 # Types of the values of a sample that are compared.
 _SAMPLE = {"id": object, "score": int | float}
 _MME_SAMPLE = {"group": str, "kinds": list}
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """A model's score minus the reference's.
-
-    Attributes:
-      value: the difference.
-      low, high: ends of its 95 % interval.
-      wins, losses, ties: numbers of questions answered better, worse, equally well,
-        averaged over all pairs of seeds.
-      p: p value of a two-sided sign-flip permutation test on the mean difference of
-        questions (9999 resamples); with one seed each and binary scores exact, which is
-        McNemar's test.
-    """
-
-    value: float
-    low: float
-    high: float
-    wins: float
-    losses: float
-    ties: float
-    p: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,11 +68,15 @@ class ScoreComparison:
       title: task and score.
       seeds: name -> score of each of its seeds.
       differences: name -> difference from the reference.
+      best_depth: encoder depth at which the reference has its best score; its score
+        there has the name "REFERENCE, best depth", and other names the difference from
+        it as "NAME - REFERENCE, best depth". 0 if it was evaluated at one depth only.
     """
 
     title: str
     seeds: dict[str, list[float]]
     differences: dict[str, Difference]
+    best_depth: int = 0
 
 
 def read_evaluations(folder: str) -> dict[str, Evaluation]:
@@ -160,9 +142,10 @@ def compare(folders: Mapping[str, Sequence[str]]) -> list[ScoreComparison]:
             if all(task in tasks for tasks in several)
         }
         if reference in by_name and len(by_name) > 1:
-            _require_same(task, by_name)
+            best = best_depth(evaluations[reference], task)
             # Settings first: other prompts would show as a difference of models.
-            rows += _rows(task, by_name)
+            _require_same(task, {**by_name, "": best})
+            rows += _rows(task, by_name, best)
     if not rows:
         raise MissingInputError(
             f"no task was evaluated for {reference} and for another name; expected one "
@@ -192,32 +175,60 @@ def _require_same(task: str, by_name: Mapping[str, list[Evaluation]]) -> None:
             )
 
 
-def _rows(task: str, by_name: Mapping[str, list[Evaluation]]) -> list[ScoreComparison]:
+def best_depth(several: Sequence[Mapping], task: str) -> list[Evaluation]:
+    """Returns the evaluations of each seed at the depth with the best mean accuracy.
+
+    The test data choose the depth, which favours it.
+
+    Args:
+      several: task -> evaluation, of each seed.
+      task: of a probe at the last depth, which counts too.
+
+    Returns:
+      Empty unless each seed has the task at another depth.
+    """
+    prefix = f"{task}_depth"
+    tasks = {name for name in several[0] if name.startswith(prefix)}
+    tasks = [name for name in tasks if all(name in one for one in several)]
+    if not tasks:
+        return []
+    by_depth = [[one[name] for one in several] for name in (task, *sorted(tasks))]
+    return max(by_depth, key=lambda seeds: np.mean([_accuracy(one) for one in seeds]))
+
+
+def _accuracy(evaluation: Evaluation) -> float:
+    return evaluation.result["scores"]["accuracy"]
+
+
+def _rows(
+    task: str, by_name: Mapping[str, list[Evaluation]], best: list[Evaluation]
+) -> list[ScoreComparison]:
     scores = _MME if task == "mme" else {"": ()}
+    reference, *names = by_name
+    best_name = f"{reference}, best depth"
+    depth = best[0].result["checkpoint"]["depth"] if best else 0
+    compared = {reference: by_name[reference]} | ({best_name: best} if best else {})
+    compared |= {name: by_name[name] for name in names}
     rows = []
     for score, categories in scores.items():
-        strata = {
-            name: _strata(several, categories) for name, several in by_name.items()
-        }
-        reference, *others = strata
+        strata = {name: _strata(one, categories) for name, one in compared.items()}
         # MME without a question of these categories.
         if not strata[reference]:
             continue
-        answers = {name: _answers(s, categories) for name, s in by_name.items()}
-        rows.append(
-            ScoreComparison(
-                " ".join(filter(None, (task, score))),
-                {name: total(values).tolist() for name, values in strata.items()},
-                {
-                    name: difference(
-                        strata[reference],
-                        strata[name],
-                        (answers[reference], answers[name]),
-                    )
-                    for name in others
-                },
-            )
-        )
+        answers = {name: _answers(one, categories) for name, one in compared.items()}
+
+        def between(first: str, second: str, strata=strata, answers=answers):
+            pair = answers[first], answers[second]
+            return difference(strata[first], strata[second], pair)
+
+        found = {
+            name: between(reference, name) for name in compared if name != reference
+        }
+        if best:
+            found |= {f"{n} - {best_name}": between(best_name, n) for n in names}
+        title = " ".join(filter(None, (task, score)))
+        seeds = {name: total(values).tolist() for name, values in strata.items()}
+        rows.append(ScoreComparison(title, seeds, found, depth))
     return rows
 
 
@@ -248,96 +259,3 @@ def _strata(
 
 def _is_of(sample: dict, categories: Sequence[str]) -> bool:
     return not categories or sample["kinds"][0] in categories
-
-
-def total(strata: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns the score of each seed, float[seeds], from stratum -> values[seeds, groups]."""
-    return np.sum([values.mean(axis=1) for values in strata.values()], axis=0)
-
-
-def interval(
-    reference: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], seed: int = 0
-) -> tuple[float, float]:
-    """Computes the 95 % interval of other - reference by a paired bootstrap.
-
-    Each draw resamples groups within each stratum, the same ones for both models because
-    both answered the same questions, and seeds, independently for each model.
-
-    Args:
-      reference: stratum -> values[seeds, groups].
-      other: same for the other model, with the groups in the same order.
-      seed: random seed of the draws.
-
-    Returns:
-      (low, high), in points of the score.
-    """
-    rng = np.random.default_rng(seed)
-    # Weights [DRAWS, seeds] of each model, the same for all strata.
-    seed_weights = [
-        _counts(rng, len(next(iter(x.values())))) for x in (reference, other)
-    ]
-    samples = np.zeros(DRAWS)
-    for stratum, values in reference.items():
-        groups = _counts(rng, values.shape[1])
-        pairs = zip((-1, 1), (values, other[stratum]), seed_weights, strict=True)
-        for sign, model_values, seeds in pairs:
-            # [DRAWS, groups] x [groups, seeds] -> [DRAWS, seeds]: bootstrap means of
-            # each seed.
-            samples += sign * ((groups @ model_values.T) * seeds).sum(axis=1)
-    tail = (100 - _LEVEL) / 2
-    low, high = np.percentile(samples, (tail, 100 - tail))
-    return float(low), float(high)
-
-
-def difference(
-    reference: Mapping[str, np.ndarray],
-    other: Mapping[str, np.ndarray],
-    answers: tuple[np.ndarray, np.ndarray],
-) -> Difference:
-    """Computes the difference of two scores, with its interval and p value.
-
-    Args:
-      reference: stratum -> values[seeds, groups], as for `interval`.
-      other: same for the other model.
-      answers: scores float[seeds, questions] of the reference and the other model.
-    """
-    low, high = interval(reference, other)
-    # Every seed of one with every seed of the other: [seeds, seeds, questions].
-    reference_answers, other_answers = answers
-    pairs = other_answers[None] - reference_answers[:, None]
-    # Scores that differ by rounding alone are ties.
-    pairs[np.isclose(pairs, 0)] = 0
-    wins, losses, ties = (
-        float((np.sign(pairs) == sign).mean(axis=(0, 1)).sum()) for sign in (1, -1, 0)
-    )
-    value = float(total(other).mean() - total(reference).mean())
-    # One difference a question, the unit of the test: seeds are averaged.
-    p = _sign_test(pairs.mean(axis=(0, 1)))
-    return Difference(value, low, high, wins, losses, ties, p)
-
-
-def _sign_test(differences: np.ndarray) -> float:
-    """Returns the two-sided p value of the mean of float[questions] under random signs."""
-    # Ties have no sign to flip.
-    uneven = differences[differences != 0]
-    if not len(uneven):
-        return 1.0
-    if np.allclose(np.abs(uneven), np.abs(uneven[0])):
-        # With equal magnitudes the test is a binomial test of the signs, which is exact.
-        wins = int((uneven > 0).sum())
-        return float(scipy.stats.binomtest(wins, len(uneven)).pvalue)
-    # A fixed seed, so that a report says the same each time.
-    test = scipy.stats.permutation_test(
-        (uneven,),
-        lambda drawn, axis: drawn.mean(axis=axis),
-        permutation_type="samples",
-        n_resamples=9999,
-        batch=100,
-        rng=np.random.default_rng(0),
-    )
-    return float(test.pvalue)
-
-
-def _counts(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draws bootstrap weights float[DRAWS, size]: how often each item occurs, over size."""
-    return rng.multinomial(size, np.full(size, 1 / size), DRAWS) / size

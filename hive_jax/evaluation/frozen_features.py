@@ -4,7 +4,8 @@
     attentive   all tokens, [n, P, D]
 
 At the last depth, features are taken after the final norm. At other depths they are
-layer-normalised without scale and bias, since the learnt ones fit the last depth only.
+layer-normalised without scale and bias, since the learnt ones fit the last depth only; so
+they are at all depths for a probe that learns a norm of its own.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,7 @@ class FeatureExtractor:
       pooled: average over tokens, [M, B, D]; False for all tokens, [M, B, P, D].
       dtype: of the computation.
       mesh: devices to split batches over; None for one device.
+      fresh_norm: do without the encoder's final norm.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class FeatureExtractor:
         pooled: bool,
         dtype: jnp.dtype,
         mesh: Mesh | None = None,
+        fresh_norm: bool = False,
     ):
         config = encoder.config
         self.image_size, self.depths, self._mesh = config.image_size, depths, mesh
@@ -56,12 +59,13 @@ class FeatureExtractor:
         model = SiglipEncoder(config, dtype)
         # Scale and bias of a norm without learnt ones.
         plain = jnp.ones(config.width), jnp.zeros(config.width)
+        own_norm = None if fresh_norm else config.depth
 
         def apply(params, images):
             out = model.apply({"params": params}, normalize_images(images), depths)
             features = [
                 # `tokens` is the last depth after the encoder's own norm.
-                out.tokens if depth == config.depth else layer_norm(feature, *plain)
+                out.tokens if depth == own_norm else layer_norm(feature, *plain)
                 for depth, feature in zip(depths, out.features, strict=True)
             ]
             # float32, in which classifiers train; the mean over tokens [M, B, P, D] as

@@ -28,6 +28,7 @@ from hive_jax.evaluation.frozen_features import (
 )
 from hive_jax.evaluation.results import ResultStore, accuracy_by_class, open_store
 from hive_jax.inference.encoder import Encoder
+from hive_jax.models.connections import block_number
 from hive_jax.plotting import draw_confusion
 from hive_jax.training import sharding
 from hive_jax.training.objectives import compute_dtype
@@ -45,17 +46,10 @@ class Probe:
       depths: encoder blocks to probe, counted from 1.
 
     Raises:
-      ConfigError: the encoder does not have one of the depths.
       DataError: the training data has fewer than two classes.
     """
 
     def __init__(self, config: ProbeConfig, encoder: Encoder, depths: tuple[int, ...]):
-        num_blocks = encoder.config.depth
-        if not all(1 <= depth <= num_blocks for depth in depths):
-            raise ConfigError(
-                f"config.depth is {config.depth}; {encoder.name} has blocks 1 to "
-                f"{num_blocks}"
-            )
         self.config, self.encoder, self.depths = config, encoder, depths
         preprocessing = config.preprocessing or encoder.preprocessing
         size = encoder.config.image_size
@@ -80,14 +74,15 @@ class Probe:
         devices = jax.local_devices()
         mesh = sharding.make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
         pooled = config.probe == "linear"
+        norm = config.fresh_norm
         self._extractor = FeatureExtractor(
-            encoder, depths, pooled, compute_dtype(config.dtype), mesh
+            encoder, depths, pooled, compute_dtype(config.dtype), mesh, norm
         )
         # The attentive probe has as many heads as the encoder's own attention.
         self._module = (
-            LinearProbe(len(self.classes))
+            LinearProbe(len(self.classes), norm)
             if pooled
-            else AttentiveProbe(len(self.classes), encoder.config.num_heads)
+            else AttentiveProbe(len(self.classes), encoder.config.num_heads, norm)
         )
         self._predict = make_predict(self._module)
 
@@ -98,7 +93,7 @@ class Probe:
         last = self.encoder.config.depth
         names = (
             *("augment", "num_seeds", "seed", "epochs", "warmup_epochs", "batch_size"),
-            *("peak_lr", "weight_decay", "clip_norm"),
+            *("peak_lr", "weight_decay", "clip_norm", "fresh_norm"),
         )
         return {
             "task": f"probe_{config.probe}"
@@ -224,7 +219,11 @@ def probe(
       OutputError: `out` has results of other settings, or cannot be written.
     """
     last = encoder.config.depth
-    depths = tuple(range(1, last + 1)) if every_depth else (config.depth or last,)
+    try:
+        depth = block_number(config.depth, last, "config.depth")
+    except ValueError as error:
+        raise ConfigError(f"{encoder.name}: {error}") from None
+    depths = tuple(range(1, last + 1)) if every_depth else (depth,)
     work = Probe(config, encoder, depths)
     settings = {depth: work.settings(depth) for depth in depths}
     folders = {depth: out / settings[depth]["task"] for depth in depths}

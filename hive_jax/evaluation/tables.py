@@ -9,7 +9,8 @@ import numpy as np
 
 from hive_jax.buckets import as_path
 from hive_jax.errors import DataError, MissingInputError
-from hive_jax.evaluation.compare import Difference, ScoreComparison
+from hive_jax.evaluation.compare import ScoreComparison
+from hive_jax.evaluation.paired_statistics import Difference
 from hive_jax.io import (
     read_json,
     require_path,
@@ -88,6 +89,12 @@ def markdown(rows: Sequence[ScoreComparison], paper: bool = False) -> str:
     seeds = max(len(values) for row in rows for values in row.seeds.values())
     if seeds > 1:
         blocks.append(f"Mean and standard deviation over up to {seeds} seeds.")
+    for row in rows:
+        if row.best_depth:
+            blocks.append(
+                f"{row.title}: {next(iter(row.seeds))} is best at depth "
+                f"{row.best_depth}, chosen by these test data."
+            )
     blocks += [about(rows), _table(differences(rows))]
     if paper:
         models = dict.fromkeys(n for values in PAPER.values() for n in values)
@@ -136,6 +143,7 @@ def read(folder: Path) -> list[ScoreComparison]:
                 row["title"],
                 row["seeds"],
                 {name: Difference(**one) for name, one in row["differences"].items()},
+                row["best_depth"],
             )
             for row in rows
         ]

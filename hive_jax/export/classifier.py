@@ -28,7 +28,8 @@ def export_classifier(
       config: of the encoder.
       params: its parameters.
       depth: number of its blocks that the classifier was trained on.
-      probe: parameters of a LinearProbe.
+      probe: parameters of a LinearProbe; its norm, if it has one, takes the place of the
+        encoder's final one.
       classes: name of each class.
       preprocessing: of the images, one that transformers has.
 
@@ -42,6 +43,8 @@ def export_classifier(
             f"{', '.join(hf_models.PROCESSORS)}"
         )
     arrays = _truncated(params, depth, config.depth)
+    for name, leaf in probe.get("norm", {}).items():
+        arrays[f"Transformer/encoder_norm/{name}"] = np.asarray(leaf)
     # SiglipForImageClassification classifies the mean token, without a pooling head.
     config = dataclasses.replace(config, depth=depth, map_head=False)
     layout = hf_models.encoder(config)

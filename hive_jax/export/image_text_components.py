@@ -56,11 +56,8 @@ class ImageTextComponent(Component):
 
     @classmethod
     def config_of(cls, run: RunConfig) -> HiveConfig:
-        # Explicit pairs: the files must not depend on how defaults are computed.
-        connections = run.model.resolved_connections()
-        return dataclasses.replace(
-            run.model, connections=connections, num_connections=0
-        )
+        # The files must not depend on how defaults are computed.
+        return run.model.with_defaults()
 
     @property
     def encoder_config(self) -> SiglipConfig:
@@ -73,6 +70,9 @@ class ImageTextComponent(Component):
             "fusion": {
                 "fusion": self.config.fusion,
                 "connections": self.config.connections,
+                "projector": self.config.projector,
+                "image_kv": self.config.image_kv,
+                "image_rope": self.config.image_rope,
             },
         }
 
@@ -135,7 +135,8 @@ class ImageTextComponent(Component):
 
 
 class HiveComponent(ImageTextComponent):
-    """The whole model with cross-attention, as HiveForConditionalGeneration of torch/."""
+    """The whole model of a fusion that attends to the image's keys and values, as
+    HiveForConditionalGeneration of torch/."""
 
     name = "hive"
     description = "The vision-language model with cross-attention"
@@ -155,7 +156,7 @@ tokenizer.decode(out[0], skip_special_tokens=True)"""
 
     def extra_files(self) -> dict[str, dict | str]:
         # transformers loads these from the folder, with trust_remote_code.
-        names = "configuration_hive.py", "modeling_hive.py"
+        names = sorted(path.name for path in _TORCH.glob("*_hive.py"))
         return {name: (_TORCH / name).read_text("utf-8") for name in names}
 
 

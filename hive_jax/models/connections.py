@@ -7,12 +7,32 @@ from hive_jax.models.fusion import fusion_named
 from hive_jax.models.fusion_base import Connections
 
 
+def block_number(number: int, depth: int, key: str) -> int:
+    """Returns the number of an encoder block, counted from 1.
+
+    Args:
+      number: 1 to `depth`; -1 for the last block, -2 for the one before it, and so on;
+        0 for the last.
+      depth: number of encoder layers.
+      key: config key of the number, for the message.
+
+    Raises:
+      ValueError: no such block.
+    """
+    if abs(number) > depth:
+        raise ValueError(
+            f"{key} is {number}; expected 1 to {depth}, -1 to -{depth} from the end, or "
+            "0 for the last block"
+        )
+    return number if number > 0 else depth + 1 + (number or -1)
+
+
 def default_connections(
-    encoder_depth: int, decoder_depth: int, count: int = 0
+    encoder_depth: int, decoder_depth: int, count: int = 0, deepest: int = 0
 ) -> Connections:
     """Connects evenly spaced encoder depths to evenly spaced decoder layers.
 
-    The last depth and the last layer are always included.
+    The deepest depth and the last layer are always included.
 
     default_connections(24, 26) ->
         ((4, 4), (8, 9), (12, 13), (16, 17), (20, 22), (24, 26))
@@ -21,15 +41,17 @@ def default_connections(
       encoder_depth: number of encoder layers.
       decoder_depth: number of decoder layers.
       count: number of connections; 0 for 25 % of the encoder's layers, as in the paper.
+      deepest: last encoder depth to connect; 0 for the last layer.
     """
+    deepest = deepest or encoder_depth
     # A decoder with few layers limits the number: each layer has one connection at most.
-    count = count or max(1, min(round(encoder_depth / 4), decoder_depth))
+    count = count or max(1, min(round(encoder_depth / 4), deepest, decoder_depth))
 
     def spaced(depth):
-        # i + 1, because depths count from 1 and the last one is included.
+        # i + 1, because depths count from 1 and the deepest one is included.
         return [round((i + 1) * depth / count) for i in range(count)]
 
-    return tuple(zip(spaced(encoder_depth), spaced(decoder_depth), strict=True))
+    return tuple(zip(spaced(deepest), spaced(decoder_depth), strict=True))
 
 
 def resolve_connections(
@@ -38,6 +60,7 @@ def resolve_connections(
     encoder_depth: int,
     decoder_depth: int,
     count: int = 0,
+    feature_depth: int = 0,
 ) -> Connections:
     """Returns the connections of a model, checked against both towers.
 
@@ -47,6 +70,7 @@ def resolve_connections(
       encoder_depth: number of encoder layers.
       decoder_depth: number of decoder layers.
       count: number of default connections; 0 for 25 % of the encoder's layers.
+      feature_depth: deepest block to read, see `block_number`.
 
     Raises:
       ValueError: unknown fusion, a pair outside of the towers, or decoder layers that do
@@ -55,21 +79,25 @@ def resolve_connections(
     fusion_class = fusion_named(fusion)
     if not fusion_class.uses_image:
         return ()
-    if not 0 <= count <= min(encoder_depth, decoder_depth):
+    deepest = block_number(feature_depth, encoder_depth, "feature_depth")
+    if not 0 <= count <= min(deepest, decoder_depth):
         raise ValueError(
             f"num_connections is {count}; expected at most the number of encoder "
-            f"depths, {encoder_depth}, and of decoder layers, {decoder_depth}"
+            f"depths, {deepest}, and of decoder layers, {decoder_depth}"
         )
-    pairs = connections or default_connections(encoder_depth, decoder_depth, count)
+    pairs = connections or default_connections(
+        encoder_depth, decoder_depth, count, deepest
+    )
     pairs = tuple((int(depth), int(layer)) for depth, layer in pairs)
     for depth, layer in pairs:
-        if not (1 <= depth <= encoder_depth and 1 <= layer <= decoder_depth):
+        if not (1 <= depth <= deepest and 1 <= layer <= decoder_depth):
+            limit = "" if deepest == encoder_depth else ", as feature_depth limits it,"
             raise ValueError(
                 f"connection ({depth}, {layer}): expected an encoder depth of 1 to "
-                f"{encoder_depth} and a decoder layer of 1 to {decoder_depth}"
+                f"{deepest}{limit} and a decoder layer of 1 to {decoder_depth}"
             )
     # Decoder layers run in this order, once each. Encoder depths may come in any order.
     layers = [layer for _, layer in pairs]
     if layers != sorted(set(layers)):
         raise ValueError(f"connected decoder layers {layers} must increase")
-    return fusion_class.connect(pairs, encoder_depth)
+    return fusion_class.connect(pairs, deepest)

@@ -16,28 +16,34 @@ from hive_jax.models.layers import (
 )
 from hive_jax.models.norms import LayerNorm, RMSNorm
 
+PROJECTORS = ("ln_mlp", "mlp", "linear")
+
 
 class Projector(nn.Module):
     """Features of one depth to the decoder's width, [B, P, D] -> [B, P, E].
 
-    LayerNorm, Dense, GELU, Dense; without the norm, the layers of LLaVA-1.5's projector,
-    which transformers names linear_1 and linear_2.
-
     Attributes:
       width: decoder width E.
-      norm: apply LayerNorm first.
+      kind: one of PROJECTORS. "ln_mlp": LayerNorm, Dense, GELU, Dense; "mlp": without
+        the norm, the layers of LLaVA-1.5's projector, which transformers names linear_1
+        and linear_2; "linear": one Dense.
+      exact_gelu: GELU without the tanh approximation.
     """
 
     width: int
-    norm: bool
+    kind: str
+    exact_gelu: bool = False
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         # Features are taken before the encoder's final norm, so that each depth has a
         # scale of its own; the LayerNorm removes it.
-        x = LayerNorm(name="norm")(features) if self.norm else features
+        x = LayerNorm(name="norm")(features) if self.kind == "ln_mlp" else features
+        x = Dense(self.width, name="linear_1")(x)
+        if self.kind == "linear":
+            return x
         # E is also the hidden width, as in LLaVA's "mlp2x_gelu".
-        x = gelu(Dense(self.width, name="linear_1")(x))
+        x = nn.gelu(x, approximate=False) if self.exact_gelu else gelu(x)
         return Dense(self.width, name="linear_2")(x)
 
 

@@ -88,6 +88,11 @@ class Decoder(nn.Module):
         # bfloat16, sqrt(1152) = 33.94 is 34.
         return x * jnp.asarray(self.config.width**0.5, self.dtype)
 
+    def layer_params(self, numbers: Sequence[int]) -> list[dict]:
+        """Returns the parameters of the layers with these numbers, from 1."""
+        layers = layer_stack.unstack(self.layers)
+        return [layers[number - 1] for number in numbers]
+
     def segments(self, ends: Sequence[int]) -> list[Callable]:
         """Splits the layers into segments between which the caller may change x.
 

@@ -83,6 +83,28 @@ class DecoderConfig:
         return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
 
 
+class KeyValueProjection(nn.Module):
+    """Keys and values of a layer before norm and rotation, [B, T, E] -> [B, T, K, H].
+
+    Its parameters, whose names start with `kv_`, are some of SelfAttention's, so that a
+    fusion can apply it to those of a layer (hive_jax/models/joint_attention.py).
+    """
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        shape = (2, c.num_kv_heads, c.width, c.head_dim)
+        w = Einsum(shape, (2,), (0, 1), name="kv_einsum")()
+        key, value = split_heads(x, w[0]), split_heads(x, w[1])
+        if c.qkv_bias:
+            shape = (2, c.num_kv_heads, c.head_dim)
+            bias = self.param("kv_bias", nn.initializers.zeros, shape)
+            key, value = _add_bias(key, bias[0]), _add_bias(value, bias[1])
+        return key, value
+
+
 class SelfAttention(nn.Module):
     """Grouped-query causal self-attention, x[B, T, E] -> ([B, T, E], cache).
 
@@ -91,6 +113,11 @@ class SelfAttention(nn.Module):
 
     config: DecoderConfig
     flash: bool = True
+
+    def setup(self):
+        self.key_values = KeyValueProjection(self.config)
+        # Its parameters stand beside the others, as in checkpoints.
+        nn.share_scope(self, self.key_values)
 
     @nn.compact
     def __call__(
@@ -102,36 +129,28 @@ class SelfAttention(nn.Module):
         extend: Callable | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         c = self.config
-        # `is_sliding` is traced under scan: select values, not Python branches.
-        base = jnp.where(is_sliding, c.local_rope_base, c.rope_base)
+        rope_base = _rope_base(c, is_sliding)
         if position is None:
             position = jnp.arange(x.shape[1])[None]
-        # Dividing the position divides all frequencies.
-        divisor = 1.0 if c.rope_original_length else c.rope_factor
-        rope_position = position / jnp.where(is_sliding, 1.0, divisor)
+        rope_position = _rope_position(c, position, is_sliding)
         q_w = Einsum((c.num_heads, c.width, c.head_dim), (1,), (0,), name="q_einsum")()
-        kv_w = Einsum(
-            (2, c.num_kv_heads, c.width, c.head_dim), (2,), (0, 1), name="kv_einsum"
-        )()
         out_w = Einsum(
             (c.num_heads, c.head_dim, c.width), (0, 1), name="attn_vec_einsum"
         )()
         # Queries are [B, T, N, H], keys and values [B, T, K, H].
         query = split_heads(x, q_w)
-        key, value = split_heads(x, kv_w[0]), split_heads(x, kv_w[1])
+        key, value = self.key_values(x)
         if c.qkv_bias:
-            zeros = nn.initializers.zeros
-            q_bias = self.param("q_bias", zeros, (c.num_heads, c.head_dim))
-            kv_bias = self.param("kv_bias", zeros, (2, c.num_kv_heads, c.head_dim))
-            query = _add_bias(query, q_bias)
-            key, value = _add_bias(key, kv_bias[0]), _add_bias(value, kv_bias[1])
+            shape = (c.num_heads, c.head_dim)
+            bias = self.param("q_bias", nn.initializers.zeros, shape)
+            query = _add_bias(query, bias)
         if c.qk_norm:
             query = decoder_norm(c, "query_norm")(query)
             key = decoder_norm(c, "key_norm")(key)
         # Keys are cached after rotation: the logits depend on the distance alone.
-        extension = (c.rope_factor, c.rope_original_length)
-        query = rotate(query, rope_position, base, *extension)
-        key = rotate(key, rope_position, base, *extension)
+        extension = c.rope_factor, c.rope_original_length
+        query = rotate(query, rope_position, rope_base, *extension)
+        key = rotate(key, rope_position, rope_base, *extension)
         window = c.window if c.local_layers else 0
         scale = c.query_scale or c.head_dim**-0.5
         softcap = c.attention_softcap
@@ -154,9 +173,9 @@ class SelfAttention(nn.Module):
             key, value = cache.key, cache.value
             key_position = jnp.arange(key.shape[1])[None]  # slot s: position s
         mask = causal_mask(position, key_position, jnp.where(is_sliding, window, 0))
-        if extend is not None:
-            query, key, value, mask = extend(query, key, value, mask)
-        out = attend(query, key, value, mask, scale=scale, softcap=softcap)
+        # A fusion that extends the attention computes it in place of `attend`.
+        attention = extend or attend
+        out = attention(query, key, value, mask, scale=scale, softcap=softcap)
         return merge_heads(out, out_w), cache
 
 
@@ -183,8 +202,8 @@ class DecoderBlock(nn.Module):
             global layers, so that one compiled block serves both in a scan.
           position: int32[B, T], by default 0 .. T - 1.
           cache: keys and values of earlier tokens, which x attends to as well.
-          extend: applied to (query, key, value, mask) before the softmax, to attend to
-            more than the text; see `Fusion.before_layer`.
+          extend: called in place of `attend`, to attend to more than the text; see
+            `Fusion.before_layer`.
 
         Returns:
           [B, T, E] and the cache with the keys and values of x; None without a cache.
@@ -202,6 +221,35 @@ class DecoderBlock(nn.Module):
 def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
     """Adds a bias [N, H] to heads [B, T, N, H]."""
     return x + bias[None, None].astype(x.dtype)
+
+
+def rotate_in_layer(
+    c: DecoderConfig, x: jax.Array, position: jax.Array, is_sliding: jax.Array
+) -> jax.Array:
+    """Rotates queries or keys [B, T, N, H] by the frequencies of a layer.
+
+    Args:
+      c: architecture.
+      x: queries or keys.
+      position: see `rotate`.
+      is_sliding: bool scalar, whether the layer has a sliding window.
+    """
+    base = _rope_base(c, is_sliding)
+    position = _rope_position(c, position, is_sliding)
+    return rotate(x, position, base, c.rope_factor, c.rope_original_length)
+
+
+def _rope_base(c: DecoderConfig, is_sliding: jax.Array) -> jax.Array:
+    # `is_sliding` is traced under scan: select values, not Python branches.
+    return jnp.where(is_sliding, c.local_rope_base, c.rope_base)
+
+
+def _rope_position(
+    c: DecoderConfig, position: jax.Array, is_sliding: jax.Array
+) -> jax.Array:
+    # Dividing the position divides all frequencies.
+    divisor = 1.0 if c.rope_original_length else c.rope_factor
+    return position / jnp.where(is_sliding, 1.0, divisor)
 
 
 def decoder_norm(c: DecoderConfig, name: str | None = None) -> RMSNorm:

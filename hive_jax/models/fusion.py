@@ -1,5 +1,7 @@
 """Fusions: how the decoder attends to the encoder. One class each, listed in FUSIONS.
 
+"joint" is in joint_attention.py.
+
 `Hive` calls `prepare` once per image, and `before_layer` before each connected layer.
 
 To add a fusion:
@@ -13,13 +15,16 @@ An export also needs `export_kind`, and a row for each parameter in
 hive_jax/weights/hf_models.py.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from hive_jax.models import layer_stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.cross_attention import CrossAttention
-from hive_jax.models.fusion_base import Connections, Fusion
+from hive_jax.models.fusion_base import Connections, Fusion, text_position
+from hive_jax.models.joint_attention import JointFusion
 from hive_jax.models.placement import apply_block
 
 
@@ -41,7 +46,7 @@ class CrossAttentionFusion(Fusion):
         x = jnp.zeros((1, 1, self.config.width))
         block = CrossAttention(self.config, parent=None)
         example = (x, x, jnp.ones((1, 1), bool))
-        init = layer_stack.stacked_init(block, self.count, *example)
+        init = layer_stack.stacked_init(block, len(self.connections), *example)
         self.cross_attention = layer_stack.stacked_params(self, "cross_attention", init)
         # Unstacked here once: indexing the stack at each use would add a zero-padded
         # gradient of the whole stack per use.
@@ -54,12 +59,16 @@ class CrossAttentionFusion(Fusion):
         return apply_block(block, self.placement, params, *inputs, method=method)
 
     def prepare(
-        self, features: jax.Array, text: jax.Array, image_mask: jax.Array
+        self,
+        features: jax.Array,
+        text: jax.Array,
+        image_mask: jax.Array,
+        layers: Sequence[dict] = (),
     ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
         """Computes each connection's keys and values; returns the text unchanged.
 
         Args:
-          features, text, image_mask: see `Fusion.prepare`.
+          features, text, image_mask, layers: see `Fusion.prepare`.
         """
         image_kv = tuple(
             self._apply(connection, "key_values", projected)
@@ -88,11 +97,12 @@ class CrossAttentionFusion(Fusion):
         x: jax.Array,
         image_kv: tuple[KeyValues, ...],
         image_mask: jax.Array,
+        layers: Sequence[dict] = (),
     ) -> jax.Array:
         """Computes the weights of the cross-attention, float32[B, N, T, P].
 
         Args:
-          connection, x, image_kv, image_mask: see `Fusion.before_layer`.
+          connection, x, image_kv, image_mask, layers: see `Fusion.attention_weights`.
         """
         inputs = x, image_kv[connection], image_mask
         return self._apply(connection, "attend", *inputs)[1]
@@ -124,18 +134,18 @@ class CrossAttentionFusion(Fusion):
 
 
 class CascadedFusion(CrossAttentionFusion):
-    """Baseline "cascaded": the same blocks, all of them on the encoder's last depth."""
+    """Baseline "cascaded": the same blocks, all of them on one depth, the deepest."""
 
     @staticmethod
-    def connect(pairs: Connections, encoder_depth: int) -> Connections:
-        """Replaces the encoder depth of each pair by the last.
+    def connect(pairs: Connections, deepest: int) -> Connections:
+        """Replaces the encoder depth of each pair by the deepest.
 
         Args:
-          pairs, encoder_depth: see `Fusion.connect`.
+          pairs, deepest: see `Fusion.connect`.
         """
         # Each pair has its own projector and block, as in HIVE: the two models differ
         # in the depths alone, and cost the same.
-        return tuple((encoder_depth, layer) for _, layer in pairs)
+        return tuple((deepest, layer) for _, layer in pairs)
 
 
 class PrefixFusion(Fusion):
@@ -146,15 +156,15 @@ class PrefixFusion(Fusion):
     """
 
     export_kind = "vlm"
-    # As in LLaVA-1.5, whose checkpoints have no such norm.
-    projector_norm = False
+    # That of LLaVA-1.5, whose checkpoints have no other.
+    projectors = ("mlp",)
 
     @staticmethod
-    def connect(pairs: Connections, encoder_depth: int) -> Connections:
+    def connect(pairs: Connections, deepest: int) -> Connections:
         """Returns one pair: the deepest connected depth, and the first decoder layer.
 
         Args:
-          pairs, encoder_depth: see `Fusion.connect`.
+          pairs, deepest: see `Fusion.connect`.
         """
         # Layer 1: image tokens pass through all decoder layers.
         return ((max(depth for depth, _ in pairs), 1),)
@@ -165,12 +175,16 @@ class PrefixFusion(Fusion):
         return num_patches
 
     def prepare(
-        self, features: jax.Array, text: jax.Array, image_mask: jax.Array
+        self,
+        features: jax.Array,
+        text: jax.Array,
+        image_mask: jax.Array,
+        layers: Sequence[dict] = (),
     ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
         """Inserts the image tokens into the text; see `interleave`.
 
         Args:
-          features, text, image_mask: see `Fusion.prepare`.
+          features, text, image_mask, layers: see `Fusion.prepare`.
         """
         # [B, P, E] of the only connection.
         (image,) = self.project(features)
@@ -203,6 +217,7 @@ class NoFusion(Fusion):
 FUSIONS: dict[str, type[Fusion]] = {
     "hive": CrossAttentionFusion,
     "cascaded": CascadedFusion,
+    "joint": JointFusion,
     "self_attention": PrefixFusion,
     "none": NoFusion,
 }
@@ -217,12 +232,6 @@ def fusion_named(name: str) -> type[Fusion]:
     if name not in FUSIONS:
         raise ValueError(f"model.fusion is {name!r}; expected one of {(*FUSIONS,)}")
     return FUSIONS[name]
-
-
-def text_position(tokens: jax.Array) -> jax.Array:
-    """Returns the positions 0 .. T - 1, int32[B, T], of tokens [B, T, ...]."""
-    position = jnp.arange(tokens.shape[1])[None]
-    return jnp.broadcast_to(position, tokens.shape[:2])
 
 
 def interleave(image_mask: jax.Array, num_patches: int) -> tuple[jax.Array, jax.Array]:

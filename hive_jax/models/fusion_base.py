@@ -1,14 +1,14 @@
 """The interface between `Hive` and a fusion; hive_jax/models/fusion.py has the fusions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hive_jax.models import layer_stack
-from hive_jax.models.attention import KeyValues
-from hive_jax.models.cross_attention import Projector
+from hive_jax.models.cross_attention import PROJECTORS, Projector
 from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.placement import ONE_DEVICE, Placement, apply_block
 
@@ -20,37 +20,46 @@ class Fusion(nn.Module):
     """Base class: a projector per connection, stacked on a leading axis M.
 
     Attributes:
-      count: number of connections M.
+      connections: the M pairs in use.
       encoder_width: D.
       config: architecture of the decoder.
       placement: sharding constraints.
+      projector_kind: one of `projectors`.
+      image_kv, image_rope: of JointFusion; see `HiveConfig`.
       uses_image: whether the model has an encoder at all.
       export_kind: exported component that holds the whole model, "hive" or "vlm"; ""
         if it cannot be exported.
       has_attention_weights: whether `attention_weights` is implemented.
       extends_attention: whether `before_layer` changes the layer's own attention.
-      projector_norm: LayerNorm in the projectors.
+      uses_layer_params: whether `prepare` needs the parameters of the connected layers.
+      projectors: the kinds of projectors that it may have, the default first.
+      exact_gelu: GELU of the projectors without the tanh approximation.
     """
 
-    count: int
+    connections: Connections
     encoder_width: int
     config: DecoderConfig
     placement: Placement = ONE_DEVICE
+    projector_kind: str = "ln_mlp"
+    image_kv: str = "shared"
+    image_rope: bool = True
 
     # Class attributes, not fields: properties of a kind of fusion, not of a model.
     uses_image = True
     export_kind = ""
     has_attention_weights = False
     extends_attention = False
-    projector_norm = True
+    uses_layer_params = False
+    projectors = PROJECTORS
+    exact_gelu = False
 
     @staticmethod
-    def connect(pairs: Connections, encoder_depth: int) -> Connections:
+    def connect(pairs: Connections, deepest: int) -> Connections:
         """Returns the connections that this fusion uses, given those of the config.
 
         Args:
           pairs: checked pairs (encoder depth, decoder layer).
-          encoder_depth: number of encoder layers.
+          deepest: the deepest encoder block that may be read.
         """
         return pairs
 
@@ -62,12 +71,15 @@ class Fusion(nn.Module):
     def setup(self):
         # One patch: parameters do not depend on the number of patches.
         features = jnp.zeros((1, 1, self.encoder_width))
-        init = layer_stack.stacked_init(self._projector(), self.count, features)
+        init = layer_stack.stacked_init(
+            self._projector(), len(self.connections), features
+        )
         self.projector = layer_stack.stacked_params(self, "projector", init)
 
     def _projector(self) -> Projector:
         # parent=None: applied to slices of the stacked parameters, not a submodule.
-        return Projector(self.config.width, self.projector_norm, parent=None)
+        width, kind = self.config.width, self.projector_kind
+        return Projector(width, kind, self.exact_gelu, parent=None)
 
     def project(self, features: jax.Array) -> list[jax.Array]:
         """Projects features[M, B, P, D] to M arrays [B, P, E], each by its projector."""
@@ -81,19 +93,24 @@ class Fusion(nn.Module):
         ]
 
     def prepare(
-        self, features: jax.Array, text: jax.Array, image_mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array, tuple[KeyValues, ...]]:
+        self,
+        features: jax.Array,
+        text: jax.Array,
+        image_mask: jax.Array,
+        layers: Sequence[dict] = (),
+    ) -> tuple[jax.Array, jax.Array, Any]:
         """Computes once per image what the decoder needs of it.
 
         Args:
           features: [M, B, P, D], outputs of the connected encoder depths.
           text: token embeddings [B, T, E].
           image_mask: bool[B, T], tokens that see the image.
+          layers: parameters of each connected decoder layer, if `uses_layer_params`.
 
         Returns:
           The sequence [B, S, E] that the decoder runs on; the position int32[B, T] of
-          each text token in it; the keys and values of each connection, which
-          `before_layer` receives and the decode state stores.
+          each text token in it; a tree with the keys and values of each connection,
+          which `before_layer` receives and the decode state stores.
         """
         raise NotImplementedError
 
@@ -101,7 +118,7 @@ class Fusion(nn.Module):
         self,
         connection: int,
         x: jax.Array,
-        image_kv: tuple[KeyValues, ...],
+        image_kv: Any,
         image_mask: jax.Array,
     ) -> tuple[jax.Array, Callable | None]:
         """Lets the image act on the hidden states before a connected layer.
@@ -115,8 +132,8 @@ class Fusion(nn.Module):
         Returns:
           The hidden states for the layer [B, T, E], and None. A fusion that
           `extends_attention` returns a function in place of None, which the layer's own
-          attention applies to (query, key, value, mask) before its softmax, to append
-          the image's keys and values there.
+          attention calls in place of `attention.attend`, with the rotated queries and
+          keys, after these were cached.
         """
         return x, None
 
@@ -124,13 +141,15 @@ class Fusion(nn.Module):
         self,
         connection: int,
         x: jax.Array,
-        image_kv: tuple[KeyValues, ...],
+        image_kv: Any,
         image_mask: jax.Array,
+        layers: Sequence[dict] = (),
     ) -> jax.Array:
         """Computes the attention weights of text on patches.
 
         Args:
           connection, x, image_kv, image_mask: as for `before_layer`.
+          layers: as for `prepare`.
 
         Returns:
           float32[B, N, T, P].
@@ -155,3 +174,16 @@ class Fusion(nn.Module):
           Whether the hidden states after the connection have gradients.
         """
         raise NotImplementedError
+
+
+def text_position(tokens: jax.Array) -> jax.Array:
+    """Returns the positions 0 .. T - 1, int32[B, T], of tokens [B, T, ...]."""
+    position = jnp.arange(tokens.shape[1])[None]
+    return jnp.broadcast_to(position, tokens.shape[:2])
+
+
+def take_text(x: jax.Array, position: jax.Array) -> jax.Array:
+    """Takes the text [B, T, E] out of x[B, S, E], by its position int32[B, T]."""
+    if x.shape[1] == position.shape[1]:  # no image tokens among the text
+        return x
+    return jnp.take_along_axis(x, position[..., None], axis=1)

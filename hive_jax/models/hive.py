@@ -26,6 +26,7 @@ names what trains.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -36,8 +37,8 @@ from hive_jax.models import decoder, layer_stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.connections import resolve_connections
 from hive_jax.models.decoder import Decoder, DecoderConfig
-from hive_jax.models.fusion import fusion_named, text_position
-from hive_jax.models.fusion_base import Connections, Fusion
+from hive_jax.models.fusion import fusion_named
+from hive_jax.models.fusion_base import Connections, Fusion, take_text, text_position
 from hive_jax.models.layer_stack import ModelExecution
 from hive_jax.models.placement import ONE_DEVICE, Placement
 from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
@@ -52,12 +53,22 @@ class HiveConfig:
         which a run resolves before it builds a `Hive`.
       decoder: architecture of the LLM; None likewise.
       fusion: a key of FUSIONS. "hive": each connected decoder layer attends to its own
-        encoder depth; "cascaded": all of them to the last one; "self_attention": image
-        tokens in the text (LLaVA); "none": the decoder alone.
+        encoder depth; "cascaded": all of them to the last one; "joint": image and text
+        in one softmax of the connected layers (the authors' code); "self_attention":
+        image tokens in the text (LLaVA); "none": the decoder alone.
       connections: pairs (encoder depth, decoder layer), counted from 1, for example
         ((2, 1), (4, 2)); empty for evenly spaced pairs.
       num_connections: number of evenly spaced pairs; 0 for 25 % of the encoder's layers.
         Ignored if `connections` are given.
+      feature_depth: the deepest encoder block that the decoder reads: the last of the
+        default connections, and the one of "cascaded" and "self_attention". 0 or -1 for
+        the last block, -2 for the one before it as LLaVA reads, or a number from 1.
+      projector: "ln_mlp" (LayerNorm, Dense, GELU, Dense), "mlp" or "linear"; empty for
+        the fusion's own: "mlp" with "self_attention", else "ln_mlp".
+      image_kv: of "joint": the image's keys and values are made by the connected
+        layer's projections ("shared"), or by the fusion's, which start from them ("own").
+      image_rope: of "joint": patches have rotary positions by row and column; else one
+        after the other, as text.
     """
 
     encoder: SiglipConfig | None = None
@@ -65,6 +76,10 @@ class HiveConfig:
     fusion: str = "hive"
     connections: Connections = ()
     num_connections: int = 0
+    feature_depth: int = 0
+    projector: str = ""
+    image_kv: str = "shared"
+    image_rope: bool = True
 
     @property
     def fusion_class(self) -> type[Fusion]:
@@ -76,9 +91,33 @@ class HiveConfig:
         return fusion_named(self.fusion)
 
     @property
+    def projector_kind(self) -> str:
+        """Returns `projector`, or the fusion's own.
+
+        Raises:
+          ValueError: unknown fusion.
+        """
+        return self.projector or self.fusion_class.projectors[0]
+
+    @property
     def image_size(self) -> int:
         """Returns the side of the images in pixels; 0 without an encoder."""
         return self.encoder.image_size if self.encoder else 0
+
+    def with_defaults(self) -> "HiveConfig":
+        """Returns the config with connections and projector in place of their defaults.
+
+        Raises:
+          ValueError: see `resolved_connections`.
+        """
+        connections = self.resolved_connections()
+        return dataclasses.replace(
+            self,
+            connections=connections,
+            num_connections=0,
+            feature_depth=max((depth for depth, _ in connections), default=0),
+            projector=self.projector_kind,
+        )
 
     def resolved_connections(self) -> Connections:
         """Returns the pairs in use; see `connections.resolve_connections`."""
@@ -90,6 +129,7 @@ class HiveConfig:
             self.encoder.depth,
             self.decoder.depth,
             self.num_connections,
+            self.feature_depth,
         )
 
 
@@ -99,12 +139,12 @@ class DecodeState:
 
     Attributes:
       caches: KV cache of each decoder layer, a slot for each position.
-      image_kv: keys and values of the image, for each connection.
+      image_kv: keys and values of the image, a tree of the fusion's own.
       image_mask: bool[B, 1], whether new tokens see an image.
     """
 
     caches: tuple[KeyValues, ...]
-    image_kv: tuple[KeyValues, ...]
+    image_kv: Any
     image_mask: jax.Array
 
 
@@ -136,8 +176,10 @@ class Hive(nn.Module):
             self.img = SiglipEncoder(
                 c.encoder, self.dtype, self.placement, execution.encoder
             )
-            count, width = len(self.connections), c.encoder.width
-            self.fusion = c.fusion_class(count, width, c.decoder, self.placement)
+            options = c.projector_kind, c.image_kv, c.image_rope
+            self.fusion = c.fusion_class(
+                self.connections, c.encoder.width, c.decoder, self.placement, *options
+            )
 
     def __call__(
         self,
@@ -161,7 +203,7 @@ class Hive(nn.Module):
         # [B, S, E]: S = T, or P + T with image tokens in the text.
         x, position, image_kv = self._embed(images, tokens, image_mask, offsets)
         x, _, _ = self._run_layers(x, image_kv, image_mask)
-        return self.llm.final_norm(_text_of(x, position))
+        return self.llm.final_norm(take_text(x, position))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Computes logits float32[B, T, V] from hidden states [B, T, E]."""
@@ -195,7 +237,7 @@ class Hive(nn.Module):
         x, caches, _ = self._run_layers(
             x, image_kv, image_mask, text_position(x), (empty,) * c.depth
         )
-        hidden = self.llm.final_norm(_text_of(x, position))
+        hidden = self.llm.final_norm(take_text(x, position))
         # The text after an image sees it, and so does whatever is generated.
         image_mask = image_mask.any(1, keepdims=True)
         return hidden, position, DecodeState(caches, image_kv, image_mask)
@@ -233,9 +275,10 @@ class Hive(nn.Module):
         """
         x, _, image_kv = self._embed(images, tokens, image_mask)
         _, _, inputs = self._run_layers(x, image_kv, image_mask)
+        layers = self._connected_layers()
         # Each is [B, N, T, P], of the hidden states before the connected layer.
         weights = [
-            self.fusion.attention_weights(connection, x, image_kv, image_mask)
+            self.fusion.attention_weights(connection, x, image_kv, image_mask, layers)
             for connection, x in enumerate(inputs)
         ]
         return jnp.stack(weights)
@@ -248,14 +291,20 @@ class Hive(nn.Module):
         # One feature for each connection, in order; "cascaded" requests a depth repeatedly.
         depths = tuple(depth for depth, _ in self.connections)
         features = self.img(images, depths, offsets).features
-        return self.fusion.prepare(features, text, image_mask)
+        layers = self._connected_layers()
+        return self.fusion.prepare(features, text, image_mask, layers)
+
+    def _connected_layers(self) -> list[dict]:
+        """Returns the parameters of the connected layers for a fusion that uses them."""
+        numbers = [layer for _, layer in self.connections]
+        return self.llm.layer_params(numbers) if self.fusion.uses_layer_params else []
 
     def _run_layers(self, x, image_kv, image_mask, position=None, caches=()):
         """Runs all decoder layers: the one loop of training, prefill and decode_step.
 
         Args:
           x: [B, S, E].
-          image_kv: keys and values of each connection.
+          image_kv: third result of `Fusion.prepare`.
           image_mask: bool[B, T] of the text; bool[B, 1] in decode_step.
           position: int32[B, S], with caches.
           caches: KV cache of each layer; () in training.
@@ -288,13 +337,6 @@ class Hive(nn.Module):
             x, new = run_layers(x, position, caches[start - 1 : end], extend_attention)
             updated += new
         return x, updated, inputs
-
-
-def _text_of(x: jax.Array, position: jax.Array) -> jax.Array:
-    """Takes the text [B, T, E] out of x[B, S, E], by its position int32[B, T]."""
-    if x.shape[1] == position.shape[1]:  # no image tokens among the text
-        return x
-    return jnp.take_along_axis(x, position[..., None], axis=1)
 
 
 def unstack_layers(params: dict) -> dict:

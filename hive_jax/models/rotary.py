@@ -1,4 +1,5 @@
-"""Rotary position embeddings, and their extension to longer contexts."""
+"""Rotary position embeddings, in a text and in a grid, and their extension to longer
+contexts."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ def rotate(
 
     Args:
       x: queries or keys [B, T, N, H].
-      position: [B, T], integer or (with linear scaling) fractional.
+      position: [B, T], integer or (with linear scaling) fractional; or [B, T, H / 2]
+        with a position for each frequency.
       base: of the geometric series of wavelengths ("rope theta").
       factor, original_length: see `extended_frequency`; without a length, the factor is
         not used.
@@ -38,7 +40,9 @@ def rotate(
     frequency = 1.0 / jnp.asarray(base, jnp.float32) ** exponent
     if original_length:
         frequency = extended_frequency(frequency, factor, original_length)
-    angle = position[:, :, None, None].astype(jnp.float32) * frequency
+    # [B, T, 1, 1] or [B, T, 1, H / 2].
+    by_head = position[:, :, None, None] if position.ndim == 2 else position[:, :, None]
+    angle = by_head.astype(jnp.float32) * frequency
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate(
@@ -68,3 +72,19 @@ def extended_frequency(
     kept = (turns - LOW_FREQ_FACTOR) / (HIGH_FREQ_FACTOR - LOW_FREQ_FACTOR)
     kept = jnp.clip(kept, 0.0, 1.0)
     return frequency * (kept + (1.0 - kept) / factor)
+
+
+def grid_positions(side: int, frequencies: int) -> np.ndarray:
+    """Returns the rotary position of each patch for each frequency, int[P, H / 2].
+
+    Of the first 6/8 of the frequencies, even ones turn with the row and odd ones with the
+    column: sections of 3/16 of the head each. The rest turn with the grid's centre.
+
+    Args:
+      side: of the grid, in patches.
+      frequencies: half of the head dimension.
+    """
+    row, column = np.divmod(np.arange(side * side), side)
+    number = np.arange(frequencies)
+    by_axis = np.where(number % 2, column[:, None], row[:, None])
+    return np.where(number < 6 * frequencies // 8, by_axis, side // 2)

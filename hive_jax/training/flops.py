@@ -22,7 +22,8 @@ class Flops:
       projector: features to the decoder's width.
       image_keys: keys and values of the image.
       text: the decoder's layers.
-      cross_attention: queries, attention and outputs of cross-attention blocks.
+      cross_attention: queries, attention and outputs of cross-attention blocks, or the
+        attention to the patches in a joint softmax.
       logits: the product with the output head.
     """
 
@@ -78,18 +79,19 @@ class _Count:
     """Counts FLOPs layer by layer, in the order of the forward pass.
 
     `upstream` is whether a parameter before the current layer trains, so that
-    gradients flow back through it. The fusions call `product` and `attention`.
+    gradients flow back through it. The fusions call `product` and `attention`, and read
+    `model`.
     """
 
     def __init__(
         self, config: RunConfig, assigned: Mapping[str, Rule], num_tokens: int
     ):
-        self._config = config.model
+        self.model = config.model
         # Layers that `rule.layers` leaves out count as trained: their gradients are
         # computed and then zeroed.
         self._trained = {n for n, r in assigned.items() if r.multiplier is not None}
         self.flops = Flops()
-        model, tokens = config.model, num_tokens
+        model, tokens = self.model, num_tokens
         connections = model.resolved_connections()
         features = self._encoder(connections) if connections else False
         # Embeddings are upstream of every layer.
@@ -153,13 +155,14 @@ class _Count:
         Args:
           features: whether the encoder's features need a gradient.
         """
-        patches, width = self._config.encoder.num_patches, self._config.decoder.width
+        patches, width = self.model.encoder.num_patches, self.model.decoder.width
         first = self.trains("fusion/projector/linear_1")
         second = self.trains("fusion/projector/linear_2")
-        source = self._config.encoder.width
+        source = self.model.encoder.width
         self.product("projector", patches, source, width, first, features)
         before = features or first or self.trains("fusion/projector/norm")
-        self.product("projector", patches, width, width, second, before)
+        if self.model.projector != "linear":
+            self.product("projector", patches, width, width, second, before)
         return features or self.trains("fusion/projector")
 
     def _add(self, component: str, flops: float) -> None:
@@ -168,7 +171,7 @@ class _Count:
     def _encoder(self, connections) -> bool:
         """Adds the encoder up to the deepest connection; returns whether its features
         need a gradient."""
-        c = self._config.encoder
+        c = self.model.encoder
         patches, width = c.num_patches, c.width
         embeds = self.trains("img/embedding") or self.trains("img/pos_embedding")
         block = self.trains("img/Transformer/encoderblock")
@@ -189,14 +192,14 @@ class _Count:
 
     def _layer(self, tokens: int, upstream: bool) -> None:
         """Adds one decoder layer."""
-        c = self._config.decoder
+        c = self.model.decoder
         trains = self.trains("llm/layers")
         self.product("text", tokens, 1, _layer_weights(c), trains, upstream)
         heads = c.num_heads * c.head_dim
         self.attention("text", tokens, tokens, heads, trains or upstream)
 
     def _logits(self, positions: int, upstream: bool) -> None:
-        c = self._config.decoder
+        c = self.model.decoder
         table = self.trains("llm/embedder" if c.tied_head else "llm/lm_head")
         before = upstream or self.trains("llm/final_norm")
         self.product("logits", positions, c.width, c.vocab_size, table, before)

@@ -51,6 +51,9 @@ def initial_params(
     # The fusion of a first stage, as a rule: no source has one.
     if missing := set(abstract) - set(params):
         params |= _random(config, model, batch, abstract, missing)
+    kv = abstract.get("fusion", {}).get("joint_attention", {}).get("kv")
+    if kv and ("fusion" in missing or not _has_image_kv(params)):
+        params = _with_image_kv_of_layers(params, kv, config.model)
     return params
 
 
@@ -69,6 +72,32 @@ def _random(config, model, batch: Batch, abstract: dict, branches: set) -> dict:
     on_cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 0} if on_cpu else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)()
+
+
+def _has_image_kv(params: dict) -> bool:
+    return "kv" in params.get("fusion", {}).get("joint_attention", {})
+
+
+def _with_image_kv_of_layers(params: dict, abstract: dict, model: HiveConfig) -> dict:
+    """Returns parameters with projections to the image's keys and values that are those
+    of the connected layers, as `model.image_kv` "own" starts.
+
+    Args:
+      params: nested dict.
+      abstract: shapes and shardings of the projections.
+      model: architecture.
+    """
+    layers = np.array([layer - 1 for _, layer in model.resolved_connections()])
+    attention = params["llm"]["layers"]["attn"]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def take(attention):
+        return jax.tree.map(lambda leaf: leaf[layers], attention)
+
+    used = {name: attention[name] for name in abstract}
+    kv = jax.jit(take, out_shardings=shardings)(used)
+    joint = params["fusion"]["joint_attention"] | {"kv": kv}
+    return params | {"fusion": params["fusion"] | {"joint_attention": joint}}
 
 
 def _params_of_run(
@@ -92,6 +121,8 @@ def _params_of_run(
             "import encoder and decoder together"
         )
     abstract = {branch: abstract[branch] for branch in abstract if branch in stored}
+    if "fusion" in abstract and not _has_image_kv(stored):
+        abstract["fusion"] = _without_image_kv(abstract["fusion"])
     _require_same_model(config, run.config.model, abstract, run.workdir)
     # Orbax reads complete checkpoints only, so that the branches this run does not use
     # are read as well, sharded like the others, and dropped.
@@ -104,6 +135,15 @@ def _params_of_run(
     _require_finished(config, run.workdir, meta)
     params = {branch: params[branch] for branch in abstract}
     return _with_resized_positions(params, abstract)
+
+
+def _without_image_kv(fusion: dict) -> dict:
+    """Returns the shapes of a fusion without the image's projections, which a stage of
+    `model.image_kv` "shared" does not hand over."""
+    if "joint_attention" not in fusion:
+        return fusion
+    joint = {k: v for k, v in fusion["joint_attention"].items() if k != "kv"}
+    return fusion | {"joint_attention": joint}
 
 
 def _require_finished(config: RunConfig, workdir: str, meta: dict) -> None:
@@ -121,6 +161,9 @@ def _require_same_model(
     config: RunConfig, stored: HiveConfig, branches: dict, workdir: str
 ) -> None:
     """Raises CheckpointError with every difference in the given branches."""
+    if (stored.image_kv, config.model.image_kv) == ("shared", "own"):
+        # Own projections start from the layers'.
+        stored = dataclasses.replace(stored, image_kv="own")
     changed = differences(
         _architecture(stored, branches), _architecture(config.model, branches)
     )
@@ -146,6 +189,9 @@ def _architecture(model: HiveConfig, branches: dict) -> dict:
     if "fusion" in branches:
         values["fusion"] = model.fusion
         values["connections"] = model.resolved_connections()
+        values["projector"] = model.projector_kind
+        if model.fusion == "joint":
+            values |= {"image_kv": model.image_kv, "image_rope": model.image_rope}
     return values
 
 

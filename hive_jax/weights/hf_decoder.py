@@ -25,7 +25,7 @@ from hive_jax.weights.safetensors import Tensor
 
 # Layouts of nn.Linear weights [out, in] and of big_vision's einsum weights.
 EINSUM, EINSUM_OUT = "(N H) E -> N E H", "E (N H) -> N H E"
-_BIAS = "(N H) -> N H"
+BIAS = "(N H) -> N H"
 
 # DecoderConfig field -> key of config.json, the same in all families.
 _FIELDS = {
@@ -106,9 +106,9 @@ def rows(
     ]
     if config.qkv_bias:
         attention += [
-            Row("attn/q_bias", "self_attn.q_proj.bias", _BIAS),
-            Row("attn/kv_bias", "self_attn.k_proj.bias", _BIAS, slot=0),
-            Row("attn/kv_bias", "self_attn.v_proj.bias", _BIAS, slot=1),
+            Row("attn/q_bias", "self_attn.q_proj.bias", BIAS),
+            Row("attn/kv_bias", "self_attn.k_proj.bias", BIAS, slot=0),
+            Row("attn/kv_bias", "self_attn.v_proj.bias", BIAS, slot=1),
         ]
     mlp = [
         # Slot 0 is the activated half.

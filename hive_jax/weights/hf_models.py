@@ -15,7 +15,7 @@ from hive_jax.models.decoder import DecoderConfig
 from hive_jax.models.hive import HiveConfig
 from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
 from hive_jax.weights import hf_decoder, hf_families, hf_siglip, mapping, safetensors
-from hive_jax.weights.hf_decoder import EINSUM, EINSUM_OUT
+from hive_jax.weights.hf_decoder import BIAS, EINSUM, EINSUM_OUT
 from hive_jax.weights.hf_siglip import dense, prefixed
 from hive_jax.weights.mapping import Row, param_shapes
 
@@ -144,12 +144,12 @@ def hive(config: HiveConfig) -> Layout:
     """Returns the layout of HiveForConditionalGeneration (hive_jax/export/torch).
 
     Raises:
-      CheckpointError: the fusion is neither "hive" nor "cascaded".
+      CheckpointError: the fusion is not "hive", "cascaded" or "joint".
     """
     if config.fusion_class.export_kind != "hive":
         raise CheckpointError(
-            f"the model's fusion is {config.fusion!r}; expected 'hive' or 'cascaded'. "
-            "'self_attention' is exported as 'vlm'"
+            f"the model's fusion is {config.fusion!r}; expected 'hive', 'cascaded' or "
+            "'joint'. 'self_attention' is exported as 'vlm'"
         )
     code = "modeling_hive.HiveForConditionalGeneration"
     text_config = hf_decoder.config_to_hf(config.decoder)
@@ -164,13 +164,16 @@ def hive(config: HiveConfig) -> Layout:
         },
         "fusion": config.fusion,
         "connections": [list(pair) for pair in config.resolved_connections()],
+        "projector": config.projector_kind,
+        "image_kv": config.image_kv,
+        "image_rope": config.image_rope,
         "vision_config": hf_siglip.vision_config_to_hf(config.encoder),
         "text_config": text_config,
         "tie_word_embeddings": text_config["tie_word_embeddings"],
     }
     rows = [
         *hf_siglip.vision_rows("img/", "vision_model.", config.encoder.map_head),
-        *hive_rows("fusion/"),
+        *hive_rows("fusion/", config),
         *hf_decoder.rows("llm/", "language_model.", config.decoder),
     ]
     return Layout(config, hf, rows)
@@ -296,28 +299,51 @@ def llava_rows(param_prefix: str, hf_prefix: str) -> list[Row]:
     )
 
 
-def hive_rows(param_prefix: str) -> list[Row]:
-    """Returns the table of CrossAttentionFusion: projectors and cross-attention blocks.
+def hive_rows(param_prefix: str, config: HiveConfig) -> list[Row]:
+    """Returns the table of a fusion: projectors, and the parameters of each connection.
 
-    Names are those of `hive_jax/export/torch/modeling_hive.py`, numbered by connection.
+    Names are those of `hive_jax/export/torch/connections_hive.py`, numbered by
+    connection.
+
+    Args:
+      param_prefix: prefix of the parameter names.
+      config: architecture of the model.
     """
-    projector = [
-        Row("norm/scale", "norm.weight"),
-        Row("norm/bias", "norm.bias"),
-        *dense("linear_1", "linear_1"),
-        *dense("linear_2", "linear_2"),
-    ]
-    attention = [
-        Row("norm/scale", "norm.weight"),
-        Row("q_einsum/w", "q_proj.weight", EINSUM),
-        Row("kv_einsum/w", "k_proj.weight", EINSUM, slot=0),
-        Row("kv_einsum/w", "v_proj.weight", EINSUM, slot=1),
-        Row("attn_vec_einsum/w", "o_proj.weight", EINSUM_OUT),
+    kind = config.projector_kind
+    norm = [Row("norm/scale", "norm.weight"), Row("norm/bias", "norm.bias")]
+    projector = [*norm] if kind == "ln_mlp" else []
+    projector += dense("linear_1", "linear_1")
+    if kind != "linear":
+        projector += dense("linear_2", "linear_2")
+    qk_norms = [
         Row("query_norm/scale", "q_norm.weight"),
         Row("key_norm/scale", "k_norm.weight"),
-        Row("gate", "gate"),
     ]
+    if config.fusion == "joint":
+        name, hf_name = "joint_attention", "joint_attentions"
+        own = config.image_kv == "own"
+        attention = qk_norms + (_kv_rows("kv/", config.decoder.qkv_bias) if own else [])
+    else:
+        name, hf_name = "cross_attention", "cross_attentions"
+        attention = [
+            Row("norm/scale", "norm.weight"),
+            Row("q_einsum/w", "q_proj.weight", EINSUM),
+            *_kv_rows("", bias=False),
+            Row("attn_vec_einsum/w", "o_proj.weight", EINSUM_OUT),
+            *qk_norms,
+            Row("gate", "gate"),
+        ]
     return [
         *prefixed(projector, f"{param_prefix}projector/", "projectors.{}."),
-        *prefixed(attention, f"{param_prefix}cross_attention/", "cross_attentions.{}."),
+        *prefixed(attention, f"{param_prefix}{name}/", hf_name + ".{}."),
+    ]
+
+
+def _kv_rows(prefix: str, bias: bool) -> list[Row]:
+    leaves = [("kv_einsum/w", "weight", EINSUM)]
+    leaves += [("kv_bias", "bias", BIAS)] if bias else []
+    return [
+        Row(f"{prefix}{leaf}", f"{projection}.{hf_leaf}", layout, slot=slot)
+        for leaf, hf_leaf, layout in leaves
+        for slot, projection in enumerate(("k_proj", "v_proj"))
     ]

@@ -53,9 +53,8 @@ _TEXT_PREFIXES = (
 _OTHER_COMPONENTS = (
     *("vision_model.", "text_model.", "logit_scale", "logit_bias"),
     *("vision_tower.", "language_model.", "multi_modal_projector.", "lm_head."),
-    *("projectors.", "cross_attentions."),
-    *("connector.", "image_newline", "visual."),
-    *("img/", "txt/", "llm/", "fusion/", "t", "b"),
+    *("projectors.", "cross_attentions.", "joint_attentions.", "connector."),
+    *("image_newline", "visual.", "img/", "txt/", "llm/", "fusion/", "t", "b"),
 )
 # First elements of the tensor names of heads on a tower: classifiers of transformers, and
 # the value head of trl.
@@ -225,14 +224,17 @@ def _hive_config(hf: dict, path: str) -> HiveConfig:
     text = hf_decoder.config_from_hf(hf_config.decoder_config(hf, path), path)
     try:
         if hf["model_type"] == "hive":
-            fusion = hf["fusion"]
+            names = ("fusion", "projector", "image_kv", "image_rope")
+            values = {name: hf[name] for name in names}
             connections = tuple(map(tuple, hf["connections"]))
         else:
-            fusion = "self_attention"
+            values = {"fusion": "self_attention"}
             # LLaVA counts hidden states from the end: -1 is the last block.
             connections = ((vision.depth + 1 + hf["vision_feature_layer"], 1),)
-        config = HiveConfig(vision, text, fusion, connections)
-        return dataclasses.replace(config, connections=config.resolved_connections())
+        # "cascaded" has its depth from here, and others no deeper connection.
+        values["feature_depth"] = max(depth for depth, _ in connections)
+        config = HiveConfig(vision, text, connections=connections, **values)
+        return config.with_defaults()
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: config.json was not written by hive_jax.export_hf: {error}"

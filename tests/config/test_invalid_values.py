@@ -65,6 +65,8 @@ def test_invalid_rules_are_refused(rules, message):
         ("seed", -1, "0 to "),
         ("dtype", "float16", "('auto', 'float32', 'bfloat16')"),
         ("objective", "classify", "('caption', 'contrastive')"),
+        ("model.projector", "res", "('', 'ln_mlp', 'mlp', 'linear')"),
+        ("model.image_kv", "both", "('shared', 'own')"),
         ("optimizer.peak_lr", 0.0, "1e-20 to 1000"),
         ("optimizer.peak_lr", -1e-3, "1e-20 to 1000"),
         ("optimizer.min_lr", 1.0, "at most peak_lr = 0.001"),

@@ -23,7 +23,7 @@ from hive_jax.training.optimizer import assign_rules, trains
 from hive_jax.training.resolve import resolve_config
 
 ROOT = Path(__file__).resolve().parents[2]
-BASELINES = ("hive", "cascaded", "self_attention")
+BASELINES = ("hive", "cascaded", "joint", "self_attention")
 
 
 def load(stage, arguments=None):
@@ -144,10 +144,13 @@ def test_one_value_of_an_architecture_of_none_is_refused(tower):
 
 
 def test_stages_of_one_size_share_their_model_and_data():
+    """But for the image's projections, which a joint fusion has from stage 2 on."""
     for size in ("", "paper"):
         first, *others = [load(stage, size) for stage in (1, 2, 3)]
+        assert first.model.image_kv == "shared"
         for run in others:
-            assert (run.model, run.data) == (first.model, first.data)
+            model = dataclasses.replace(first.model, image_kv="own")
+            assert (run.model, run.data) == (model, first.data)
 
 
 def test_stage_0_trains_the_towers_of_stage_1():

@@ -13,8 +13,8 @@ from hive_jax.errors import ConfigError, DataError, HiveError
 from hive_jax.evaluation import compare, tables
 from hive_jax.evaluation.benchmarks.base import Example
 from hive_jax.evaluation.benchmarks.mme import score as mme_score
-from hive_jax.evaluation.compare import difference as difference_of
-from hive_jax.evaluation.compare import interval, total
+from hive_jax.evaluation.paired_statistics import difference as difference_of
+from hive_jax.evaluation.paired_statistics import interval, total
 from hive_jax.evaluation.results import open_store
 
 SETTINGS = {"n": 40, "data": "d1", "variant": "tabletop", "prompt": "{question}"}
@@ -143,6 +143,54 @@ def test_mme_is_scored_as_by_its_own_code(tmp_path):
         one = row.differences["hive"]
         assert one.low <= one.value <= one.high
         assert one.wins + one.losses + one.ties == (4 if "cogn" in row.title else 20)
+
+
+def probed(folder, depths, **changes):
+    """Evaluations of a probe: depth -> share of hits; the last has no suffix."""
+    for depth, share in depths.items():
+        task = "probe_linear" + (f"_depth{depth}" if depth != max(depths) else "")
+        about = {"checkpoint": {"depth": depth}, **changes}
+        save(folder, task, scores_of(depth, share), **about)
+    return str(folder)
+
+
+def test_the_reference_is_compared_at_its_best_depth_too(tmp_path):
+    seeds = [probed(tmp_path / f"a{n}", {6: 0.2, 7: 0.9, 8: 0.5}) for n in range(2)]
+    hive = probed(tmp_path / "b", {8: 0.7})
+    (row,) = compare.compare({"base": seeds, "hive": [hive]})
+    assert [*row.seeds] == ["base", "base, best depth", "hive"]
+    assert row.best_depth == 7
+    at = {
+        depth: 100 * scores_of(depth, share).mean()
+        for depth, share in {7: 0.9, 8: 0.5}.items()
+    }
+    assert row.seeds["base"] == [at[8]] * 2
+    assert row.seeds["base, best depth"] == [at[7]] * 2
+    ours = 100 * scores_of(8, 0.7).mean()
+    values = {name: one.value for name, one in row.differences.items()}
+    assert values == {
+        "base, best depth": pytest.approx(at[7] - at[8]),
+        "hive": pytest.approx(ours - at[8]),
+        "hive - base, best depth": pytest.approx(ours - at[7]),
+    }
+    text = tables.write(tmp_path / "out", [row])
+    assert "probe_linear: base is best at depth 7" in text
+    assert tables.read(tmp_path / "out") == [row]
+
+
+def test_only_depths_of_all_seeds_and_of_equal_settings_count(tmp_path):
+    a = probed(tmp_path / "a", {7: 0.9, 8: 0.5})
+    b = probed(tmp_path / "b", {8: 0.5})
+    hive = probed(tmp_path / "c", {7: 0.1, 8: 0.7})
+    (row,) = compare.compare({"base": [a, b], "hive": [hive]})
+    assert [*row.seeds] == ["base", "hive"] and row.best_depth == 0
+    other = probed(tmp_path / "d", {7: 0.9}, recipe={"epochs": 2})
+    (tmp_path / "d/probe_linear").rename(tmp_path / "d/probe_linear_depth7")
+    save(tmp_path / "d", "probe_linear", scores_of(8, 0.5), checkpoint={"depth": 8})
+    path = tmp_path / "d/probe_linear_depth7/result.json"
+    path.write_text(path.read_text().replace("probe_linear", "probe_linear_depth7"))
+    with pytest.raises(DataError, match=r"recipe"):
+        compare.compare({"base": [other], "hive": [hive]})
 
 
 def test_seeds_are_evaluations_of_one_name(tmp_path):

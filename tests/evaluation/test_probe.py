@@ -143,6 +143,34 @@ def test_features_are_those_of_the_encoder(linear, encoder):
         assert found == [sample["output"][number] for sample in samples]
 
 
+@pytest.mark.parametrize("depth", [-1, -2])
+def test_a_fresh_norm_is_trained_with_the_classifier(depth, encoder, tmp_path):
+    """Its scale and bias on normalised tokens, before their mean; that of the encoder is
+    left out, at the last block too."""
+    config = dataclasses.replace(SMALL, depth=depth, fresh_norm=True, epochs=5)
+    results, fitted, work = probe(config, encoder, tmp_path)
+    block = 9 + depth
+    assert [*results] == [block]
+    task = "probe_linear" + ("_depth7" if depth == -2 else "")
+    result, samples = read(tmp_path / task)
+    assert result["recipe"]["fresh_norm"] and result["checkpoint"]["depth"] == block
+    source = whole_source(SMALL.test, HOW)
+    images = np.stack([source[i].image for i in range(100)])
+    model, params = SiglipEncoder(encoder.config), {"params": encoder.params}
+    features = model.apply(params, normalize_images(images), (block,)).features[0]
+    tokens = np.asarray(features, np.float64)
+    tokens -= tokens.mean(axis=-1, keepdims=True)
+    tokens /= np.sqrt((tokens**2).mean(axis=-1, keepdims=True) + 1e-6)
+    for number, one in enumerate(fitted[0]):
+        norm, classifier = one["norm"], one["classifier"]
+        assert np.ptp(norm["scale"]) > 0.01 and np.ptp(norm["bias"]) > 0.01
+        mean = (tokens * norm["scale"] + norm["bias"]).mean(axis=1)
+        logits = mean @ classifier["kernel"] + classifier["bias"]
+        found = [work.classes[i] for i in logits.argmax(-1)]
+        said = [sample["output"][number] for sample in samples]
+        assert np.mean([a == b for a, b in zip(found, said, strict=True)]) > 0.98
+
+
 def test_the_same_seeds_give_the_same_bits(linear, encoder):
     fitted = Probe(SMALL, encoder, (8,)).fitted()
     for one, other in zip(fitted[0], linear[1][0], strict=True):
@@ -174,7 +202,14 @@ def test_every_depth(encoder, tmp_path):
     assert results[3]["checkpoint"]["depth"] == 3
 
 
-@pytest.mark.parametrize("changes", [{"augment": True}, {"probe": "attentive"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": True},
+        {"probe": "attentive"},
+        {"probe": "attentive", "fresh_norm": True},
+    ],
+)
 def test_other_ways_to_probe(changes, pets, encoder, tmp_path):
     config = dataclasses.replace(
         SMALL,
@@ -233,7 +268,10 @@ def test_bad_images_to_train_on_are_counted(pets, encoder, tmp_path, capsys):
     ("changes", "message"),
     [
         ({"train": "tabletop"}, "has no classes; expected folder:"),
-        ({"depth": 9}, "config.depth is 9; base has blocks 1 to 8"),
+        (
+            {"depth": 9},
+            "base: config.depth is 9; expected 1 to 8, -1 to -8 from the end",
+        ),
     ],
 )
 def test_what_cannot_be_probed(changes, message, encoder, tmp_path):

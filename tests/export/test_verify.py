@@ -35,7 +35,12 @@ FILES = {
     | IMAGES
     | TOKENIZER
     | GENERATION
-    | {"configuration_hive.py", "modeling_hive.py"},
+    | {
+        "configuration_hive.py",
+        "connections_hive.py",
+        "joint_attention_hive.py",
+        "modeling_hive.py",
+    },
 }
 
 
@@ -48,6 +53,16 @@ FILES = {
         ("hive", "decoder", "float16", "Gemma3ForCausalLM"),
         ("self_attention", "vlm", "float32", "LlavaForConditionalGeneration"),
         ("cascaded", "hive", "float32", "HiveForConditionalGeneration"),
+        ("cascaded penultimate", "hive", "float32", "HiveForConditionalGeneration"),
+        ("joint", "hive", "float32", "HiveForConditionalGeneration"),
+        ("joint penultimate", "hive", "float32", "HiveForConditionalGeneration"),
+        (
+            "self_attention penultimate",
+            "vlm",
+            "float32",
+            "LlavaForConditionalGeneration",
+        ),
+        ("joint own", "hive", "float32", "HiveForConditionalGeneration"),
         ("hive of llama", "decoder", "bfloat16", "LlamaForCausalLM"),
         ("hive of qwen2", "hive", "bfloat16", "HiveForConditionalGeneration"),
         (

@@ -17,7 +17,7 @@ TINY = HiveConfig(
     DecoderConfig(31, 24, 3, 32, 4, 2, 8, post_norms=True, qk_norm=True),
     connections=((1, 1), (2, 3)),
 )
-WITH_IMAGES = ("hive", "cascaded", "self_attention")
+WITH_IMAGES = ("hive", "cascaded", "joint", "self_attention")
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1, 1, (3, 24, 24, 3)).astype(np.float32)
 TOKENS = RNG.integers(0, 31, (3, 7))

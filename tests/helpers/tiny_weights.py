@@ -75,8 +75,9 @@ DECODERS = {
 }
 
 
-def hive_config(fusion: str, decoder: DecoderConfig = GEMMA3) -> HiveConfig:
-    return HiveConfig(IMAGE, decoder, fusion, ((1, 1),))
+def hive_config(fusion: str, decoder: DecoderConfig = GEMMA3, **options) -> HiveConfig:
+    options = {"connections": ((1, 1),), **options}
+    return HiveConfig(IMAGE, decoder, fusion, **options)
 
 
 def arrays(config, seed: int = 0) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from hive_jax.inference.generate import Decoding, Generator, Prompt, nucleus
 from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.training import objectives, sharding
 
-FUSIONS = ("hive", "cascaded", "self_attention", "none")
+FUSIONS = ("hive", "cascaded", "joint", "self_attention", "none")
 GEMMA2 = {
     "attention_softcap": 5.0,
     "final_softcap": 3.0,
@@ -87,6 +87,7 @@ def without_cache(fusion, prompt, count, **changes):
     [
         *((fusion, {}) for fusion in FUSIONS),
         ("hive", GEMMA2),
+        ("joint", GEMMA2),
         ("self_attention", GEMMA2),
         ("hive", QWEN2),
         ("self_attention", QWEN2),

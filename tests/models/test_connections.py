@@ -2,7 +2,11 @@
 
 import pytest
 
-from hive_jax.models.connections import default_connections, resolve_connections
+from hive_jax.models.connections import (
+    block_number,
+    default_connections,
+    resolve_connections,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,7 @@ def test_num_connections_sets_the_number_of_default_pairs():
         ("hive", ((5, 1), (2, 3)), ((5, 1), (2, 3))),
         ("cascaded", (), ((8, 2), (8, 4))),
         ("cascaded", ((5, 1), (2, 3)), ((8, 1), (8, 3))),
+        ("joint", ((5, 1), (2, 3)), ((5, 1), (2, 3))),
         ("self_attention", (), ((8, 1),)),
         ("self_attention", ((5, 1), (2, 3)), ((5, 1),)),
         ("none", (), ()),
@@ -43,6 +48,51 @@ def test_num_connections_sets_the_number_of_default_pairs():
 )
 def test_each_fusion_adapts_the_configured_connections(fusion, connections, resolved):
     assert resolve_connections(fusion, connections, 8, 4) == resolved
+
+
+@pytest.mark.parametrize(
+    ("fusion", "connections", "feature_depth", "resolved"),
+    [
+        ("hive", (), -2, ((4, 2), (7, 4))),
+        ("joint", (), 7, ((4, 2), (7, 4))),
+        ("hive", ((5, 1), (7, 3)), -2, ((5, 1), (7, 3))),
+        ("cascaded", (), -2, ((7, 2), (7, 4))),
+        ("cascaded", ((5, 1), (2, 3)), 5, ((5, 1), (5, 3))),
+        ("self_attention", (), -2, ((7, 1),)),
+        ("self_attention", (), -1, ((8, 1),)),
+        ("none", (), -2, ()),
+    ],
+)
+def test_feature_depth_is_the_deepest_block_that_is_read(
+    fusion, connections, feature_depth, resolved
+):
+    assert resolve_connections(fusion, connections, 8, 4, 0, feature_depth) == resolved
+
+
+def test_feature_depth_keeps_the_number_of_connections():
+    """23 of 24, as the authors read it."""
+    assert resolve_connections("hive", (), 24, 40, 0, -2) == (
+        *((4, 7), (8, 13), (12, 20), (15, 27), (19, 33), (23, 40)),
+    )
+
+
+def test_blocks_count_from_the_end_too():
+    assert [block_number(n, 8, "k") for n in (1, 8, 0, -1, -2, -8)] == [
+        1,
+        8,
+        8,
+        8,
+        7,
+        1,
+    ]
+    for number in (9, -9):
+        with pytest.raises(ValueError, match=rf"k is {number}; expected 1 to 8, -1 to"):
+            block_number(number, 8, "k")
+
+
+def test_connections_deeper_than_feature_depth_raise():
+    with pytest.raises(ValueError, match=r"\(8, 1\): .* 1 to 7, as feature_depth"):
+        resolve_connections("hive", ((8, 1),), 8, 4, 0, -2)
 
 
 @pytest.mark.parametrize(

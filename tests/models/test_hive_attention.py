@@ -1,7 +1,5 @@
 """How each fusion attends to the image, step by step; fusions that extend attention."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,21 +7,11 @@ import pytest
 from helpers.tiny_hive import (
     IMAGE_MASK,
     IMAGES,
-    TINY,
     TOKENS,
     model,
     random_params,
     run,
 )
-
-from hive_jax.models.attention import KeyValues
-from hive_jax.models.fusion import (
-    FUSIONS,
-    text_position,
-)
-from hive_jax.models.fusion_base import Fusion
-from hive_jax.models.hive import Hive
-from hive_jax.models.layer_stack import Execution, ModelExecution
 
 # Where the image enters.
 
@@ -73,74 +61,3 @@ def test_self_attention_equals_the_decoder_on_text_with_inserted_image_tokens():
             )
         )(IMAGES[example], TOKENS[example])
         np.testing.assert_allclose(hidden[example], expected, atol=1e-5)
-
-
-# A fusion within the decoder's own attention.
-
-
-class Joint(Fusion):
-    """The image's keys and values join those of the text in one softmax."""
-
-    extends_attention = True
-
-    def prepare(self, features, text, image_mask):
-        heads = self.config.num_kv_heads, self.config.head_dim
-        size = heads[0] * heads[1]
-        return (
-            text,
-            text_position(text),
-            tuple(
-                KeyValues(*(x.reshape(*x.shape[:2], *heads) for x in key_value))
-                for projected in self.project(features)
-                for key_value in [(projected[..., :size], projected[..., -size:])]
-            ),
-        )
-
-    def before_layer(self, connection, x, image_kv, image_mask):
-        image = image_kv[connection]
-
-        def extend(query, key, value, mask):
-            shape = *image_mask.shape, image.key.shape[1]
-            sees = jnp.broadcast_to(image_mask[:, :, None], shape)
-            mask = jnp.broadcast_to(mask, (len(sees), *mask.shape[1:]))
-            return (
-                query,
-                jnp.concatenate([image.key, key], axis=1),
-                jnp.concatenate([image.value, value], axis=1),
-                jnp.concatenate([sees, mask], axis=2),
-            )
-
-        return x, extend
-
-
-@pytest.mark.parametrize("scan", [False, True])
-def test_a_fusion_may_extend_the_attention_of_connected_layers(monkeypatch, scan):
-    monkeypatch.setitem(FUSIONS, "joint", Joint)
-    execution = ModelExecution(decoder=Execution(scan=scan, remat="full"))
-    joint = Hive(dataclasses.replace(TINY, fusion="joint"), execution=execution)
-    params = random_params("hive")
-    params = {
-        "params": params | {"fusion": {"projector": params["fusion"]["projector"]}}
-    }
-    apply = jax.jit(joint.apply)
-    hidden = apply(params, IMAGES, TOKENS, IMAGE_MASK)
-    changed = np.any(hidden != apply(params, -IMAGES, TOKENS, IMAGE_MASK), axis=-1)
-    np.testing.assert_array_equal(changed, IMAGE_MASK)
-    alone = run("none", params={"llm": params["params"]["llm"]})
-    np.testing.assert_allclose(
-        np.where(IMAGE_MASK[..., None], 0, hidden - alone), 0, atol=1e-5
-    )
-
-    def decode(hive):
-        first, position, state = hive.prefill(
-            IMAGES, TOKENS[:, :5], IMAGE_MASK[:, :5], 2
-        )
-        outputs = [first]
-        for step in (5, 6):
-            position = position[:, -1:] + 1
-            x, state = hive.decode_step(TOKENS[:, step : step + 1], position, state)
-            outputs.append(x)
-        return jnp.concatenate(outputs, axis=1)
-
-    stepwise = jax.jit(lambda params: joint.apply(params, method=decode))(params)
-    np.testing.assert_allclose(stepwise, hidden, atol=1e-5)

@@ -15,7 +15,7 @@ from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops, step_flops
 from hive_jax.training.train_step import Program
 from tools.benchmark import data_wait, gpu, grid, tables
-from tools.benchmark.cases import FUSIONS, SIZES, STAGES, case
+from tools.benchmark.cases import FUSIONS, IMAGE_KV, SIZES, STAGES, case
 from tools.benchmark.data_throughput import reading
 from tools.benchmark.timed_step import Step
 
@@ -28,7 +28,7 @@ FULL = SIZES["siglip_l16_384+gemma3_1b"]
 
 
 def counted(size, fusion, stage):
-    config = case(size, fusion, RULES[stage], "bfloat16")
+    config = case(size, fusion, RULES[stage], "bfloat16", IMAGE_KV[stage])
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     return example_flops(config, Program(config, mesh).assigned)
 
@@ -36,8 +36,11 @@ def counted(size, fusion, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_ratios_of_the_full_size(stage):
     """The shares that follow from the shapes, whole and without the encoder."""
-    hive, cascaded, plain = (counted(FULL, fusion, stage) for fusion in FUSIONS)
+    hive, joint, cascaded, plain = (counted(FULL, name, stage) for name in FUSIONS)
     assert hive == cascaded
+    # No queries and outputs of its own; its layers' own attention is trained through.
+    assert joint.cross_attention < hive.cross_attention
+    assert joint.total < hive.total
     whole = {1: 0.304, 2: 0.257, 3: 0.395}[stage]
     language = {1: 0.177, 2: 0.164, 3: 0.167}[stage]
     np.testing.assert_allclose(hive.total / plain.total, whole, rtol=0.03)
@@ -45,7 +48,10 @@ def test_the_ratios_of_the_full_size(stage):
     np.testing.assert_allclose(ratio, language, rtol=0.03)
 
 
-@pytest.mark.parametrize(("stage", "fusion"), [(1, "hive"), (3, "self_attention")])
+@pytest.mark.parametrize(
+    ("stage", "fusion"),
+    [(1, "hive"), (1, "joint"), (3, "self_attention")],
+)
 def test_our_count_is_that_of_xla(stage, fusion):
     """At full width, on four layers of each tower, for the time that tracing takes."""
     size = dataclasses.replace(
@@ -120,7 +126,7 @@ def test_the_parts_for_one_gpu_run_through_anywhere(monkeypatch):
     assert len(rows) == 11
     rows = list(gpu.grid(size, rules, "float32", minutes=0.001))
     fusions = [row["what"].split(", ")[1] for row in rows]
-    assert fusions == ["hive", "self_attention", "hive", "cascaded"]
+    assert fusions == ["hive", "self_attention", "hive", "joint", "cascaded"]
     assert rows[0]["images_per_second"] > 0  # the first one always runs
     assert all("minutes are over" in row["left_out"] for row in rows[1:])
     table = tables.gpu_table(rows).splitlines()
@@ -162,7 +168,7 @@ def test_the_command_prints_a_table_and_writes_json_and_a_chart(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split(" | ")[1] for line in lines[2:5]] == list(FUSIONS)
+    assert [line.split(" | ")[1] for line in lines[2:6]] == list(FUSIONS)
     written = json.loads((tmp_path / "flops.json").read_text())
     assert written["machine"]["jax"] == jax.__version__
     assert [row["fusion"] for row in written["rows"]] == list(FUSIONS)
@@ -199,4 +205,4 @@ def test_memory_is_compiled_and_not_used(tmp_path):
         assert row["peak"] == row["state"] + row["temporary"]
         assert row["temporary"] > 0
     tables.chart(tmp_path / "memory.png", rows, "peak", 1e9, "GB")
-    assert tables.memory_table(rows).count("\n") == 4
+    assert tables.memory_table(rows).count("\n") == 5

@@ -13,6 +13,7 @@ from helpers.hub_weights import (
     initialize,
     weights_config,
 )
+from helpers.random_runs import save_params
 
 from hive_jax.errors import CheckpointError
 from hive_jax.models.hive import HiveConfig
@@ -106,6 +107,42 @@ def test_every_difference_to_the_architecture_of_the_weights_is_named(hub):
             assert "final_softcap is 30.0" in str(error.value)
         else:
             assert "model.encoder.depth is 5; the weights have 4" in str(error.value)
+
+
+def joint_config(image_kv, **changes):
+    config = weights_config(**changes)
+    model = dataclasses.replace(config.model, fusion="joint", image_kv=image_kv)
+    return dataclasses.replace(config, model=model)
+
+
+def test_own_projections_of_the_image_start_from_the_connected_layers(hub, tmp_path):
+    """Without an earlier stage, and after one that shared them; then they are kept."""
+    folders = {"init_encoder": hub[0], "init_decoder": hub[1]}
+    name, layers = "fusion/joint_attention/kv/kv_einsum/w", [1, 3]
+    started = initialize(resolve_config(joint_config("own", **folders)))
+    of_layers = hub[3]["layers/attn/kv_einsum/w"][layers]
+    np.testing.assert_array_equal(started[name], of_layers)
+
+    shared = resolve_config(joint_config("shared", **folders)).config
+    params = initialize(resolve_config(shared))
+    assert name not in params
+    kv = "llm/layers/attn/kv_einsum/w"
+    params |= {kv: params[kv] + 1, "fusion/projector/norm/bias": np.ones((2, 32), "f4")}
+    save_params(shared, unflatten_dict(params, sep="/"), str(tmp_path / "one"), 100)
+    handed = initialize(resolve_config(joint_config("own", init=str(tmp_path / "one"))))
+    np.testing.assert_array_equal(handed[name], of_layers + 1)
+    assert {*handed} == {*params, name}
+    for key, array in params.items():
+        np.testing.assert_array_equal(handed[key], array)
+
+    own = resolve_config(joint_config("own", init=str(tmp_path / "one"))).config
+    handed[name] = handed[name] * 2
+    save_params(own, unflatten_dict(handed, sep="/"), str(tmp_path / "two"), 100)
+    kept = initialize(resolve_config(joint_config("own", init=str(tmp_path / "two"))))
+    np.testing.assert_array_equal(kept[name], (of_layers + 1) * 2)
+    back = resolve_config(joint_config("shared", init=str(tmp_path / "two")))
+    with pytest.raises(CheckpointError, match=r"model\.image_kv: own -> shared"):
+        initialize(back)
 
 
 def test_initial_parameters_are_a_function_of_the_seed(tiny_run, random_batch):

@@ -112,6 +112,7 @@ def assert_same_step(got, expected):
     [
         *(("hive", mesh) for mesh in MESHES),
         ("cascaded", "mixed"),
+        ("joint", "mixed"),
         ("self_attention", "mixed"),
     ],
 )
@@ -121,7 +122,7 @@ def test_any_mesh_computes_what_one_device_does(one_step, fusion, mesh):
 
 @pytest.mark.parametrize(
     ("fusion", "stage"),
-    [("hive", 1), ("hive", 2), ("cascaded", 1), ("self_attention", 2)],
+    [("hive", 1), ("hive", 2), ("cascaded", 1), ("joint", 2), ("self_attention", 2)],
 )
 def test_every_stage_on_a_mesh_equals_one_device(one_step, fusion, stage):
     """Stage 3 on one device has the gradients of all stages; what it trains and
@@ -268,7 +269,7 @@ UNTIED = dataclasses.replace(
     ("fusion", "tensor", "decoder"),
     [
         *itertools.product(
-            ["hive", "cascaded", "self_attention"],
+            ["hive", "cascaded", "joint", "self_attention"],
             [1, 2],
             [decoder_config("gemma3_1b")],
         ),
@@ -291,7 +292,7 @@ def test_every_large_parameter_of_the_full_model_is_sharded(
         assert shards == expected, (name, shape, shard)
 
 
-@pytest.mark.parametrize("fusion", ["hive", "self_attention"])
+@pytest.mark.parametrize("fusion", ["hive", "joint", "self_attention"])
 def test_no_device_computes_on_the_whole_batch(tiny_run, stage_rules, fusion):
     """Weights that fsdp splits are gathered; activations keep their rows apart."""
     run = tiny_run(fusion, rules=stage_rules(3, fusion), batch_size=24)

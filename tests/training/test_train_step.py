@@ -13,7 +13,7 @@ from hive_jax.training import objectives, train_step
 from hive_jax.training.optimizer import trains
 
 STAGES = (1, 2, 3)
-FUSIONS = ("hive", "cascaded", "self_attention")
+FUSIONS = ("hive", "cascaded", "joint", "self_attention")
 HEAD = "llm/lm_head/output_embedding"
 
 
@@ -54,6 +54,23 @@ def test_trainable_parameters_get_gradients_and_frozen_ones_do_not_change(
             size = by_layer.max(axis=1) if stacked else by_layer.max()
             assert np.all(size > 1e-6), name
             assert np.any(new[name] != before), name
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_blocks_after_feature_depth_get_no_gradient_and_stay_as_they_are(
+    training, tiny_run, stage_rules, fusion
+):
+    run = tiny_run(fusion, rules=stage_rules(3, fusion))
+    model = dataclasses.replace(
+        run.model, connections=(), num_connections=1, feature_depth=-2
+    )
+    one = training(dataclasses.replace(run, model=model))
+    after, _ = one.steps(2)
+    old, new = flat(one.start().params), flat(after.params)
+    for name, moment in first_moments(after).items():
+        if "encoderblock" in name and not name.endswith("key/bias"):
+            assert np.any(moment[0]) and not np.any(moment[1]), name
+            assert new[name][1].tobytes() == old[name][1].tobytes(), name
 
 
 def test_closed_gates_stop_gradients_to_the_rest_of_the_fusion(

@@ -1,6 +1,5 @@
 """Folders and files that we write: complete or not there, and read back bit by bit."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -36,6 +35,8 @@ def params():
     return unflatten_dict(arrays(IMAGE), sep="/")
 
 
+DEPTH = {"connections": (), "feature_depth": 1}
+OWN = {"image_kv": "own", "projector": "mlp", "image_rope": False}
 LAYOUTS = {
     "encoder": (hf_models.encoder(IMAGE), sources.open_encoder),
     "two towers": (hf_models.two_towers(IMAGE, TEXT), sources.open_two_towers),
@@ -43,6 +44,10 @@ LAYOUTS = {
         name: (hf_models.decoder(config), sources.open_decoder)
         for name, config in DECODERS.items()
     },
+    "penultimate": (
+        hf_models.hive(hive_config("cascaded", **DEPTH)),
+        sources.open_hive,
+    ),
     "vlm": (hf_models.vlm(hive_config("self_attention"), 60), sources.open_hive),
     "hive": (hf_models.hive(hive_config("hive")), sources.open_hive),
     "vlm of untied llama": (
@@ -54,6 +59,11 @@ LAYOUTS = {
         sources.open_hive,
     ),
     "cascaded": (hf_models.hive(hive_config("cascaded", GEMMA2)), sources.open_hive),
+    "joint": (hf_models.hive(hive_config("joint", **OWN)), sources.open_hive),
+    "joint of qwen2": (
+        hf_models.hive(hive_config("joint", QWEN2, **OWN)),
+        sources.open_hive,
+    ),
 }
 
 
@@ -69,8 +79,7 @@ def test_written_folders_load_bit_for_bit(tmp_path, name, options, dtype):
     source = open_component(path)
     assert param_shapes(source.config) == param_shapes(layout.model)
     if not isinstance(layout.model, tuple) and hasattr(layout.model, "fusion"):
-        connections = layout.model.resolved_connections()
-        expected = dataclasses.replace(layout.model, connections=connections)
+        expected = layout.model.with_defaults()
     else:
         expected = layout.model
     assert source.config == expected

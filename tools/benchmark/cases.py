@@ -8,8 +8,10 @@ from hive_jax.models.hive import HiveConfig
 from hive_jax.models.presets import decoder_config, siglip_config
 from hive_jax.models.siglip import SiglipConfig
 
-FUSIONS = ("hive", "cascaded", "self_attention")
+FUSIONS = ("hive", "joint", "cascaded", "self_attention")
 STAGES = (1, 2, 3)
+# By stage, as in configs/stage1.py to stage3.py.
+IMAGE_KV = {1: "shared", 2: "own", 3: "own"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,9 @@ SIZES = {
 }
 
 
-def case(size: Size, fusion: str, rules: tuple, dtype: str = "auto") -> RunConfig:
+def case(
+    size: Size, fusion: str, rules: tuple, dtype: str = "auto", image_kv: str = "shared"
+) -> RunConfig:
     """Returns the config of a run on one device.
 
     Replace fields of the result for variants: execution, batch_size.
@@ -59,12 +63,13 @@ def case(size: Size, fusion: str, rules: tuple, dtype: str = "auto") -> RunConfi
       fusion: name of the fusion.
       rules: optimizer rules of a stage, from its config file.
       dtype: of the computation; "auto" for that of the device.
+      image_kv: of "joint"; see HiveConfig.
     """
     return RunConfig(
         name=f"benchmark_{fusion}",
         batch_size=size.batch_size,
         dtype=dtype,
-        model=HiveConfig(size.encoder, size.decoder, fusion),
+        model=HiveConfig(size.encoder, size.decoder, fusion, image_kv=image_kv),
         data=DataConfig(num_tokens=size.num_tokens),
         # The value has no effect on the time of a step.
         optimizer=OptimizerConfig(peak_lr=1e-4),

@@ -47,9 +47,9 @@ def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
     with atomic_dir(folder) as temporary:
         hf_models.write(temporary, hf_layout, arrays, np.dtype(np.float32))
         if model.fusion_class.export_kind == "hive":
-            for name in ("configuration_hive.py", "modeling_hive.py"):
+            for path in _CODE.glob("*_hive.py"):
                 # The modeling code of an export: what users run is what is timed.
-                shutil.copyfile(_CODE / name, temporary / name)
+                shutil.copyfile(path, temporary / path.name)
 
 
 def random_params(shapes: dict[str, tuple[int, ...]], seed: int) -> dict:

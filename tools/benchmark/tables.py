@@ -9,7 +9,12 @@ from tools.benchmark.cases import FUSIONS
 from tools.benchmark.grid import PAPER
 from tools.benchmark.machine import described, machine
 
-_COLOURS = {"hive": "#2a7f9e", "cascaded": "#9ecae1", "self_attention": "#d1495b"}
+_COLOURS = {
+    "hive": "#2a7f9e",
+    "joint": "#5fb49c",
+    "cascaded": "#9ecae1",
+    "self_attention": "#d1495b",
+}
 
 
 def ratios(rows: list[dict], key: str) -> dict[tuple[int, str], float]:
@@ -235,11 +240,12 @@ def chart(path: Path, rows: list[dict], key: str, unit: float, label: str) -> No
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     stages = sorted({row["stage"] for row in rows})
-    ratio, width = ratios(rows, key), 0.27
+    ratio, width = ratios(rows, key), 0.2
     paper = PAPER[path.stem]
     for row in rows:
-        # Three bars around each stage's tick.
-        x = stages.index(row["stage"]) + width * (FUSIONS.index(row["fusion"]) - 1)
+        # The bars are around each stage's tick.
+        place = FUSIONS.index(row["fusion"]) - (len(FUSIONS) - 1) / 2
+        x = stages.index(row["stage"]) + width * place
         value = row[key] / unit
         first = row["stage"] == stages[0]
         axes.bar(
@@ -252,8 +258,9 @@ def chart(path: Path, rows: list[dict], key: str, unit: float, label: str) -> No
         text = f"{ratio[row['stage'], row['fusion']]:.2f}x"
         axes.annotate(text, (x, value), ha="center", va="bottom", fontsize=8)
         if row["fusion"] == "self_attention":
-            # Over HIVE's bar, two to the left of self-attention's.
-            ends = (x - 2.5 * width, x - 1.5 * width)
+            # Over HIVE's bar, the first; self-attention's is the last.
+            hive = x - width * (len(FUSIONS) - 1)
+            ends = (hive - width / 2, hive + width / 2)
             name = f"the paper's {paper:.2f}x" if first else None
             axes.hlines(
                 value * paper, *ends, "black", "dashed", linewidth=1.2, label=name

@@ -27,7 +27,7 @@ PAIRS = (
 )
 RUNS_OF_PROCESSES = tuple(
     (fusion, stage)
-    for fusion in ("hive", "cascaded", "self_attention")
+    for fusion in ("hive", "cascaded", "joint", "self_attention")
     for stage in (1, 2, 3)
 )
 

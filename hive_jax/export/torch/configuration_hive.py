@@ -16,10 +16,15 @@ class HiveConfig(PretrainedConfig):
       vision_config: a siglip_vision_model configuration, or its dict.
       text_config: configuration of a causal decoder (gemma3_text, llama, qwen2 and
         others), or its dict.
-      fusion: "hive" (each connected decoder layer reads its own encoder depth) or
-        "cascaded" (all read the last one). Only a note: `connections` decide.
+      fusion: "hive" (each connected decoder layer reads its own encoder depth by
+        cross-attention), "cascaded" (all read the last one; the depths are those of
+        `connections`) or "joint" (image and text in one softmax).
       connections: pairs [encoder depth, decoder layer], counted from 1, with
         increasing decoder layers; empty for the decoder alone.
+      projector: "ln_mlp", "mlp" or "linear".
+      image_kv: of "joint", "shared" (the decoder layer makes the image's keys and
+        values) or "own".
+      image_rope: of "joint", whether patches have positions by row and column.
       kwargs: as of PretrainedConfig. bos_token_id, eos_token_id and pad_token_id are
         by default those of `text_config`.
 
@@ -36,12 +41,18 @@ class HiveConfig(PretrainedConfig):
         text_config=None,
         fusion="hive",
         connections=(),
+        projector="ln_mlp",
+        image_kv="shared",
+        image_rope=True,
         tie_word_embeddings=True,
         **kwargs,
     ):
         self.vision_config = _sub_config(vision_config, "siglip_vision_model")
         self.text_config = _sub_config(text_config, "gemma3_text")
         self.fusion = fusion
+        self.projector = projector
+        self.image_kv = image_kv
+        self.image_rope = image_rope
         self.connections = [list(pair) for pair in connections]
         # Before PretrainedConfig, so that an impossible config.json is refused with a
         # reason.
@@ -52,11 +63,14 @@ class HiveConfig(PretrainedConfig):
         super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
 
     def _require_possible(self):
-        if self.fusion not in ("hive", "cascaded"):
-            raise ValueError(
-                f"fusion is {self.fusion!r}; expected 'hive' or 'cascaded', the two "
-                "that this model computes"
-            )
+        for key, known in (
+            ("fusion", ("hive", "cascaded", "joint")),
+            ("projector", ("ln_mlp", "mlp", "linear")),
+            ("image_kv", ("shared", "own")),
+        ):
+            if getattr(self, key) not in known:
+                value = getattr(self, key)
+                raise ValueError(f"{key} is {value!r}; expected one of {known}")
         depths = self.vision_config.num_hidden_layers
         layers = self.text_config.num_hidden_layers
         for pair in self.connections:

@@ -10,6 +10,7 @@ file has what connects them. Shapes:
 """
 
 import dataclasses
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -20,98 +21,12 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.utils import can_return_tuple
 
 from .configuration_hive import HiveConfig
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
+from .connections_hive import CrossAttention, Image, KeysValues, Projector
+from .joint_attention_hive import JOINT, JointAttention
 
 # What transformers calls the cache, in calls and outputs: renamed in 5.24.
 _FIELDS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
 _CACHE = "cache" if "cache" in _FIELDS else "past_key_values"
-
-
-@dataclasses.dataclass
-class Image:
-    """The images of a batch as the decoder reads them: for each connection keys and
-    values [B, K, P, H], and `sees` bool [B, T], the tokens that see their image.
-
-    A cache keeps it as its attribute `image`, with `sees` [B, 1] of its last token.
-    """
-
-    keys_values: list[KeysValues]
-    sees: torch.Tensor
-
-
-class Projector(nn.Module):
-    """Features of one depth to the decoder's width, [B, P, D] -> [B, P, E]."""
-
-    def __init__(self, config: HiveConfig):
-        super().__init__()
-        vision_width = config.vision_config.hidden_size
-        text_width = config.text_config.hidden_size
-        # The epsilon of training; torch's default is 1e-5.
-        self.norm = nn.LayerNorm(vision_width, eps=1e-6)
-        self.linear_1 = nn.Linear(vision_width, text_width)
-        self.linear_2 = nn.Linear(text_width, text_width)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        hidden = self.linear_1(self.norm(features))
-        # The tanh approximation of training; torch's default is exact.
-        return self.linear_2(F.gelu(hidden, approximate="tanh"))
-
-
-class CrossAttention(nn.Module):
-    """What a connected decoder layer reads from its depth, times tanh(gate): the
-    decoder's own head layout with QK-norm, no biases, no MLP."""
-
-    def __init__(self, config: HiveConfig, number: int):
-        super().__init__()
-        text = config.text_config
-        width, self.head_dim = text.hidden_size, text.head_dim
-        query_width = text.num_attention_heads * text.head_dim
-        key_width = text.num_key_value_heads * text.head_dim
-        self.number = number
-        self.norm = GemmaRMSNorm(width, eps=1e-6)
-        self.q_proj = nn.Linear(width, query_width, bias=False)
-        self.k_proj = nn.Linear(width, key_width, bias=False)
-        self.v_proj = nn.Linear(width, key_width, bias=False)
-        self.o_proj = nn.Linear(query_width, width, bias=False)
-        self.q_norm = GemmaRMSNorm(text.head_dim, eps=1e-6)
-        self.k_norm = GemmaRMSNorm(text.head_dim, eps=1e-6)
-        # tanh(0) = 0: until it is trained, the decoder computes what it did without
-        # images.
-        self.gate = nn.Parameter(torch.zeros(1))
-
-    def keys_values(self, projected: torch.Tensor) -> KeysValues:
-        """[B, P, E] -> keys and values [B, K, P, H]."""
-        keys = self.k_norm(self._heads(self.k_proj(projected)))
-        return keys, self._heads(self.v_proj(projected))
-
-    def forward(self, hidden: torch.Tensor, image: Image) -> torch.Tensor:
-        """[B, T, E] -> what to add to it, exactly zero for tokens without sight."""
-        queries = self.q_norm(self._heads(self.q_proj(self.norm(hidden))))
-        keys, values = image.keys_values[self.number]
-        read = F.scaled_dot_product_attention(
-            queries, keys, values, scale=self.head_dim**-0.5, enable_gqa=True
-        )
-        read = torch.tanh(self.gate) * self.o_proj(read.transpose(1, 2).flatten(2))
-        # Instead of a mask in the attention: a token sees all patches or none.
-        return torch.where(image.sees[..., None], read, 0.0)
-
-    def before_layer(self, layer: nn.Module, arguments: tuple, keywords: dict):
-        """Forward pre-hook of the connected layer: adds to its input what is read.
-
-        The image comes with the call, as a keyword that transformers' decoders hand
-        on to their layers; between calls nothing of it is left in the model.
-        """
-        image = keywords.pop("image", None)
-        if image is None:
-            return None
-        # A pre-hook that returns (arguments, keywords) replaces both for the layer.
-        hidden, *others = arguments
-        return (hidden + self(hidden, image), *others), keywords
-
-    def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        # [B, T, N * H] -> [B, N, T, H]
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -131,6 +46,8 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: HiveConfig):
         super().__init__(config)
         text = config.text_config
+        if config.fusion == "joint":
+            text._attn_implementation = JOINT
         soft_capped = getattr(text, "attn_logit_softcapping", None)
         if soft_capped and text._attn_implementation in (None, "sdpa"):
             text._attn_implementation = "eager"
@@ -141,13 +58,21 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.projectors = nn.ModuleList(Projector(config) for _ in config.connections)
-        self.cross_attentions = nn.ModuleList()
-        for number, (_, layer) in enumerate(config.connections):
-            block = CrossAttention(config, number)
-            self.cross_attentions.append(block)
-            self.language_model.layers[layer - 1].register_forward_pre_hook(
-                block.before_layer, with_kwargs=True
-            )
+        blocks = nn.ModuleList()
+        for number, (_, layer_number) in enumerate(config.connections):
+            layer = self.language_model.layers[layer_number - 1]
+            if config.fusion == "joint":
+                blocks.append(JointAttention(config, number, layer.self_attn))
+                hook = functools.partial(
+                    blocks[-1].before_attention, self.language_model
+                )
+                hooked = layer.self_attn
+            else:
+                blocks.append(CrossAttention(config, number))
+                hooked, hook = layer, blocks[-1].before_layer
+            hooked.register_forward_pre_hook(hook, with_kwargs=True)
+        joint = config.fusion == "joint"
+        setattr(self, "joint_attentions" if joint else "cross_attentions", blocks)
         self.post_init()
 
     def _init_weights(self, module: nn.Module):
@@ -177,20 +102,33 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("use_reentrant is True; expected False, or leave it out")
         super().gradient_checkpointing_enable(options, **kwargs)
 
-    def image_keys_values(self, pixel_values: torch.Tensor) -> list[KeysValues]:
+    def image_keys_values(
+        self, pixel_values: torch.Tensor, start: torch.Tensor
+    ) -> list[KeysValues]:
         """float [B, 3, S, S] in [-1, 1] -> for each connection keys and values
-        [B, K, P, H], from the output of its encoder block before the final norm."""
+        [B, K, P, H], from the output of its encoder block before the final norm.
+
+        `start` int [B] is the position of the first token after the image, which the
+        patches of a joint attention count from.
+        """
         depths = [depth for depth, _ in self.config.connections]
         # Index 0 is the embeddings, so that depths count from 1. Blocks after the
         # deepest connection do not run.
         features = [self.vision_model.embeddings(pixel_values)]
         for block in self.vision_model.encoder.layers[: max(depths, default=0)]:
             features.append(block(features[-1], attention_mask=None))
+        projected = [
+            projector(features[depth])
+            for depth, projector in zip(depths, self.projectors, strict=True)
+        ]
+        if self.config.fusion == "joint":
+            return [
+                block.keys_values(one, self.language_model, start)
+                for one, block in zip(projected, self.joint_attentions, strict=True)
+            ]
         return [
-            block.keys_values(projector(features[depth]))
-            for depth, projector, block in zip(
-                depths, self.projectors, self.cross_attentions, strict=True
-            )
+            block.keys_values(one)
+            for one, block in zip(projected, self.cross_attentions, strict=True)
         ]
 
     @can_return_tuple
@@ -231,7 +169,10 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if cache is None:
             cache = past_key_values
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        image = self._image(pixel_values, image_mask, cache, tokens.shape[:2])
+        padding = attention_mask if getattr(attention_mask, "ndim", 0) == 2 else None
+        image = self._image(
+            pixel_values, image_mask, cache, tokens.shape[:2], padding, position_ids
+        )
         outputs = self.language_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -243,7 +184,7 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         cache = getattr(outputs, _CACHE)
         if image is not None and cache is not None:
-            cache.image = Image(image.keys_values, image.sees[:, -1:])
+            cache.image = image.of_last_token()
         if isinstance(logits_to_keep, int):
             # slice(-0, None) is everything.
             logits_to_keep = slice(-logits_to_keep, None)
@@ -260,30 +201,41 @@ class HiveForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _image(self, pixel_values, image_mask, cache, shape) -> Image | None:
+    def _image(
+        self, pixel_values, image_mask, cache, shape, padding, position_ids
+    ) -> Image | None:
         """The image for tokens of `shape` (B, T): a new one, the cached one or none."""
         cached = getattr(cache, "image", None)
         if cached and not torch.compiler.is_compiling() and not cache.get_seq_length():
             cached = cache.image = None  # a static cache that was reset
-        if pixel_values is not None:
-            vision = self.config.vision_config
-            side = vision.image_size
-            expected = (shape[0], vision.num_channels, side, side)
-            meaning = "one image for each sample, resized to the encoder's size"
-            _require_shape("pixel_values", pixel_values, expected, meaning)
-            keys_values = self.image_keys_values(pixel_values)
-            sees = torch.ones(shape, dtype=torch.bool, device=pixel_values.device)
-        elif cached:
-            keys_values, sees = cached.keys_values, cached.sees.expand(shape)
-        elif image_mask is None:
-            return None
-        else:
+        if pixel_values is None and not cached:
+            if image_mask is None:
+                return None
             raise ValueError("image_mask came without pixel_values; give both or none")
+        length = shape[1] + (0 if cache is None else cache.get_seq_length())
+        device = self.get_input_embeddings().weight.device
+        sees = torch.ones(shape, dtype=torch.bool, device=device)
+        if pixel_values is None:
+            sees = cached.sees.expand(shape)
         if image_mask is not None:
             meaning = "one bool for each token of this call"
             _require_shape("image_mask", image_mask, shape, meaning)
             sees = image_mask.bool()
-        return Image(keys_values, sees)
+        if pixel_values is None:
+            return dataclasses.replace(cached, sees=sees, length=length)
+        vision = self.config.vision_config
+        side = vision.image_size
+        expected = (shape[0], vision.num_channels, side, side)
+        meaning = "one image for each sample, resized to the encoder's size"
+        _require_shape("pixel_values", pixel_values, expected, meaning)
+        # The slot of the first token that sees the image, and its position.
+        real = sees if padding is None else sees & padding[:, -shape[1] :].bool()
+        slot = start = real.int().argmax(dim=1)
+        if position_ids is not None:
+            position = position_ids.expand(shape)
+            start = position.gather(1, slot[:, None])[:, 0]
+        keys_values = self.image_keys_values(pixel_values, start)
+        return Image(keys_values, sees, slot, sees.any(dim=1), length)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         head = self.get_output_embeddings()
