@@ -54,31 +54,25 @@ class JsonBackend:
         return encoded.ids, encoded.offsets
 
     def encode_rendered(self, text: str, literal: Sequence[Span]):
-        encoded = self._with_special.encode(text, add_special_tokens=False)
-        if not literal:
-            return encoded.ids, encoded.offsets
+        pieces, position = [], 0
+        for start, end in literal:
+            pieces += [(position, start, self._with_special)]
+            pieces += [(start, end, self._tokenizer)]
+            position = end
+        pieces.append((position, len(text), self._with_special))
         ids, spans = [], []
-        for id, (start, end) in zip(encoded.ids, encoded.offsets, strict=True):
-            is_name = self._tokenizer.id_to_token(id) in self.added
-            if is_name and any(a < end and start < b for a, b in literal):
-                within = self._encode_name(text[start:end], id)
-            else:
-                within = [(id, 0, end - start)]
-            ids += [id for id, _, _ in within]
-            spans += [(start + first, start + last) for _, first, last in within]
+        for start, end, tokenizer in pieces:
+            encode = _encode_within if start else _encode
+            within = encode(tokenizer, text[start:end])
+            name = tokenizer.token_to_id(text[start:end])
+            if tokenizer is self._tokenizer and name in (id for id, _ in within):
+                raise ChatTemplateError(
+                    f"a message has {text[start:end]!r}, which this tokenizer cannot "
+                    "encode as text"
+                )
+            ids += [id for id, _ in within]
+            spans += [(start + first, start + last) for _, (first, last) in within]
         return ids, spans
-
-    def _encode_name(self, name: str, id: int) -> list[tuple[int, int, int]]:
-        """(id, start, end) of the tokens of a special token's name."""
-        # After a newline: some tokenizers put a space before a text.
-        encoded = self._tokenizer.encode("\n" + name, add_special_tokens=False)
-        tokens = zip(encoded.ids, encoded.offsets, strict=True)
-        tokens = [(i, max(a - 1, 0), b - 1) for i, (a, b) in tokens if b > 1]
-        if id in (i for i, _, _ in tokens):
-            raise ChatTemplateError(
-                f"a message has {name!r}, which this tokenizer cannot encode as text"
-            )
-        return tokens
 
     @functools.cached_property
     def _with_special(self):
@@ -89,6 +83,20 @@ class JsonBackend:
 
     def decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids)
+
+
+def _encode(tokenizer, text: str) -> list[tuple[int, Span]]:
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    return [*zip(encoded.ids, encoded.offsets, strict=True)]
+
+
+def _encode_within(tokenizer, text: str) -> list[tuple[int, Span]]:
+    """As `_encode`, for text that others precede."""
+    # After a newline, for some tokenizers put a space before a text.
+    tokens = _encode(tokenizer, "\n" + text)
+    if any(start < 1 < end for _, (start, end) in tokens):  # one token with the text
+        return _encode(tokenizer, text)
+    return [(id, (start - 1, end - 1)) for id, (start, end) in tokens if end > 1]
 
 
 class SentencePieceBackend:

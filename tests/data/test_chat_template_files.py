@@ -144,7 +144,7 @@ class Conversations:
     [
         (GEMMA, "system user assistant", "System role not supported"),
         (GEMMA, "user user assistant", "roles must alternate"),
-        (CHATML, "assistant user", "the chat template fails"),
+        (CHATML, "assistant user", "message 0: the chat template writes other text"),
         # Text before an answer that depends on what follows.
         (
             "{% if messages | length > 3 %}more{% endif %}" + CHATML,
@@ -199,6 +199,10 @@ def test_a_template_cannot_leave_its_sandbox(source):
     """It reaches no attribute of Python, no file, and changes no message."""
     messages = [dict(one) for one in MESSAGES]
     template = ChatTemplate(source, {}, "template")
-    with pytest.raises(ChatTemplateError):
-        template.render(messages)
+    try:
+        text = template.render(messages)
+    except ChatTemplateError:
+        text = ""
+    # Some are undefined, which is written as nothing.
+    assert not text
     assert messages == MESSAGES

@@ -28,6 +28,8 @@ MESSAGES = [
     {"role": "assistant", "content": "an owl\n\non a branch"},
     {"role": "user", "content": QUESTION},
 ]
+# Of the family that has such a tokenizer, which transformers 5 goes by.
+DECODER = {"chatml": "qwen2", "llama3": "llama", "gemma": "gemma1"}
 FUSION = {"vlm": "self_attention", "hive": "hive", "decoder": "hive"}
 
 
@@ -40,7 +42,7 @@ def made(tmp_path_factory):
         if (name, component) not in done:
             here = folder / f"{name}_{component}"
             FORMATS[name][0](here / "tokenizer")
-            config = run_config(f"{FUSION[component]} of qwen2")
+            config = run_config(f"{FUSION[component]} of {DECODER.get(name, 'llama')}")
             data = dataclasses.replace(config.data, tokenizer=str(here / "tokenizer"))
             config = dataclasses.replace(config, data=data)
             save_random(config, str(here / "run"), chat=True)
@@ -65,7 +67,7 @@ def test_exports_write_conversations_as_the_tokenizer_does(made, name, component
     """Text and ids of stock AutoTokenizer, with those of the training's tokenizer."""
     tokenizer, _, exported = made(name, component)
     before = transformers.AutoTokenizer.from_pretrained(tokenizer)
-    after = transformers.AutoTokenizer.from_pretrained(exported)
+    after = transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
     for messages in (MESSAGES[:1], MESSAGES[:2], MESSAGES):
         options = {"add_generation_prompt": messages[-1]["role"] == "user"}
         texts = [
@@ -117,7 +119,7 @@ def test_a_processor_puts_the_image_first(made, name, image):
 def test_answers_are_those_of_stock_transformers(made, component, image, capsys):
     """The run, its export, the command, and transformers give one text."""
     _, run, exported = made("chatml", component)
-    auto = transformers.AutoTokenizer.from_pretrained(exported)
+    auto = transformers.AutoTokenizer.from_pretrained(exported, trust_remote_code=True)
     model = transformers.AutoModelForImageTextToText.from_pretrained(
         exported, trust_remote_code=True
     ).eval()
@@ -140,7 +142,16 @@ def test_answers_are_those_of_stock_transformers(made, component, image, capsys)
         )
         pixels = transformers.AutoImageProcessor.from_pretrained(exported)
         inputs = dict(inputs) | dict(pixels(opened, return_tensors="pt"))
-    out = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
+    # Special tokens that end nothing, which hive_jax never writes.
+    tokenizer = load(run).tokenizer
+    ends = model.generation_config.eos_token_id
+    never = {*tokenizer.special_ids, *(model.generation_config.suppress_tokens or ())}
+    out = model.generate(
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        suppress_tokens=sorted(never.difference(ends)),
+    )
     new = out[0, inputs["input_ids"].shape[1] :].tolist()
     expected = auto.decode(new, skip_special_tokens=True).strip()
     for path in (run, exported):
