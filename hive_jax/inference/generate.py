@@ -63,10 +63,10 @@ class Prompt:
 
     Attributes:
       text: question; empty to ask for a caption.
-      history: earlier (question, answer) pairs, for a chat template.
       image: uint8[size, size, 3] in the model's image size, or None.
       number: index of the prompt, folded into the random seed: equal prompts with other
         numbers are sampled independently.
+      history: earlier (question, answer) pairs, for a chat template.
     """
 
     text: str
