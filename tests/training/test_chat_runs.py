@@ -15,7 +15,7 @@ from hive_jax.training.resolve import resolve_config
 from hive_jax.training.trainer import train
 from tools.fault_suite.image_files import encoded, photograph
 
-COUNT = 12
+COUNT = 24
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,10 @@ def config_of(tokenizer, source, kind="hive of qwen2", **changes) -> RunConfig:
         source=source,
         tokenizer=str(tokenizer),
         num_tokens=96,
-        validation_size=4,
+        validation_size=8,
         buckets=(),
     )
-    changes = {"total_steps": 2, "batch_size": 4, "eval_every": 2} | changes
+    changes = {"total_steps": 2, "batch_size": 8, "eval_every": 2} | changes
     return dataclasses.replace(config, data=data, **changes)
 
 
