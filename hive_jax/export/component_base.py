@@ -126,8 +126,8 @@ class Component(abc.ABC):
             report.get("chat_template", False),
         )
         # Back to the scaling of hive_jax, in which outputs are compared.
-        arrays = component.arrays_from_files(component.arrays)
-        return dataclasses.replace(component, arrays=arrays)
+        scaled = component.arrays_from_files(component.arrays)
+        return dataclasses.replace(component, arrays=scaled)
 
     @classmethod
     @abc.abstractmethod
@@ -303,19 +303,15 @@ class Component(abc.ABC):
         """
         outputs = {}
         if self.encoder_config is not None:
-            outputs |= expected_pixels(
-                inputs,
-                self.encoder_config.image_size,
-                # What the folder's image processor is to compute, not what the training
-                # did.
-                hf_models.nearest_preprocessing(self.preprocessing),
-            )
+            # What the folder's image processor computes, not what the training did.
+            nearest = hf_models.nearest_preprocessing(self.preprocessing)
+            size = self.encoder_config.image_size
+            outputs |= expected_pixels(inputs, size, nearest)
         if self.has_text():
-            # A chat template writes the begin-of-sequence token.
-            bos_id = None if self.chat else self.tokenizer.bos_id
+            bos_id = self.tokenizer.bos_id
+            begin = [] if self.chat or bos_id is None else [bos_id]
             for name, text in self.texts.items():
-                ids, _ = self.tokenizer.encode(text)
-                outputs[name] = np.asarray(ids if bos_id is None else [bos_id, *ids])
+                outputs[name] = np.array(begin + self.tokenizer.encode(text)[0])
         if self.chat:
             outputs["conversation"] = example_conversation(self.tokenizer)
         return outputs

@@ -296,14 +296,8 @@ def load_run(workdir: str) -> TrainedModel:
         "step": meta["step"],
         "fingerprint": _joint_fingerprint(meta["fingerprints"]),
     }
-    return TrainedModel(
-        run.config,
-        params,
-        workdir,
-        checkpoint,
-        trained_here=True,
-        chat=bool(meta["inputs"].get("chat_template")),
-    )
+    chat = bool(meta["inputs"].get("chat_template"))
+    return TrainedModel(run.config, params, workdir, checkpoint, True, chat)
 
 
 def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
