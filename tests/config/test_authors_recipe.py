@@ -6,6 +6,7 @@ at a5160ced, and defaults of transformers' TrainingArguments where a script has 
 per-device size x 2 x accumulation. Depths and LLM layers are counted from 1.
 """
 
+import dataclasses
 import importlib
 
 import pytest
@@ -181,6 +182,53 @@ def test_what_trains_is_what_the_script_names(
             assert rule.layers == tuple(range(1, 24))
         else:
             assert rule.layers == ()
+
+
+def test_parameters_at_full_size(parameter_shapes):
+    """MobileLLM-600M has 603 M parameters, the encoder 316 M with its pooling head."""
+    run = load("stage2")
+    shapes = parameter_shapes(run)
+    millions = {
+        branch: sum(p.size for n, p in shapes.items() if n.startswith(branch)) / 1e6
+        for branch in ("img/", "llm/", "fusion/projector", "fusion/joint_attention")
+    }
+    assert millions == pytest.approx(
+        {
+            "img/": 316.3,
+            "llm/": 603.2,
+            # LayerNorm, 1024 x 1152 and 1152 x 1152 with biases, six times.
+            "fusion/projector": 15.07,
+            # Keys and values of 6 heads of 64 from 1152, and two norms, six times.
+            "fusion/joint_attention": 5.31,
+        },
+        abs=0.05,
+    )
+
+
+# GFLOP of an example with 77 tokens and 6 connections by an analytic count of the authors'
+# model; the whole LLM trains in stages 2 and 3.
+COST = {1: 599, 2: 706, 3: 1444}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_flops_at_full_size(parameter_shapes, stage):
+    run = load(f"stage{stage}")
+    names = [*parameter_shapes(run)]
+
+    def flops(run):
+        return example_flops(run, assign_rules(names, run.rules, lambda: names), 77)
+
+    if stage == 1:
+        whole = flops(run)
+    else:
+        whole = flops(
+            dataclasses.replace(run, rules=load(f"stage{stage}", "paper").rules)
+        )
+        # The scripts spare the gradients of the LLM's MLPs.
+        c = run.model.decoder
+        mlps = 2 * 77 * c.depth * 3 * c.width * c.mlp_dim
+        assert whole.total - flops(run).total == pytest.approx(mlps)
+    assert whole.total / 1e9 == pytest.approx(COST[stage], rel=0.005)
 
 
 def test_the_vlm_is_that_of_the_scripts():

@@ -320,7 +320,9 @@ def test_comparisons_of_the_docs_are_as_the_command_writes_them(folder):
     path = ROOT / "docs" / folder
     rows = tables.read(path)
     assert (path / "compare.md").read_text("utf-8") == tables.markdown(rows, paper=True)
-    assert json.loads((path / "compare.json").read_text("utf-8"))["paper"] == tables.PAPER
+    assert (
+        json.loads((path / "compare.json").read_text("utf-8"))["paper"] == tables.PAPER
+    )
 
 
 def test_validation_prints_the_losses_of_runs(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 BASE = "base"
 FUSIONS = ("hive", "cascaded", "self_attention")
 _BASE_ENCODER = "builtin:tabletop_siglip"
-# Those of the paper's table 5.
+# Those that the paper reports of its VLM.
 TASKS = ("mme", "gqa", "okvqa", "scienceqa")
 
 
