@@ -15,7 +15,7 @@ from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops, step_flops
 from hive_jax.training.train_step import Program
 from tools.benchmark import data_wait, gpu, grid, tables
-from tools.benchmark.cases import FUSIONS, SIZES, STAGES, case
+from tools.benchmark.cases import FUSIONS, IMAGE_KV, SIZES, STAGES, case
 from tools.benchmark.data_throughput import reading
 from tools.benchmark.timed_step import Step
 
@@ -28,8 +28,7 @@ FULL = SIZES["siglip_l16_384+gemma3_1b"]
 
 
 def counted(size, fusion, stage):
-    image_kv = "shared" if stage == 1 else "own"
-    config = case(size, fusion, RULES[stage], "bfloat16", image_kv)
+    config = case(size, fusion, RULES[stage], "bfloat16", IMAGE_KV[stage])
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     return example_flops(config, Program(config, mesh).assigned)
 
@@ -127,7 +126,7 @@ def test_the_parts_for_one_gpu_run_through_anywhere(monkeypatch):
     assert len(rows) == 11
     rows = list(gpu.grid(size, rules, "float32", minutes=0.001))
     fusions = [row["what"].split(", ")[1] for row in rows]
-    assert fusions == ["hive", "self_attention", "hive", "cascaded"]
+    assert fusions == ["hive", "self_attention", "hive", "joint", "cascaded"]
     assert rows[0]["images_per_second"] > 0  # the first one always runs
     assert all("minutes are over" in row["left_out"] for row in rows[1:])
     table = tables.gpu_table(rows).splitlines()

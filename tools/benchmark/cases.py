@@ -10,6 +10,8 @@ from hive_jax.models.siglip import SiglipConfig
 
 FUSIONS = ("hive", "joint", "cascaded", "self_attention")
 STAGES = (1, 2, 3)
+# By stage, as in configs/stage1.py to stage3.py.
+IMAGE_KV = {1: "shared", 2: "own", 3: "own"}
 
 
 @dataclasses.dataclass(frozen=True)

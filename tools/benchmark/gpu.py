@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from hive_jax.config import RunConfig
 from hive_jax.models.attention import attend_to_all
 from hive_jax.models.layer_stack import Execution, ModelExecution
-from tools.benchmark.cases import Size, case
+from tools.benchmark.cases import IMAGE_KV, Size, case
 from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, noise
 
@@ -114,9 +114,14 @@ def grid(size: Size, rules: Rules, dtype: str, minutes: float) -> Iterator[dict]
     half = max(1, size.batch_size // 2)
     compared = ("self_attention", "hive")
     # The rows that matter most come first, because time may run out.
-    order = ((size.batch_size, ("hive",)), (half, compared), (half, ("cascaded",)))
+    rest = ("joint", "cascaded")
+    order = ((size.batch_size, ("hive",)), (half, compared), (half, rest))
     cases = [
-        (f"stage {stage}, {fusion}", case(size, fusion, rules[stage], dtype), batch)
+        (
+            f"stage {stage}, {fusion}",
+            case(size, fusion, rules[stage], dtype, IMAGE_KV[stage]),
+            batch,
+        )
         for batch, fusions in order
         for stage in rules
         for fusion in fusions

@@ -17,7 +17,7 @@ from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops
 from hive_jax.training.train_step import Program
-from tools.benchmark.cases import FUSIONS, Size, case
+from tools.benchmark.cases import FUSIONS, IMAGE_KV, Size, case
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, peak_bytes
 
 # As ratios of HIVE to self-attention, by name of the benchmark.
@@ -30,9 +30,8 @@ def _cells(size: Size, rules: Rules, dtype: str, what: str) -> Iterator[tuple]:
     """Yields (stage, fusion, config) of the whole grid, with a progress bar."""
     grid = [(stage, fusion) for stage in rules for fusion in FUSIONS]
     for stage, fusion in tqdm(grid, desc=what):
-        # As in configs/stage1.py to stage3.py.
-        image_kv = "shared" if stage == 1 else "own"
-        yield stage, fusion, case(size, fusion, rules[stage], dtype, image_kv)
+        config = case(size, fusion, rules[stage], dtype, IMAGE_KV[stage])
+        yield stage, fusion, config
 
 
 def _program(config: RunConfig) -> Program:

@@ -24,36 +24,34 @@ class StepError(HiveError):
     exit_code = 70
 
 
-def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
+def reproduce(plan: steps.Reproduction, seeds: int) -> Path:
     """Runs all steps of a reproduction; returns the folder of the tables.
 
     After each seed the tables of all seeds so far are written. Finished steps are
-    skipped, so an interrupted reproduction is resumed.
+    skipped, so an interrupted reproduction is resumed, and one with more fusions goes on.
 
     Args:
-      out: folder for the runs, logs and tables.
-      scale: steps and images.
+      plan: what is compared.
       seeds: number of seeds, from 0 on.
 
     Raises:
       ConfigError: `seeds` is not 1 or more.
-      OutputError: `out` has a reproduction of another scale.
+      OutputError: the folder has a reproduction of another scale or decoder.
       StepError: a command failed; the message names it and its log.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}; expected 1 or more")
-    # Absolute, because the commands run in another folder.
-    root = Path(out).absolute()
+    root = plan.out
     with exclusive_lock(root):
-        _require_same(root, scale)
+        _require_same(plan)
         # Before all seeds, which share these files.
-        pending = [steps.benchmarks(scale, root)]
+        pending = [steps.benchmarks(plan), *steps.decoder(plan)]
         for seed in range(seeds):
-            pending += [*steps.steps_of_seed(scale, root, seed)]
+            pending += [*steps.steps_of_seed(plan, seed)]
             # After each seed: the tables of the seeds so far are there early.
-            pending.append(steps.comparison(root, seed + 1))
-        if scale.depths:
-            pending.append(steps.depths(scale, root))
+            pending.append(steps.comparison(plan, seed + 1))
+        if plan.scale.depths:
+            pending += [*steps.depths(plan)]
         with progress_bar("reproduce", len(pending), 0) as bar:
             for number, step in enumerate(pending, 1):
                 # A command that was stopped has not written this file: it runs again,
@@ -65,15 +63,17 @@ def reproduce(out: str, scale: steps.Scale, seeds: int) -> Path:
     return root / "comparison"
 
 
-def _require_same(root: Path, scale: steps.Scale) -> None:
-    settings = dataclasses.asdict(scale)
-    path = root / _SETTINGS
+def _require_same(plan: steps.Reproduction) -> None:
+    # Not the fusions: those of before serve with others, too.
+    settings = dataclasses.asdict(plan.scale) | {"decoder": plan.decoder}
+    path = plan.out / _SETTINGS
     if not path.is_file():
         write_json(path, settings)
     elif changed := differences(read_json(path), settings):
         listed = "\n  ".join(changed)
         raise OutputError(
-            f"{root} has a reproduction of another scale (there -> now):\n  {listed}\n"
+            f"{plan.out} has a reproduction of another scale or decoder (there -> now):\n"
+            f"  {listed}\n"
             "Choose another --out"
         )
 
