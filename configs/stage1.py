@@ -33,14 +33,14 @@ TABLE = {
     "optimizer.clip_norm":    (1.0,                         1.0),
 }
 # fmt: on
-SMALL = recipes.SMALL | {"gradient_accumulation_steps": 4}
+SMALL = recipes.SMALL | {"gradient_accumulation_steps": 2}
 # HIVE_florence.sh: 0.2 epochs of 2.98 M images, which are the steps of table 3.
 AUTHORS = recipes.AUTHORS | {
     "seed": 40,
     "gradient_accumulation_steps": 2,
     "optimizer.weight_decay": recipes.coupled_decay(1e-5, peak_lr=1e-3),
 }
-SA_FLORENCE = {"gradient_accumulation_steps": 4}
+SA_FLORENCE = {"gradient_accumulation_steps": 2}
 
 
 def get_config(arguments=None):

@@ -37,7 +37,6 @@ TABLE = {
 SMALL = recipes.SMALL | {"gradient_accumulation_steps": 4}
 # HIVE_florence.sh: one epoch of 2.98 M images, a warm-up of 3 %.
 AUTHORS = recipes.AUTHORS | {
-    "model.image_kv": "own",
     "seed": 41,
     "rules": (recipes.FUSION, recipes.CONNECTED_ATTENTION, recipes.FROZEN_REST),
     "total_steps": 2907,

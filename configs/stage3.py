@@ -39,7 +39,7 @@ TABLE = {
     "optimizer.clip_norm":         (10.0,                        10.0),
 }
 # fmt: on
-SMALL = recipes.SMALL | {"gradient_accumulation_steps": 32}
+SMALL = recipes.SMALL | {"gradient_accumulation_steps": 16}
 _ENCODER = (
     recipes.FROZEN_POOLING,
     recipes.ENCODER_BLOCKS_TO_23,
@@ -48,7 +48,6 @@ _ENCODER = (
 )
 # HIVE_florence.sh: as in stage 2, and the encoder.
 AUTHORS = recipes.AUTHORS | {
-    "model.image_kv": "own",
     "seed": 42,
     "rules": (recipes.FUSION, recipes.CONNECTED_ATTENTION, *_ENCODER),
     "total_steps": 2907,
