@@ -40,7 +40,7 @@ AUTHORS = recipes.AUTHORS | {
     "gradient_accumulation_steps": 2,
     "optimizer.weight_decay": recipes.coupled_decay(1e-5, peak_lr=1e-3),
 }
-SA_FLORENCE = {"gradient_accumulation_steps": 2}
+SA_FLORENCE = {"gradient_accumulation_steps": 4}
 
 
 def get_config(arguments=None):
