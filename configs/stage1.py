@@ -46,6 +46,7 @@ SA_FLORENCE = {"gradient_accumulation_steps": 4}
 def get_config(arguments=None):
     changes = {
         "small": SMALL,
+        "small,fusion=self_attention": {"gradient_accumulation_steps": 4},
         "authors": AUTHORS,
         "authors,fusion=self_attention": SA_FLORENCE,
     }

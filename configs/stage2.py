@@ -58,6 +58,7 @@ SA_FLORENCE = {
 def get_config(arguments=None):
     changes = {
         "small": SMALL,
+        "small,fusion=self_attention": {"gradient_accumulation_steps": 8},
         "authors": AUTHORS,
         "authors,fusion=self_attention": SA_FLORENCE,
     }

@@ -39,7 +39,7 @@ TABLE = {
     "optimizer.clip_norm":         (10.0,                        10.0),
 }
 # fmt: on
-SMALL = recipes.SMALL | {"gradient_accumulation_steps": 16}
+SMALL = recipes.SMALL | {"gradient_accumulation_steps": 32}
 _ENCODER = (
     recipes.FROZEN_POOLING,
     recipes.ENCODER_BLOCKS_TO_23,

@@ -137,7 +137,7 @@ def recipe(
       arguments: text after the name of the config file; see above.
       table: config key -> (value of the tabletop recipe, value of the paper's).
       changes: recipe -> config key -> value where it differs from the paper's recipe;
-        "authors,fusion=self_attention" applies to that baseline, after "authors".
+        "small,fusion=self_attention" applies to that baseline, after "small".
       name: of the run; another fusion than the default is appended to it.
       previous: name of the previous stage; empty for none.
       fusion: default fusion of the stage.
