@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -25,6 +26,7 @@ from hive_jax.planning.hardware import CHIPS, find_topology, slice_shapes
     ],
 )
 def test_names_that_are_no_machine(name, wanted, monkeypatch):
+    jax.devices()  # starts JAX, with the 8 devices of the tests
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
     with pytest.raises(ConfigError, match=f"topology is '{name}'.*{wanted}"):
         find_topology(name)
@@ -52,7 +54,8 @@ def test_links_of_a_slice():
     assert (4, 4) in slice_shapes(v5e) and (2, 2, 2) in slice_shapes(v5p)
 
 
-def test_a_named_gpu_is_planned_without_one():
+def test_a_named_gpu_is_planned_without_one(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
     l4 = find_topology("l4:1")
     assert len(l4.devices) == 1 and l4.devices[0].platform == "cpu"
     # Three quarters of 24 GB, JAX's default.
