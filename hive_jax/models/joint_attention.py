@@ -235,7 +235,9 @@ class JointFusion(Fusion):
         patches, heads = encoder.num_patches, decoder.num_heads * decoder.head_dim
         keys = 2 * decoder.num_kv_heads * decoder.head_dim  # keys and values
         own = count.model.image_kv == "own"
-        weights = count.trains("fusion/joint_attention/kv" if own else "llm/layers")
+        weights = count.trains(
+            "fusion/joint_attention/kv" if own else "llm/layers/attn"
+        )
         image = count.project(features)
         count.product("image_keys", patches, decoder.width, keys, weights, image)
         # The operands need gradients, as the norms of queries and keys train.
