@@ -74,7 +74,7 @@ class Prompt:
     number: int = 0
     history: tuple[tuple[str, str], ...] = ()
 
-    def sample(self, chat: bool) -> Sample:
+    def sample(self, chat: bool = False) -> Sample:
         """Returns the prompt as a training sample without supervised tokens.
 
         Args:
