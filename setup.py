@@ -29,6 +29,7 @@ setup(
         "flax",
         "huggingface_hub",
         "jax",
+        "jinja2>=3.1.6",  # fixes escapes from its sandbox
         "matplotlib",
         "ml_collections",
         "msgpack",

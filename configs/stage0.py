@@ -44,8 +44,8 @@ def get_config(arguments=None):
     chosen = recipes.parse(arguments, ("siglip", "llm"), decoder="")
     if chosen["siglip"] == chosen["llm"]:
         raise ConfigError("choose configs/stage0.py:siglip or configs/stage0.py:llm")
-    config = recipes.column(TABLE, 0 if chosen["siglip"] else 1)
+    values = recipes.column(TABLE, 0 if chosen["siglip"] else 1)
     if decoder := chosen["decoder"]:
-        config.model.decoder = recipes.architecture("decoder", decoder)
-        config.name += f"_{decoder}"
-    return config
+        values["model.decoder"] = decoder
+        values["name"] += f"_{decoder}"
+    return recipes.config_dict(values)

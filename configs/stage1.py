@@ -2,6 +2,8 @@
 
     python -m hive_jax.train --config configs/stage1.py          1 minute, 2 cores
     python -m hive_jax.train --config configs/stage1.py:paper    595 k images
+    python -m hive_jax.train --config configs/stage1.py:small    on one GPU of 24 GB
+    python -m hive_jax.train --config configs/stage1.py:authors  the authors' script
 
 `:fusion=cascaded` and `:fusion=self_attention` are the baselines; for other arguments
 see hive_jax/config/recipes.py.
@@ -31,7 +33,21 @@ TABLE = {
     "optimizer.clip_norm":    (1.0,                         1.0),
 }
 # fmt: on
+SMALL = recipes.SMALL | {"gradient_accumulation_steps": 2}
+# HIVE_florence.sh: 0.2 epochs of 2.98 M images, which are the steps of table 3.
+AUTHORS = recipes.AUTHORS | {
+    "seed": 40,
+    "gradient_accumulation_steps": 2,
+    "optimizer.weight_decay": recipes.coupled_decay(1e-5, peak_lr=1e-3),
+}
+SA_FLORENCE = {"gradient_accumulation_steps": 4}
 
 
 def get_config(arguments=None):
-    return recipes.recipe(arguments, TABLE, name="stage1")
+    changes = {
+        "small": SMALL,
+        "small,fusion=self_attention": {"gradient_accumulation_steps": 4},
+        "authors": AUTHORS,
+        "authors,fusion=self_attention": SA_FLORENCE,
+    }
+    return recipes.recipe(arguments, TABLE, changes, name="stage1")

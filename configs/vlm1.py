@@ -2,6 +2,7 @@
 
     python -m hive_jax.train --config configs/vlm1.py --config.init_encoder=workdir/stage3
     python -m hive_jax.train --config configs/vlm1.py:paper    LLaVA LCS-558K
+    python -m hive_jax.train --config configs/vlm1.py:authors  the authors' script
 
 `init_encoder` is the encoder to evaluate: workdir of a run, Hugging Face folder or hub
 id, or .npz; by default the one that HIVE started from.
@@ -35,7 +36,10 @@ TABLE = {
     "optimizer.clip_norm":    (1.0,                1.0),
 }
 # fmt: on
+AUTHORS = recipes.AUTHORS_VLM
 
 
 def get_config(arguments=None):
-    return recipes.recipe(arguments, TABLE, name="vlm1", fusion="self_attention")
+    return recipes.recipe(
+        arguments, TABLE, {"authors": AUTHORS}, name="vlm1", fusion="self_attention"
+    )

@@ -2,6 +2,7 @@
 
     python -m hive_jax.train --config configs/vlm2.py
     python -m hive_jax.train --config configs/vlm2.py:paper    LLaVA-NeXT, 738 k
+    python -m hive_jax.train --config configs/vlm2.py:authors  the authors' script
 
 `--config.init=WORKDIR` starts from another run than workdir/vlm1.
 """
@@ -33,9 +34,15 @@ TABLE = {
     "optimizer.clip_norm":    (1.0,                  1.0),
 }
 # fmt: on
+AUTHORS = recipes.AUTHORS_VLM
 
 
 def get_config(arguments=None):
     return recipes.recipe(
-        arguments, TABLE, name="vlm2", previous="vlm1", fusion="self_attention"
+        arguments,
+        TABLE,
+        {"authors": AUTHORS},
+        name="vlm2",
+        previous="vlm1",
+        fusion="self_attention",
     )

@@ -25,14 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
     content = read_bytes(options.image)
     enable_compilation_cache()
     model = load(options.run)
+    encoder = model.encoder
+    size, preprocessing = encoder.config.image_size, encoder.preprocessing
+    image = decode(content, size, preprocessing, options.image)
+    history = ()
     for number, question in enumerate(options.question or [""]):
-        size, preprocessing = (
-            model.encoder.config.image_size,
-            model.encoder.preprocessing,
-        )
-        image = decode(content, size, preprocessing, options.image)
-        (answer,) = model.generator(decoding)([Prompt(question, image, number)])
+        prompt = Prompt(question, image, number, history)
+        (answer,) = model.generator(decoding)([prompt])
         show(answer or "(empty: the model ended its answer at once)")
+        if model.chat:
+            history += ((question, answer),)
     return 0
 
 
@@ -45,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("image", help="image file")
-    add("question", nargs="*", default=[""], help="questions (default: a caption)")
+    add(
+        "question",
+        nargs="*",
+        default=[""],
+        help="questions (default: a caption); with a chat template, one conversation",
+    )
     add(
         "--run",
         required=True,

@@ -1,8 +1,8 @@
 """Plans a run: trainable parameters, and the cost of a train step on any machine.
 
 Needs neither data nor weights. With --topology the train step is compiled ahead of
-time: for a TPU slice by libtpu, for cpu:8 on eight simulated devices, for gpu on the
-GPUs of this machine.
+time: for a TPU slice by libtpu, for l4:1, a GPU, by XLA's CPU backend, for cpu:8 on eight
+simulated devices, for gpu on the GPUs of this machine.
 """
 
 import argparse

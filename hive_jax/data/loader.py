@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from hive_jax.data.chat_template import ChatTemplateError
 from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sample_encoding import encode_sample
@@ -59,7 +60,10 @@ def read_row(
       InvalidSample: it cannot be used, or has nothing to learn within `num_tokens`.
     """
     sample, where = source[index], source.describe(index)
-    row = encode_sample(sample, tokenizer, num_tokens, tag_names)
+    try:
+        row = encode_sample(sample, tokenizer, num_tokens, tag_names)
+    except ChatTemplateError as error:
+        raise InvalidSample("chat template", where, str(error)) from None
     if not row["target"].any():
         detail = f"has no supervised token within num_tokens = {num_tokens}"
         raise InvalidSample("no target", where, detail)

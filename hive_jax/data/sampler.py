@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from hive_jax.data.chat_template import ChatTemplateError
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.parallel import ordered_map
 from hive_jax.data.sample_encoding import count_tokens, truncate_text
@@ -146,7 +147,7 @@ def count_all_tokens(
     def count(index: int) -> int:
         try:
             return count_tokens(truncate_text(source[index], num_tokens), tokenizer)
-        except InvalidSample:
+        except (InvalidSample, ChatTemplateError):
             return 0
 
     def count_chunk(first: int) -> list[int]:

@@ -4,14 +4,13 @@ import functools
 import hashlib
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from hive_jax.console import log
-from hive_jax.data.tokenizer_files import (
-    add_tokens,
-    read_sentencepiece,
-    read_tokenizer_json,
-)
+from hive_jax.data.chat_format import ChatFormat, Span
+from hive_jax.data.chat_template import ChatTemplate, fix_date
+from hive_jax.data.tokenizer_backends import JsonBackend, SentencePieceBackend
 from hive_jax.data.tokenizer_settings import (
     CONFIG,
     SETTINGS,
@@ -49,12 +48,13 @@ class Tokenizer:
       end_ids: all tokens at which generation ends, eos_id among them.
       special_ids: tokens that are never part of a text.
       fingerprint: hash of the file and of the special tokens.
+      chat_template: in Jinja, with a fixed date; empty for none.
     """
 
     def __init__(self, path: str | Path):
         path = Path(path)
         settings = read_settings(path)
-        backend = _SentencePiece if path.suffix == ".model" else _TokenizerJson
+        backend = SentencePieceBackend if path.suffix == ".model" else JsonBackend
         self._backend = backend(path, settings)
         ids = {role: self._id_of_role(role, settings) for role in _NAMES}
         self.bos_id, self.eos_id = ids["bos_token"], ids["eos_token"]
@@ -79,6 +79,35 @@ class Tokenizer:
         digest = hashlib.sha256(path.read_bytes())
         digest.update(repr((self.pad_id, self.bos_id, self.eos_id)).encode())
         self.fingerprint = digest.hexdigest()[:16]
+        self._settings = settings
+        self.chat_template = fix_date(settings.chat_template)
+
+    @functools.cached_property
+    def chat_format(self) -> ChatFormat | None:
+        """How conversations are written; None without a chat template.
+
+        Raises:
+          DataError: the template cannot be used with this tokenizer.
+        """
+        if not self.chat_template:
+            return None
+        folder = self._settings.folder
+        if isinstance(self._backend, SentencePieceBackend):
+            raise DataError(
+                f"{folder} has a chat template, which needs a tokenizer.json beside it, as "
+                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) writes it"
+            )
+        # Declared tokens first: transformers takes no other.
+        tokens = {**self.roles, **self._settings.tokens}
+        tokens = {role: token for role, token in tokens.items() if token}
+        template = ChatTemplate(self.chat_template, tokens, str(folder))
+        special = [self.token_of(id) for id in self.special_ids]
+        return ChatFormat(template, special, self._backend.added)
+
+    @property
+    def chat_end_id(self) -> int:
+        """Id of the token at the end of an answer; of `chat_format`, which must exist."""
+        return self._backend.id_of(self.chat_format.end_token)
 
     def _id_of_role(self, role: str, settings: TokenizerSettings) -> int | None:
         token = settings.tokens.get(role)
@@ -102,6 +131,20 @@ class Tokenizer:
         """Returns token ids, and the character span (start, end) of each in `text`."""
         return self._backend.encode(text)
 
+    def encode_rendered(
+        self, text: str, literal: Sequence[Span]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, for text of a chat template: names of special tokens are tokens.
+
+        Args:
+          text: the text.
+          literal: spans of characters in which such names are text.
+
+        Raises:
+          ChatTemplateError: a name cannot be text.
+        """
+        return self._backend.encode_rendered(text, literal)
+
     def decode(self, ids) -> str:
         """Returns the text of `ids`, without special tokens."""
         ids = [int(id) for id in ids]
@@ -115,68 +158,6 @@ class Tokenizer:
         """Ids of the tokens that contain `text`."""
         ids = range(self.vocab_size)
         return [id for id in ids if text in self._backend.decode([id])]
-
-
-class _TokenizerJson:
-    def __init__(self, path: Path, settings: TokenizerSettings):
-        self._tokenizer = read_tokenizer_json(path)
-        add_tokens(self._tokenizer, settings)
-        # "<eos>" in a caption is text, not the end of it.
-        self._tokenizer.encode_special_tokens = True
-        # Text never has a special token after the vocabulary, and the embedding table
-        # no row for it (Gemma 3's <image_soft_token>).
-        added = self._tokenizer.get_added_tokens_decoder()
-        self.special_ids = {id for id, token in added.items() if token.special}
-        plain = added.keys() - self.special_ids
-        size = self._tokenizer.get_vocab_size(with_added_tokens=False)
-        self.vocab_size = max(size, *(id + 1 for id in plain), 0)
-
-    def id_of(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
-
-    def token_of(self, id: int) -> str:
-        return self._tokenizer.id_to_token(id)
-
-    def encode(self, text: str):
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        return encoded.ids, encoded.offsets
-
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids)
-
-
-class _SentencePiece:
-    def __init__(self, path: Path, settings: TokenizerSettings):
-        self._model = read_sentencepiece(path)
-        self.vocab_size = self._model.vocab_size()
-        added = {t.id: t for t in settings.added if t.id >= self.vocab_size}
-        if plain := [t.content for t in added.values() if not t.special]:
-            raise DataError(
-                f"{settings.folder / CONFIG} adds the tokens {plain[:5]} to "
-                f"{path.name}, which cannot hold them; expected a tokenizer.json beside "
-                "it, as AutoTokenizer.from_pretrained(folder).save_pretrained(folder) "
-                "writes it"
-            )
-        self._added = {id: token.content for id, token in added.items()}
-        ids = range(self.vocab_size)
-        self.special_ids = {id for id in ids if self._model.is_control(id)} | {*added}
-
-    def id_of(self, token: str) -> int | None:
-        for id, content in self._added.items():
-            if content == token:
-                return id
-        id = self._model.piece_to_id(token)
-        return id if self._model.id_to_piece(id) == token else None
-
-    def token_of(self, id: int) -> str:
-        return self._added.get(id) or self._model.id_to_piece(id)
-
-    def encode(self, text: str):
-        encoded = self._model.encode(text, return_type="offset_mapping")
-        return encoded["ids"], encoded["offsets"]
-
-    def decode(self, ids: list[int]) -> str:
-        return self._model.decode([id for id in ids if id < self.vocab_size])
 
 
 def load_tokenizer(source: str) -> Tokenizer:
@@ -212,9 +193,11 @@ def keep_tokenizer(source: str, folder: Path) -> None:
     """
     # By content: a resumed run with the same tokenizer elsewhere keeps its copy.
     if folder.is_dir():
-        expected, problem = load_tokenizer(source).fingerprint, "is another tokenizer"
+        expected, problem = load_tokenizer(source), "is another tokenizer"
         try:
-            if load_tokenizer(str(folder)).fingerprint == expected:
+            stored = load_tokenizer(str(folder))
+            is_same = stored.fingerprint == expected.fingerprint
+            if is_same and stored.chat_template == expected.chat_template:
                 return
         except HiveError as error:
             problem = f"cannot be read ({error})"

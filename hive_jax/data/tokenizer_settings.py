@@ -1,7 +1,8 @@
-"""Special and added tokens of a tokenizer, from the settings beside its file.
+"""Special and added tokens and chat template of a tokenizer, from the files beside it.
 
 As in transformers, tokenizer_config.json comes first, then special_tokens_map.json;
-generation_config.json has the ids at which the model's texts begin and end.
+generation_config.json has the ids at which the model's texts begin and end. A chat
+template is in chat_template.jinja, else in tokenizer_config.json.
 """
 
 import dataclasses
@@ -9,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hive_jax.errors import DataError
-from hive_jax.io import read_json
-from hive_jax.json_text import require_types
+from hive_jax.io import read_bytes, read_json
+from hive_jax.json_text import decode_text, require_types
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model")
 CONFIG, SPECIAL_MAP = "tokenizer_config.json", "special_tokens_map.json"
 GENERATION = "generation_config.json"
 # Optional files beside a tokenizer in a Hugging Face folder.
-SETTINGS = (CONFIG, SPECIAL_MAP, GENERATION, "chat_template.jinja")
+CHAT_TEMPLATE = "chat_template.jinja"
+SETTINGS = (CONFIG, SPECIAL_MAP, GENERATION, CHAT_TEMPLATE)
 ROLES = ("pad_token", "bos_token", "eos_token", "unk_token")
 
 
@@ -46,12 +48,14 @@ class TokenizerSettings:
       ids: role -> ids, of generation_config.json.
       added: added tokens, by increasing id.
       folder: of the files, for messages.
+      chat_template: in Jinja; empty for none.
     """
 
     tokens: Mapping[str, str | None]
     ids: Mapping[str, tuple[int, ...]]
     added: tuple[AddedToken, ...]
     folder: Path
+    chat_template: str = ""
 
 
 def settings_files(tokenizer: Path) -> list[Path]:
@@ -70,12 +74,8 @@ def read_settings(tokenizer: Path) -> TokenizerSettings:
     Raises:
       DataError: a file is damaged, or a value has the wrong type.
     """
-    folder = tokenizer.parent
-    contents = {
-        path.name: read_json(path)
-        for path in settings_files(tokenizer)
-        if path.suffix == ".json"
-    }
+    folder, files = tokenizer.parent, settings_files(tokenizer)
+    contents = {path.name: read_json(path) for path in files if path.suffix == ".json"}
     config, special = contents.get(CONFIG, {}), contents.get(SPECIAL_MAP, {})
     tokens = {}
     for role in ROLES:
@@ -94,7 +94,30 @@ def read_settings(tokenizer: Path) -> TokenizerSettings:
     where = f"{folder / CONFIG}: added_tokens_decoder"
     tokens_added = (_added(id, token, where) for id, token in added.items())
     by_id = tuple(sorted(tokens_added, key=lambda token: token.id))
-    return TokenizerSettings(tokens, ids, by_id, folder)
+    if folder / CHAT_TEMPLATE in files:
+        template = decode_text(read_bytes(folder / CHAT_TEMPLATE), CHAT_TEMPLATE)
+    else:
+        template = _chat_template(config.get("chat_template"), folder / CONFIG)
+    return TokenizerSettings(tokens, ids, by_id, folder, template)
+
+
+def _chat_template(value, file: Path) -> str:
+    """Returns the template, or that of the name "default" in a list."""
+    if isinstance(value, list):
+        where = f"{file}: chat_template"
+        for one in value:
+            require_types({"it": one}, {"it": dict}, where)
+            require_types(one, {"name": str, "template": str}, where)
+        named = {one["name"]: one["template"] for one in value}
+        if "default" not in named:
+            names = ", ".join(named) or "none"
+            raise DataError(
+                f"{where} has the templates {names}; expected one of the name default"
+            )
+        return named["default"]
+    if value is not None:
+        require_types({"chat_template": value}, {"chat_template": str}, str(file))
+    return value or ""
 
 
 def _content(token, where: str) -> str | None:

@@ -54,7 +54,7 @@ def read_texts(
     texts, bad = [], collections.Counter()
     for index in range(len(source)):
         try:
-            sample = source[index]
+            sample = source[index].without_roles()
             texts.append("".join(segment.text for segment in sample.segments))
         except InvalidSample as error:
             bad[error.reason] += 1

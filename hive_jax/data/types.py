@@ -10,6 +10,8 @@ import flax.struct
 import jax
 import numpy as np
 
+ROLES = ("system", "user", "assistant")  # of the messages of a conversation
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -20,11 +22,14 @@ class Segment:
       target: whether the loss is taken on it.
       tags: (start, end, tag) character spans of `text`; each tag is one of the
         dataset's `tag_names`.
+      role: of a message, one of ROLES; its `text` is the content of the message alone.
+        Empty for text that is no conversation.
     """
 
     text: str
     target: bool = True
     tags: tuple[tuple[int, int, str], ...] = ()
+    role: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +43,26 @@ class Sample:
       image_before: index of the segment that the image precedes; the text of earlier
         segments does not attend to it.
       label: its class, one of the dataset's `classes`; empty for none.
+      awaits_answer: whether a conversation ends where an answer is to be generated.
     """
 
     image: np.ndarray | bytes | None
     segments: tuple[Segment, ...]
     image_before: int = 0
     label: str = ""
+    awaits_answer: bool = False
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether the segments are messages with roles."""
+        return any(segment.role for segment in self.segments)
+
+    def without_roles(self) -> "Sample":
+        """Returns a conversation as plain text, a line a message; others unchanged."""
+        if not self.is_conversation:
+            return self
+        lines = (Segment(one.text.strip() + "\n", one.target) for one in self.segments)
+        return dataclasses.replace(self, segments=tuple(lines))
 
 
 @flax.struct.dataclass

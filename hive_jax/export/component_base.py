@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from hive_jax.config import RunConfig
 from hive_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_file
 from hive_jax.data.transforms import drops_alpha
-from hive_jax.export.example_inputs import TEXT
+from hive_jax.export.example_inputs import TEXT, example_conversation
 from hive_jax.export.known_deviation import KnownDeviation
 from hive_jax.export.processor_images import expected_pixels, known_deviations
 from hive_jax.export.tokenizer import ExportedTokenizer, export_tokenizer
@@ -35,6 +35,7 @@ class Component(abc.ABC):
       tokenizer_source: tokenizer of the training, as `load_tokenizer` takes it; not
         read for a component without text.
       target: version of transformers to write for, "v4" or "v5".
+      chat: whether it was trained on conversations by the tokenizer's chat template.
 
     Class attributes:
       name: value of `component` in `export`, and in hive_export.json.
@@ -55,6 +56,7 @@ class Component(abc.ABC):
     preprocessing: str
     tokenizer_source: str
     target: str = "v5"
+    chat: bool = False
 
     name: ClassVar[str]
     branches: ClassVar[tuple[str, ...]]
@@ -121,10 +123,11 @@ class Component(abc.ABC):
             source.preprocessing,
             str(folder),
             report.get("target", "v5"),
+            report.get("chat_template", False),
         )
         # Back to the scaling of hive_jax, in which outputs are compared.
-        arrays = component.arrays_from_files(component.arrays)
-        return dataclasses.replace(component, arrays=arrays)
+        scaled = component.arrays_from_files(component.arrays)
+        return dataclasses.replace(component, arrays=scaled)
 
     @classmethod
     @abc.abstractmethod
@@ -179,7 +182,7 @@ class Component(abc.ABC):
         """
         if not self.has_text():
             return None
-        return export_tokenizer(tokenizer_file(self.tokenizer_source))
+        return export_tokenizer(tokenizer_file(self.tokenizer_source), chat=self.chat)
 
     def for_transformers(self) -> Self:
         """Returns the component with what transformers needs, as an image token."""
@@ -300,18 +303,17 @@ class Component(abc.ABC):
         """
         outputs = {}
         if self.encoder_config is not None:
-            outputs |= expected_pixels(
-                inputs,
-                self.encoder_config.image_size,
-                # What the folder's image processor is to compute, not what the training
-                # did.
-                hf_models.nearest_preprocessing(self.preprocessing),
-            )
+            # What the folder's image processor computes, not what the training did.
+            nearest = hf_models.nearest_preprocessing(self.preprocessing)
+            size = self.encoder_config.image_size
+            outputs |= expected_pixels(inputs, size, nearest)
         if self.has_text():
             bos_id = self.tokenizer.bos_id
+            begin = [] if self.chat or bos_id is None else [bos_id]
             for name, text in self.texts.items():
-                ids, _ = self.tokenizer.encode(text)
-                outputs[name] = np.asarray(ids if bos_id is None else [bos_id, *ids])
+                outputs[name] = np.array(begin + self.tokenizer.encode(text)[0])
+        if self.chat:
+            outputs["conversation"] = example_conversation(self.tokenizer)
         return outputs
 
     def known_deviations(

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from hive_jax.data.sample_encoding import count_tokens, encode_sample
 from hive_jax.data.tabletop.dataset import Tabletop
+from hive_jax.data.tokenizer import Tokenizer
+from hive_jax.data.types import Sample, Segment
 from hive_jax.export.processor_images import image_files, normalize
 from hive_jax.models.siglip import SiglipConfig
 
@@ -31,6 +34,14 @@ def example_tokens(shape: tuple[int, int], vocab_size: int) -> np.ndarray:
       vocab_size: exclusive upper bound of the ids.
     """
     return np.random.default_rng(0).integers(0, vocab_size, shape)
+
+
+def example_conversation(tokenizer: Tokenizer) -> np.ndarray:
+    """Returns the token ids int[T] of the question TEXT by the chat template."""
+    question = (Segment(TEXT, False, role="user"),)
+    sample = Sample(None, question, awaits_answer=True)
+    num_tokens = count_tokens(sample, tokenizer)
+    return encode_sample(sample, tokenizer, num_tokens)["tokens"]
 
 
 def images_of(inputs: Mapping[str, np.ndarray]) -> np.ndarray:

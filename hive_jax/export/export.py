@@ -10,6 +10,7 @@ import numpy as np
 
 import hive_jax
 from hive_jax.config import RunConfig
+from hive_jax.data.chat_template import fingerprint_of
 from hive_jax.data.tokenizer import BUILTIN, is_builtin
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.export.component_base import Component
@@ -151,6 +152,14 @@ def load_component(
                 f"{run.data.tokenizer} is another tokenizer ({fingerprint}) than the "
                 f"one that {workdir} was trained with ({trained_with}): restore that one"
             )
+    template = meta["inputs"].get("chat_template")
+    if template and component.generates():
+        if fingerprint_of(component.tokenizer.chat_template) != template:
+            raise CheckpointError(
+                f"{run.data.tokenizer} has another chat template than the one that "
+                f"{workdir} was trained with ({template}): restore that one"
+            )
+        component = dataclasses.replace(component, chat=True)
     return component, run, meta["step"]
 
 
@@ -189,6 +198,7 @@ def _report(
         "run": {"name": run.name, "step": step},
         "preprocessing": preprocessing,
         "image_processor": hf_models.nearest_preprocessing(preprocessing),
+        "chat_template": component.chat,
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,

@@ -209,7 +209,8 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
         return hf_models.vlm(self.config, self.image_token_id)
 
     def exported_tokenizer(self) -> ExportedTokenizer:
-        return export_tokenizer(tokenizer_file(self.tokenizer_source), image_token=True)
+        file = tokenizer_file(self.tokenizer_source)
+        return export_tokenizer(file, image_token=True, chat=self.chat)
 
     def for_transformers(self) -> Self:
         """Adds an embedding of the image token, in a new row where the table has none,
@@ -306,8 +307,11 @@ processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=Tru
     def reference_processor_outputs(self, inputs) -> dict[str, np.ndarray]:
         outputs = super().reference_processor_outputs(inputs)
         del outputs["tokenizer"]  # the chat template replaces it
-        text, _ = self.tokenizer.encode(TEXT + "\n")
-        ids = np.concatenate([inputs["prompt_ids"][0], text])
+        if self.chat:
+            ids = self.after_image(outputs.pop("conversation")[None])[0]
+        else:
+            text, _ = self.tokenizer.encode(TEXT + "\n")
+            ids = np.concatenate([inputs["prompt_ids"][0], text])
         return outputs | {"chat template": ids, "chat template, one string": ids}
 
     def left_out(self) -> list[str]:

@@ -46,7 +46,10 @@ def model_card(
         summary,
         f"```python\n{component.loading_snippet}\n```",
         _training(component, run, step, result),
-        *(f"- {note}" for note in component.card_notes(run)),
+        *(
+            f"- {note}"
+            for note in (*component.card_notes(run), *_chat_notes(component))
+        ),
         _check(verification),
     ]
     return "\n\n".join(sections) + "\n"
@@ -79,6 +82,17 @@ def _training(
         f"| {_text(key)} | {_text(value)} |" for key, value in rows.items() if value
     ]
     return "\n".join(["## Training", "", "| | |", "|---|---|", *lines])
+
+
+def _chat_notes(component: Component) -> list[str]:
+    if not component.chat:
+        return []
+    end = component.tokenizer.chat_format.end_token
+    note = (
+        "It was trained on conversations: write prompts by `apply_chat_template`, with "
+        f"`add_generation_prompt=True`. Answers end with `{end}`."
+    )
+    return [note]
 
 
 def _text(value: object) -> str:

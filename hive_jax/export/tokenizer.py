@@ -1,7 +1,8 @@
 """Tokenizers in the format of transformers.
 
-The begin-of-sequence token comes where hive_jax has it: first, or after the image
-tokens of a "vlm", whose chat template writes it.
+The begin-of-sequence token comes where hive_jax has it: first, or where a chat template
+writes it. A "vlm" has a chat template always, for its image tokens; a model trained on
+conversations has that of the training.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.tokenizer_files import add_tokens, read_tokenizer_json
-from hive_jax.data.tokenizer_settings import read_settings
+from hive_jax.data.tokenizer_settings import CHAT_TEMPLATE, read_settings
 from hive_jax.errors import CheckpointError
 from hive_jax.io import write_json
 
@@ -42,6 +43,26 @@ _CHAT_TEMPLATE = """\
   {%- endif -%}
 {%- endfor -%}
 """
+# Before a template of the training, for which all contents are strings.
+_IMAGES_FIRST = """\
+{%- set given = namespace(images=0, messages=[]) -%}
+{%- for message in messages -%}
+  {%- set content = message['content'] -%}
+  {%- if content is string -%}
+    {%- set count = content.count('<image>') -%}
+    {%- set text = content.replace('<image>', '') -%}
+  {%- else -%}
+    {%- set count = content | selectattr('type', 'equalto', 'image') | list | length -%}
+    {%- set texts = content | selectattr('type', 'equalto', 'text') -%}
+    {%- set text = texts | map(attribute='text') | join -%}
+  {%- endif -%}
+  {%- set text = text | trim if count else text -%}
+  {%- set given.images = given.images + count -%}
+  {%- set given.messages = given.messages + [dict(message, content=text)] -%}
+{%- endfor -%}
+{{- '<image>' * given.images -}}
+{%- set messages = given.messages %}
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +77,9 @@ class ExportedTokenizer:
       image_token_id: None for a model without image tokens.
       newline_id, newline: id and token of the newline that ends captions and answers;
         None if it is not a single token.
+      chat_template: of a model trained on conversations, or with image tokens.
+      answer_end: token that ends answers, where a chat template of the training writes
+        it; empty where a newline ends them.
       settings: entries of tokenizer_config.json besides those of all components.
     """
 
@@ -68,6 +92,8 @@ class ExportedTokenizer:
     image_token_id: int | None
     newline_id: int | None
     newline: str | None
+    chat_template: str = ""
+    answer_end: str = ""
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
     def for_text_tower(self, num_tokens: int) -> "ExportedTokenizer":
@@ -110,8 +136,13 @@ class ExportedTokenizer:
         two newlines in a row as two tokens instead of one.
 
         Raises:
-          CheckpointError: a newline is not a single token.
+          CheckpointError: a newline is not a single token, or does not end answers.
         """
+        if self.answer_end:
+            raise CheckpointError(
+                f"newline_ends: the answers of this model end with {self.answer_end!r}, by "
+                "the chat template of its training. Export without newline_ends"
+            )
         if self.newline_id is None:
             raise CheckpointError(
                 "newline_ends: this tokenizer encodes a newline as several tokens; "
@@ -131,7 +162,8 @@ class ExportedTokenizer:
     def generation_config(self) -> dict:
         """Content of generation_config.json: end tokens and suppressed tokens."""
         ends = list(self.end_ids)
-        if self.newline_id is not None and self.newline_id not in ends:
+        newline_ends = self.newline_id is not None and not self.answer_end
+        if newline_ends and self.newline_id not in ends:
             ends.append(self.newline_id)
         config = {"pad_token_id": self.pad_id, "eos_token_id": ends}
         if self.bos_id is not None:
@@ -141,7 +173,7 @@ class ExportedTokenizer:
         return config
 
     def write(self, folder: Path) -> None:
-        """Writes tokenizer.json and its settings, with image tokens a chat template."""
+        """Writes tokenizer.json, its settings, and the chat template if it has one."""
         write_json(folder / "tokenizer.json", self.content)
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -150,27 +182,31 @@ class ExportedTokenizer:
             "padding_side": "left",
             # transformers 4 would return token_type_ids too, which no decoder takes.
             "model_input_names": ["input_ids", "attention_mask"],
-            # "<eos>" in a text is text, as in training. A chat template, which comes
-            # with image tokens, writes special tokens by name.
-            "split_special_tokens": self.image_token_id is None,
+            # "<eos>" in a text is text, as in training. A chat template writes special
+            # tokens by name.
+            "split_special_tokens": not self.chat_template,
             **self.special,
             **self.settings,
         }
-        if self.image_token_id is not None:
-            settings["chat_template"] = _CHAT_TEMPLATE
-            template = folder / "chat_template.jinja"
-            template.write_text(_CHAT_TEMPLATE, encoding="utf-8")
+        if self.chat_template:
+            settings["chat_template"] = self.chat_template
+            template = folder / CHAT_TEMPLATE
+            template.write_text(self.chat_template, encoding="utf-8")
         write_json(folder / "tokenizer_config.json", settings)
         write_json(folder / "special_tokens_map.json", self.special)
 
 
-def export_tokenizer(path: Path, image_token: bool = False) -> ExportedTokenizer:
+def export_tokenizer(
+    path: Path, image_token: bool = False, chat: bool = False
+) -> ExportedTokenizer:
     """Converts a tokenizer.json for transformers.
 
     Args:
       path: the file.
       image_token: add IMAGE_TOKEN, and leave the begin-of-sequence token to the chat
         template.
+      chat: the model was trained on conversations by the tokenizer's chat template,
+        which is exported.
 
     Raises:
       CheckpointError: it is a SentencePiece file.
@@ -190,7 +226,7 @@ def export_tokenizer(path: Path, image_token: bool = False) -> ExportedTokenizer
         tokenizer.add_special_tokens([IMAGE_TOKEN])
     content = json.loads(tokenizer.to_str())
     content["post_processor"] = None
-    if ours.bos_id is not None and not image_token:
+    if ours.bos_id is not None and not image_token and not chat:
         bos = tokenizer.id_to_token(ours.bos_id)
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, ours.bos_id)]
@@ -198,6 +234,11 @@ def export_tokenizer(path: Path, image_token: bool = False) -> ExportedTokenizer
         content = json.loads(tokenizer.to_str())
     ids, _ = ours.encode("\n")
     newline_id = ids[0] if len(ids) == 1 else None
+    template = _CHAT_TEMPLATE if image_token else ""
+    end_ids = ours.end_ids
+    if chat:
+        template = _IMAGES_FIRST * image_token + ours.chat_template
+        end_ids |= {ours.chat_end_id}
     return ExportedTokenizer(
         content=content,
         special=ours.roles,
@@ -205,8 +246,10 @@ def export_tokenizer(path: Path, image_token: bool = False) -> ExportedTokenizer
         bos_id=ours.bos_id,
         eos_id=ours.eos_id,
         # The end of a text first.
-        end_ids=tuple(sorted(ours.end_ids, key=lambda id: (id != ours.eos_id, id))),
+        end_ids=tuple(sorted(end_ids, key=lambda id: (id != ours.eos_id, id))),
         image_token_id=tokenizer.token_to_id(IMAGE_TOKEN) if image_token else None,
         newline_id=newline_id,
         newline=None if newline_id is None else tokenizer.id_to_token(newline_id),
+        chat_template=template,
+        answer_end=ours.chat_format.end_token if chat else "",
     )

@@ -23,7 +23,7 @@ from hive_jax.training import objectives, sharding
 # Prompts are padded to 16 tokens or the next power of two, so that few programs are
 # compiled and at most half of a longer row is padding.
 _MIN_LENGTH = 16
-# End of every text in the training data; see hive_jax/data/sources/llava.py.
+# End of every text in the training data, but for conversations by a chat template.
 END = "\n"
 
 
@@ -36,7 +36,8 @@ class Decoding:
       temperature: softmax temperature; 0 for greedy decoding.
       top_p: probability mass of nucleus sampling.
       seed: random seed; the samples of a prompt also depend on its `number`.
-      stop: strings that end an answer, besides a newline and the EOS token.
+      stop: strings that end an answer, besides the EOS token, and a newline or the end
+        token of the chat template.
     """
 
     max_new_tokens: int = 64
@@ -65,14 +66,26 @@ class Prompt:
       image: uint8[size, size, 3] in the model's image size, or None.
       number: index of the prompt, folded into the random seed: equal prompts with other
         numbers are sampled independently.
+      history: earlier (question, answer) pairs, for a chat template.
     """
 
     text: str
     image: np.ndarray | None = None
     number: int = 0
+    history: tuple[tuple[str, str], ...] = ()
 
-    def sample(self) -> Sample:
-        """Returns the prompt as a training sample without supervised tokens."""
+    def sample(self, chat: bool = False) -> Sample:
+        """Returns the prompt as a training sample without supervised tokens.
+
+        Args:
+          chat: as a conversation, with roles.
+        """
+        if chat:
+            turns = [("user", self.text)]
+            for question, answer in reversed(self.history):
+                turns = [("user", question), ("assistant", answer), *turns]
+            messages = (Segment(text, False, role=role) for role, text in turns)
+            return Sample(self.image, tuple(messages), awaits_answer=True)
         words = self.text.strip()
         text = f"{words}{END}" if words else ""
         return Sample(self.image, (Segment(text, target=False),))
@@ -90,9 +103,12 @@ class Generator:
       tokenizer: tokenizer of the run.
       decoding: sampling settings.
       mesh: devices to split batches over; None for one device.
+      chat: whether prompts are conversations by the tokenizer's chat template, as in
+        the training.
 
     Raises:
       ConfigError: the model has no decoder.
+      DataError: the chat template cannot be used.
     """
 
     def __init__(
@@ -102,6 +118,7 @@ class Generator:
         tokenizer: Tokenizer,
         decoding: Decoding,
         mesh: Mesh | None = None,
+        chat: bool = False,
     ):
         model = objectives.build_model(config, mesh)
         if not isinstance(model, Hive):
@@ -110,17 +127,22 @@ class Generator:
                 "expected a run of the objective 'caption'"
             )
         self.tokenizer, self.decoding, self._mesh = tokenizer, decoding, mesh
-        self.image_size = config.model.image_size
+        self.chat, self.image_size = chat, config.model.image_size
         self.sees_images = config.model.fusion_class.uses_image
         # Any token that contains a stop string ends the text, alone or with other
         # letters; the text is cut at the string when it is decoded.
-        ends = tokenizer.end_ids.union(*map(tokenizer.ids_with, (END, *decoding.stop)))
+        self._stop = decoding.stop if chat else (END, *decoding.stop)
+        ends = tokenizer.end_ids.union(*map(tokenizer.ids_with, self._stop))
+        if chat:
+            ends |= {tokenizer.chat_end_id}
         vocab_size = config.model.decoder.vocab_size
         # The embedding table may be padded beyond the tokenizer's vocabulary. Such ids, and
         # special tokens that do not end a text, must never be sampled.
         written = np.arange(vocab_size) < tokenizer.vocab_size
         special = [id for id in tokenizer.special_ids - ends if id < vocab_size]
         written[special] = False
+        if chat:  # which may be after the vocabulary of text
+            written[tokenizer.chat_end_id] = True
         # Once, ahead of the loop over tokens: see `decoder.unstack_layers`.
         self._params = jax.jit(unstack_layers)(params)
         self._generate = jax.jit(
@@ -133,7 +155,7 @@ class Generator:
         Raises:
           DataError: the prompt has no tokens.
         """
-        count = count_tokens(prompt.sample(), self.tokenizer)
+        count = count_tokens(prompt.sample(self.chat), self.tokenizer)
         if not count:
             raise DataError(
                 "the prompt is empty, and the tokenizer has no begin token; expected "
@@ -156,7 +178,7 @@ class Generator:
         ids = self.ids(prompts, batch_size)
         texts = [self.tokenizer.decode(row) for row in ids]
         # The first stop string of all ends the text, whatever their order.
-        for stop in (END, *self.decoding.stop):
+        for stop in self._stop:
             texts = [text.split(stop)[0] for text in texts]
         return [text.strip() for text in texts]
 
@@ -178,7 +200,8 @@ class Generator:
         num_rows = batch_size or len(prompts)
         if self._mesh is not None:
             num_rows = sharding.round_up(self._mesh, num_rows)
-        encoded = [encode_sample(p.sample(), self.tokenizer, length) for p in prompts]
+        samples = [prompt.sample(self.chat) for prompt in prompts]
+        encoded = [encode_sample(one, self.tokenizer, length) for one in samples]
         # A prompt without an image has a mask of zeros, so that these pixels do not
         # count.
         blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
@@ -190,7 +213,7 @@ class Generator:
                     f"{list(image.shape)}; expected uint8{list(blank.shape)}"
                 )
         # Without padding: generation continues after the last of these tokens.
-        lengths = [count_tokens(p.sample(), self.tokenizer) for p in prompts]
+        lengths = [count_tokens(one, self.tokenizer) for one in samples]
         rows = {
             "images": images,
             "tokens": [row["tokens"] for row in encoded],

@@ -33,6 +33,7 @@ from hive_jax.weights.hf_folder import (
     assume_preprocessing,
     lasting_path,
     locate,
+    uses_chat_template,
 )
 from hive_jax.weights.sources import WeightSource
 
@@ -49,6 +50,7 @@ class TrainedModel:
       checkpoint: provenance: run name, fusion, step and fingerprint of the parameters;
         empty for weights in files.
       trained_here: whether this project trained the model: a run, or an .npz of one.
+      chat: whether it was trained on conversations by the tokenizer's chat template.
     """
 
     config: RunConfig
@@ -56,6 +58,7 @@ class TrainedModel:
     source: str
     checkpoint: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
     trained_here: bool = False
+    chat: bool = False
 
     @functools.cached_property
     def encoder(self) -> Encoder:
@@ -164,7 +167,7 @@ class TrainedModel:
                 shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
                 params = jax.device_put(params, shardings)
             self._generators[decoding] = Generator(
-                self.config, params, self.tokenizer, decoding, mesh
+                self.config, params, self.tokenizer, decoding, mesh, self.chat
             )
         return self._generators[decoding]
 
@@ -293,7 +296,8 @@ def load_run(workdir: str) -> TrainedModel:
         "step": meta["step"],
         "fingerprint": _joint_fingerprint(meta["fingerprints"]),
     }
-    return TrainedModel(run.config, params, workdir, checkpoint, trained_here=True)
+    chat = bool(meta["inputs"].get("chat_template"))
+    return TrainedModel(run.config, params, workdir, checkpoint, True, chat)
 
 
 def _joint_fingerprint(fingerprints: Mapping[str, str]) -> str:
@@ -322,7 +326,7 @@ def _load_weights(path: str) -> TrainedModel:
         return TrainedModel(config, first.params(), path, trained_here=first.exported)
     if isinstance(first.config, HiveConfig):
         config = dataclasses.replace(config, model=first.config)
-        return TrainedModel(config, first.params(), path)
+        return TrainedModel(config, first.params(), path, chat=uses_chat_template(path))
     # Towers without a fusion between them: each can be used alone.
     architectures = {name: source.config for name, source in sources.items()}
     model = HiveConfig(**architectures, fusion="none")

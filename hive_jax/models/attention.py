@@ -4,6 +4,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from hive_jax.models.attention_rows import attend_by_rows, rows_to_heads
+
 # Below this many keys, the weights are so few that XLA's fused softmax is as fast.
 _MIN_FLASH_KEYS = 256
 
@@ -165,81 +167,10 @@ def attention_with_weights(
     Returns:
       softmax(scale * Q K^T) V [B, T, N, H] and the weights float32[B, N, T, S].
     """
-    keys = KeyValues(key_BSKH, value_BSKH)
-    out, weights, _ = attend_by_rows(query_BTNH, keys, mask_BTS, scale, softcap)
-    return rows_to_heads(out.astype(value_BSKH.dtype), query_BTNH.shape), weights
-
-
-def attend_by_rows(
-    query_BTNH: jax.Array,
-    keys: KeyValues,
-    mask_BTS: jax.Array | None,
-    scale: float,
-    softcap: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Computes attention with the queries of all heads of a kv head as rows R.
-
-    The arguments are those of `attention_with_weights`.
-
-    Returns:
-      Outputs float32[B, K, R, H], weights float32[B, N, T, S], and the logarithm of each
-      softmax's sum of exponentials, float32[B, K, R, 1].
-    """
-    batch, num_queries, heads, head_dim = query_BTNH.shape
-    num_keys, kv_heads = keys.key.shape[1:3]
-    # R = N / K * T: the queries of all heads that share a kv head are rows of one
-    # product, which is fast on XLA's CPU backend; GPUs and TPUs choose their own layout.
-    # [B, T, N, H] -> [B, T, K, N / K, H] -> [B, K, N / K, T, H] -> [B, K, R, H].
-    query = query_BTNH.reshape(batch, num_queries, kv_heads, -1, head_dim)
-    query = query.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
-    key, value = keys.key.transpose(0, 2, 1, 3), keys.value.transpose(0, 2, 1, 3)
-    logits = jnp.einsum(
-        "BKRH,BKSH->BKRS", query, key, preferred_element_type=jnp.float32
-    )
-    if softcap:
-        # The scale belongs inside of tanh; afterwards `softcap` takes its place.
-        logits, scale = jnp.tanh(logits * (scale / softcap)), softcap
-    if mask_BTS is not None:
-        shape = (batch, num_queries, num_keys)
-        # [B, 1, N / K, T, S] -> [B, 1, R, S]: all heads have the same mask.
-        mask = jnp.broadcast_to(mask_BTS, shape)[:, None, None]
-        mask = jnp.broadcast_to(mask, (batch, 1, heads // kv_heads, *shape[1:]))
-        mask = mask.reshape(batch, 1, -1, num_keys)
-        # The smallest finite value: -inf - (-inf) would be NaN in fully masked queries.
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    # Softmax by hand: its sum divides the output [T, H] and not the weights [T, S],
-    # because each pass over [T, S] costs more than the exponentials on a CPU. The maximum
-    # prevents overflow and cancels out, so that it needs no gradient.
-    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    weights = jnp.exp((logits - largest) * scale)
-    if mask_BTS is not None:
-        # Needed where all keys are masked: logits equal to the maximum give exp(0) = 1.
-        weights = jnp.where(mask, weights, 0.0)
-    total = weights.sum(axis=-1, keepdims=True)
-    total = jnp.where(total == 0.0, 1.0, total)  # fully masked queries: 0 / 1
-    # Weights in the dtype of the values for a half-precision product, summed in float32.
-    out = jnp.einsum(
-        "BKRS,BKSH->BKRH",
-        weights.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    # Rows R are ordered by head, then by query, so that [K, R] is [N, T].
-    weights = (weights / total).reshape(batch, heads, num_queries, num_keys)
-    return out / total, weights, largest * scale + jnp.log(total)
-
-
-def rows_to_heads(rows: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Inverts the order of `attend_by_rows`: [B, K, R, H] -> [B, T, N, H].
-
-    Args:
-      rows: outputs by row.
-      shape: of the queries, [B, T, N, H].
-    """
-    batch, num_queries, heads, head_dim = shape
-    # [B, K, R, H] -> [B, K, N / K, T, H] -> [B, T, K, N / K, H] -> [B, T, N, H].
-    out = rows.reshape(batch, rows.shape[1], -1, num_queries, head_dim)
-    return out.transpose(0, 3, 1, 2, 4).reshape(batch, num_queries, heads, head_dim)
+    inputs = query_BTNH, key_BSKH, value_BSKH, mask_BTS
+    rows = attend_by_rows(*inputs, scale, softcap)
+    out = (rows.out / rows.total).astype(value_BSKH.dtype)
+    return rows_to_heads(out, query_BTNH.shape), rows.weights_by_head(query_BTNH.shape)
 
 
 def supports_flash(query: jax.Array, key: jax.Array) -> bool:

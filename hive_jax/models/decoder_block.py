@@ -129,8 +129,10 @@ class SelfAttention(nn.Module):
         extend: Callable | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         c = self.config
+        rope_base = _rope_base(c, is_sliding)
         if position is None:
             position = jnp.arange(x.shape[1])[None]
+        rope_position = _rope_position(c, position, is_sliding)
         q_w = Einsum((c.num_heads, c.width, c.head_dim), (1,), (0,), name="q_einsum")()
         out_w = Einsum(
             (c.num_heads, c.head_dim, c.width), (0, 1), name="attn_vec_einsum"
@@ -146,8 +148,9 @@ class SelfAttention(nn.Module):
             query = decoder_norm(c, "query_norm")(query)
             key = decoder_norm(c, "key_norm")(key)
         # Keys are cached after rotation: the logits depend on the distance alone.
-        query = rotate_in_layer(c, query, position, is_sliding)
-        key = rotate_in_layer(c, key, position, is_sliding)
+        extension = c.rope_factor, c.rope_original_length
+        query = rotate(query, rope_position, rope_base, *extension)
+        key = rotate(key, rope_position, rope_base, *extension)
         window = c.window if c.local_layers else 0
         scale = c.query_scale or c.head_dim**-0.5
         softcap = c.attention_softcap
@@ -231,12 +234,22 @@ def rotate_in_layer(
       position: see `rotate`.
       is_sliding: bool scalar, whether the layer has a sliding window.
     """
+    base = _rope_base(c, is_sliding)
+    position = _rope_position(c, position, is_sliding)
+    return rotate(x, position, base, c.rope_factor, c.rope_original_length)
+
+
+def _rope_base(c: DecoderConfig, is_sliding: jax.Array) -> jax.Array:
     # `is_sliding` is traced under scan: select values, not Python branches.
-    base = jnp.where(is_sliding, c.local_rope_base, c.rope_base)
+    return jnp.where(is_sliding, c.local_rope_base, c.rope_base)
+
+
+def _rope_position(
+    c: DecoderConfig, position: jax.Array, is_sliding: jax.Array
+) -> jax.Array:
     # Dividing the position divides all frequencies.
     divisor = 1.0 if c.rope_original_length else c.rope_factor
-    position = position / jnp.where(is_sliding, 1.0, divisor)
-    return rotate(x, position, base, c.rope_factor, c.rope_original_length)
+    return position / jnp.where(is_sliding, 1.0, divisor)
 
 
 def decoder_norm(c: DecoderConfig, name: str | None = None) -> RMSNorm:

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.models import layer_stack
-from hive_jax.models.attention import KeyValues, attend_by_rows, rows_to_heads
+from hive_jax.models.attention import KeyValues
+from hive_jax.models.attention_rows import attend_by_rows, rows_to_heads
 from hive_jax.models.decoder_block import (
     DecoderConfig,
     KeyValueProjection,
@@ -234,7 +235,9 @@ class JointFusion(Fusion):
         patches, heads = encoder.num_patches, decoder.num_heads * decoder.head_dim
         keys = 2 * decoder.num_kv_heads * decoder.head_dim  # keys and values
         own = count.model.image_kv == "own"
-        weights = count.trains("fusion/joint_attention/kv" if own else "llm/layers")
+        weights = count.trains(
+            "fusion/joint_attention/kv" if own else "llm/layers/attn"
+        )
         image = count.project(features)
         count.product("image_keys", patches, decoder.width, keys, weights, image)
         # The operands need gradients, as the norms of queries and keys train.
@@ -271,15 +274,19 @@ def attend_jointly(
     Returns:
       The output [B, T, N, H], and the weights of the patches float32[B, N, T, P].
     """
-    options = scale, softcap
-    out, _, text_sum = attend_by_rows(query_BTNH, text, text_mask_BTS, *options)
-    read, weights, image_sum = attend_by_rows(query_BTNH, image, None, *options)
+    by_text, by_image = (
+        attend_by_rows(query_BTNH, keys.key, keys.value, mask, scale, softcap)
+        for keys, mask in ((text, text_mask_BTS), (image, None))
+    )
     batch, num_queries, heads, _ = shape = query_BTNH.shape
     # [B, T] -> [B, 1, R, 1]: rows are ordered by head, then by query.
     sees = jnp.broadcast_to(image_mask_BT, (batch, num_queries))
     sees = jnp.tile(sees, heads // text.key.shape[2])[:, None, :, None]
-    share = jnp.where(sees, jax.nn.sigmoid(image_sum - text_sum), 0.0)
+    difference = by_image.log_total() - by_text.log_total()
+    share = jnp.where(sees, jax.nn.sigmoid(difference), 0.0)
+    out, read = by_text.out / by_text.total, by_image.out / by_image.total
     out = jnp.where(sees, out + share * (read - out), out)
+    weights = by_image.weights_by_head(shape)
     weights = weights * share.reshape(batch, heads, num_queries, 1)
     return rows_to_heads(out.astype(text.value.dtype), shape), weights
 

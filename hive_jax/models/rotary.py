@@ -40,8 +40,9 @@ def rotate(
     frequency = 1.0 / jnp.asarray(base, jnp.float32) ** exponent
     if original_length:
         frequency = extended_frequency(frequency, factor, original_length)
-    position = position[..., None] if position.ndim == 2 else position
-    angle = position[:, :, None].astype(jnp.float32) * frequency
+    # [B, T, 1, 1] or [B, T, 1, H / 2].
+    by_head = position[:, :, None, None] if position.ndim == 2 else position[:, :, None]
+    angle = by_head.astype(jnp.float32) * frequency
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate(

@@ -1,4 +1,4 @@
-"""Machines a run can be planned for: TPU slices, fake CPU devices, local GPUs.
+"""Machines a run can be planned for: TPU slices, GPUs, fake CPU devices.
 
 Memory and its bandwidth are those of docs.cloud.google.com/tpu/docs/ (v4, v5e, v5p,
 v6e); links and wraparound those of "How to Scale Your Model", part 2
@@ -120,7 +120,20 @@ CHIPS = {
     )
 }
 
-EXAMPLES = "v5e:4x4, v5p:2x2x2, cpu:8 or gpu"
+# Of NVIDIA's data sheets; memory as the driver reports it, of which JAX takes three
+# quarters. Without bandwidths: the program is compiled for a CPU, whose memory traffic
+# says nothing about theirs.
+GPUS = {
+    name: Chip(
+        name,
+        peak_flops=PEAK_FLOPS[f"NVIDIA {name.upper()}"],
+        hbm_bytes=gib * GIB,
+        usable_bytes=0.75 * gib * GIB,
+    )
+    for name, gib in (("l4", 22.5), ("a100", 80), ("h100", 79.6), ("h200", 140.4))
+}
+
+EXAMPLES = "v5e:4x4, v5p:2x2x2, l4:1, cpu:8 or gpu"
 
 # Keep libtpu from searching this host for TPUs and from logging that there are none;
 # and allow two processes to compile at a time.
@@ -158,7 +171,10 @@ class Topology:
 
 
 def find_topology(name: str) -> Topology:
-    """Finds a topology by name, e.g. "v5e:4x4", "cpu:8" or "gpu".
+    """Finds a topology by name, e.g. "v5e:4x4", "l4:1", "cpu:8" or "gpu".
+
+    "gpu" is the GPUs of this machine. For a named one, such as "l4:1", programs are
+    compiled by XLA's CPU backend.
 
     Call before anything touches a device, which fixes the number of CPU devices.
 
@@ -169,12 +185,14 @@ def find_topology(name: str) -> Topology:
     if name == "gpu":
         return _gpus()
     kind, _, size = name.partition(":")
-    if kind == "cpu" and re.fullmatch("[1-9][0-9]*", size):
-        return _cpus(name, int(size))
+    fake = {"cpu": Chip("cpu")} | GPUS
+    if kind in fake and re.fullmatch("[1-9][0-9]*", size):
+        return _cpus(name, fake[kind], int(size))
     if kind not in CHIPS:
         raise ConfigError(
             f"topology is {name!r}; expected a chip ({', '.join(CHIPS)}) and the "
-            f"shape of its slice, such as {EXAMPLES}"
+            f"shape of its slice, or a GPU ({', '.join(GPUS)}) and their number, such as "
+            f"{EXAMPLES}"
         )
     return _tpus(name, CHIPS[kind], size)
 
@@ -223,7 +241,7 @@ def _tpus(name: str, chip: Chip, size: str) -> Topology:
     return Topology(name, chip, shape, tuple(description.devices))
 
 
-def _cpus(name: str, count: int) -> Topology:
+def _cpus(name: str, chip: Chip, count: int) -> Topology:
     # Read when JAX starts its CPU backend, and never again.
     flag = f"--xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
@@ -234,7 +252,7 @@ def _cpus(name: str, count: int) -> Topology:
             f"topology is {name!r}; jax has already started with {len(devices)} CPU "
             f"devices, and cannot have more"
         )
-    return Topology(name, Chip("cpu"), (count,), tuple(devices[:count]))
+    return Topology(name, chip, (count,), tuple(devices[:count]))
 
 
 def _gpus() -> Topology:

@@ -48,13 +48,19 @@ def _head(plan: Plan) -> str:
     )
     lines = [run, machine]
     if chip.peak_flops:
-        lines.append(
+        line = (
             f"{chip.name}, by its data sheet: {chip.peak_flops / 1e12:.0f} TFLOP/s "
-            f"bfloat16, {chip.hbm_bytes / GIB:.0f} GiB at "
-            f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s, links of "
-            f"{chip.link_bandwidth / 1e9:.0f} GB/s each way "
-            f"({chip.links(plan.topology.shape)} at a corner of this slice)"
+            f"bfloat16, {chip.hbm_bytes / GIB:.1f} GiB"
         )
+        if chip.link_bandwidth:
+            line += (
+                f" at {chip.hbm_bandwidth / 1e9:,.0f} GB/s, links of "
+                f"{chip.link_bandwidth / 1e9:.0f} GB/s each way "
+                f"({chip.links(plan.topology.shape)} at a corner of this slice)"
+            )
+        else:
+            line += "; compiled for a CPU, in float32: temporaries are an upper bound"
+        lines.append(line)
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hive_jax.config import differences, to_dict
 from hive_jax.console import log, progress_bar
+from hive_jax.data.chat_template import fingerprint_of
 from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.loader import Loader
 from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
@@ -56,6 +57,7 @@ class Experiment:
         # The loader yields micro-batches; the trainer takes as many as a step has.
         micro_batch = config.batch_size // config.gradient_accumulation_steps
         self.loader = self._loader("train", micro_batch)
+        self._check_chat_template()
         # Batches of a micro-batch, which fits the memory, or smaller for a small split;
         # at least two samples, because each is paired with its neighbour's image too.
         size = max(2, min(micro_batch, config.data.validation_size))
@@ -75,6 +77,36 @@ class Experiment:
                 f"config.text_tower.num_tokens is {tower.num_tokens}; expected "
                 f"data.num_tokens = {config.data.num_tokens}"
             )
+
+    def _check_chat_template(self) -> None:
+        """Raises DataError or ConfigError if conversations cannot be written by it."""
+        if not self._chat_template():
+            return
+        # Before any work: it is compiled, and tried on a question with its answer.
+        chat = self.tokenizer.chat_format
+        if self.config.objective == "contrastive":
+            raise ConfigError(
+                "config.data.source has conversations, for which the tokenizer has a chat "
+                "template, and config.objective is 'contrastive', whose texts are lines; "
+                "use form=plain"
+            )
+        # An id without a row would silently be another token's.
+        ids, _ = self.tokenizer.encode_rendered(chat.example, ())
+        num_rows = self.config.model.decoder.vocab_size
+        if max(ids) >= num_rows:
+            token = self.tokenizer.token_of(max(ids))
+            raise ConfigError(
+                f"the chat template of {self.config.data.tokenizer} writes {token!r}, id "
+                f"{max(ids)}, and the model has a table of {num_rows} tokens: choose the "
+                "tokenizer of these weights"
+            )
+        end = chat.end_token
+        log(f"conversations by the tokenizer's chat template; answers end with {end!r}")
+
+    def _chat_template(self) -> str:
+        """Returns the template that the data is written by; empty for none."""
+        uses = self.loader.source.has_conversations
+        return self.tokenizer.chat_template if uses else ""
 
     def _loader(self, split: str, batch_size: int) -> Loader:
         """Returns the loader of a split; only "train" is shuffled and augmented."""
@@ -136,6 +168,7 @@ class Experiment:
             "config": to_dict(self.config),
             "inputs": {
                 "tokenizer": self.tokenizer.fingerprint,
+                "chat_template": fingerprint_of(self._chat_template()),
                 "data": self.loader.source.fingerprint,
                 "dtype": jax.numpy.dtype(self.program.model.dtype).name,
             },

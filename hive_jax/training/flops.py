@@ -193,10 +193,13 @@ class _Count:
     def _layer(self, tokens: int, upstream: bool) -> None:
         """Adds one decoder layer."""
         c = self.model.decoder
-        trains = self.trains("llm/layers")
-        self.product("text", tokens, 1, _layer_weights(c), trains, upstream)
-        heads = c.num_heads * c.head_dim
-        self.attention("text", tokens, tokens, heads, trains or upstream)
+        attention, mlp = self.trains("llm/layers/attn"), self.trains("llm/layers/mlp")
+        weights = _attention_weights(c)
+        self.product("text", tokens, 1, weights, attention, upstream)
+        heads, upstream = c.num_heads * c.head_dim, attention or upstream
+        self.attention("text", tokens, tokens, heads, upstream)
+        # The MLP is gated, so it has three matrices.
+        self.product("text", tokens, 1, 3 * c.width * c.mlp_dim, mlp, upstream)
 
     def _logits(self, positions: int, upstream: bool) -> None:
         c = self.model.decoder
@@ -205,9 +208,7 @@ class _Count:
         self.product("logits", positions, c.width, c.vocab_size, table, before)
 
 
-def _layer_weights(c: DecoderConfig) -> int:
-    """Returns the number of elements of a decoder layer's matrices."""
-    # Query and output have all heads, key and value those of the KV heads; the MLP is
-    # gated, so it has three matrices.
-    attention = c.width * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    return attention + 3 * c.width * c.mlp_dim
+def _attention_weights(c: DecoderConfig) -> int:
+    """Returns the number of elements of the attention matrices of a decoder layer."""
+    # Query and output have all heads, key and value those of the KV heads.
+    return c.width * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)

@@ -114,9 +114,10 @@ class StopRequest:
                 self._previous[signal.SIGTERM] = signal.getsignal(signal.SIGTERM)
                 _set_native_handler(signal.SIGTERM, _jax_handler)
             return
-        self._wakeup = signal.set_wakeup_fd(-1)
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._record)
+        # Last: a signal that arrives meanwhile still ends the process, and is not lost.
+        self._wakeup = signal.set_wakeup_fd(-1)
 
     def check(self) -> bool:
         """Returns whether to stop, the same in all processes of a job; they must call

@@ -174,12 +174,14 @@ def _train_loop(
                 watchdog.enter("reading the metrics")
                 values = _read_metrics(run, metrics, step) | throughput.since_last(step)
                 values["bad_samples"] = len(run.loader.invalid)
+                if is_first:
+                    # From now on there is something to save: before it is logged, as
+                    # a logged step is never lost to a signal.
+                    stop.listen()
+                    watchdog.end_first_step()
                 writer.write(step, {f"train/{k}": v for k, v in values.items()})
                 mfu = {"mfu": f"{values['mfu']:.1%}"} if "mfu" in values else {}
                 bar.set_postfix(loss=f"{values['loss']:.3f}", **mfu)
-            if is_first:
-                watchdog.end_first_step()
-                stop.listen()  # from now on there is something to save
             # Validation pauses the clock of the rates.
             if validating:
                 stopping = not _validate(run, state.params, writer, step, stop.check)

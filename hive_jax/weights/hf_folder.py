@@ -96,6 +96,21 @@ def assume_preprocessing(source: str) -> str:
     return "hf_bicubic"
 
 
+def uses_chat_template(path: str) -> bool:
+    """Returns whether a folder is the export of a run on conversations.
+
+    Args:
+      path: as for `locate`.
+
+    Raises:
+      CheckpointError: its report is damaged.
+    """
+    report = locate(path) / EXPORT_REPORT
+    if not report.is_file():
+        return False
+    return read_json(report, error=CheckpointError).get("chat_template") is True
+
+
 def preprocessing(folder: Path, image_size: int) -> str:
     """Returns the name of a folder's image preprocessing, "" if it records none.
 

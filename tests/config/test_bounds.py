@@ -59,7 +59,7 @@ def test_every_number_has_bounds_within_int32_and_float32():
         for bound in BOUNDS[name][field]:
             assert type(bound) is kind
             if kind is int:
-                assert -1 <= bound < 2**32
+                assert -(2**31) <= bound < 2**32
             else:
                 assert bound == 0 or FLOAT32[0] < bound < FLOAT32[1]
 

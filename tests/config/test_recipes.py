@@ -35,7 +35,7 @@ def load(stage, arguments=None):
 ALL = [(0, "siglip"), (0, "llm")] + [
     (stage, f"{size}fusion={fusion}")
     for stage in (1, 2, 3)
-    for size in ("", "paper,")
+    for size in ("", "paper,", "small,")
     for fusion in BASELINES
 ]
 
@@ -64,6 +64,8 @@ def test_every_config_builds(parameter_shapes, other_names, stage, arguments):
     if "paper" in arguments:
         assert 1300 < millions < 1500  # 316 M, 1000 M, and the fusion
         assert run.gradient_accumulation_steps == (4 if stage == 3 else 1)
+    elif "small" in arguments:
+        assert 360 < millions < 380  # 93 M, 268 M, and the fusion
     elif stage:
         assert millions < 1.1
 
@@ -108,6 +110,26 @@ def test_the_paper_recipe_has_the_paper_sizes():
     assert depths == [4, 8, 12, 16, 20, 24]  # 25 % of 24, the last one included
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_small_recipe_is_the_paper_s_with_smaller_towers(stage):
+    small, paper = load(stage, "small"), load(stage, "paper")
+    assert small.model.encoder == siglip_config("B", 16, 256)
+    assert small.model.decoder == decoder_config("gemma3_270m")
+    assert small.init_encoder == "google/siglip2-base-patch16-256"
+    assert small.init_decoder == "google/gemma-3-270m"
+    same = dataclasses.replace(
+        small,
+        model=paper.model,
+        init_encoder=paper.init_encoder,
+        init_decoder=paper.init_decoder,
+        gradient_accumulation_steps=paper.gradient_accumulation_steps,
+    )
+    assert same == paper
+    qwen = load(stage, "small,decoder=qwen3_0_6b")
+    assert qwen.model.decoder == decoder_config("qwen3_0_6b")
+    assert qwen.model.encoder == small.model.encoder
+
+
 def test_arguments_select_sizes():
     run = load(1, "paper,encoder=B/16-224,decoder=gemma3_270m")
     assert run.model.encoder == siglip_config("B", 16, 224)
@@ -144,10 +166,13 @@ def test_one_value_of_an_architecture_of_none_is_refused(tower):
 
 
 def test_stages_of_one_size_share_their_model_and_data():
-    for size in ("", "paper"):
+    """But for the image's projections, which a joint fusion has from stage 2 on."""
+    for size in ("", "paper", "small", "authors"):
         first, *others = [load(stage, size) for stage in (1, 2, 3)]
+        assert first.model.image_kv == "shared"
         for run in others:
-            assert (run.model, run.data) == (first.model, first.data)
+            model = dataclasses.replace(first.model, image_kv="own")
+            assert (run.model, run.data) == (model, first.data)
 
 
 def test_stage_0_trains_the_towers_of_stage_1():
@@ -166,7 +191,12 @@ def test_stage_0_trains_the_towers_of_stage_1():
 @pytest.mark.parametrize(
     ("stage", "arguments", "message"),
     [
-        (1, "papr", "config argument 'papr'; expected some of paper, fusion=hive, "),
+        (
+            1,
+            "papr",
+            "'papr'; expected some of paper, small, authors, fusion=hive, ",
+        ),
+        (1, "paper,small", "config arguments paper, small; expected one of them"),
         (1, "papr", "did you mean 'paper'?"),
         (
             2,

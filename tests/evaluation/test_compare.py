@@ -1,6 +1,7 @@
 """Evaluations side by side: scores, intervals, tests, and what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hive_jax.evaluation.paired_statistics import difference as difference_of
 from hive_jax.evaluation.paired_statistics import interval, total
 from hive_jax.evaluation.results import open_store
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"n": 40, "data": "d1", "variant": "tabletop", "prompt": "{question}"}
 
 
@@ -291,11 +293,36 @@ def test_the_command(tmp_path, capsys):
     assert compare_command(line) == 0
     shown = capsys.readouterr().out
     assert (out / "compare.md").read_text() in shown
-    assert "| Table 5, OK-VQA | 48.78 | 46.19 | 51.01 |" in shown
+    assert "| VLM, OK-VQA | 48.78 | 46.19 | 51.01 |" in shown
     assert json.loads((out / "compare.json").read_text())["rows"][0]["title"] == "gqa"
     with Image.open(out / "compare.png") as picture:
         assert picture.width > 300
     assert compare_command(["base=nowhere", f"hive={other}"]) == 66
+
+
+def test_the_paper_comes_with_what_keeps_it_from_being_comparable(tmp_path):
+    """Under its numbers, which have no number of a table of hyperparameters."""
+    a = save(tmp_path / "a", "gqa", scores_of(0, 0.4))
+    b = save(tmp_path / "b", "gqa", scores_of(1, 0.6))
+    rows = compare.compare({"base": [a], "hive": [b]})
+    own, paper = tables.markdown(rows, paper=True).split("Results of the paper:")
+    assert own.strip() == tables.markdown(rows).strip()
+    numbers, note = paper.split("They are comparable with the columns above only where")
+    assert numbers.count("\n|") == 2 + len(tables.PAPER)
+    for different in ("encoder: SigLIP L/16-384", "MobileLLM", "Qwen2-0.5B-Instruct"):
+        assert different in note
+    assert (ROOT / "docs/what_differs.md").is_file() and "docs/what_differs.md" in note
+    assert not any("able 4" in title or "able 5" in title for title in tables.PAPER)
+
+
+@pytest.mark.parametrize("folder", ["reproduction", "reproduction_long"])
+def test_comparisons_of_the_docs_are_as_the_command_writes_them(folder):
+    path = ROOT / "docs" / folder
+    rows = tables.read(path)
+    assert (path / "compare.md").read_text("utf-8") == tables.markdown(rows, paper=True)
+    assert (
+        json.loads((path / "compare.json").read_text("utf-8"))["paper"] == tables.PAPER
+    )
 
 
 def test_validation_prints_the_losses_of_runs(tmp_path, capsys):

@@ -90,11 +90,11 @@ def write_qwen2(folder: Path) -> None:
     _write(folder, tokenizer, config, generation | {"pad_token_id": ids[0]})
 
 
-def write_llama3(folder: Path) -> None:
+def write_llama3(folder: Path, special: tuple[str, ...] = _LLAMA3) -> None:
     """Writes a tokenizer as Llama 3's: whole words first, no padding."""
     from tokenizers import processors
 
-    tokenizer = _bytes_bpe(_LLAMA3, _split("{1,3}"), ignore_merges=True)
+    tokenizer = _bytes_bpe(special, _split("{1,3}"), ignore_merges=True)
     begin = tokenizer.token_to_id(_LLAMA3[0])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{_LLAMA3[0]} $A", special_tokens=[(_LLAMA3[0], begin)]

@@ -1,6 +1,6 @@
 """The joint attention of the authors' code in torch, example by example and in float64.
 
-Written from the description in docs/paper_differences.md, without anything of hive_jax:
+Written from the description in docs/what_differs.md, without anything of hive_jax:
 the sequence [text before, image, text after] is laid out, and each dimension of a head is
 turned by itself.
 """

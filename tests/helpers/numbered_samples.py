@@ -15,6 +15,7 @@ class Numbers:
     """Sample i says i, and its image is i all over."""
 
     classes = tag_names = notes = ()
+    has_conversations = False
     fingerprint = ""
 
     def __init__(self, size=SIZE, delay=0.0, target=True):

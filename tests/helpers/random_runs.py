@@ -5,6 +5,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from hive_jax.config import DataConfig, RunConfig, to_dict
+from hive_jax.data.chat_template import fingerprint_of
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.models.hive import HiveConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
@@ -13,8 +14,10 @@ from hive_jax.weights.mapping import param_shapes
 from hive_jax.weights.sources import open_decoder, open_encoder
 
 
-def save_random(config: RunConfig, workdir: str, step: int = 7) -> None:
-    """Random weights, nowhere near zero."""
+def save_random(
+    config: RunConfig, workdir: str, step: int = 7, chat: bool = False
+) -> None:
+    """Random weights, nowhere near zero; with `chat` of a run on conversations."""
     whole = config.model
     if config.objective == "contrastive":
         whole = (config.model.encoder, config.text_tower)
@@ -23,7 +26,7 @@ def save_random(config: RunConfig, workdir: str, step: int = 7) -> None:
         name: (rng.normal(size=shape) / shape[-1] ** 0.5).astype(np.float32)
         for name, shape in param_shapes(whole).items()
     }
-    save_params(config, unflatten_dict(params, sep="/"), workdir, step)
+    save_params(config, unflatten_dict(params, sep="/"), workdir, step, chat)
 
 
 def save_talking(workdir: str, fusion: str, source: str = "tabletop") -> RunConfig:
@@ -49,10 +52,13 @@ def save_talking(workdir: str, fusion: str, source: str = "tabletop") -> RunConf
     return config
 
 
-def save_params(config: RunConfig, params: dict, workdir: str, step: int = 7) -> None:
+def save_params(
+    config: RunConfig, params: dict, workdir: str, step: int = 7, chat: bool = False
+) -> None:
     """The checkpoint of a step."""
-    tokenizer = load_tokenizer(config.data.tokenizer).fingerprint
-    inputs = {"tokenizer": tokenizer}
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    template = fingerprint_of(tokenizer.chat_template) if chat else ""
+    inputs = {"tokenizer": tokenizer.fingerprint, "chat_template": template}
     meta = {"config": to_dict(config), "inputs": inputs, "samples_read": 0}
     with Checkpoints(workdir) as checkpoints:
         step = np.zeros((), np.int32) + step

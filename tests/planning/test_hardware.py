@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from hive_jax.planning.hardware import CHIPS, find_topology, slice_shapes
     [
         ("v9:4x4", r"expected a chip \(v4, v5e, v5p, v6e\)"),
         ("cpu:none", "expected a chip"),
+        ("l4", r"or a GPU \(l4, a100, h100, h200\) and their number, such as .* l4:1"),
         ("v5e", "expected the chips along each axis after the colon, such as v5e:4x4"),
         ("v5e:4by4", "expected the chips along each axis"),
         ("v5e:4x4x4", "slices of v5e have 2 axes of 1 to 16 chips"),
@@ -24,6 +26,7 @@ from hive_jax.planning.hardware import CHIPS, find_topology, slice_shapes
     ],
 )
 def test_names_that_are_no_machine(name, wanted, monkeypatch):
+    jax.devices()  # starts JAX, with the 8 devices of the tests
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
     with pytest.raises(ConfigError, match=f"topology is '{name}'.*{wanted}"):
         find_topology(name)
@@ -49,6 +52,15 @@ def test_links_of_a_slice():
     assert v5p.links((2, 2, 2)) == 3 and v5p.links((4, 4, 4)) == 6
     assert v5e.ici_bandwidth((4, 4)) == 90e9 and v5e.ici_bandwidth((1, 1)) is None
     assert (4, 4) in slice_shapes(v5e) and (2, 2, 2) in slice_shapes(v5p)
+
+
+def test_a_named_gpu_is_planned_without_one(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    l4 = find_topology("l4:1")
+    assert len(l4.devices) == 1 and l4.devices[0].platform == "cpu"
+    # Three quarters of 24 GB, JAX's default.
+    assert 16 < l4.chip.usable_bytes / 2**30 < 18
+    assert l4.ici_bandwidth is None
 
 
 def test_every_chip_is_described():

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from hive_jax.config import MeshConfig
+from hive_jax.config import MeshConfig, cli
 from hive_jax.errors import ConfigError, OutputError
 from hive_jax.models.layer_stack import SCANNED
 from hive_jax.planning import report
@@ -95,6 +95,19 @@ def test_meshes_and_batches_that_do_not_fit(run):
         make_plan(dataclasses.replace(run, mesh=MeshConfig(1, 3, 1)), machine)
     with pytest.raises(ConfigError, match="cannot be sharded over .* = 8 devices"):
         make_plan(dataclasses.replace(run, batch_size=12), machine)
+
+
+def test_the_small_recipe_fits_a_gpu_of_24_gb(monkeypatch):
+    """Its largest stage, in the three quarters of the memory that JAX takes."""
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    config = cli.read_config("configs/stage3.py:small", [])
+    plan = make_plan(config, find_topology("l4:1"))
+    assert plan.fits and 8 * GIB < plan.needed < 0.75 * 24 * GIB
+    assert plan.config.dtype == "bfloat16"
+    # Matrix products at 40 % of 121 TFLOP/s, all stages together about two hours.
+    assert 0.5 < plan.hours(plan.at_mfu(0.4)) < 1.5
+    described = report.describe(plan)
+    assert "It fits" in described and "temporaries are an upper bound" in described
 
 
 # What a plan says.

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -33,6 +34,31 @@ def test_sigterm_saves_and_the_same_command_continues(
     steps = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir()]
     assert steps == [max(micro_run.losses(tmp_path / "run"))]
     assert f"stopped at step {steps[0]}, saved" in output
+
+
+# Sends the signal as soon as the first step is logged.
+SIGNAL_AT_FIRST_LINE = """
+import os, signal, sys
+from hive_jax.train import main
+from hive_jax.training.metrics import MetricsWriter
+write = MetricsWriter.write
+def write_and_stop(*arguments):
+    MetricsWriter.write = write
+    write(*arguments)
+    os.kill(os.getpid(), signal.SIGTERM)
+MetricsWriter.write = write_and_stop
+sys.exit(main())
+"""
+
+
+def test_the_first_logged_step_is_saved(cache, tmp_path):
+    arguments = micro_run.train_arguments("stage1.py", tmp_path / "run")
+    program = [sys.executable, "-c", SIGNAL_AT_FIRST_LINE, *arguments]
+    code, output = micro_run.run(program, cache)
+    assert code == 75, output
+    # The step after it ends before the stop, and is logged too.
+    assert max(micro_run.losses(tmp_path / "run")) == 2
+    assert micro_run.steps(tmp_path / "run") == [2]
 
 
 @pytest.fixture

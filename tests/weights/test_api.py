@@ -35,7 +35,7 @@ def params():
     return unflatten_dict(arrays(IMAGE), sep="/")
 
 
-DEPTH = {"connections": (), "num_connections": 2, "feature_depth": 1}
+DEPTH = {"connections": (), "feature_depth": 1}
 OWN = {"image_kv": "own", "projector": "mlp", "image_rope": False}
 LAYOUTS = {
     "encoder": (hf_models.encoder(IMAGE), sources.open_encoder),

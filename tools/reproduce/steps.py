@@ -10,7 +10,7 @@ FUSIONS = ("hive", "cascaded", "self_attention")
 # Names of hive_jax/models/presets.py. The first is the built-in one.
 DECODERS = ("tiny", "tiny_llama")
 _BASE_ENCODER = "builtin:tabletop_siglip"
-# Those of the paper's table 5.
+# Those that the paper reports of its VLM.
 TASKS = ("mme", "gqa", "okvqa", "scienceqa")
 
 

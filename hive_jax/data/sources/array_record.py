@@ -4,7 +4,7 @@ A folder has `data-00000.array_record` and so on, and manifest.json: what it was
 from, how many samples each shard has, its hash, and which samples share an image.
 array_record_writer.py writes it.
 
-A record is a sample in MessagePack: [image file or nil, [[text, target, tags], ...],
+A record is a sample in MessagePack: [image file or nil, [[text, target, tags, role], ...],
 image_before], or [reason, where, detail] for an invalid one. A record that is neither,
 e.g. damaged on the disk, is an invalid sample.
 """
@@ -19,7 +19,7 @@ import msgpack
 
 from hive_jax.data.invalid import InvalidSample
 from hive_jax.data.sources.base import SourceOptions
-from hive_jax.data.types import Sample, Segment
+from hive_jax.data.types import ROLES, Sample, Segment
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.io import read_json
 
@@ -54,6 +54,7 @@ class ArrayRecordSource:
         # Sizes, not hashes: to hash a large dataset at each start would take hours.
         check_shards(self._path, manifest)
         self.tag_names = tuple(manifest["tag_names"])
+        self.has_conversations = manifest["has_conversations"]
         self._shared = manifest["shared_images"]
         self._names = [shard["file"] for shard in manifest["shards"]]
         counts = [shard["records"] for shard in manifest["shards"]]
@@ -109,6 +110,7 @@ def read_manifest(folder: Path) -> dict:
         case {
             "images": None | [*_],
             "tag_names": [*tag_names],
+            "has_conversations": bool(),
             "shared_images": {**shared},
             "shards": [_, *_] as shards,
         } if (
@@ -183,7 +185,7 @@ def import_array_record():
 def pack(sample: Sample) -> bytes:
     """Encodes a sample as a record; its image is the bytes of a file, or None."""
     # Lists, for maps would repeat their keys in each record.
-    segments = [[s.text, s.target, s.tags] for s in sample.segments]
+    segments = [[s.text, s.target, s.tags, s.role] for s in sample.segments]
     return msgpack.packb([sample.image, segments, sample.image_before])
 
 
@@ -221,8 +223,9 @@ def unpack(content: bytes, where: str, tag_names: tuple[str, ...] = ()) -> Sampl
 
 def _unpack_segment(packed, tag_names: tuple[str, ...]) -> Segment:
     match packed:
-        case [str() as text, bool() as target, [*tags]]:
-            return Segment(text, target, tuple(_unpack_tag(t, tag_names) for t in tags))
+        case [str() as text, bool() as target, [*tags], role] if role in ("", *ROLES):
+            tags = tuple(_unpack_tag(t, tag_names) for t in tags)
+            return Segment(text, target, tags, role)
     raise ValueError("has a malformed segment")
 
 

@@ -41,6 +41,7 @@ class ConversionPlan:
       source: as in data.source.
       fingerprint: of the source.
       tag_names: of the source.
+      has_conversations: of the source.
       samples: their number.
       images: [size, preprocessing] that images are resized to, or None to keep files.
       shard_size: samples of a shard.
@@ -49,6 +50,7 @@ class ConversionPlan:
     source: str
     fingerprint: str
     tag_names: list[str]
+    has_conversations: bool
     samples: int
     images: list | None
     shard_size: int
@@ -77,6 +79,7 @@ def plan_conversion(
         name,
         source.fingerprint,
         list(source.tag_names),
+        source.has_conversations,
         len(source),
         images,
         shard_size,

@@ -26,12 +26,14 @@ class DataSource(Protocol):
         validation reports the loss of each. May be empty.
       notes: lines for people on what was left out of it, e.g. files that are not images;
         commands print them.
+      has_conversations: whether samples may be conversations; see `Segment.role`.
     """
 
     fingerprint: str
     classes: tuple[str, ...]
     tag_names: tuple[str, ...]
     notes: tuple[str, ...]
+    has_conversations: bool
 
     def __len__(self) -> int: ...
 
@@ -91,6 +93,7 @@ class Subset:
         self._source, self._indices = source, indices
         self.classes, self.tag_names = source.classes, source.tag_names
         self.notes = source.notes
+        self.has_conversations = source.has_conversations
         digest = hashlib.sha256(f"part {source.fingerprint}".encode())
         if isinstance(indices, range):
             digest.update(repr(indices).encode())
@@ -129,6 +132,7 @@ class Mixture:
         self.classes = _shared([source.classes for source in sources])
         self.tag_names = _shared([source.tag_names for source in sources])
         self.notes = tuple(note for source in sources for note in source.notes)
+        self.has_conversations = any(source.has_conversations for source in sources)
         sizes = [len(source) for source in sources]
         if weights:
             # The length at which the source that is rarest for its weight occurs once.

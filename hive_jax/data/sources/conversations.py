@@ -18,6 +18,7 @@ import dataclasses
 import re
 
 from hive_jax.data.sources.base import MalformedRecord, is_utf8
+from hive_jax.data.types import Segment
 
 FORMS = ("plain", "chat")
 IMAGE = "<image>"
@@ -25,8 +26,14 @@ IMAGE_KEYS = ("image", "images")
 TURN_KEYS = ("conversations", "messages", "conversation")
 _SPEAKER_KEYS = ("from", "role")
 _TEXT_KEYS = ("value", "content")
-_ASKING = ("human", "user", "system")
-_ANSWERING = ("gpt", "assistant")
+_ANSWERS = "assistant"
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "system": "system",
+    "gpt": _ANSWERS,
+    "assistant": _ANSWERS,
+}
 # Of a content part in OpenAI's and Hugging Face's chat formats.
 _IMAGE_PARTS = ("image", "image_url")
 _PART_IMAGES = ("image", "path", "url", "image_url")
@@ -47,13 +54,19 @@ class Conversation:
 
     Attributes:
       image: name of the image; None for text alone.
-      turns: (text, supervised) of each turn.
+      turns: (text, supervised, role) of each turn; see Segment.
       image_before: index of the turn that the image precedes.
     """
 
     image: str | None
-    turns: tuple[tuple[str, bool], ...]
+    turns: tuple[tuple[str, bool, str], ...]
     image_before: int = 0
+
+    def segments(self) -> tuple[Segment, ...]:
+        """Returns the turns as segments of a sample."""
+        return tuple(
+            Segment(text, target, role=role) for text, target, role in self.turns
+        )
 
 
 class _Malformed(Exception):
@@ -161,14 +174,14 @@ def _refuse_other_images(values: dict) -> None:
             raise _Malformed(f"has no image, but {key}; expected image, a file name")
 
 
-def _parse_turn(turn, number: int) -> tuple[str, bool]:
-    """(text, whether it is an answer)"""
+def _parse_turn(turn, number: int) -> tuple[str, str]:
+    """(text, role)"""
     where = f"turn {number}"
     if not isinstance(turn, dict):
         raise _Malformed(f"{where} is {_type_name(turn)}; expected an object")
     speaker = _only(turn, _SPEAKER_KEYS, f"{where} ")
     content = _only(turn, _TEXT_KEYS, f"{where} ")
-    if speaker not in (*_ASKING, *_ANSWERING):
+    if speaker not in _ROLES:
         raise _Malformed(f"{where} is from {speaker!r}; expected human or gpt")
     for key, value in turn.items():
         if key not in _TEXT_KEYS and value and means_image(key):
@@ -184,7 +197,7 @@ def _parse_turn(turn, number: int) -> tuple[str, bool]:
         raise _Malformed(f"{where}: value is {content}")
     if not is_utf8(content):
         raise _Malformed(f"{where}: value has a lone surrogate")
-    return content, speaker in _ANSWERING
+    return content, _ROLES[speaker]
 
 
 def _part_kind(part) -> str | None:
@@ -202,33 +215,37 @@ def _part_text(part, where: str) -> str:
     return text
 
 
-def _plain(image: str | None, dialogue: list[tuple[str, bool]]) -> Conversation:
+def _plain(image: str | None, dialogue: list[tuple[str, str]]) -> Conversation:
     """The first answer after the image, without the instructions."""
     marked = _marked(dialogue)
     if len(marked) > (image is not None):
         raise _Malformed(_mark_counts(image, marked))
     # An answer before the question, or before the image, does not describe it.
-    asked = next((n for n, (_, answers) in enumerate(dialogue) if not answers), 0)
+    asked = next((n for n, (_, role) in enumerate(dialogue) if role != _ANSWERS), 0)
     start = marked[0] if marked else asked
-    captions = (_without_mark(text) for text, answers in dialogue[start:] if answers)
-    caption = next(captions, "")
+    answers = (text for text, role in dialogue[start:] if role == _ANSWERS)
+    caption = _without_mark(next(answers, ""))
     if not caption:
         raise _Malformed("has no text from gpt")
-    return Conversation(image, ((caption + "\n", True),))
+    return Conversation(image, ((caption + "\n", True, ""),))
 
 
-def _chat(image: str | None, dialogue: list[tuple[str, bool]]) -> Conversation:
+def _chat(image: str | None, dialogue: list[tuple[str, str]]) -> Conversation:
     # An image without its mark has no position in the conversation.
     marked = _marked(dialogue)
     if len(marked) != (image is not None):
         raise _Malformed(_mark_counts(image, marked))
-    turns = tuple((_without_mark(text) + "\n", answers) for text, answers in dialogue)
-    if not any(answers and text.strip() for text, answers in turns):
+    # Without the mark and the newline beside it; other messages are as they were written.
+    turns = tuple(
+        (_without_mark(text) if IMAGE in text else text, role == _ANSWERS, role)
+        for text, role in dialogue
+    )
+    if not any(answers and text.strip() for text, answers, _ in turns):
         raise _Malformed("has no text from gpt")
     return Conversation(image, turns, marked[0] if marked else 0)
 
 
-def _marked(dialogue: list[tuple[str, bool]]) -> list[int]:
+def _marked(dialogue: list[tuple[str, str]]) -> list[int]:
     """The turn of each image mark."""
     return [
         number

@@ -39,6 +39,7 @@ class ImageTextSource:
     """
 
     tag_names = ()
+    has_conversations = False
 
     def __init__(
         self,

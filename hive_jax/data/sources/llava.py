@@ -5,7 +5,7 @@ columns. Samples take one of two forms:
 
 plain   LLaVA's and HIVE's pre-training: the instructions are dropped, the text is the
         first answer after the image and a newline, all of it supervised
-chat    every turn and a newline after it; the answers are supervised
+chat    every turn, with its role; the answers are supervised
 """
 
 import collections
@@ -27,7 +27,7 @@ from hive_jax.data.sources.conversations import (
 from hive_jax.data.sources.image_store import ImageStore, open_store, require_images
 from hive_jax.data.sources.parquet import ParquetTable, is_parquet, parquet_files
 from hive_jax.data.sources.parquet_images import ParquetImages, open_images
-from hive_jax.data.types import Sample, Segment
+from hive_jax.data.types import Sample
 from hive_jax.errors import ConfigError, DataError, MissingInputError
 from hive_jax.json_text import decode_text, parse_json
 
@@ -81,6 +81,7 @@ class LlavaSource:
             digest.update(repr(content).encode("utf-8", "surrogatepass"))
             self._conversations.append(conversation)
         self.fingerprint = digest.hexdigest()[:16]
+        self.has_conversations = form == "chat"
         self.notes = self._equal_captions() if form == "plain" else ()
         # Before any work: a run that reads samples at random might meet them late.
         self._check_records(options.max_bad_fraction)
@@ -98,8 +99,7 @@ class LlavaSource:
         image = None
         if conversation.image is not None and self._with_image:
             image = self._store.read(conversation.image)
-        segments = tuple(Segment(*turn) for turn in conversation.turns)
-        return Sample(image, segments, conversation.image_before)
+        return Sample(image, conversation.segments(), conversation.image_before)
 
     def image_name(self, index: int) -> str | None:
         """Name of the image of sample `index`; see DataSource."""

@@ -43,6 +43,7 @@ class TfdsSource:
     """
 
     tag_names = notes = ()
+    has_conversations = False
 
     def __init__(
         self,

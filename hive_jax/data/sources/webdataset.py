@@ -88,6 +88,7 @@ class WebDatasetSource:
             self._check_conversations()
         elif form:
             raise ConfigError(f"wds:{path}: form={form} is for conversations in json")
+        self.has_conversations = self._form == "chat"
         unused = {k: n for k, n in counts.items() if k not in (*images, extension)}
         # All read now, for the names of the classes are not known otherwise.
         self._labels = []
@@ -226,8 +227,7 @@ class WebDatasetSource:
         if isinstance(conversation, MalformedRecord):
             raise InvalidSample("record", where, conversation)
         image = self._image(index) if conversation.image is not None else None
-        segments = tuple(Segment(*turn) for turn in conversation.turns)
-        return Sample(image, segments, conversation.image_before)
+        return Sample(image, conversation.segments(), conversation.image_before)
 
 
 def _extensions(counts: collections.Counter) -> str:

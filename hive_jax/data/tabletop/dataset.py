@@ -27,7 +27,7 @@ class Tabletop:
         (64, 64, 3)
     """
 
-    tag_names, notes = TAG_NAMES, ()
+    tag_names, notes, has_conversations = TAG_NAMES, (), False
 
     def __init__(
         self,

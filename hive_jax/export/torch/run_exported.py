@@ -152,6 +152,11 @@ def run_processors(
             tokens = dict(tokenizer(text, return_tensors="pt", **options))
             outputs[name] = tokens["input_ids"][0]
         batch |= tokens
+    if "conversation" in request["processors"]:
+        messages = [{"role": "user", "content": request["text"]}]
+        outputs["conversation"] = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )["input_ids"][0]
     if "chat template" in request["processors"]:
         processor = transformers.AutoProcessor.from_pretrained(folder)
         text = {"type": "text", "text": request["text"]}

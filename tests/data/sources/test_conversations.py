@@ -44,8 +44,10 @@ INLINE = [
     },
     {"role": "assistant", "content": ANSWER},
 ]
-PLAIN = Conversation("1.jpg", (("a star\n", True),))
-CHAT = Conversation("1.jpg", (("What is it?\n", False), ("a star\n", True)))
+PLAIN = Conversation("1.jpg", (("a star\n", True, ""),))
+CHAT = Conversation(
+    "1.jpg", (("What is it?", False, "user"), ("a star", True, "assistant"))
+)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,9 @@ def test_every_spelling_is_the_same_sample(record):
 def test_no_image_is_text_alone(key, image):
     turns = [{"from": "human", "value": "2 and 2?"}, {"from": "gpt", "value": "4"}]
     record = {key: image, "conversations": turns, "image_size": 3, "url": "x.org"}
-    assert parse_record(record, "plain") == Conversation(None, (("4\n", True),))
-    expected = Conversation(None, (("2 and 2?\n", False), ("4\n", True)))
+    assert parse_record(record, "plain") == Conversation(None, (("4\n", True, ""),))
+    turns = (("2 and 2?", False, "user"), ("4", True, "assistant"))
+    expected = Conversation(None, turns)
     assert parse_record(record, "chat") == expected
 
 
@@ -147,13 +150,13 @@ def dialogue(*turns: str) -> dict:
 )
 def test_the_caption_is_the_first_answer_after_the_image(turns, caption):
     parsed = parse_record(dialogue(*turns), "plain")
-    assert parsed.turns == ((caption + "\n", True),)
+    assert parsed.turns == ((caption + "\n", True, ""),)
 
 
 @pytest.mark.parametrize("form", ["plain", "chat"])
 def test_no_form_learns_the_mark(form):
     parsed = parse_record(dialogue("Q:Describe it.", "A:<image>\na <star>"), form)
-    assert "<image>" not in "".join(text for text, _ in parsed.turns)
+    assert "<image>" not in "".join(text for text, *_ in parsed.turns)
     for turns, said in (
         (["Q:<image>", "A:<image> a star"], "has an image, and <image> 2 times"),
         (["Q:<image><image>", "A:a star"], "has an image, and <image> 2 times"),

@@ -80,7 +80,7 @@ def folder(tmp_path_factory):
 def test_conversations(folder):
     source = opened(f"hf:{folder},image=images,form=chat")
     assert [source[i].image for i in (0, 3)] == [IMAGES[0], IMAGES[3]]
-    assert [s.text for s in source[3].segments] == ["What is it?\n", "a photo\n"]
+    assert [s.text for s in source[3].segments] == ["What is it?", "a photo"]
     with pytest.raises(InvalidSample, match="record 5: has 2 images; expected one"):
         source[5]
     with pytest.raises(InvalidSample, match="record 4: has no image"):

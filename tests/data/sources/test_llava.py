@@ -76,10 +76,15 @@ def test_conversations_are_learnt_where_the_assistant_speaks(tmp_path):
     sample = chat(tmp_path, turns)
     assert sample.image_before == 0
     assert sample.segments == (
-        Segment("what is it?\n", False),
-        Segment("a star\n", True),
-        Segment("its colour?\n", False),
-        Segment("red\n", True),
+        Segment("what is it?", False, role="user"),
+        Segment("a star", True, role="assistant"),
+        Segment("its colour?", False, role="user"),
+        Segment("red", True, role="assistant"),
+    )
+    # Without a chat template each is a line.
+    lines = ("what is it?\n", "a star\n", "its colour?\n", "red\n")
+    assert sample.without_roles().segments == tuple(
+        Segment(line, number % 2 == 1) for number, line in enumerate(lines)
     )
 
 
@@ -93,7 +98,7 @@ def test_an_image_stands_before_its_turn(tmp_path):
     ]
     sample = chat(tmp_path, turns)
     assert sample.image_before == 3
-    assert sample.segments[3] == Segment("and this?\n", False)
+    assert sample.segments[3] == Segment("and this?", False, role="user")
 
 
 def test_text_without_an_image_is_kept(tmp_path):

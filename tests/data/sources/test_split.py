@@ -19,6 +19,7 @@ class Images:
     """Samples with images of these names; None for text alone."""
 
     classes = tag_names = notes = ()
+    has_conversations = False
     fingerprint = "images"
 
     def __init__(self, *names):

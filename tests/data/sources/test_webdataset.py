@@ -118,7 +118,7 @@ def test_conversations(tmp_path, key):
     path = write_tar(tmp_path / "a.tar", members)
     source = opened(f"wds:{path},form=chat")
     assert source[0].image == IMAGES[0]
-    assert [s.text for s in source[0].segments] == ["What is it?\n", "a photo\n"]
+    assert [s.text for s in source[0].segments] == ["What is it?", "a photo"]
     assert source[1].image is None
     for index, message in ((2, "has no image, and <image> 1"), (3, "json is not JSON")):
         with pytest.raises(InvalidSample, match=message) as caught:
