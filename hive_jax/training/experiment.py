@@ -19,7 +19,8 @@ from hive_jax.data.tokenizer import load_tokenizer, require_fitting
 from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, train_step
 from hive_jax.training.checkpointing.manager import Checkpoints
-from hive_jax.training.initialization import initial_params, whiten_patch_embedding
+from hive_jax.training.initialization import initial_params
+from hive_jax.training.patch_whitening import whiten_patch_embedding
 from hive_jax.training.resolve import ResolvedRun
 from hive_jax.training.train_step import Program
 
