@@ -9,6 +9,7 @@ compared.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -155,10 +156,23 @@ def _highest(folder) -> int:
 def _read(folder, number: int) -> dict | None:
     """Returns the holder of an object; None if it is gone or was not written by us."""
     try:
-        with bucket_errors():
-            text = _path(folder, number).read_bytes().decode("utf-8", "replace")
+        text = _read_text(_path(folder, number))
         holder = parse_json(text, "the lock", dict)
     except (FileNotFoundError, HiveError):
         return None
     keys = {"host", "pid", "namespace", "since"}
     return holder if keys <= holder.keys() else None
+
+
+def _read_text(path) -> str:
+    """Reads an object that its holder may renew meanwhile."""
+    attempts = 3
+    while True:
+        attempts -= 1
+        try:
+            with bucket_errors():
+                return path.read_bytes().decode("utf-8", "replace")
+        except OSError as error:
+            # That of s3fs for an object that was written between two of its requests.
+            if error.errno != errno.EBUSY or not attempts:
+                raise

@@ -15,8 +15,11 @@ from hive_jax.errors import DataError
 
 Span = tuple[int, int]
 _ANSWERS = "assistant"
-# Private-use characters, one of which marks names of tokens while a template runs.
+# Private-use characters, which no template writes. One of them marks names of tokens
+# while a template runs.
 _MARKS = [chr(code) for code in range(0xF0000, 0xF0100)]
+# An answer that cannot be taken for a part of a template.
+_EXAMPLE = "b" + _MARKS[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class ChatFormat:
     ):
         self._template = template
         question = {"role": "user", "content": "a"}
-        messages = [question, {"role": _ANSWERS, "content": "b"}]
+        messages = [question, {"role": _ANSWERS, "content": _EXAMPLE}]
         try:
             text = self.example = template.render(messages)
             prompt = template.render([question], add_generation_prompt=True)
@@ -70,7 +73,7 @@ class ChatFormat:
                 f"{template.where}: the chat template writes {text!r:.200} for an answer "
                 f"after the prompt {prompt!r:.200}; expected the same beginning"
             )
-        body, _, tail = text[len(prompt) :].rpartition("b")
+        body, _, tail = text[len(prompt) :].rpartition(_EXAMPLE)
         tail = tail.lstrip()
         ends = [token for token in added if token and tail.startswith(token)]
         if not ends:

@@ -69,7 +69,7 @@ class Tokenizer:
         if ids["pad_token"] is None:
             token = self.token_of(self.pad_id)
             _log.warning(
-                "%s has no pad token: %r, id %d, pads", path, token, self.pad_id
+                "%s has no pad token; padding with %r, id %d", path, token, self.pad_id
             )
             ids["pad_token"] = self.eos_id
         self.roles = {

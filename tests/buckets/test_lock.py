@@ -1,5 +1,6 @@
 """One process holds the lock of a folder in a bucket."""
 
+import errno
 import json
 import signal
 import time
@@ -108,3 +109,21 @@ def test_a_service_without_conditional_writes_is_refused(folder, monkeypatch):
     )
     with pytest.raises(OutputError, match="expected one with conditional writes"):
         exclusive_lock(folder, "run.lock").__enter__()
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_an_object_that_changes_while_it_is_read_is_read_again(times):
+    """s3fs raises EBUSY then; it cannot be made to happen at the right moment."""
+    errors = [OSError(errno.EBUSY, "Etag no longer exists")] * times
+
+    class Path:
+        def read_bytes(self):
+            if errors:
+                raise errors.pop()
+            return b"{}"
+
+    if times < 3:
+        assert bucket_lock._read_text(Path()) == "{}"
+    else:
+        with pytest.raises(OSError, match="Etag"):
+            bucket_lock._read_text(Path())

@@ -6,8 +6,10 @@ import pytest
 from helpers.chat_templates import (
     CHATML,
     GEMMA,
+    LLAMA3,
     add_template,
     write_gemma,
+    write_llama3,
     write_qwen2,
 )
 from helpers.decoder_tokenizers import write_llama2
@@ -115,6 +117,11 @@ def test_templates_that_cannot_tell_answers_are_refused(tmp_path, template, expe
     with pytest.raises(DataError, match=expected) as raised:
         load_tokenizer(str(tmp_path)).chat_format  # noqa: B018
     assert str(tmp_path) in str(raised.value)
+
+
+def test_the_end_token_may_have_any_letters(tmp_path):
+    write_llama3(tmp_path, LLAMA3.replace("<|eot_id|>", "<|eob|>"), ("<|eob|>",))
+    assert load_tokenizer(str(tmp_path)).chat_format.end_token == "<|eob|>"
 
 
 def test_a_sentencepiece_file_is_refused(tmp_path):

@@ -118,7 +118,9 @@ def test_special_tokens_are_those_that_the_settings_declare(folder_of, kind, cap
     )
     assert tokenizer.token_of(tokenizer.eos_id) == eos
     assert {tokenizer.token_of(id) for id in tokenizer.end_ids} == ends
-    said = f"has no pad token: {pad!r}, id {tokenizer.pad_id}, pads" in caplog.text
+    said = (
+        f"has no pad token; padding with {pad!r}, id {tokenizer.pad_id}" in caplog.text
+    )
     assert said == (kind in ("gpt2", "llama3", "llama2"))
     text = "a photo of an owl, 42"
     special = [

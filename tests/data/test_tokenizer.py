@@ -157,7 +157,7 @@ def test_a_vocabulary_without_special_tokens(tmp_path, caplog):
     path.write_text(json.dumps(content), encoding="utf-8")
     loaded = load_tokenizer(str(path))
     assert loaded.pad_id == 0 and loaded.eos_id is loaded.bos_id is None
-    assert f"{path} has no pad token: '<PAD>', id 0, pads" in caplog.text
+    assert f"{path} has no pad token; padding with '<PAD>', id 0" in caplog.text
     assert not {0, 1, 2} & loaded.special_ids and not loaded.end_ids
     ids, _ = loaded.encode("a <PAD> cube")
     assert loaded.decode([0, *ids]) == "<PAD>a <PAD> cube"

@@ -155,9 +155,11 @@ def write_qwen2(folder: Path, template: str = CHATML) -> None:
     add_template(folder, template)
 
 
-def write_llama3(folder: Path, template: str = LLAMA3) -> None:
-    """Writes Llama 3's tokenizer, with the tokens around the roles."""
-    decoder_tokenizers.write_llama3(folder, _LLAMA3)
+def write_llama3(
+    folder: Path, template: str = LLAMA3, added: tuple[str, ...] = ()
+) -> None:
+    """Writes Llama 3's tokenizer, with the tokens around the roles and those added."""
+    decoder_tokenizers.write_llama3(folder, (*_LLAMA3, *added))
     add_template(folder, template)
 
 

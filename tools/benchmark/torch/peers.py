@@ -32,7 +32,9 @@ def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
     decoder = model.language_model
     # Once: shapes do not change, and masks of transformers are built in every call.
     masks = _masks(decoder.config, batch["tokens"].shape[1], batch["tokens"].device)
+    # The image precedes the text.
     sees = torch.ones_like(batch["target"])
+    where = torch.zeros_like(sees[:, 0]), sees.any(dim=1), sees.shape[1]
     dtype = getattr(torch, job["dtype"])
 
     def hidden_states():
@@ -45,7 +47,7 @@ def hive_loss(model: nn.Module, batch: Batch, job: dict) -> Callable:
         return decoder(
             inputs_embeds=decoder.embed_tokens(batch["tokens"]).to(dtype),
             attention_mask=masks,
-            image=image_class(keys_values, sees),
+            image=image_class(keys_values, sees, *where),
             use_cache=False,
         ).last_hidden_state
 
