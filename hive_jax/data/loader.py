@@ -138,7 +138,7 @@ class Loader:
         requests = (
             (position, self._sampler.index(position), spec.tokens.shape[1])
             for step in range(start, stop)
-            for spec in [self._spec(step)]
+            for spec in [self.spec_of(step)]
             for position in self._positions(step)
         )
         # One stream over all batches, so that threads read the next one while this one
@@ -148,7 +148,7 @@ class Loader:
         with contextlib.closing(rows):
             for step in range(start, stop):
                 batch = [*itertools.islice(rows, count)]
-                yield self._stack(step, self._spec(step), batch)
+                yield self._stack(step, self.spec_of(step), batch)
 
     def image(self, index: int) -> np.ndarray:
         """Returns a sample's image, not augmented, uint8[image_size, image_size, 3].
@@ -165,7 +165,8 @@ class Loader:
         first = step * self.batch_size
         return range(first + self._rows.start, first + self._rows.stop)
 
-    def _spec(self, step: int) -> Batch:
+    def spec_of(self, step: int) -> Batch:
+        """Returns the shapes of the batch of a step; the length is that of its bucket."""
         longest = self.spec.tokens.shape[1]
         length = self._sampler.padded_length(step * self.batch_size, longest)
         return Batch.spec(

@@ -200,8 +200,39 @@ class Hive(nn.Module):
         Returns:
           Hidden states [B, T, E] of the text after the final norm, for `logits`.
         """
+        return self.hidden_states(self.encode(images, offsets), tokens, image_mask)
+
+    def encode(
+        self, images: jax.Array, offsets: jax.Array | None = None
+    ) -> jax.Array | None:
+        """Computes the features that the connections read, one for each, in their order.
+
+        Args:
+          images, offsets: as for `__call__`.
+
+        Returns:
+          [M, B, P, D]; None for a model without connections.
+        """
+        if not self.connections:
+            return None
+        # "cascaded" requests a depth repeatedly.
+        depths = tuple(depth for depth, _ in self.connections)
+        return self.img(images, depths, offsets).features
+
+    def hidden_states(
+        self, features: jax.Array | None, tokens: jax.Array, image_mask: jax.Array
+    ) -> jax.Array:
+        """Runs the decoder on texts and the features of their images.
+
+        Args:
+          features: of `encode`.
+          tokens, image_mask: as for `__call__`.
+
+        Returns:
+          Hidden states [B, T, E], as of `__call__`.
+        """
         # [B, S, E]: S = T, or P + T with image tokens in the text.
-        x, position, image_kv = self._embed(images, tokens, image_mask, offsets)
+        x, position, image_kv = self._embed(features, tokens, image_mask)
         x, _, _ = self._run_layers(x, image_kv, image_mask)
         return self.llm.final_norm(take_text(x, position))
 
@@ -228,7 +259,8 @@ class Hive(nn.Module):
           Hidden states [B, T, E]; the position int32[B, T] of each token, to which the
           caller adds 1 for the next; the state for `decode_step`.
         """
-        x, position, image_kv = self._embed(images, tokens, image_mask)
+        features = self.encode(images)
+        x, position, image_kv = self._embed(features, tokens, image_mask)
         c = self.config.decoder
         # x may be longer than the text: image tokens have slots of their own.
         shape = (len(x), x.shape[1] + max_new_tokens, c.num_kv_heads, c.head_dim)
@@ -273,7 +305,7 @@ class Hive(nn.Module):
         Returns:
           float32[M, B, N, T, P]; zero where a token sees no image.
         """
-        x, _, image_kv = self._embed(images, tokens, image_mask)
+        x, _, image_kv = self._embed(self.encode(images), tokens, image_mask)
         _, _, inputs = self._run_layers(x, image_kv, image_mask)
         layers = self._connected_layers()
         # Each is [B, N, T, P], of the hidden states before the connected layer.
@@ -283,14 +315,11 @@ class Hive(nn.Module):
         ]
         return jnp.stack(weights)
 
-    def _embed(self, images, tokens, image_mask, offsets=None):
-        """Embeds tokens and images; returns the results of `Fusion.prepare`."""
+    def _embed(self, features, tokens, image_mask):
+        """Embeds tokens and features; returns the results of `Fusion.prepare`."""
         text = self.llm.embed(tokens)
         if not self.connections:
             return text, text_position(text), ()
-        # One feature for each connection, in order; "cascaded" requests a depth repeatedly.
-        depths = tuple(depth for depth, _ in self.connections)
-        features = self.img(images, depths, offsets).features
         layers = self._connected_layers()
         return self.fusion.prepare(features, text, image_mask, layers)
 

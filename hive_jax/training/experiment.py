@@ -16,6 +16,7 @@ from hive_jax.data.loader import Loader
 from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
 from hive_jax.data.sources.registry import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
+from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, train_step
 from hive_jax.training.checkpointing.manager import Checkpoints
@@ -210,6 +211,19 @@ class Experiment:
         for index in range(len(self.loader.source)):
             with contextlib.suppress(InvalidSample):
                 yield self.loader.image(index)
+
+    def compile_ahead(self, step: int) -> None:
+        """Starts to compile the train step after `step`, and the validation, in threads."""
+        accumulation = self.config.gradient_accumulation_steps
+        batch = self._abstract_batch(self.loader, step * accumulation)
+        self.program.train_step.compile_ahead(
+            self.program.abstract_state, (batch,) * accumulation
+        )
+        batch = self._abstract_batch(self.validation, 0)
+        self.program.eval_step.compile_ahead(self.program.abstract_params, batch)
+
+    def _abstract_batch(self, loader: Loader, step: int) -> Batch:
+        return sharding.with_shardings(loader.spec_of(step), loader.sharding)
 
     def start(self) -> train_step.TrainState:
         """Returns the state of step 0."""

@@ -146,15 +146,32 @@ def valid_pairs(batch: Batch) -> jax.Array:
     return batch.target.any(axis=1) & batch.image_mask.any(axis=1)
 
 
-def token_losses(model: Hive, params: dict, batch: Batch) -> jax.Array:
+def image_features(model: Hive, params: dict, batch: Batch) -> jax.Array | None:
+    """Returns the features of the images, [M, B, P, D]; see `Hive.encode`.
+
+    Args:
+      model: a Hive.
+      params: nested dict of its parameters.
+      batch: with images.
+    """
+    images = normalize_images(batch.image)
+    return model.apply({"params": params}, images, method="encode")
+
+
+def token_losses(
+    model: Hive, params: dict, batch: Batch, features: jax.Array | None
+) -> jax.Array:
     """Returns the negative log-likelihood of each next token, float32[B, T - 1].
 
     Args:
       model: a Hive.
       params: nested dict of its parameters.
-      batch: tokens int32[B, T] with their images.
+      batch: tokens int32[B, T] and masks; its images are not read.
+      features: of `image_features`.
     """
-    hidden, table, softcap = _hidden(model, params, batch)
+    inputs = features, batch.tokens, batch.image_mask
+    hidden = model.apply({"params": params}, *inputs, method="hidden_states")
+    table, softcap = head(model.config.decoder, params["llm"])
     return next_token_nll(hidden, table, softcap, batch.tokens)
 
 

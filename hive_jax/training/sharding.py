@@ -213,3 +213,21 @@ def sharded_params(mesh: Mesh, shapes: dict) -> dict:
         for name, leaf in flatten_dict(shapes, sep="/").items()
     }
     return unflatten_dict(leaves, sep="/")
+
+
+def with_shardings(tree, shardings):
+    """Adds shardings to abstract leaves.
+
+    Args:
+      tree: of `jax.ShapeDtypeStruct`.
+      shardings: one for all leaves, or a tree with one for each.
+    """
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+        lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=leaf_sharding
+        ),
+        tree,
+        shardings,
+    )

@@ -16,6 +16,7 @@ from hive_jax.config import Rule, RunConfig
 from hive_jax.data.types import Batch
 from hive_jax.training import objectives, sharding, validation
 from hive_jax.training import optimizer as optimizers
+from hive_jax.training.compiled_ahead import CompiledAhead
 from hive_jax.training.objectives import make_loss
 
 
@@ -182,7 +183,7 @@ class Program:
     def __init__(self, config: RunConfig, mesh: Mesh, num_tags: int = 0):
         self.config, self.mesh = config, mesh
         micro_batch = config.batch_size // config.gradient_accumulation_steps
-        self.batch = _with_shardings(
+        self.batch = sharding.with_shardings(
             Batch.spec(micro_batch, config.data.num_tokens, config.model.image_size),
             sharding.batch_sharding(mesh, micro_batch),
         )
@@ -204,15 +205,14 @@ class Program:
         replicated = sharding.replicated(mesh)
         # The donated state's buffers are reused for the new one, which therefore has
         # the same shardings: without donation two states would have to fit.
-        self.train_step = jax.jit(
-            make_train_step(self.model, self.optimizer, self.assigned, mesh),
-            donate_argnums=0,
-            out_shardings=(self._shardings, replicated),
+        train_step = make_train_step(self.model, self.optimizer, self.assigned, mesh)
+        outputs = self._shardings, replicated
+        self.train_step = CompiledAhead(
+            jax.jit(train_step, donate_argnums=0, out_shardings=outputs)
         )
+        eval_step = validation.make_eval_step(self.model, num_tags)
         # Replicated sums, which every process can read.
-        self.eval_step = jax.jit(
-            validation.make_eval_step(self.model, num_tags), out_shardings=replicated
-        )
+        self.eval_step = CompiledAhead(jax.jit(eval_step, out_shardings=replicated))
 
     @property
     def parameter_table(self) -> str:
@@ -223,8 +223,13 @@ class Program:
     def start(self, params: dict) -> TrainState:
         """Returns the state of step 0. It shares its arrays with `params`: do not use
         them after the first train step, which donates them."""
-        # Jitted so that the moments are created sharded, on no device as a whole.
-        return jax.jit(self._init_state, out_shardings=self._shardings)(params)
+        # Adam's state starts with zeros. Compiling `init_state` would take longer than
+        # writing them; they are created sharded, on no device as a whole.
+        step, opt_state = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding),
+            (self.abstract_state.step, self.abstract_state.opt_state),
+        )
+        return TrainState(step, params, opt_state)
 
     def trainable(self, params: dict) -> dict:
         """Returns the trainable leaves as a flat dict, as the optimizer takes them."""
@@ -240,20 +245,7 @@ class Program:
         # First the shapes: the shardings of the moments follow from them.
         shapes = jax.eval_shape(init, self.abstract_params)
         shardings = state_shardings(self.mesh, shapes, self.optimizer)
-        return _with_shardings(shapes, shardings)
+        return sharding.with_shardings(shapes, shardings)
 
     def _init_state(self, params: dict) -> TrainState:
         return init_state(params, self.optimizer, self.assigned)
-
-
-def _with_shardings(tree, shardings):
-    """Adds shardings, one for each leaf or one for all, to abstract leaves."""
-    if isinstance(shardings, jax.sharding.Sharding):
-        shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(
-        lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=leaf_sharding
-        ),
-        tree,
-        shardings,
-    )

@@ -3,7 +3,6 @@
 The difference of the first two, `image_gain`, says how much the image helps.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -16,7 +15,12 @@ from hive_jax.data.types import Batch
 from hive_jax.models.hive import Hive
 from hive_jax.training import watchdog
 from hive_jax.training.losses import sigmoid_contrastive_loss
-from hive_jax.training.objectives import normalize_images, token_losses, valid_pairs
+from hive_jax.training.objectives import (
+    image_features,
+    normalize_images,
+    token_losses,
+    valid_pairs,
+)
 
 
 def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
@@ -36,26 +40,30 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
     def caption_sums(params, batch: Batch):
         weight = batch.target[:, 1:].astype(jnp.float32)
         tag = jnp.zeros_like(batch.tokens) if batch.tag is None else batch.tag
-        # Jitted, so that three calls trace the model once.
-        losses = jax.jit(functools.partial(token_losses, model), inline=True)
         # One product sums by tag; tokens without a target count nowhere.
         tags = jax.nn.one_hot(tag[:, 1:], max(1, num_tags)) * weight[:, :, None]
+        # Encoded once: another sample's image is another row of the same features.
+        features = image_features(model, params, batch)
+        uses_image = model.config.fusion_class.uses_image
+        names = ("right", "wrong", "none") if uses_image else ("none",)
+        is_wrong = jnp.array([name == "wrong" for name in names])
+        sees_image = jnp.array([name != "none" for name in names])
 
-        def by_tag(image, image_mask):
-            altered = batch.replace(image=image, image_mask=image_mask)
-            nll = losses(params, altered)
+        def sums(case):
+            is_wrong, sees_image = case
+            used = features
+            if uses_image:
+                # Images move and masks stay: only what is seen differs from "right".
+                used = jnp.where(is_wrong, jnp.roll(features, 1, axis=1), features)
+            # A mask of zeros: no token attends to the image, as in a sample without one.
+            altered = batch.replace(image_mask=batch.image_mask & sees_image)
+            nll = token_losses(model, params, altered, used)
             # [B, T - 1, 1] x [B, T - 1, n] -> [n]
             return (nll[:, :, None] * tags).sum((0, 1)), tags.sum((0, 1))
 
-        # A mask of zeros: no token attends to the image, as in a sample without one.
-        no_image = jnp.zeros_like(batch.image_mask)
-        sums = {"none": by_tag(batch.image, no_image)}
-        if model.config.fusion_class.uses_image:
-            sums["right"] = by_tag(batch.image, batch.image_mask)
-            # Images move and masks stay: only what is seen differs from "right".
-            mismatched = jnp.roll(batch.image, 1, axis=0)
-            sums["wrong"] = by_tag(mismatched, batch.image_mask)
-        return sums
+        # A loop on the device: the decoder is traced and compiled once.
+        nll, count = jax.lax.map(sums, (is_wrong, sees_image))
+        return {name: (nll[row], count[row]) for row, name in enumerate(names)}
 
     def contrastive_sums(params, batch: Batch):
         images = normalize_images(batch.image)

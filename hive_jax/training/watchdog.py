@@ -139,6 +139,19 @@ def enter(phase: str) -> None:
     _clock.enter(phase)
 
 
+@contextlib.contextmanager
+def phase(name: str):
+    """Context manager of a phase within the current one, which then goes on.
+
+    Args:
+      name: as for `enter`.
+    """
+    outer = _clock.phase
+    enter(name)
+    yield
+    enter(outer)
+
+
 def compile_together(function: Callable) -> Callable:
     """Returns a jitted function whose first call with arguments of new shapes compiles
     it in all processes before any of them runs it.
@@ -160,12 +173,10 @@ def _compile_together(function: Callable) -> Callable:
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[-1]))
         if shapes not in compiled:
             compiled.add(shapes)
-            phase = _clock.phase
-            enter(f"compilation {len(compiled)} of {phase}")
-            # JAX keeps the executable: the call below does not compile again.
-            function.lower(*arguments).compile()
-            _process.meet()
-            enter(phase)
+            with phase(f"compilation {len(compiled)} of {_clock.phase}"):
+                # JAX keeps the executable: the call below does not compile again.
+                function.lower(*arguments).compile()
+                _process.meet()
         return function(*arguments)
 
     return call

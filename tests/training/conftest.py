@@ -41,5 +41,10 @@ def hive2(training, tiny_run, stage_rules):
 @pytest.fixture(scope="module")
 def hive2_losses(hive2):
     """batch -> the loss of each token, with the parameters of step 0."""
-    params = hive2.start().params
-    return jax.jit(lambda batch: objectives.token_losses(hive2.model, params, batch))
+    model, params = hive2.model, hive2.start().params
+
+    def losses(batch):
+        features = objectives.image_features(model, params, batch)
+        return objectives.token_losses(model, params, batch, features)
+
+    return jax.jit(losses)

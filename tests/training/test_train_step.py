@@ -203,6 +203,12 @@ def test_state_and_loss_are_float32_with_bfloat16_compute(
     }
 
 
+def test_a_run_starts_with_the_state_of_the_optimizer(hive2):
+    one = hive2.start()
+    expected = train_step.init_state(one.params, hive2.optimizer, hive2.assigned)
+    jax.tree.map(np.testing.assert_array_equal, one, expected)
+
+
 def traced(one, micro_batches) -> str:
     """The train step before it is compiled."""
     return str(one.program.train_step.trace(one.start(), micro_batches).jaxpr)
