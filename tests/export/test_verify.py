@@ -51,10 +51,8 @@ FILES = {
         ("hive", "encoder", "bfloat16", "SiglipVisionModel"),
         ("contrastive", "two_towers", "float32", "SiglipModel"),
         ("hive", "decoder", "float16", "Gemma3ForCausalLM"),
-        ("self_attention", "vlm", "float32", "LlavaForConditionalGeneration"),
         ("cascaded", "hive", "float32", "HiveForConditionalGeneration"),
         ("cascaded penultimate", "hive", "float32", "HiveForConditionalGeneration"),
-        ("joint", "hive", "float32", "HiveForConditionalGeneration"),
         ("joint penultimate", "hive", "float32", "HiveForConditionalGeneration"),
         (
             "self_attention penultimate",

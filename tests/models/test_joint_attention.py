@@ -86,7 +86,9 @@ def outputs(decoder, **changes):
 @pytest.mark.parametrize(
     ("decoder", "image_kv", "image_rope"),
     [
-        *itertools.product([LLAMA, GEMMA], ["shared", "own"], [True, False]),
+        *itertools.product([LLAMA], ["shared", "own"], [True, False]),
+        (GEMMA, "shared", True),
+        (GEMMA, "own", False),
         (LLAMA3, "shared", True),
         (QWEN2, "shared", True),
         (QWEN2, "own", True),
@@ -235,9 +237,8 @@ def test_decoding_with_a_cache_equals_the_whole_sequence(scan):
 
 def test_attention_weights_are_the_image_columns_of_the_softmax():
     params = {"params": random_params("joint")}
-    weights = model("joint").apply(
-        params, IMAGES, TOKENS, IMAGE_MASK, method="attention_weights"
-    )
+    apply = functools.partial(model("joint").apply, method="attention_weights")
+    weights = jax.jit(apply)(params, IMAGES, TOKENS, IMAGE_MASK)
     assert weights.shape == (2, 3, 4, 7, 9)
     share = np.asarray(weights.sum(axis=-1))
     sees = np.broadcast_to(IMAGE_MASK[None, :, None], share.shape)
