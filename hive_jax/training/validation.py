@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hive_jax.data.batch import Batch
 from hive_jax.data.loader import Loader
-from hive_jax.data.types import Batch
 from hive_jax.models.hive import Hive
 from hive_jax.training import watchdog
 from hive_jax.training.losses import sigmoid_contrastive_loss
@@ -50,7 +50,7 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
         # A mask of zeros: no token attends to the image, as in a sample without one.
         no_image = jnp.zeros_like(batch.image_mask)
         sums = {"none": by_tag(batch.image, no_image)}
-        if model.config.fusion_class.uses_image:
+        if model.config.fusion_kind.uses_image:
             sums["right"] = by_tag(batch.image, batch.image_mask)
             # Images move and masks stay: only what is seen differs from "right".
             mismatched = jnp.roll(batch.image, 1, axis=0)

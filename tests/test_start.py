@@ -1,0 +1,75 @@
+"""Commands start fast: their help needs none of the libraries of a run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hive_jax.__main__ import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+TOOLS = sorted(
+    f"tools.{path.stem if path.suffix else path.name}"
+    for path in (ROOT / "tools").iterdir()
+    if (path.suffix == ".py" and path.stem != "__init__")
+    or (path / "__main__.py").is_file()
+)
+# Each takes tenths of a second of a processor, or seconds, to import.
+HEAVY = {
+    *("flax", "grain", "huggingface_hub", "jax", "matplotlib", "optax", "orbax"),
+    *("pyarrow", "scipy", "tensorstore", "tokenizers", "torch", "transformers"),
+}
+PROGRAM = """
+import runpy, sys
+module, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print(end.code, *sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def started(module: str, *arguments: str, cwd: Path = ROOT) -> tuple[str, int, set]:
+    """The output, exit code and imported packages of a command."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r})" + PROGRAM,
+        ]
+        + [module, *arguments],
+        check=True,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    *lines, last = done.stdout.splitlines()
+    code, *packages = last.split()
+    return "\n".join(lines), int(code), set(packages)
+
+
+@pytest.mark.parametrize("module", [*(f"hive_jax.{name}" for name in COMMANDS), *TOOLS])
+def test_help_imports_no_library_of_a_run(module):
+    text, code, packages = started(module, "--help")
+    assert code == 0
+    assert text.startswith("usage: ")
+    assert "hive_jax" in packages
+    assert not packages & HEAVY
+
+
+def test_front_door_imports_no_library_of_a_run():
+    program = "import sys, hive_jax; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    modules = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not modules & (HEAVY | {"numpy", "ml_collections"})
+
+
+def test_error_of_a_config_imports_no_library_of_a_run():
+    _, code, packages = started(
+        "hive_jax.train", "--config", "stage1", "--config.total_steps=0"
+    )
+    assert code == 64
+    assert not packages & HEAVY
