@@ -110,7 +110,7 @@ def _folder(options: argparse.Namespace, name: str, path: str, several: bool):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.config_parser("hive_jax.probe", __doc__, _EXAMPLES)
+    parser = cli.config_parser("hive_jax.probe", __doc__, _EXAMPLES, schema=ProbeConfig)
     add = parser.add_argument
     add(
         "--run",

@@ -1,5 +1,7 @@
 """Commands start fast: their help needs none of the libraries of a run."""
 
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from hive_jax.__main__ import COMMANDS
+from hive_jax.config import ProbeConfig, RunConfig
+from hive_jax.config.cli import get_config
+from hive_jax.config.key_help import attribute_descriptions
+from hive_jax.models.config import DecoderConfig, HiveConfig
 
 ROOT = Path(__file__).parent.parent
 TOOLS = sorted(
@@ -73,3 +79,47 @@ def test_error_of_a_config_imports_no_library_of_a_run():
     )
     assert code == 64
     assert not packages & HEAVY
+
+
+def test_help_with_a_config_lists_every_key():
+    arguments = ("--help", "--config", "stage1", "--config.total_steps=7")
+    text, code, packages = started("hive_jax.train", *arguments)
+    assert code == 0
+    assert not packages & HEAVY
+    listed = set(re.findall(r"^  --config\.([^=]+)=", text, re.MULTILINE))
+    expected = set(flat(get_config("stage1").to_dict()))
+    assert listed == expected
+    assert "--config.total_steps=7\n      number of optimizer steps." in text
+    assert "--config.init_encoder=builtin:tabletop_siglip\n" in text
+    assert "--config FILE --help" in started("hive_jax.train", "--help")[0]
+
+
+@pytest.mark.parametrize("schema", [RunConfig, ProbeConfig, DecoderConfig, HiveConfig])
+def test_every_key_is_described(schema):
+    names = {field.name for field in dataclasses.fields(schema)}
+    assert names == {
+        name for name, text in attribute_descriptions(schema).items() if text
+    }
+
+
+def test_foreign_configs_package_is_not_imported(tmp_path):
+    foreign = tmp_path / "configs"
+    foreign.mkdir()
+    for name in ("__init__", "base", "stage1"):
+        (foreign / f"{name}.py").write_text("raise SystemExit('foreign')")
+    own = tmp_path / "own.py"
+    own.write_text((ROOT / "configs/stage1.py").read_text())
+    for config in ("stage1", str(own)):
+        arguments = ("--config", config, "--help")
+        text, code, packages = started("hive_jax.train", *arguments, cwd=tmp_path)
+        assert code == 0
+        assert "--config.name=stage1" in text
+        assert "configs" not in packages
+
+
+def flat(values: dict, prefix: str = ""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
