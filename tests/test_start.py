@@ -12,7 +12,12 @@ from hive_jax.__main__ import COMMANDS
 from hive_jax.config import ProbeConfig, RunConfig
 from hive_jax.config.cli import get_config
 from hive_jax.config.key_help import attribute_descriptions
-from hive_jax.models.config import DecoderConfig, HiveConfig
+from hive_jax.export import choices, components
+from hive_jax.models import fusion, layer_stack, layers
+from hive_jax.models.config import ACTIVATIONS, DecoderConfig, HiveConfig
+from hive_jax.models.execution import REMAT_POLICIES
+from hive_jax.models.fusion_kinds import FUSIONS
+from hive_jax.weights import safetensors
 
 ROOT = Path(__file__).parent.parent
 TOOLS = sorted(
@@ -123,3 +128,12 @@ def flat(values: dict, prefix: str = ""):
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def test_names_without_jax_are_those_of_the_tables():
+    """Choices of flags and config keys, and what a run looks up by them."""
+    assert [*FUSIONS] == [*fusion.FUSION_CLASSES]
+    assert ACTIVATIONS == (*layers._ACTIVATIONS,)
+    assert REMAT_POLICIES == (*layer_stack._CHECKPOINT_POLICIES,)
+    assert choices.COMPONENTS == (*components.COMPONENTS,)
+    assert choices.DTYPES == (*safetensors.DTYPES,)
