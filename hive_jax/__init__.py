@@ -37,20 +37,22 @@ if TYPE_CHECKING:
     from hive_jax.config.cli import get_config
     from hive_jax.inference.encoder import Encoder, load_encoder
     from hive_jax.inference.model import TrainedModel, load
-    from hive_jax.models.decoder import Decoder, DecoderConfig
-    from hive_jax.models.hive import Hive, HiveConfig
-    from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
+    from hive_jax.models.config import DecoderConfig, HiveConfig, SiglipConfig
+    from hive_jax.models.decoder import Decoder
+    from hive_jax.models.hive import Hive
+    from hive_jax.models.siglip import SiglipEncoder
     from hive_jax.training.trainer import train
     from hive_jax.weights import save_encoder
 
 # Module -> public names that it defines.
 _MODULES = {
-    "hive_jax.models.decoder": ("Decoder", "DecoderConfig"),
+    "hive_jax.models.config": ("DecoderConfig", "HiveConfig", "SiglipConfig"),
+    "hive_jax.models.decoder": ("Decoder",),
     "hive_jax.inference.encoder": ("Encoder", "load_encoder"),
     "hive_jax.inference.model": ("TrainedModel", "load"),
-    "hive_jax.models.hive": ("Hive", "HiveConfig"),
+    "hive_jax.models.hive": ("Hive",),
     "hive_jax.config": ("RunConfig",),
-    "hive_jax.models.siglip": ("SiglipConfig", "SiglipEncoder"),
+    "hive_jax.models.siglip": ("SiglipEncoder",),
     "hive_jax.config.cli": ("get_config",),
     "hive_jax.weights": ("save_encoder",),
     "hive_jax.training.trainer": ("train",),

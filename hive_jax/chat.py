@@ -4,11 +4,7 @@ import argparse
 import sys
 
 from hive_jax.console import report_errors, show
-from hive_jax.data.transforms import decode
-from hive_jax.inference.generate import Decoding, Prompt
-from hive_jax.inference.model import load
 from hive_jax.io import read_bytes
-from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
   python -m hive_jax.chat photo.jpg "What colour is the star?" --run workdir/vlm2
@@ -19,6 +15,12 @@ _EXAMPLES = """examples:
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    # Here, because importing JAX would delay --help.
+    from hive_jax.data.transforms import decode
+    from hive_jax.inference.generate import Decoding, Prompt
+    from hive_jax.inference.model import load
+    from hive_jax.training.compilation_cache import enable_compilation_cache
+
     decoding = Decoding(
         options.max_new_tokens, options.temperature, options.top_p, options.seed
     )

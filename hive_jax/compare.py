@@ -11,7 +11,6 @@ import sys
 
 from hive_jax.buckets import as_path
 from hive_jax.console import parse_named_paths, parse_unique_paths, report_errors, show
-from hive_jax.evaluation import compare, tables
 
 _EXAMPLES = """examples:
   python -m hive_jax.compare base=workdir/a hive=workdir/b --out comparison
@@ -22,6 +21,9 @@ _EXAMPLES = """examples:
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    # Here, because importing JAX would delay --help.
+    from hive_jax.evaluation import compare, tables
+
     if options.validation:
         show(tables.validation(parse_unique_paths(options.runs)))
         return 0

@@ -7,9 +7,7 @@ import sys
 from hive_jax.console import report_errors, show
 from hive_jax.errors import MissingInputError
 from hive_jax.evaluation.benchmarks.registry import TASKS
-from hive_jax.evaluation.runner import evaluate, table
 from hive_jax.io import is_folder, require_path
-from hive_jax.training.compilation_cache import enable_compilation_cache
 
 _EXAMPLES = """examples:
   python -m hive_jax.evaluate --run workdir/vlm2 --task mme,gqa --data benchmarks
@@ -21,6 +19,10 @@ _EXAMPLES = """examples:
 @report_errors
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    # Here, because importing JAX would delay --help.
+    from hive_jax.evaluation.runner import evaluate, table
+    from hive_jax.training.compilation_cache import enable_compilation_cache
+
     enable_compilation_cache()
     tasks = (
         _find_tasks(options.data) if options.task == "all" else options.task.split(",")

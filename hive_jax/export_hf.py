@@ -8,10 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from hive_jax.console import report_errors, show
-from hive_jax.export.components import COMPONENTS
-from hive_jax.export.export import FORMATS, TARGETS, export
-from hive_jax.export.verify import summary, verify_folder
-from hive_jax.weights.safetensors import DTYPES
+from hive_jax.export.choices import COMPONENTS, DTYPES, FORMATS, TARGETS
 
 _EXAMPLES = """\
 examples:
@@ -87,6 +84,10 @@ def _export(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--python", default=argparse.SUPPRESS, help=_PYTHON)
     args = vars(parser.parse_args(argv))
+    # Here and below, because importing JAX would delay --help.
+    from hive_jax.export.export import export
+    from hive_jax.export.verify import summary
+
     run, verify = args.pop("run"), not args.pop("no_verify")
     report = export(run, **args, verify=verify)
     show(f"{args['out']}: {args['component']}, {args['dtype']}")
@@ -105,6 +106,8 @@ def _verify(argv: Sequence[str]) -> int:
     parser.add_argument("folder", nargs="+", help="exported folder")
     parser.add_argument("--python", default=argparse.SUPPRESS, help=_PYTHON)
     args = vars(parser.parse_args(argv))
+    from hive_jax.export.verify import summary, verify_folder
+
     for folder in args.pop("folder"):
         show(f"{folder}: {summary(verify_folder(folder, **args))}")
     return 0

@@ -10,7 +10,6 @@ import sys
 
 from hive_jax.console import report_errors, show
 from hive_jax.models.presets import DECODERS
-from hive_jax.training.import_weights import import_weights
 
 _EXAMPLES = """examples:
   python -m hive_jax.import_weights --encoder google/siglip-large-patch16-384 \\
@@ -47,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         "show it (default: read from the weights)",
     )
     options = parser.parse_args(arguments)
+    # Here, because importing JAX would delay --help.
+    from hive_jax.training.import_weights import import_weights
+
     table = import_weights(
         options.encoder,
         options.decoder,

@@ -8,19 +8,17 @@ simulated devices, for gpu on the GPUs of this machine.
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
 from tqdm import tqdm
 
 from hive_jax.config import MeshConfig, RunConfig, cli
 from hive_jax.console import report_errors, show
 from hive_jax.errors import ConfigError
 from hive_jax.io import write_json
-from hive_jax.planning import hardware, report
-from hive_jax.planning.plan import make_plan
-from hive_jax.training import sharding
-from hive_jax.training.resolve import apply_image_size, resolve_config
-from hive_jax.training.train_step import Program
+
+if TYPE_CHECKING:
+    from hive_jax.planning.hardware import Topology
 
 _EXAMPLES = """examples:
   python -m hive_jax.plan --config configs/stage3.py:paper
@@ -35,6 +33,12 @@ def parameter_report(config: RunConfig) -> str:
     Args:
       config: of the run; architectures of None are taken from its initial weights.
     """
+    # Here and below, because importing JAX would delay --help.
+    import jax
+
+    from hive_jax.training import sharding
+    from hive_jax.training.train_step import Program
+
     config = _complete(config)
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     table = Program(config, mesh).parameter_table
@@ -48,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = cli.config_parser("hive_jax.plan", __doc__, _EXAMPLES)
     parser.add_argument(
         "--topology",
-        help=f"machine to compile for: {hardware.EXAMPLES} (default: compile nothing)",
+        help="machine to compile for, such as v5e:4x4, l4:1, cpu:8 or gpu "
+        "(default: compile nothing)",
     )
     parser.add_argument("--out", help="JSON file for all numbers (default: none)")
     parser.add_argument(
@@ -64,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("--table and --out need --topology, such as v5e:4x4")
         show(parameter_report(config))
         return 0
+    from hive_jax.planning import hardware, report
+    from hive_jax.planning.plan import make_plan
+
     if options.out:  # before minutes of compilation
         report.require_writable(options.out)
     machine = hardware.find_topology(options.topology)
@@ -78,9 +86,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_table(
-    options: argparse.Namespace, overrides: list[str], machine: hardware.Topology
+    options: argparse.Namespace, overrides: list[str], machine: "Topology"
 ) -> None:
     """Prints the Markdown table of the stages, and writes it to --out."""
+    from hive_jax.planning import report
+
     configs = [_complete(config) for config in _stages(options.config, overrides)]
     planned = report.plan_all(configs, machine, options.out)
     plans = list(tqdm(planned, total=len(configs), unit="plan", desc=machine.name))
@@ -104,6 +114,8 @@ def _stages(config_file: str, overrides: list[str]) -> list[RunConfig]:
 
 def _complete(config: RunConfig) -> RunConfig:
     """Returns the config with both architectures, from the initial weights if needed."""
+    from hive_jax.training.resolve import apply_image_size, resolve_config
+
     if config.model.encoder is None or config.model.decoder is None:
         return resolve_config(config).config
     return apply_image_size(config)

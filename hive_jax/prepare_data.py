@@ -22,7 +22,6 @@ from hive_jax.data.sources.registry import checked_sources, whole_source
 from hive_jax.data.sources.split import train_validation_splits
 from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.data.transforms import PREPROCESSING, decode
-from hive_jax.data.validate import validate_source
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.io import list_names, require_local, require_writable
 
@@ -163,6 +162,9 @@ def check(args: argparse.Namespace) -> int:
       ConfigError: --out is not empty, or the config has an invalid value.
       OutputError: --out cannot be written.
     """
+    # Here, because importing JAX would delay --help.
+    from hive_jax.data.validate import validate_source
+
     out = require_writable(args.out)
     if list_names(out):
         raise ConfigError(f"{out} is not empty; choose another --out")

@@ -8,15 +8,8 @@ from hive_jax.buckets import as_path
 from hive_jax.config import ProbeConfig, cli
 from hive_jax.console import parse_unique_paths, report_errors, show, text_table
 from hive_jax.errors import ConfigError
-from hive_jax.evaluation import zero_shot
-from hive_jax.evaluation.probe import probe
-from hive_jax.export.classifier import export_classifier
-from hive_jax.inference import model
-from hive_jax.inference.encoder import load_encoder
 from hive_jax.io import require_absent, write_json
 from hive_jax.plotting import draw_depths
-from hive_jax.training.compilation_cache import enable_compilation_cache
-from hive_jax.training.stored_run import is_run
 
 _EXAMPLES = """examples:
   python -m hive_jax.probe --config configs/probe.py --run workdir/stage3
@@ -30,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     options, config = cli.parse(_parser(), arguments, ProbeConfig)
     paths = parse_unique_paths(options.run, _default_name)
     _check(options, config, len(paths))
+    # Here and below, because importing JAX would delay --help.
+    from hive_jax.training.compilation_cache import enable_compilation_cache
+
     enable_compilation_cache()
     if config.probe in ("linear", "attentive"):
         _probe_features(options, config, paths)
@@ -41,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _evaluate_towers(
     options: argparse.Namespace, config: ProbeConfig, paths: dict[str, str]
 ) -> None:
+    from hive_jax.evaluation import zero_shot
+    from hive_jax.inference import model
+
     rows = []
     for name, path in paths.items():
         folder = _folder(options, name, path, len(paths) > 1)
@@ -53,6 +52,10 @@ def _evaluate_towers(
 def _probe_features(
     options: argparse.Namespace, config: ProbeConfig, paths: dict[str, str]
 ) -> None:
+    from hive_jax.evaluation.probe import probe
+    from hive_jax.export.classifier import export_classifier
+    from hive_jax.inference.encoder import load_encoder
+
     rows, curves, chance = [], {}, 0.0
     for name, path in paths.items():
         folder = _folder(options, name, path, len(paths) > 1)
@@ -96,6 +99,8 @@ def _row(name: str, depth: int, result: dict) -> tuple[str, str, str]:
 
 
 def _folder(options: argparse.Namespace, name: str, path: str, several: bool):
+    from hive_jax.training.stored_run import is_run
+
     if options.out:
         out = as_path(options.out)
         return out / name if several else out
@@ -105,7 +110,7 @@ def _folder(options: argparse.Namespace, name: str, path: str, several: bool):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.config_parser("hive_jax.probe", __doc__, _EXAMPLES)
+    parser = cli.config_parser("hive_jax.probe", __doc__, _EXAMPLES, schema=ProbeConfig)
     add = parser.add_argument
     add(
         "--run",

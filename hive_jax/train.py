@@ -22,13 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
     began = time.monotonic()
-    # Here, because importing JAX takes seconds, in which a signal may arrive.
+    # Here and below, because imports take time, in which a signal may arrive.
     from hive_jax.config import cli
-    from hive_jax.training import runtime, trainer, watchdog
-    from hive_jax.training.compilation_cache import enable_compilation_cache
 
-    watchdog.begin_timing(began)
-    watchdog.enter("the config")
     parser = cli.config_parser("hive_jax.train", __doc__, _EXAMPLES)
     parser.add_argument(
         "--workdir", help="folder of the run (default: workdir/NAME of the config)"
@@ -48,6 +44,12 @@ def _train(arguments: list[str] | None, exits: ExitOnSignal) -> int:
     parser.add_argument("--num_processes", type=int, help="processes of the job")
     parser.add_argument("--process_id", type=int, help="this process, from 0")
     options, config = cli.parse(parser, arguments)
+    # After parsing, because importing JAX would delay --help and errors of the config.
+    from hive_jax.training import runtime, trainer, watchdog
+    from hive_jax.training.compilation_cache import enable_compilation_cache
+
+    watchdog.begin_timing(began)
+    watchdog.enter("the config")
     # Flags are named after the arguments, so that the errors fit both.
     runtime.join_job(
         options.distributed,

@@ -6,16 +6,15 @@ the newest one in workdir/.
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from hive_jax.analysis.examples import captioned_file, captioned_scenes
-from hive_jax.analysis.localization import Localization, measure_localization
-from hive_jax.analysis.visualize import FIGURES, newest_run, visualize
 from hive_jax.buckets import as_path
 from hive_jax.console import parse_unique_paths, report_errors, show, text_table
 from hive_jax.errors import ConfigError
-from hive_jax.inference.model import load_run
 from hive_jax.io import write_json
-from hive_jax.training.compilation_cache import enable_compilation_cache
+
+if TYPE_CHECKING:
+    from hive_jax.analysis.localization import Localization
 
 _EXAMPLES = """examples:
   python -m hive_jax.visualize --run workdir/stage3 --out pictures
@@ -28,6 +27,13 @@ _EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _check(options)
+    # Here, because importing JAX would delay --help.
+    from hive_jax.analysis.examples import captioned_file, captioned_scenes
+    from hive_jax.analysis.localization import measure_localization
+    from hive_jax.analysis.visualize import FIGURES, newest_run, visualize
+    from hive_jax.inference.model import load_run
+    from hive_jax.training.compilation_cache import enable_compilation_cache
+
     enable_compilation_cache()
     run = options.run or newest_run()
     trained = load_run(run)
@@ -56,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _localization_table(measured: Localization) -> str:
+def _localization_table(measured: "Localization") -> str:
     header = ("depth", "attention, toy / rest", "above 1", "own toy of two")
     rows = [
         (

@@ -19,11 +19,14 @@ from hive_jax.config import (
     RunConfig,
     from_dict,
 )
+from hive_jax.data.batch import Batch
 from hive_jax.data.tabletop.templates import TAG_NAMES
-from hive_jax.data.types import Batch
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import (
+    DecoderConfig,
+    HiveConfig,
+    SiglipConfig,
+    TextTowerConfig,
+)
 from hive_jax.training import objectives, sharding, train_step
 from hive_jax.training.train_step import Program
 from tools.fault_suite.micro_run import FAST_COMPILATION

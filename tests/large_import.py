@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from hive_jax.io import write_json
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.config import DecoderConfig
 from hive_jax.weights import hf_models, load_decoder, safetensors
 from hive_jax.weights.mapping import param_shapes, tensor_shapes, tensor_slices
 

@@ -10,8 +10,8 @@ import numpy as np
 from hive_jax.analysis.examples import CaptionedImage, make_batch
 from hive_jax.analysis.gradients import require_image_reader
 from hive_jax.config import RunConfig
+from hive_jax.data.batch import Batch
 from hive_jax.data.tokenizer import Tokenizer
-from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.hive import Hive
 from hive_jax.training.objectives import normalize_images
@@ -59,7 +59,7 @@ def attention_maps(
       ConfigError: the model has no cross-attention, or a caption has no word.
     """
     model = require_image_reader(config)
-    if not config.model.fusion_class.has_attention_weights:
+    if not config.model.fusion_kind.has_attention_weights:
         raise ConfigError(
             f"{config.name} has no cross-attention to draw: its fusion is "
             f"{config.model.fusion!r}, whose image tokens stand in the text"

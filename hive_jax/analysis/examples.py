@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from hive_jax.config import RunConfig
+from hive_jax.data.batch import Batch
 from hive_jax.data.sample_encoding import count_tokens, encode_sample
 from hive_jax.data.tabletop import Tabletop
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.transforms import decode
-from hive_jax.data.types import Batch, Sample, Segment
+from hive_jax.data.types import Sample, Segment
 from hive_jax.io import read_bytes
 
 _MAX_TOKENS = 256  # per caption; longer ones are truncated

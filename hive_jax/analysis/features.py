@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
+from hive_jax.models.config import SiglipConfig
+from hive_jax.models.siglip import SiglipEncoder
 from hive_jax.training.objectives import normalize_images
 
 # Features of all depths are returned, so that memory grows with it.

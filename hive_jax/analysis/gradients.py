@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hive_jax.config import RunConfig
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.decoder import head
 from hive_jax.models.hive import Hive
@@ -128,7 +128,7 @@ def require_image_reader(config: RunConfig) -> Hive:
       ConfigError: the model has no text that attends to images.
     """
     model = build_model(config)
-    if not isinstance(model, Hive) or not config.model.fusion_class.uses_image:
+    if not isinstance(model, Hive) or not config.model.fusion_kind.uses_image:
         raise ConfigError(
             f"{config.name} has no text that reads the image: its objective is "
             f"{config.objective!r}, its fusion {config.model.fusion!r}"

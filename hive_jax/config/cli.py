@@ -16,13 +16,45 @@ from ml_collections import ConfigDict, config_flags
 
 import hive_jax
 from hive_jax.config import ProbeConfig, RunConfig, from_dict, nearest
+from hive_jax.config.key_help import describe_keys
+from hive_jax.console import show
 from hive_jax.errors import ConfigError, HiveError, MissingInputError
 
+_KEYS_HINT = "keys of a config, with values and descriptions: --config FILE --help"
 _EXPECTED = "a ConfigDict of ml_collections, as the files in configs/ return"
 
 
+class _ConfigParser(argparse.ArgumentParser):
+    """A parser whose --help lists the keys of --config too, wherever that stands."""
+
+    def __init__(self, *, schema: type, **options):
+        super().__init__(**options, add_help=False)
+        self._schema = schema
+        self.add_argument(
+            "-h", "--help", action="store_true", help="show this help and exit"
+        )
+
+    def parse_known_args(self, args=None, namespace=None):
+        options, overrides = super().parse_known_args(args, namespace)
+        if options.help:
+            text = self.format_help() + "\n"
+            if options.config is None:
+                text += _KEYS_HINT
+            else:
+                values = _load(options.config, overrides, self._schema).to_dict()
+                text += f"keys of --config {options.config}:\n"
+                text += describe_keys(values, self._schema)
+            show(text)
+            self.exit()
+        return options, overrides
+
+
 def config_parser(
-    module: str, about: str, examples: str, default: str | None = None
+    module: str,
+    about: str,
+    examples: str,
+    default: str | None = None,
+    schema: type = RunConfig,
 ) -> argparse.ArgumentParser:
     """Returns a parser for `python -m MODULE` with a --config flag; see `parse`.
 
@@ -31,8 +63,10 @@ def config_parser(
       about: description in --help, the module's docstring.
       examples: end of --help.
       default: default of --config; None for a required flag.
+      schema: RunConfig or ProbeConfig, for --help.
     """
-    parser = argparse.ArgumentParser(
+    parser = _ConfigParser(
+        schema=schema,
         prog=f"python -m {module}",
         description=about,
         epilog=examples,

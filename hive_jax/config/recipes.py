@@ -24,9 +24,9 @@ import re
 
 from hive_jax.config import RunConfig, nearest, to_dict
 from hive_jax.errors import ConfigError
-from hive_jax.models.fusion import FUSIONS
+from hive_jax.models.config import SiglipConfig
+from hive_jax.models.fusion_kinds import FUSIONS
 from hive_jax.models.presets import decoder_config, siglip_config
-from hive_jax.models.siglip import SiglipConfig
 
 # Recipes beside the default, of the built-in world.
 RECIPES = ("paper", "small", "authors")

@@ -25,9 +25,8 @@ from hive_jax.config.validation import (
 )
 from hive_jax.errors import ConfigError
 from hive_jax.io import require_path
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.layer_stack import ModelExecution
-from hive_jax.models.siglip import TextTowerConfig
+from hive_jax.models.config import HiveConfig, TextTowerConfig
+from hive_jax.models.execution import ModelExecution
 
 OBJECTIVES = ("caption", "contrastive")
 # How image files are resized: hf as transformers' processors, bv as big_vision, and
@@ -266,7 +265,7 @@ class RunConfig:
     @property
     def uses_image(self) -> bool:
         """Whether training reads images; a language model alone does not."""
-        return self.objective == "contrastive" or self.model.fusion_class.uses_image
+        return self.objective == "contrastive" or self.model.fusion_kind.uses_image
 
     def validate(self) -> None:
         require_one_of(OBJECTIVES, "objective", self.objective)

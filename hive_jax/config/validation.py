@@ -8,12 +8,15 @@ import dataclasses
 from collections.abc import Iterable
 
 from hive_jax.errors import ConfigError
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.fusion import FUSIONS
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.layer_stack import REMAT_POLICIES, ModelExecution
-from hive_jax.models.layers import ACTIVATIONS
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import (
+    ACTIVATIONS,
+    DecoderConfig,
+    HiveConfig,
+    SiglipConfig,
+    TextTowerConfig,
+)
+from hive_jax.models.execution import REMAT_POLICIES, ModelExecution
+from hive_jax.models.fusion_kinds import FUSIONS
 
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -131,7 +134,7 @@ def validate_decoder(decoder: DecoderConfig) -> None:
 def validate_fusion(model: HiveConfig) -> None:
     """Raises ConfigError for an unknown fusion, or options that it does not have."""
     require_one_of(FUSIONS, "model.fusion", model.fusion)
-    projectors = ("", *model.fusion_class.projectors)
+    projectors = ("", *model.fusion_kind.projectors)
     require_one_of(projectors, "model.projector", model.projector)
     require_one_of(("shared", "own"), "model.image_kv", model.image_kv)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from hive_jax.data.batch import Batch
 from hive_jax.data.chat_template import ChatTemplateError
 from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.parallel import ordered_map
@@ -20,7 +21,7 @@ from hive_jax.data.sampler import ShuffledSampler
 from hive_jax.data.sources.base import DataSource
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.transforms import load_pixels
-from hive_jax.data.types import Batch, Sample
+from hive_jax.data.types import Sample
 from hive_jax.errors import DataError
 
 # Batches read ahead of the training step: one to use, one to absorb slow files.

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import ConfigError
 from hive_jax.io import atomic_dir, write_json
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import SiglipConfig
 from hive_jax.weights import hf_models, safetensors
 
 

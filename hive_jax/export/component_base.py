@@ -18,8 +18,7 @@ from hive_jax.export.example_inputs import TEXT, example_conversation
 from hive_jax.export.known_deviation import KnownDeviation
 from hive_jax.export.processor_images import expected_pixels, known_deviations
 from hive_jax.export.tokenizer import ExportedTokenizer, export_tokenizer
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, SiglipConfig
 from hive_jax.weights import hf_models
 from hive_jax.weights.sources import WeightSource
 

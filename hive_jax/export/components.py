@@ -25,9 +25,10 @@ from hive_jax.export.example_inputs import (
 from hive_jax.export.image_text_components import HiveComponent, VlmComponent
 from hive_jax.export.known_deviation import KnownDeviation
 from hive_jax.export.tokenizer import ExportedTokenizer
-from hive_jax.models.decoder import Decoder, DecoderConfig
-from hive_jax.models.layer_stack import SCANNED
-from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
+from hive_jax.models.config import DecoderConfig, SiglipConfig
+from hive_jax.models.decoder import Decoder
+from hive_jax.models.execution import SCANNED
+from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights import hf_models, sources
 
 _EMPTY_TEXT = "tokenizer, empty text"

@@ -9,7 +9,7 @@ from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.tokenizer import Tokenizer
 from hive_jax.data.types import Sample, Segment
 from hive_jax.export.processor_images import image_files, normalize
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import SiglipConfig
 
 NUM_IMAGES = 4
 NEW_TOKENS = 16

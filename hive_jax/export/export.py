@@ -13,6 +13,7 @@ from hive_jax.config import RunConfig
 from hive_jax.data.chat_template import fingerprint_of
 from hive_jax.data.tokenizer import BUILTIN, is_builtin
 from hive_jax.errors import CheckpointError, ConfigError
+from hive_jax.export.choices import FORMATS, TARGETS
 from hive_jax.export.component_base import Component
 from hive_jax.export.components import COMPONENTS
 from hive_jax.export.model_card import model_card
@@ -23,9 +24,6 @@ from hive_jax.training.stored_run import open_run, read_result
 from hive_jax.weights import hf_models, safetensors
 from hive_jax.weights.big_vision import join_qkv, save_npz
 from hive_jax.weights.safetensors import EXPORT_REPORT, cast
-
-FORMATS = ("huggingface", "big_vision", "state_dict")
-TARGETS = ("v5", "v4")
 
 
 def export(

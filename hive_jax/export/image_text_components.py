@@ -22,10 +22,9 @@ from hive_jax.export.example_inputs import (
     images_of,
 )
 from hive_jax.export.tokenizer import IMAGE_TOKEN, ExportedTokenizer, export_tokenizer
-from hive_jax.models.fusion import fusion_named
-from hive_jax.models.hive import Hive, HiveConfig
-from hive_jax.models.layer_stack import SCANNED
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import HiveConfig, SiglipConfig
+from hive_jax.models.execution import SCANNED
+from hive_jax.models.hive import Hive
 from hive_jax.weights import hf_models, sources
 
 _TORCH = Path(__file__).parent / "torch"
@@ -50,7 +49,7 @@ class ImageTextComponent(Component):
           run: config of the run.
           branches: top-level names of its parameter tree.
         """
-        kind = fusion_named(run.model.fusion).export_kind
+        kind = run.model.fusion_kind.export_kind
         # Both components have the same branches; the fusion tells them apart.
         return kind == cls.name and super().is_in(run, branches)
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from hive_jax.data.transforms import prepare_image
 from hive_jax.errors import DataError
-from hive_jax.models.siglip import EncoderOutput, SiglipConfig, SiglipEncoder
+from hive_jax.models.config import SiglipConfig
+from hive_jax.models.siglip import EncoderOutput, SiglipEncoder
 from hive_jax.training.objectives import compute_dtype, normalize_images
 from hive_jax.training.resolve import open_weights
 from hive_jax.weights import save_encoder

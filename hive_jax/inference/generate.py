@@ -128,7 +128,7 @@ class Generator:
             )
         self.tokenizer, self.decoding, self._mesh = tokenizer, decoding, mesh
         self.chat, self.image_size = chat, config.model.image_size
-        self.sees_images = config.model.fusion_class.uses_image
+        self.sees_images = config.model.fusion_kind.uses_image
         # Any token that contains a stop string ends the text, alone or with other
         # letters; the text is cut at the string when it is decoded.
         self._stop = decoding.stop if chat else (END, *decoding.stop)

@@ -22,7 +22,7 @@ from hive_jax.data.tokenizer import Tokenizer, load_tokenizer
 from hive_jax.errors import CheckpointError, DataError
 from hive_jax.inference.encoder import BATCH_SIZE, Encoder, Images, split_batches
 from hive_jax.inference.generate import Decoding, Generator, Prompt
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import HiveConfig
 from hive_jax.models.siglip import TextTower, l2_normalize
 from hive_jax.training import sharding
 from hive_jax.training.objectives import compute_dtype

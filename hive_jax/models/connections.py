@@ -3,8 +3,7 @@
 A connection is a pair (encoder depth, decoder layer), both counted from 1.
 """
 
-from hive_jax.models.fusion import fusion_named
-from hive_jax.models.fusion_base import Connections
+from hive_jax.models.fusion_kinds import Connections, fusion_kind
 
 
 def block_number(number: int, depth: int, key: str) -> int:
@@ -76,8 +75,8 @@ def resolve_connections(
       ValueError: unknown fusion, a pair outside of the towers, or decoder layers that do
         not increase.
     """
-    fusion_class = fusion_named(fusion)
-    if not fusion_class.uses_image:
+    kind = fusion_kind(fusion)
+    if not kind.uses_image:
         return ()
     deepest = block_number(feature_depth, encoder_depth, "feature_depth")
     if not 0 <= count <= min(deepest, decoder_depth):
@@ -100,4 +99,4 @@ def resolve_connections(
     layers = [layer for _, layer in pairs]
     if layers != sorted(set(layers)):
         raise ValueError(f"connected decoder layers {layers} must increase")
-    return fusion_class.connect(pairs, deepest)
+    return kind.connect(pairs, deepest)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from hive_jax.models.attention import KeyValues, attention_with_weights
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.config import DecoderConfig
 from hive_jax.models.layers import (
     Dense,
     Einsum,
@@ -16,15 +16,13 @@ from hive_jax.models.layers import (
 )
 from hive_jax.models.norms import LayerNorm, RMSNorm
 
-PROJECTORS = ("ln_mlp", "mlp", "linear")
-
 
 class Projector(nn.Module):
     """Features of one depth to the decoder's width, [B, P, D] -> [B, P, E].
 
     Attributes:
       width: decoder width E.
-      kind: one of PROJECTORS. "ln_mlp": LayerNorm, Dense, GELU, Dense; "mlp": without
+      kind: one of fusion_kinds.PROJECTORS. "ln_mlp": LayerNorm, Dense, GELU, Dense; "mlp": without
         the norm, the layers of LLaVA-1.5's projector, which transformers names linear_1
         and linear_2; "linear": one Dense.
       exact_gelu: GELU without the tanh approximation.

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from hive_jax.models import layer_stack
-from hive_jax.models.decoder_block import DecoderBlock, DecoderConfig, decoder_norm
-from hive_jax.models.layer_stack import Execution
+from hive_jax.models.config import DecoderConfig
+from hive_jax.models.decoder_block import DecoderBlock, decoder_norm
+from hive_jax.models.execution import Execution
 from hive_jax.models.layers import unembed
 from hive_jax.models.placement import ONE_DEVICE, Placement, apply_block
 

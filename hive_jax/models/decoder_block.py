@@ -3,13 +3,11 @@
 The defaults are Gemma's; hive_jax/weights/hf_families.py lists the families.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hive_jax.models.attention import (
     KeyValues,
@@ -18,69 +16,10 @@ from hive_jax.models.attention import (
     causal_mask,
     update_kv_cache,
 )
+from hive_jax.models.config import DecoderConfig
 from hive_jax.models.layers import Einsum, GatedMlp, merge_heads, split_heads
 from hive_jax.models.norms import RMSNorm
 from hive_jax.models.rotary import rotate
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Architecture of a decoder; the default sizes are a toy's.
-
-    Attributes:
-      vocab_size, width, depth, mlp_dim: V, E, L, F.
-      num_heads, num_kv_heads, head_dim: N, K, H; grouped-query attention if K < N.
-      query_scale: factor on the attention logits; 0 for head_dim ** -0.5.
-      attention_softcap, final_softcap: soft-caps of attention and output logits
-        (Gemma 2); 0 for none.
-      post_norms: RMSNorms after attention and MLP too (Gemma 2 and 3).
-      qk_norm: RMSNorms on the heads of queries and keys (Gemma 3, Qwen 3).
-      qkv_bias: biases of queries, keys and values (Qwen 2).
-      local_layers: sliding-window layers before each global layer; 0 makes all layers
-        global.
-      window: tokens that a sliding-window layer attends to.
-      rope_base, local_rope_base: rotary bases of global and sliding-window layers.
-      rope_factor: divides the rotary frequencies of global layers: all of them (Gemma 3
-        from 4B on), or with rope_original_length the low ones.
-      rope_original_length: tokens of the context before its extension (Llama 3.1); 0 for
-        none. See `rotary.extended_frequency`.
-      activation: of the gated MLP, a key of ACTIVATIONS.
-      norm_offset: RMSNorms multiply by norm_offset + scale (Gemma: 1).
-      norm_eps: epsilon of the RMSNorms.
-      embed_scale: multiply embeddings by sqrt(width).
-      tied_head: the token embeddings are the output head too.
-    """
-
-    vocab_size: int = 512
-    width: int = 64
-    depth: int = 4
-    mlp_dim: int = 256
-    num_heads: int = 4
-    num_kv_heads: int = 1
-    head_dim: int = 16
-    query_scale: float = 0.0
-    attention_softcap: float = 0.0
-    final_softcap: float = 0.0
-    post_norms: bool = False
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    local_layers: int = 0
-    window: int = 4096
-    rope_base: float = 10_000.0
-    local_rope_base: float = 10_000.0
-    rope_factor: float = 1.0
-    rope_original_length: int = 0
-    activation: str = "gelu"
-    norm_offset: float = 1.0
-    norm_eps: float = 1e-6
-    embed_scale: bool = True
-    tied_head: bool = True
-
-    def is_sliding(self) -> np.ndarray:
-        """Returns bool[depth]: which layers have a sliding window."""
-        # Counted from 1: every (local_layers + 1)-th layer is global.
-        number = np.arange(1, self.depth + 1)
-        return (number % (self.local_layers + 1) != 0) & (self.local_layers > 0)
 
 
 class KeyValueProjection(nn.Module):

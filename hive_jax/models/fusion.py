@@ -1,4 +1,4 @@
-"""Fusions: how the decoder attends to the encoder. One class each, listed in FUSIONS.
+"""Fusions: how the decoder attends to the encoder. One class each, in FUSION_CLASSES.
 
 "joint" is in joint_attention.py.
 
@@ -10,9 +10,9 @@ To add a fusion:
      PrefixFusion).
   2. In the first case, implement `before_layer`.
   3. Implement `count_flops`, for MFU.
-  4. Add the class to FUSIONS; `config.model.fusion` is its key.
-An export also needs `export_kind`, and a row for each parameter in
-hive_jax/weights/hf_models.py.
+  4. Add its properties to FUSIONS (fusion_kinds.py), and the class to FUSION_CLASSES;
+     `config.model.fusion` is the key of both.
+An export also needs a row for each parameter in hive_jax/weights/hf_models.py.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from hive_jax.models import layer_stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.cross_attention import CrossAttention
-from hive_jax.models.fusion_base import Connections, Fusion, text_position
+from hive_jax.models.fusion_base import Fusion, text_position
+from hive_jax.models.fusion_kinds import fusion_kind
 from hive_jax.models.joint_attention import JointFusion
 from hive_jax.models.placement import apply_block
 
@@ -36,9 +37,6 @@ class CrossAttentionFusion(Fusion):
     Patches never become queries and never pass through the decoder's MLPs, which is what
     makes HIVE cheaper than image tokens in the text.
     """
-
-    export_kind = "hive"
-    has_attention_weights = True
 
     def setup(self):
         super().setup()
@@ -136,17 +134,6 @@ class CrossAttentionFusion(Fusion):
 class CascadedFusion(CrossAttentionFusion):
     """Baseline "cascaded": the same blocks, all of them on one depth, the deepest."""
 
-    @staticmethod
-    def connect(pairs: Connections, deepest: int) -> Connections:
-        """Replaces the encoder depth of each pair by the deepest.
-
-        Args:
-          pairs, deepest: see `Fusion.connect`.
-        """
-        # Each pair has its own projector and block, as in HIVE: the two models differ
-        # in the depths alone, and cost the same.
-        return tuple((deepest, layer) for _, layer in pairs)
-
 
 class PrefixFusion(Fusion):
     """Baseline "self_attention", as in LLaVA: image tokens in the text.
@@ -154,20 +141,6 @@ class PrefixFusion(Fusion):
     Projected tokens of the deepest connected depth precede the text that sees the image,
     and pass through the whole decoder.
     """
-
-    export_kind = "vlm"
-    # That of LLaVA-1.5, whose checkpoints have no other.
-    projectors = ("mlp",)
-
-    @staticmethod
-    def connect(pairs: Connections, deepest: int) -> Connections:
-        """Returns one pair: the deepest connected depth, and the first decoder layer.
-
-        Args:
-          pairs, deepest: see `Fusion.connect`.
-        """
-        # Layer 1: image tokens pass through all decoder layers.
-        return ((max(depth for depth, _ in pairs), 1),)
 
     @staticmethod
     def image_tokens_in_text(num_patches: int) -> int:
@@ -211,10 +184,8 @@ class PrefixFusion(Fusion):
 class NoFusion(Fusion):
     """Baseline "none": the decoder alone, without an encoder."""
 
-    uses_image = False
 
-
-FUSIONS: dict[str, type[Fusion]] = {
+FUSION_CLASSES: dict[str, type[Fusion]] = {
     "hive": CrossAttentionFusion,
     "cascaded": CascadedFusion,
     "joint": JointFusion,
@@ -223,15 +194,14 @@ FUSIONS: dict[str, type[Fusion]] = {
 }
 
 
-def fusion_named(name: str) -> type[Fusion]:
+def fusion_class(name: str) -> type[Fusion]:
     """Returns the class of a fusion.
 
     Raises:
-      ValueError: `name` is not a key of FUSIONS.
+      ValueError: unknown fusion.
     """
-    if name not in FUSIONS:
-        raise ValueError(f"model.fusion is {name!r}; expected one of {(*FUSIONS,)}")
-    return FUSIONS[name]
+    fusion_kind(name)
+    return FUSION_CLASSES[name]
 
 
 def interleave(image_mask: jax.Array, num_patches: int) -> tuple[jax.Array, jax.Array]:

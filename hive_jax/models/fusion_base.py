@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from hive_jax.models import layer_stack
-from hive_jax.models.cross_attention import PROJECTORS, Projector
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.config import DecoderConfig
+from hive_jax.models.cross_attention import Projector
+from hive_jax.models.fusion_kinds import Connections
 from hive_jax.models.placement import ONE_DEVICE, Placement, apply_block
-
-# Pairs (encoder depth, decoder layer), both counted from 1.
-Connections = tuple[tuple[int, int], ...]
 
 
 class Fusion(nn.Module):
@@ -24,15 +22,10 @@ class Fusion(nn.Module):
       encoder_width: D.
       config: architecture of the decoder.
       placement: sharding constraints.
-      projector_kind: one of `projectors`.
+      projector_kind: one of its `FusionKind.projectors`.
       image_kv, image_rope: of JointFusion; see `HiveConfig`.
-      uses_image: whether the model has an encoder at all.
-      export_kind: exported component that holds the whole model, "hive" or "vlm"; ""
-        if it cannot be exported.
-      has_attention_weights: whether `attention_weights` is implemented.
       extends_attention: whether `before_layer` changes the layer's own attention.
       uses_layer_params: whether `prepare` needs the parameters of the connected layers.
-      projectors: the kinds of projectors that it may have, the default first.
       exact_gelu: GELU of the projectors without the tanh approximation.
     """
 
@@ -45,23 +38,9 @@ class Fusion(nn.Module):
     image_rope: bool = True
 
     # Class attributes, not fields: properties of a kind of fusion, not of a model.
-    uses_image = True
-    export_kind = ""
-    has_attention_weights = False
     extends_attention = False
     uses_layer_params = False
-    projectors = PROJECTORS
     exact_gelu = False
-
-    @staticmethod
-    def connect(pairs: Connections, deepest: int) -> Connections:
-        """Returns the connections that this fusion uses, given those of the config.
-
-        Args:
-          pairs: checked pairs (encoder depth, decoder layer).
-          deepest: the deepest encoder block that may be read.
-        """
-        return pairs
 
     @staticmethod
     def image_tokens_in_text(num_patches: int) -> int:

@@ -25,7 +25,6 @@ The parameter tree has the branches `img`, `llm` and `fusion`; stages choose by 
 names what trains.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -35,102 +34,13 @@ import jax.numpy as jnp
 
 from hive_jax.models import decoder, layer_stack
 from hive_jax.models.attention import KeyValues
-from hive_jax.models.connections import resolve_connections
-from hive_jax.models.decoder import Decoder, DecoderConfig
-from hive_jax.models.fusion import fusion_named
-from hive_jax.models.fusion_base import Connections, Fusion, take_text, text_position
-from hive_jax.models.layer_stack import ModelExecution
+from hive_jax.models.config import HiveConfig
+from hive_jax.models.decoder import Decoder
+from hive_jax.models.execution import ModelExecution
+from hive_jax.models.fusion import fusion_class
+from hive_jax.models.fusion_base import take_text, text_position
 from hive_jax.models.placement import ONE_DEVICE, Placement
-from hive_jax.models.siglip import SiglipConfig, SiglipEncoder
-
-
-@dataclasses.dataclass(frozen=True)
-class HiveConfig:
-    """Architecture of the whole model.
-
-    Attributes:
-      encoder: architecture of the image tower; None for that of the initial weights,
-        which a run resolves before it builds a `Hive`.
-      decoder: architecture of the LLM; None likewise.
-      fusion: a key of FUSIONS. "hive": each connected decoder layer attends to its own
-        encoder depth; "cascaded": all of them to the last one; "joint": image and text
-        in one softmax of the connected layers (the authors' code); "self_attention":
-        image tokens in the text (LLaVA); "none": the decoder alone.
-      connections: pairs (encoder depth, decoder layer), counted from 1, for example
-        ((2, 1), (4, 2)); empty for evenly spaced pairs.
-      num_connections: number of evenly spaced pairs; 0 for 25 % of the encoder's layers.
-        Ignored if `connections` are given.
-      feature_depth: the deepest encoder block that the decoder reads: the last of the
-        default connections, and the one of "cascaded" and "self_attention". 0 or -1 for
-        the last block, -2 for the one before it as LLaVA reads, or a number from 1.
-      projector: "ln_mlp" (LayerNorm, Dense, GELU, Dense), "mlp" or "linear"; empty for
-        the fusion's own: "mlp" with "self_attention", else "ln_mlp".
-      image_kv: of "joint": the image's keys and values are made by the connected
-        layer's projections ("shared"), or by the fusion's, which start from them ("own").
-      image_rope: of "joint": patches have rotary positions by row and column; else one
-        after the other, as text.
-    """
-
-    encoder: SiglipConfig | None = None
-    decoder: DecoderConfig | None = None
-    fusion: str = "hive"
-    connections: Connections = ()
-    num_connections: int = 0
-    feature_depth: int = 0
-    projector: str = ""
-    image_kv: str = "shared"
-    image_rope: bool = True
-
-    @property
-    def fusion_class(self) -> type[Fusion]:
-        """Returns the class of `fusion`.
-
-        Raises:
-          ValueError: unknown fusion.
-        """
-        return fusion_named(self.fusion)
-
-    @property
-    def projector_kind(self) -> str:
-        """Returns `projector`, or the fusion's own.
-
-        Raises:
-          ValueError: unknown fusion.
-        """
-        return self.projector or self.fusion_class.projectors[0]
-
-    @property
-    def image_size(self) -> int:
-        """Returns the side of the images in pixels; 0 without an encoder."""
-        return self.encoder.image_size if self.encoder else 0
-
-    def with_defaults(self) -> "HiveConfig":
-        """Returns the config with connections and projector in place of their defaults.
-
-        Raises:
-          ValueError: see `resolved_connections`.
-        """
-        connections = self.resolved_connections()
-        return dataclasses.replace(
-            self,
-            connections=connections,
-            num_connections=0,
-            feature_depth=max((depth for depth, _ in connections), default=0),
-            projector=self.projector_kind,
-        )
-
-    def resolved_connections(self) -> Connections:
-        """Returns the pairs in use; see `connections.resolve_connections`."""
-        if not self.fusion_class.uses_image:
-            return ()  # there may be no encoder
-        return resolve_connections(
-            self.fusion,
-            self.connections,
-            self.encoder.depth,
-            self.decoder.depth,
-            self.num_connections,
-            self.feature_depth,
-        )
+from hive_jax.models.siglip import SiglipEncoder
 
 
 @flax.struct.dataclass
@@ -177,7 +87,7 @@ class Hive(nn.Module):
                 c.encoder, self.dtype, self.placement, execution.encoder
             )
             options = c.projector_kind, c.image_kv, c.image_rope
-            self.fusion = c.fusion_class(
+            self.fusion = fusion_class(c.fusion)(
                 self.connections, c.encoder.width, c.decoder, self.placement, *options
             )
 

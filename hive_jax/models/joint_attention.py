@@ -23,8 +23,8 @@ import numpy as np
 from hive_jax.models import layer_stack
 from hive_jax.models.attention import KeyValues
 from hive_jax.models.attention_rows import attend_by_rows, rows_to_heads
+from hive_jax.models.config import DecoderConfig
 from hive_jax.models.decoder_block import (
-    DecoderConfig,
     KeyValueProjection,
     SelfAttention,
     decoder_norm,
@@ -92,8 +92,6 @@ class ImageKeyValues(nn.Module):
 class JointFusion(Fusion):
     """The image's keys and values join those of the text in the connected layers."""
 
-    export_kind = "hive"
-    has_attention_weights = True
     extends_attention = True
     uses_layer_params = True
     exact_gelu = True

@@ -8,7 +8,6 @@ For decoding, layers are unstacked beforehand (`UnstackedLayers`): the loop over
 would otherwise copy each layer's weights out of the stack at every step.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -16,43 +15,13 @@ import flax.struct
 import jax
 from jax.ad_checkpoint import checkpoint_policies
 
-# What the forward pass of a block stores for the backward pass.
-REMAT_POLICIES = {
+# For each of execution.REMAT_POLICIES, what the forward pass of a block stores.
+_CHECKPOINT_POLICIES = {
     "none": None,  # everything: no rematerialization
     # Results of products with weights, but not attention's [B, N, T, S].
     "dots": checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": checkpoint_policies.nothing_saveable,  # the input of each block alone
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Execution:
-    """How a tower runs; its architecture and parameters are the same in any case.
-
-    Attributes:
-      scan: `lax.scan` over layers, which compiles fast, or unrolled layers, which XLA
-        can optimize across.
-      remat: rematerialization, a key of REMAT_POLICIES.
-      flash: use cuDNN's flash attention where it supports the shapes.
-    """
-
-    scan: bool = False
-    remat: str = "none"
-    flash: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelExecution:
-    """The Execution of each tower of a model."""
-
-    encoder: Execution = Execution()
-    decoder: Execution = Execution()
-    text_tower: Execution = Execution()
-
-
-_SCAN = Execution(scan=True)
-# Traces and compiles fastest: for shapes and checks.
-SCANNED = ModelExecution(_SCAN, _SCAN, _SCAN)
 
 
 @flax.struct.dataclass
@@ -159,7 +128,7 @@ def run_layers(
       stacked: any tree whose leaves have the layers on axis 0.
       x: input of the first layer.
       scan: see `Execution`.
-      remat: a key of REMAT_POLICIES.
+      remat: one of REMAT_POLICIES.
 
     Returns:
       The output of the last layer.
@@ -167,12 +136,14 @@ def run_layers(
     Raises:
       ValueError: unknown `remat`.
     """
-    if remat not in REMAT_POLICIES:
-        raise ValueError(f"remat is {remat!r}; expected one of {list(REMAT_POLICIES)}")
-    if REMAT_POLICIES[remat] is not None:
+    if remat not in _CHECKPOINT_POLICIES:
+        raise ValueError(
+            f"remat is {remat!r}; expected one of {list(_CHECKPOINT_POLICIES)}"
+        )
+    if _CHECKPOINT_POLICIES[remat] is not None:
         # On a CPU this saves memory with `scan` only: XLA merges the recomputation of
         # an unrolled loop with the forward pass.
-        apply = jax.checkpoint(apply, policy=REMAT_POLICIES[remat])
+        apply = jax.checkpoint(apply, policy=_CHECKPOINT_POLICIES[remat])
     if scan:
         # x is the carry; nothing is stacked over layers.
         x, _ = jax.lax.scan(lambda x, layer: (apply(layer, x), None), x, stacked)

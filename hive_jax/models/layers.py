@@ -81,7 +81,8 @@ def _gelu_backward(x, cotangent):
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
-ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
+# For each of config.ACTIVATIONS.
+_ACTIVATIONS = {"gelu": gelu, "silu": nn.silu}
 
 
 @jax.custom_vjp
@@ -276,7 +277,7 @@ class GatedMlp(nn.Module):
 
     Attributes:
       mlp_dim: hidden width F.
-      activation: a key of ACTIVATIONS.
+      activation: one of config.ACTIVATIONS.
     """
 
     mlp_dim: int
@@ -298,5 +299,5 @@ class GatedMlp(nn.Module):
         down = self.param(
             "linear", nn.initializers.lecun_normal(), (self.mlp_dim, width)
         )
-        hidden = ACTIVATIONS[self.activation](matmul(x, gating[0]))
+        hidden = _ACTIVATIONS[self.activation](matmul(x, gating[0]))
         return matmul(hidden * matmul(x, gating[1]), down)

@@ -3,8 +3,7 @@
 The tests compare them with big_vision's and with transformers' own configurations.
 """
 
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, SiglipConfig
 
 # Width, depth, MLP width, heads: big_vision's table of ViT sizes (models/vit.py), and
 # "tiny", which trains on a laptop's CPU.

@@ -4,14 +4,13 @@ Parameters carry the names of big_vision's models/vit.py, text_transformer.py an
 two_towers.py, with the layers of a tower stacked on a leading axis.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from hive_jax.models.layer_stack import Execution, ModelExecution
+from hive_jax.models.config import SiglipConfig, TextTowerConfig
+from hive_jax.models.execution import Execution, ModelExecution
 from hive_jax.models.layers import (
     Dense,
     add_to_batch,
@@ -20,51 +19,6 @@ from hive_jax.models.layers import (
 )
 from hive_jax.models.placement import ONE_DEVICE, Placement
 from hive_jax.models.transformer import MAPHead, Transformer
-
-
-@dataclasses.dataclass(frozen=True)
-class SiglipConfig:
-    """Architecture of an image tower; the defaults are the preset "tiny".
-
-    Attributes:
-      width, depth, mlp_dim, num_heads: D, L, F, N.
-      patch_size: side of a patch in pixels.
-      image_size: side of the square images in pixels. What patches do not cover is
-        cropped at the right and the bottom, as by big_vision's strided convolution.
-      map_head: attention pooling head; without it, tokens are averaged.
-    """
-
-    width: int = 64
-    depth: int = 8
-    mlp_dim: int = 256
-    num_heads: int = 2
-    patch_size: int = 8
-    image_size: int = 64
-    map_head: bool = True
-
-    @property
-    def num_patches(self) -> int:
-        """P."""
-        return (self.image_size // self.patch_size) ** 2
-
-
-@dataclasses.dataclass(frozen=True)
-class TextTowerConfig:
-    """Architecture of a text tower.
-
-    Attributes:
-      vocab_size, width, depth, mlp_dim, num_heads: V, D, L, F, N.
-      num_tokens: the fixed length of its texts.
-      out_dim: width of the embedding, the image tower's width.
-    """
-
-    vocab_size: int = 512
-    num_tokens: int = 32
-    width: int = 64
-    depth: int = 2
-    mlp_dim: int = 256
-    num_heads: int = 2
-    out_dim: int = 64
 
 
 @flax.struct.dataclass

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from hive_jax.models import layer_stack
 from hive_jax.models.attention import attend_to_all
-from hive_jax.models.layer_stack import Execution
+from hive_jax.models.execution import Execution
 from hive_jax.models.layers import (
     MergeHeads,
     MlpBlock,

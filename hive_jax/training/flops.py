@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from hive_jax.config import Rule, RunConfig
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.config import DecoderConfig
+from hive_jax.models.fusion import fusion_class
 
 
 @dataclasses.dataclass
@@ -95,9 +96,9 @@ class _Count:
         connections = model.resolved_connections()
         features = self._encoder(connections) if connections else False
         # Embeddings are upstream of every layer.
-        fusion, upstream = model.fusion_class, self.trains("llm/embedder")
+        fusion, upstream = fusion_class(model.fusion), self.trains("llm/embedder")
         sequence = tokens
-        if fusion.uses_image:
+        if model.fusion_kind.uses_image:
             sequence += fusion.image_tokens_in_text(model.encoder.num_patches)
         connected = {layer for _, layer in connections}
         for layer in range(1, model.decoder.depth + 1):

@@ -15,8 +15,7 @@ from hive_jax.console import text_table
 from hive_jax.data.tokenizer import copy_tokenizer, load_tokenizer, require_fitting
 from hive_jax.errors import ConfigError
 from hive_jax.io import atomic_dir, require_absent
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import DecoderConfig, HiveConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.initialization import read_params
 from hive_jax.training.stored_run import TOKENIZER_FOLDER

@@ -11,9 +11,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.config import RunConfig, differences
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.errors import CheckpointError
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import HiveConfig
 from hive_jax.training.checkpointing import trees
 from hive_jax.training.objectives import init_params
 from hive_jax.training.resolve import ResolvedRun, WeightSources

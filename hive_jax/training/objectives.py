@@ -11,9 +11,9 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from hive_jax.config import RunConfig
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.models.decoder import head
-from hive_jax.models.fusion import FUSIONS
+from hive_jax.models.fusion_kinds import FUSIONS
 from hive_jax.models.hive import Hive
 from hive_jax.models.placement import ONE_DEVICE
 from hive_jax.models.siglip import TwoTowers

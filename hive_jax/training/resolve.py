@@ -10,8 +10,7 @@ from hive_jax.config import RunConfig
 from hive_jax.data.sources.registry import checked_sources
 from hive_jax.errors import ConfigError, MissingInputError
 from hive_jax.io import require_path
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, SiglipConfig
 from hive_jax.training.stored_run import (
     RunComponent,
     StoredRun,

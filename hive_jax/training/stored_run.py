@@ -15,8 +15,7 @@ from hive_jax.data.tokenizer import load_tokenizer
 from hive_jax.errors import CheckpointError, HiveError, MissingInputError
 from hive_jax.io import is_folder, read_json, require_path
 from hive_jax.json_text import require_types
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, SiglipConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 
 # In the workdir: a run has to be usable after its tokenizer's source is gone.

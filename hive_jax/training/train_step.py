@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from hive_jax.config import Rule, RunConfig
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.training import objectives, sharding, validation
 from hive_jax.training import optimizer as optimizers
 from hive_jax.training.compiled_ahead import CompiledAhead

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hive_jax.data.batch import Batch
 from hive_jax.data.loader import Loader
-from hive_jax.data.types import Batch
 from hive_jax.models.hive import Hive
 from hive_jax.training import watchdog
 from hive_jax.training.losses import sigmoid_contrastive_loss
@@ -44,7 +44,7 @@ def make_eval_step(model: nn.Module, num_tags: int = 0) -> Callable:
         tags = jax.nn.one_hot(tag[:, 1:], max(1, num_tags)) * weight[:, :, None]
         # Encoded once: another sample's image is another row of the same features.
         features = image_features(model, params, batch)
-        uses_image = model.config.fusion_class.uses_image
+        uses_image = model.config.fusion_kind.uses_image
         names = ("right", "wrong", "none") if uses_image else ("none",)
         is_wrong = jnp.array([name == "wrong" for name in names])
         sees_image = jnp.array([name != "none" for name in names])

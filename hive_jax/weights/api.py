@@ -10,8 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.io import atomic_dir, write_json
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import DecoderConfig, SiglipConfig, TextTowerConfig
 from hive_jax.weights import big_vision, hf_folder, hf_models, sources
 from hive_jax.weights.mapping import param_shapes, resize_positions
 from hive_jax.weights.safetensors import cast, dtype_named

@@ -22,8 +22,7 @@ from flax.traverse_util import flatten_dict
 from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.io import atomic_write, require_regular
 from hive_jax.json_text import parse_json
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import DecoderConfig, SiglipConfig, TextTowerConfig
 from hive_jax.weights.mapping import Row
 from hive_jax.weights.safetensors import Tensor, require_finite
 

@@ -11,9 +11,12 @@ from typing import NamedTuple
 
 from hive_jax.config.bounds import BOUNDS, describe_bounds
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import (
+    DecoderConfig,
+    HiveConfig,
+    SiglipConfig,
+    TextTowerConfig,
+)
 from hive_jax.weights.mapping import param_shapes
 from hive_jax.weights.safetensors import Tensor
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.config import DecoderConfig
 from hive_jax.models.rotary import HIGH_FREQ_FACTOR, LOW_FREQ_FACTOR
 from hive_jax.weights.hf_families import (
     FAMILIES,

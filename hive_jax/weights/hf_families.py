@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.config import DecoderConfig
 
 SLIDING, GLOBAL = "sliding_attention", "full_attention"
 

@@ -11,9 +11,12 @@ import numpy as np
 
 from hive_jax.errors import CheckpointError
 from hive_jax.io import write_json
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import (
+    DecoderConfig,
+    HiveConfig,
+    SiglipConfig,
+    TextTowerConfig,
+)
 from hive_jax.weights import hf_decoder, hf_families, hf_siglip, mapping, safetensors
 from hive_jax.weights.hf_decoder import BIAS, EINSUM, EINSUM_OUT
 from hive_jax.weights.hf_siglip import dense, prefixed
@@ -104,7 +107,7 @@ def vlm(config: HiveConfig, image_token_id: int) -> Layout:
     Raises:
       CheckpointError: a model of another fusion.
     """
-    if config.fusion_class.export_kind != "vlm":
+    if config.fusion_kind.export_kind != "vlm":
         raise CheckpointError(
             f"the model's fusion is {config.fusion!r}; only 'self_attention' is a "
             "LLaVA. Export this one as 'hive', or its encoder alone"
@@ -146,7 +149,7 @@ def hive(config: HiveConfig) -> Layout:
     Raises:
       CheckpointError: the fusion is not "hive", "cascaded" or "joint".
     """
-    if config.fusion_class.export_kind != "hive":
+    if config.fusion_kind.export_kind != "hive":
         raise CheckpointError(
             f"the model's fusion is {config.fusion!r}; expected 'hive', 'cascaded' or "
             "'joint'. 'self_attention' is exported as 'vlm'"

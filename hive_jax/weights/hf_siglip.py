@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import SiglipConfig, TextTowerConfig
 from hive_jax.weights.mapping import Row
 
 # Fields of SiglipConfig and TextTowerConfig -> keys of transformers' configurations.

@@ -16,10 +16,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import Decoder, DecoderConfig
-from hive_jax.models.hive import Hive, HiveConfig
-from hive_jax.models.layer_stack import SCANNED
-from hive_jax.models.siglip import SiglipConfig, SiglipEncoder, TwoTowers
+from hive_jax.models.config import DecoderConfig, HiveConfig, SiglipConfig
+from hive_jax.models.decoder import Decoder
+from hive_jax.models.execution import SCANNED
+from hive_jax.models.hive import Hive
+from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights.safetensors import FLOAT_DTYPES, Tensor, cast
 
 

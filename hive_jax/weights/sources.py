@@ -13,9 +13,12 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import (
+    DecoderConfig,
+    HiveConfig,
+    SiglipConfig,
+    TextTowerConfig,
+)
 from hive_jax.weights import (
     big_vision,
     consistency,
@@ -205,7 +208,7 @@ def open_hive(path: str) -> WeightSource:
     folder = hf_folder.locate(path)
     hf = formats.read_config(folder, path)
     config = _hive_config(hf, path)
-    if config.fusion_class.export_kind == "vlm":
+    if config.fusion_kind.export_kind == "vlm":
         # The image token matters to config.json alone, not to the table of tensors.
         layout = hf_models.vlm(config, hf.get("image_token_index", 0))
     else:

@@ -28,11 +28,11 @@ from hive_jax.analysis.gradients import (
 from hive_jax.analysis.localization import measure_localization, toy_mask
 from hive_jax.analysis.plots import read_curves
 from hive_jax.config import from_dict
+from hive_jax.data.batch import Batch
 from hive_jax.data.tabletop.render import render
 from hive_jax.data.tabletop.scene import scene
-from hive_jax.data.types import Batch
 from hive_jax.errors import ConfigError, MissingInputError
-from hive_jax.models.layer_stack import Execution, ModelExecution
+from hive_jax.models.execution import Execution, ModelExecution
 from hive_jax.training.losses import next_token_nll
 from hive_jax.training.objectives import build_model, normalize_images
 

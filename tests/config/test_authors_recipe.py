@@ -12,7 +12,7 @@ import importlib
 import pytest
 
 from hive_jax.config import from_dict
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.models.presets import decoder_config, siglip_config
 from hive_jax.training.flops import example_flops

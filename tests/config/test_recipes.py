@@ -14,9 +14,9 @@ from hive_jax.config import (
     from_dict,
     recipes,
 )
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.errors import ConfigError
-from hive_jax.models.fusion import FUSIONS
+from hive_jax.models.fusion_kinds import FUSIONS
 from hive_jax.models.presets import decoder_config, siglip_config
 from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains

@@ -9,10 +9,11 @@ import pytest
 from helpers.numbered_samples import BATCH, SIZE, Damaged, Numbers, indices, order_of
 
 from hive_jax.config import MeshConfig
+from hive_jax.data.batch import Batch
 from hive_jax.data.image_io import encode_png
 from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.data.sampler import LengthBucketSampler, count_all_tokens
-from hive_jax.data.types import Batch, Sample, Segment
+from hive_jax.data.types import Sample, Segment
 from hive_jax.errors import DataError
 from hive_jax.training.sharding import batch_sharding, make_mesh
 from tools.fault_suite.order import RowsOfOneHost, hosts_in_one_process

@@ -20,8 +20,9 @@ from hive_jax.errors import (
     MissingInputError,
     OutputError,
 )
+from hive_jax.export.choices import FORMATS
 from hive_jax.export.components import COMPONENTS
-from hive_jax.export.export import FORMATS, export
+from hive_jax.export.export import export
 from hive_jax.export.tokenizer import export_tokenizer
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.stored_run import read_result

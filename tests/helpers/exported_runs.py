@@ -4,9 +4,12 @@ import dataclasses
 import json
 
 from hive_jax.config import DataConfig, RunConfig
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import (
+    DecoderConfig,
+    HiveConfig,
+    SiglipConfig,
+    TextTowerConfig,
+)
 
 ENCODER = SiglipConfig(32, 3, 48, 2, patch_size=8, image_size=28)
 GEMMA3 = DecoderConfig(

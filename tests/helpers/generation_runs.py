@@ -9,9 +9,7 @@ import numpy as np
 
 from hive_jax.config import DataConfig, RunConfig
 from hive_jax.data.tokenizer import load_tokenizer
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, HiveConfig, SiglipConfig
 from hive_jax.training import objectives
 
 TOKENIZER = load_tokenizer("builtin:tabletop")

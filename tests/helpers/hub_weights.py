@@ -9,12 +9,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from hive_jax.config import DataConfig, MeshConfig, RunConfig
+from hive_jax.data.batch import Batch
 from hive_jax.data.tokenizer import load_tokenizer
-from hive_jax.data.types import Batch
 from hive_jax.io import atomic_dir, write_json
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, HiveConfig, SiglipConfig
 from hive_jax.training.initialization import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.resolve import ResolvedRun

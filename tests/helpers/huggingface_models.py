@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import DecoderConfig, SiglipConfig, TextTowerConfig
 
 torch = pytest.importorskip("torch")  # skips the tests that import this file
 

@@ -7,7 +7,7 @@ from flax.traverse_util import unflatten_dict
 from hive_jax.config import DataConfig, RunConfig, to_dict
 from hive_jax.data.chat_template import fingerprint_of
 from hive_jax.data.tokenizer import load_tokenizer
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import HiveConfig
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.training.train_step import TrainState
 from hive_jax.weights.mapping import param_shapes

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import Hive, HiveConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, HiveConfig, SiglipConfig
+from hive_jax.models.hive import Hive
 
 # 9 patches; block 3 of the encoder is connected to nothing.
 TINY = HiveConfig(

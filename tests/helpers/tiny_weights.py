@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig, TextTowerConfig
+from hive_jax.models.config import (
+    DecoderConfig,
+    HiveConfig,
+    SiglipConfig,
+    TextTowerConfig,
+)
 from hive_jax.weights import hf_models
 from hive_jax.weights.mapping import param_shapes
 from hive_jax.weights.safetensors import dtype_named, write_tensors

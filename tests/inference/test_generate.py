@@ -13,7 +13,7 @@ from hive_jax.config import MeshConfig
 from hive_jax.data.sample_encoding import encode_sample
 from hive_jax.errors import ConfigError, DataError
 from hive_jax.inference.generate import Decoding, Generator, Prompt, nucleus
-from hive_jax.models.layer_stack import Execution, ModelExecution
+from hive_jax.models.execution import Execution, ModelExecution
 from hive_jax.training import objectives, sharding
 
 FUSIONS = ("hive", "cascaded", "joint", "self_attention", "none")

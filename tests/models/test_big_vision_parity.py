@@ -12,15 +12,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from hive_jax.models.decoder import Decoder, DecoderConfig
-from hive_jax.models.layer_stack import SCANNED, Execution
+from hive_jax.models.config import DecoderConfig, SiglipConfig, TextTowerConfig
+from hive_jax.models.decoder import Decoder
+from hive_jax.models.execution import SCANNED, Execution
 from hive_jax.models.presets import SIGLIP_VARIANTS, decoder_config, siglip_config
-from hive_jax.models.siglip import (
-    SiglipConfig,
-    SiglipEncoder,
-    TextTowerConfig,
-    TwoTowers,
-)
+from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers, save_encoder
 from hive_jax.weights.big_vision import save_npz
 

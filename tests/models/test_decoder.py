@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hive_jax.models.decoder import Decoder, DecoderConfig, head
-from hive_jax.models.layer_stack import SCANNED, Execution
+from hive_jax.models.config import DecoderConfig
+from hive_jax.models.decoder import Decoder, head
+from hive_jax.models.execution import SCANNED, Execution
 from hive_jax.models.layers import unembed
 from hive_jax.models.presets import DECODERS, decoder_config
 

@@ -7,14 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from hive_jax.models.decoder import Decoder, DecoderConfig
-from hive_jax.models.layer_stack import Execution, ModelExecution
-from hive_jax.models.siglip import (
-    SiglipConfig,
-    SiglipEncoder,
-    TextTowerConfig,
-    TwoTowers,
-)
+from hive_jax.models.config import DecoderConfig, SiglipConfig, TextTowerConfig
+from hive_jax.models.decoder import Decoder
+from hive_jax.models.execution import Execution, ModelExecution
+from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights import load_decoder, load_two_towers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

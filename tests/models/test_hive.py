@@ -18,9 +18,9 @@ from helpers.tiny_hive import (
     with_gates,
 )
 
-from hive_jax.models.fusion import FUSIONS
+from hive_jax.models.execution import Execution, ModelExecution
+from hive_jax.models.fusion_kinds import FUSIONS
 from hive_jax.models.hive import Hive
-from hive_jax.models.layer_stack import Execution, ModelExecution
 
 # The parameter tree.
 

@@ -17,7 +17,7 @@ from helpers.tiny_hive import (
     with_gates,
 )
 
-from hive_jax.models.fusion import FUSIONS
+from hive_jax.models.fusion import fusion_class
 
 # Gradients.
 
@@ -67,7 +67,7 @@ def test_gradient_reaches_every_pixel_of_an_unmasked_image_only(fusion):
 @pytest.mark.parametrize("fusion", ["hive", "cascaded"])
 def test_gradient_reaches_every_patch_of_every_connection(fusion):
     params = random_params(fusion)["fusion"]
-    module = FUSIONS[fusion](TINY.connections, 16, TINY.decoder)
+    module = fusion_class(fusion)(TINY.connections, 16, TINY.decoder)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(2, 3, 9, 16)).astype(np.float32)
     x = rng.normal(size=(3, 7, 24)).astype(np.float32)

@@ -12,10 +12,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from helpers.tiny_hive import IMAGE_MASK, IMAGES, TINY, TOKENS, model, random_params
 
 from hive_jax.models.attention import KeyValues, attend, attention_with_weights
-from hive_jax.models.decoder import DecoderConfig
+from hive_jax.models.config import DecoderConfig
+from hive_jax.models.execution import Execution, ModelExecution
 from hive_jax.models.hive import Hive
 from hive_jax.models.joint_attention import attend_jointly
-from hive_jax.models.layer_stack import Execution, ModelExecution
 from hive_jax.models.rotary import grid_positions
 
 # Two connections: layers 1 and 3, so that the second has an input that the image changed.

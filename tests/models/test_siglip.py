@@ -9,16 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hive_jax.models.layer_stack import SCANNED, Execution
+from hive_jax.models.config import SiglipConfig, TextTowerConfig
+from hive_jax.models.execution import SCANNED, Execution
 from hive_jax.models.presets import siglip_config
-from hive_jax.models.siglip import (
-    SiglipConfig,
-    SiglipEncoder,
-    TextTower,
-    TextTowerConfig,
-    TwoTowers,
-    patches,
-)
+from hive_jax.models.siglip import SiglipEncoder, TextTower, TwoTowers, patches
 
 # 20 = 2 * 8 + 4: a remainder of 4 pixels.
 TINY = SiglipConfig(

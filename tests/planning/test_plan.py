@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from hive_jax.config import MeshConfig, cli
 from hive_jax.errors import ConfigError, OutputError
-from hive_jax.models.layer_stack import SCANNED
+from hive_jax.models.execution import SCANNED
 from hive_jax.planning import report
 from hive_jax.planning.advice import accumulate_that_fits, advise
 from hive_jax.planning.hardware import CHIPS, GIB, Topology, find_topology

@@ -18,7 +18,7 @@ from helpers.hub_weights import (
 
 from hive_jax.config import DataConfig
 from hive_jax.errors import CheckpointError, ConfigError, MissingInputError, OutputError
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import HiveConfig
 from hive_jax.training.import_weights import import_weights
 from hive_jax.training.resolve import resolve_config
 from hive_jax.training.stored_run import open_run

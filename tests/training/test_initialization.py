@@ -16,7 +16,7 @@ from helpers.hub_weights import (
 from helpers.random_runs import save_params
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import HiveConfig
 from hive_jax.training import objectives
 from hive_jax.training.resolve import resolve_config
 from hive_jax.weights.big_vision import save_npz

@@ -15,8 +15,8 @@ from jax.sharding import PartitionSpec
 
 from hive_jax.config import MeshConfig, RunConfig
 from hive_jax.errors import ConfigError
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.layer_stack import SCANNED
+from hive_jax.models.config import HiveConfig
+from hive_jax.models.execution import SCANNED
 from hive_jax.models.presets import decoder_config, siglip_config
 from hive_jax.training.checkpointing.integrity import fingerprint
 from hive_jax.training.checkpointing.manager import Checkpoints

@@ -11,9 +11,9 @@ from helpers.llava_sets import encoded, write_set
 from PIL import Image
 
 from hive_jax.config import MeshConfig, from_dict
+from hive_jax.data.batch import Batch
 from hive_jax.data.tabletop.dataset import Tabletop
 from hive_jax.data.tokenizer import load_tokenizer
-from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError
 from hive_jax.training import resolve, run_timing
 from hive_jax.training.checkpointing.manager import Checkpoints

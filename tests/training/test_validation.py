@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from hive_jax.data.batch import Batch
 from hive_jax.data.tabletop.templates import TAG_NAMES
-from hive_jax.data.types import Batch
 from hive_jax.training import objectives, validation
 from hive_jax.training.validation import summary_line, validate
 

@@ -27,9 +27,10 @@ from helpers.huggingface_models import (
 
 from hive_jax.errors import CheckpointError
 from hive_jax.inference.generate import Decoding, make_generate
+from hive_jax.models.config import HiveConfig
 from hive_jax.models.decoder import Decoder, head
-from hive_jax.models.hive import Hive, HiveConfig, unstack_layers
-from hive_jax.models.layer_stack import SCANNED
+from hive_jax.models.execution import SCANNED
+from hive_jax.models.hive import Hive, unstack_layers
 from hive_jax.training.losses import next_token_nll
 from hive_jax.weights import hf_models, load_decoder
 from hive_jax.weights.components import open_components

@@ -6,8 +6,8 @@ import pytest
 from helpers.tiny_weights import GEMMA1, GEMMA2, GEMMA3
 
 from hive_jax.errors import CheckpointError
+from hive_jax.models.config import TextTowerConfig
 from hive_jax.models.presets import decoder_config, siglip_config
-from hive_jax.models.siglip import TextTowerConfig
 from hive_jax.weights import hf_config, hf_decoder, hf_siglip
 
 ACTIVATION = {"hidden_activation": "gelu_pytorch_tanh"}

@@ -30,7 +30,7 @@ from helpers.huggingface_models import (
 )
 
 from hive_jax.models.decoder import Decoder
-from hive_jax.models.layer_stack import SCANNED
+from hive_jax.models.execution import SCANNED
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights import load_decoder, load_encoder, load_two_towers
 

@@ -11,149 +11,14 @@ Each prints a table, and writes NAME.json and NAME.png to --out.
 """
 
 import argparse
-import dataclasses
-import importlib
 import os
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
-from hive_jax.console import report_errors, show
-from tools.benchmark import grid, tables
-from tools.benchmark.cases import SIZES, STAGES, Size
+from hive_jax.console import report_errors
+from tools.benchmark.cases import SIZES, STAGES
 
 _FULL = "siglip_l16_384+gemma3_1b"
-
-
-def rules(stages) -> dict[int, tuple]:
-    """Loads the optimizer rules of each stage from its config file."""
-    # The paper's own rules, so that what is measured trains what the stages train.
-    modules = {
-        stage: importlib.import_module(f"configs.stage{stage}") for stage in stages
-    }
-    return {
-        stage: module.get_config("paper").rules for stage, module in modules.items()
-    }
-
-
-def flops(arguments) -> None:
-    rows = grid.flops(SIZES[arguments.size], rules(arguments.stages))
-    _report(arguments, "flops", rows, tables.flops_table, "total", 1e9)
-
-
-def memory(arguments) -> None:
-    rows = grid.memory(
-        SIZES[arguments.size],
-        rules(arguments.stages),
-        arguments.dtype,
-        arguments.batch_size,
-    )
-    _report(arguments, "memory", rows, tables.memory_table, "peak", 1e9)
-
-
-def step(arguments) -> None:
-    rows = grid.step(
-        _size(arguments),
-        rules(arguments.stages),
-        arguments.dtype,
-        arguments.rounds,
-    )
-    _report(arguments, "step", rows, tables.step_table, "seconds", 1e-3)
-
-
-def peers(arguments) -> None:
-    from tools.benchmark.peers import compare
-
-    comparison = compare(
-        SIZES[arguments.size], rules(arguments.stages), rounds=arguments.rounds
-    )
-    show(tables.peers_table(comparison))
-    values = {
-        f"stage {stage}, {name}": entry["images_per_second"]
-        for stage, entries in comparison["stages"].items()
-        for name, entry in entries.items()
-        if "images_per_second" in entry
-    }
-    _save(arguments, "peers", [comparison], values, "images/s")
-
-
-def _size(arguments) -> Size:
-    size = SIZES[arguments.size]
-    batch_size = arguments.batch_size or size.batch_size
-    return dataclasses.replace(size, batch_size=batch_size)
-
-
-def gpu(arguments) -> None:
-    from tools.benchmark import gpu as gpu_benchmark
-
-    size = _size(arguments)
-    # Rows of 8 tokens fill the tiles of the hardware: 77 becomes 80.
-    size = dataclasses.replace(size, num_tokens=-(-size.num_tokens // 8) * 8)
-    inputs = (size, rules(arguments.stages), arguments.dtype, arguments.minutes)
-    if arguments.part == "ceilings":
-        rows = gpu_benchmark.ceilings(size, arguments.dtype)
-    else:
-        rows = getattr(gpu_benchmark, arguments.part)(*inputs)
-    name = f"gpu_{arguments.part}"
-    measured = []
-    for row in rows:
-        measured.append(row)
-        # Row by row, to the screen and to the file: a time limit may end the process.
-        show(tables.gpu_table([row]).splitlines()[-1])
-        tables.write(arguments.out, name, _settings(arguments), measured)
-    show(tables.gpu_table(measured))
-    key, unit = "images_per_second", 1.0
-    if arguments.part == "ceilings":
-        key, unit = "flop_per_second", 1e12
-    values = {row["what"]: row[key] / unit for row in measured if key in row}
-    label = "images/s" if unit == 1.0 else "TFLOP/s"
-    _save(arguments, name, measured, values, label)
-
-
-def reading(arguments) -> None:
-    from tools.benchmark import data_wait
-    from tools.benchmark.data_throughput import reading as measure_reading
-
-    threads, of_stages = arguments.threads, rules(arguments.stages)
-    measured = measure_reading(arguments.image_size, arguments.count, threads)
-    rows = list(tqdm(measured, desc="parts", total=7))
-    show(tables.reading_table(rows))
-    inputs = (_size(arguments), of_stages, arguments.dtype, arguments.rounds)
-    for run, table in (
-        (data_wait.waiting(*inputs, threads), tables.waiting_table),
-        (data_wait.padding(*inputs), tables.padding_table),
-    ):
-        stage_rows = list(tqdm(run, desc="stages", total=len(of_stages)))
-        show(table(stage_rows))
-        rows += stage_rows
-    values = {row["what"]: row["images_per_second"] for row in rows if "what" in row}
-    _save(arguments, "input", rows, values, "images/s")
-
-
-_LABELS = {
-    "flops": "GFLOP an example",
-    "memory": "peak, GB",
-    "step": "ms a step",
-}
-
-
-def _report(arguments, name, rows, table, key, unit) -> None:
-    show(table(rows))
-    tables.write(arguments.out, name, _settings(arguments), rows)
-    tables.chart(arguments.out / f"{name}.png", rows, key, unit, _LABELS[name])
-    show(f"written to {arguments.out}/{name}.json and {name}.png")
-
-
-def _save(arguments, name: str, rows: list, values: dict, label: str) -> None:
-    tables.write(arguments.out, name, _settings(arguments), rows)
-    tables.bars(arguments.out / f"{name}.png", values, label)
-    show(f"written to {arguments.out}/{name}.json and {name}.png")
-
-
-def _settings(arguments) -> dict:
-    # Neither the function of the command nor a path of this machine.
-    return {k: v for k, v in vars(arguments).items() if k not in ("run", "out")}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,11 +29,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run, size: str, name: str = "") -> argparse.ArgumentParser:
+    def command(name: str, size: str, function: str = "") -> argparse.ArgumentParser:
         subparser = commands.add_parser(
-            name or run.__name__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        subparser.set_defaults(run=run)
+        subparser.set_defaults(run=function or name)
         subparser.add_argument(
             "--size", choices=sorted(SIZES), default=size, help="model size"
         )
@@ -189,20 +54,20 @@ def _parser() -> argparse.ArgumentParser:
         )
         return subparser
 
-    command(flops, _FULL)
-    command(memory, _FULL).add_argument(
+    command("flops", _FULL)
+    command("memory", _FULL).add_argument(
         "--batch_size", type=_positive, default=32, help="images a step"
     )
-    subparser = command(step, "tiny")
+    subparser = command("step", "tiny")
     subparser.add_argument("--rounds", type=_positive, default=9, help="timings")
     subparser.add_argument(
         "--batch_size", type=_positive, default=0, help="0: the size's"
     )
-    command(peers, "tiny").add_argument(
+    command("peers", "tiny").add_argument(
         "--rounds", type=_positive, default=7, help="timings"
     )
     # The function has another name, because `input` is Python's.
-    subparser = command(reading, "tiny", "input")
+    subparser = command("input", "tiny", "reading")
     subparser.add_argument("--rounds", type=_positive, default=9, help="timings")
     subparser.add_argument(
         "--batch_size", type=_positive, default=0, help="0: the size's"
@@ -214,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     subparser.add_argument(
         "--threads", type=_positive, default=os.cpu_count(), help="of the loader"
     )
-    subparser = command(gpu, _FULL)
+    subparser = command("gpu", _FULL)
     subparser.add_argument(
         "--part", choices=("ceilings", "grid", "ablations"), required=True
     )
@@ -245,7 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
     # Read when JAX first looks for devices: peers share the memory of one GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     options = _parser().parse_args(arguments)
-    options.run(options)
+    # Here, because importing JAX would delay --help.
+    from tools.benchmark import commands
+
+    getattr(commands, options.run)(options)
     return 0
 
 

@@ -3,10 +3,8 @@
 import dataclasses
 
 from hive_jax.config import DataConfig, MeshConfig, OptimizerConfig, Rule, RunConfig
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import DecoderConfig, HiveConfig, SiglipConfig
 from hive_jax.models.presets import decoder_config, siglip_config
-from hive_jax.models.siglip import SiglipConfig
 
 FUSIONS = ("hive", "joint", "cascaded", "self_attention")
 STAGES = (1, 2, 3)

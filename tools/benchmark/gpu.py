@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hive_jax.config import RunConfig
 from hive_jax.models.attention import attend_to_all
-from hive_jax.models.layer_stack import Execution, ModelExecution
+from hive_jax.models.execution import Execution, ModelExecution
 from tools.benchmark.cases import IMAGE_KV, Size, case
 from tools.benchmark.grid import Rules
 from tools.benchmark.timed_step import Step, compute_dtype, matmul_rate, noise

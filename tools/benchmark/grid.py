@@ -13,7 +13,7 @@ import optax
 from tqdm import tqdm
 
 from hive_jax.config import RunConfig
-from hive_jax.models.layer_stack import Execution, ModelExecution
+from hive_jax.models.execution import Execution, ModelExecution
 from hive_jax.training import sharding
 from hive_jax.training.flops import example_flops
 from hive_jax.training.train_step import Program

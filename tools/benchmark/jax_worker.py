@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from hive_jax.config import MeshConfig, from_dict
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.training import sharding
 from hive_jax.training.train_step import Program
 from hive_jax.weights.sources import open_hive

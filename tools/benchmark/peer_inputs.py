@@ -7,10 +7,10 @@ import numpy as np
 
 import hive_jax
 from hive_jax.config import RunConfig
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.errors import ConfigError
 from hive_jax.io import atomic_dir
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import HiveConfig
 from hive_jax.training.objectives import names_under_all_fusions
 from hive_jax.training.optimizer import assign_rules, trains
 from hive_jax.weights import hf_models, mapping
@@ -25,7 +25,7 @@ def layout(model: HiveConfig) -> hf_models.Layout:
 
     The last token of the vocabulary stands for the image.
     """
-    if model.fusion_class.export_kind == "vlm":
+    if model.fusion_kind.export_kind == "vlm":
         return hf_models.vlm(model, model.decoder.vocab_size - 1)
     return hf_models.hive(model)
 
@@ -46,7 +46,7 @@ def write_weights(folder: Path, model: HiveConfig, seed: int = 0) -> None:
     arrays = random_params(param_shapes(model), seed)
     with atomic_dir(folder) as temporary:
         hf_models.write(temporary, hf_layout, arrays, np.dtype(np.float32))
-        if model.fusion_class.export_kind == "hive":
+        if model.fusion_kind.export_kind == "hive":
             for path in _CODE.glob("*_hive.py"):
                 # The modeling code of an export: what users run is what is timed.
                 shutil.copyfile(path, temporary / path.name)

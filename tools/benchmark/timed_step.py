@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from hive_jax.config import RunConfig
-from hive_jax.data.types import Batch
+from hive_jax.data.batch import Batch
 from hive_jax.training import sharding
 from hive_jax.training.flops import step_flops
 from hive_jax.training.train_step import Program

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hive_jax.config import to_dict
-from hive_jax.models.hive import HiveConfig
+from hive_jax.models.config import HiveConfig
 from tools.benchmark import jax_worker, peer_inputs
 from tools.benchmark.cases import Size, case
 

@@ -7,9 +7,7 @@ from pathlib import Path
 
 from hive_jax.config import RunConfig, from_dict, to_dict
 from hive_jax.errors import HiveError
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.hive import HiveConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, HiveConfig, SiglipConfig
 from tools.fault_suite.figure import Figure, format_counts
 
 # All towers are given, so that their keys are there.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import SiglipConfig
 from hive_jax.weights import hf_models
 from hive_jax.weights.mapping import param_shapes
 

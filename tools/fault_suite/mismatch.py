@@ -10,8 +10,7 @@ import numpy as np
 import safetensors.numpy
 
 from hive_jax.errors import CheckpointError
-from hive_jax.models.decoder import DecoderConfig
-from hive_jax.models.siglip import SiglipConfig
+from hive_jax.models.config import DecoderConfig, SiglipConfig
 from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.manager import Checkpoints
 from hive_jax.weights import api, hf_models

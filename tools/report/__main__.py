@@ -8,8 +8,6 @@ import argparse
 import sys
 
 from hive_jax.console import parse_unique_paths, report_errors, show
-from hive_jax.training.compilation_cache import enable_compilation_cache
-from tools.report.report import write_report
 
 
 @report_errors
@@ -39,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         "tools/export_hf.py or tools.benchmark (default: none)",
     )
     args = parser.parse_args(arguments)
+    # Here, because importing JAX would delay --help.
+    from hive_jax.training.compilation_cache import enable_compilation_cache
+    from tools.report.report import write_report
+
     enable_compilation_cache()
     write_report(
         args.out, parse_unique_paths(args.runs), base=args.base, include=args.include

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hive_jax.console import report_errors, show
 from hive_jax.errors import ConfigError
-from hive_jax.models.fusion import FUSIONS as ALL_FUSIONS
+from hive_jax.models.fusion_kinds import FUSIONS as ALL_FUSIONS
 from tools.reproduce.reproduce import reproduce
 from tools.reproduce.steps import DECODERS, FUSIONS, QUICK, SCALES, Reproduction
 
