@@ -4,6 +4,7 @@
     python -m tools.benchmark memory                      compiled, full size
     python -m tools.benchmark step                        timed on this machine
     python -m tools.benchmark peers                       timed against PyTorch
+    python -m tools.benchmark growth --part flops|memory|step   over image tokens
     python -m tools.benchmark input                       images read a second, waits
     python -m tools.benchmark gpu --part ceilings|grid|ablations
 
@@ -131,6 +132,30 @@ def reading(arguments) -> None:
     _save(arguments, "input", rows, values, "images/s")
 
 
+def growth(arguments) -> None:
+    from tools.benchmark import growth as over_tokens
+    from tools.benchmark.growth_figure import draw_growth, growth_table
+
+    part, of_stages = arguments.part, rules(arguments.stages)
+    # Small towers and batches for steps that are run and not only compiled.
+    size = SIZES[arguments.size or ("tiny" if part == "step" else _FULL)]
+    points = over_tokens.POINTS
+    if part == "flops":
+        rows = over_tokens.flops(size, of_stages, points)
+    elif part == "memory":
+        batch_size = arguments.batch_size or 32
+        rows = over_tokens.memory(size, of_stages, arguments.dtype, batch_size, points)
+    else:
+        size = dataclasses.replace(size, batch_size=arguments.batch_size or 2)
+        inputs = (size, of_stages, arguments.dtype, arguments.rounds, points)
+        rows = list(over_tokens.step(*inputs))
+    name = f"growth_{part}"
+    show(growth_table(part, rows))
+    tables.write(arguments.out, name, _settings(arguments), rows)
+    draw_growth(arguments.out / f"{name}.png", part, rows)
+    show(f"written to {arguments.out}/{name}.json and {name}.png")
+
+
 _LABELS = {
     "flops": "GFLOP an example",
     "memory": "peak, GB",
@@ -170,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         subparser.set_defaults(run=run)
         subparser.add_argument(
-            "--size", choices=sorted(SIZES), default=size, help="model size"
+            "--size", choices=sorted(SIZES), default=size or None, help="model size"
         )
         subparser.add_argument(
             "--stages", type=_stages, default=STAGES, help="e.g. 1,3"
@@ -200,6 +225,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command(peers, "tiny").add_argument(
         "--rounds", type=_positive, default=7, help="timings"
+    )
+    subparser = command(growth, "")
+    subparser.add_argument("--part", choices=("flops", "memory", "step"), required=True)
+    subparser.add_argument("--rounds", type=_positive, default=5, help="timings")
+    subparser.add_argument(
+        "--batch_size", type=_positive, default=0, help="0: 32 compiled, 2 timed"
     )
     # The function has another name, because `input` is Python's.
     subparser = command(reading, "tiny", "input")
