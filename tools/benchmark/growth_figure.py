@@ -90,7 +90,8 @@ def draw_growth(path: Path, part: str, rows: list[dict]) -> None:
             )
             # The measured numbers of tokens in place of powers of ten.
             axes.set_xticks(tokens, [str(number) for number in tokens])
-            axes.minorticks_off()
+            axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+            axes.tick_params(axis="y", which="both", labelsize=7)
         for stage, axes in zip(stages, row_of_panels, strict=True):
             axes.set_title(f"stage {stage}, {name}", fontsize=9)
             axes.spines[["top", "right"]].set_visible(False)
