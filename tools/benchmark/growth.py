@@ -1,8 +1,8 @@
 """How cost grows with the number of image tokens and with the length of the text.
 
 The paper has linear growth for cross-attention against quadratic growth for
-self-attention over image tokens (arXiv 2604.00086, section 1). An exponent here is the
-slope of log cost over log image tokens: 1 is linear, 2 quadratic, 0 constant.
+self-attention over image tokens (arXiv 2604.00086). An exponent here is the slope
+of log cost over log image tokens: 1 is linear, 2 quadratic, 0 constant.
 """
 
 import dataclasses
