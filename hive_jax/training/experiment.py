@@ -10,13 +10,13 @@ import numpy as np
 
 from hive_jax.config import differences, to_dict
 from hive_jax.console import log, progress_bar
+from hive_jax.data.batch import Batch
 from hive_jax.data.chat_template import fingerprint_of
 from hive_jax.data.invalid import InvalidSample, InvalidSampleLog
 from hive_jax.data.loader import Loader
 from hive_jax.data.sampler import LengthBucketSampler, ShuffledSampler, count_all_tokens
 from hive_jax.data.sources.registry import make_source
 from hive_jax.data.tokenizer import load_tokenizer, require_fitting
-from hive_jax.data.types import Batch
 from hive_jax.errors import CheckpointError, ConfigError, DataError
 from hive_jax.training import sharding, train_step
 from hive_jax.training.checkpointing.manager import Checkpoints

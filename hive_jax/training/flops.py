@@ -26,6 +26,8 @@ class Flops:
       cross_attention: queries, attention and outputs of cross-attention blocks, or the
         attention to the patches in a joint softmax.
       logits: the product with the output head.
+      attention: attention's own two products in the decoder, where alone the number of
+        tokens counts twice; included in `text` and `cross_attention`.
     """
 
     encoder: float = 0.0
@@ -34,10 +36,12 @@ class Flops:
     text: float = 0.0
     cross_attention: float = 0.0
     logits: float = 0.0
+    attention: float = 0.0
 
     @property
     def total(self) -> float:
-        return sum(dataclasses.astuple(self))
+        # Without `attention`, which two other components include.
+        return sum(dataclasses.astuple(self)) - self.attention
 
     @property
     def without_encoder(self) -> float:
@@ -148,7 +152,10 @@ class _Count:
           trains: the operands need gradients.
         """
         # Q K^T and weights V; each has two operands with a gradient.
-        self._add(component, 2 * 2.0 * queries * keys * width * (3 if trains else 1))
+        flops = 2 * 2.0 * queries * keys * width * (3 if trains else 1)
+        self._add(component, flops)
+        if component != "encoder":
+            self._add("attention", flops)
 
     def project(self, features: bool) -> bool:
         """Adds a projector; returns whether its output needs a gradient.

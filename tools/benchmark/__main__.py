@@ -4,6 +4,7 @@
     python -m tools.benchmark memory                      compiled, full size
     python -m tools.benchmark step                        timed on this machine
     python -m tools.benchmark peers                       timed against PyTorch
+    python -m tools.benchmark growth --part flops|memory|step   over image tokens
     python -m tools.benchmark input                       images read a second, waits
     python -m tools.benchmark gpu --part ceilings|grid|ablations
 
@@ -16,9 +17,7 @@ import sys
 from pathlib import Path
 
 from hive_jax.console import report_errors
-from tools.benchmark.cases import SIZES, STAGES
-
-_FULL = "siglip_l16_384+gemma3_1b"
+from tools.benchmark.cases import FULL_SIZE, SIZES, STAGES
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         subparser.set_defaults(run=function or name)
         subparser.add_argument(
-            "--size", choices=sorted(SIZES), default=size, help="model size"
+            "--size", choices=sorted(SIZES), default=size or None, help="model size"
         )
         subparser.add_argument(
             "--stages", type=_stages, default=STAGES, help="e.g. 1,3"
@@ -54,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         return subparser
 
-    command("flops", _FULL)
-    command("memory", _FULL).add_argument(
+    command("flops", FULL_SIZE)
+    command("memory", FULL_SIZE).add_argument(
         "--batch_size", type=_positive, default=32, help="images a step"
     )
     subparser = command("step", "tiny")
@@ -65,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command("peers", "tiny").add_argument(
         "--rounds", type=_positive, default=7, help="timings"
+    )
+    subparser = command("growth", "")
+    subparser.add_argument("--part", choices=("flops", "memory", "step"), required=True)
+    subparser.add_argument("--rounds", type=_positive, default=5, help="timings")
+    subparser.add_argument(
+        "--batch_size", type=_positive, default=0, help="0: 32 compiled, 2 timed"
     )
     # The function has another name, because `input` is Python's.
     subparser = command("input", "tiny", "reading")
@@ -79,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     subparser.add_argument(
         "--threads", type=_positive, default=os.cpu_count(), help="of the loader"
     )
-    subparser = command("gpu", _FULL)
+    subparser = command("gpu", FULL_SIZE)
     subparser.add_argument(
         "--part", choices=("ceilings", "grid", "ablations"), required=True
     )

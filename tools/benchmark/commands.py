@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from hive_jax.console import show
 from tools.benchmark import grid, tables
-from tools.benchmark.cases import SIZES, Size
+from tools.benchmark.cases import FULL_SIZE, SIZES, Size
 
 
 def rules(stages) -> dict[int, tuple]:
@@ -113,6 +113,30 @@ def reading(arguments) -> None:
         rows += stage_rows
     values = {row["what"]: row["images_per_second"] for row in rows if "what" in row}
     _save(arguments, "input", rows, values, "images/s")
+
+
+def growth(arguments) -> None:
+    from tools.benchmark import growth as over_tokens
+    from tools.benchmark.growth_figure import draw_growth, growth_table
+
+    part, of_stages = arguments.part, rules(arguments.stages)
+    # Small towers and batches for steps that are run and not only compiled.
+    size = SIZES[arguments.size or ("tiny" if part == "step" else FULL_SIZE)]
+    points = over_tokens.POINTS
+    if part == "flops":
+        rows = over_tokens.flops(size, of_stages, points)
+    elif part == "memory":
+        batch_size = arguments.batch_size or 32
+        rows = over_tokens.memory(size, of_stages, arguments.dtype, batch_size, points)
+    else:
+        size = dataclasses.replace(size, batch_size=arguments.batch_size or 2)
+        inputs = (size, of_stages, arguments.dtype, arguments.rounds, points)
+        rows = list(over_tokens.step(*inputs))
+    name = f"growth_{part}"
+    show(growth_table(part, rows))
+    tables.write(arguments.out, name, _settings(arguments), rows)
+    draw_growth(arguments.out / f"{name}.png", part, rows)
+    show(f"written to {arguments.out}/{name}.json and {name}.png")
 
 
 _LABELS = {

@@ -25,8 +25,12 @@ PAPER = {"flops": 0.14, "memory": 1 - 0.593, "step": 1 / 3.43}
 
 Rules = Mapping[int, tuple]  # stage -> rules
 
+# As in the paper's configs.
+_TOWER = Execution(scan=True, remat="dots")
+SCANNED = ModelExecution(encoder=_TOWER, decoder=_TOWER)
 
-def _cells(size: Size, rules: Rules, dtype: str, what: str) -> Iterator[tuple]:
+
+def cells(size: Size, rules: Rules, dtype: str, what: str) -> Iterator[tuple]:
     """Yields (stage, fusion, config) of the whole grid, with a progress bar."""
     grid = [(stage, fusion) for stage in rules for fusion in FUSIONS]
     for stage, fusion in tqdm(grid, desc=what):
@@ -34,7 +38,8 @@ def _cells(size: Size, rules: Rules, dtype: str, what: str) -> Iterator[tuple]:
         yield stage, fusion, config
 
 
-def _program(config: RunConfig) -> Program:
+def make_program(config: RunConfig) -> Program:
+    """Returns the program of a run on the first device."""
     return Program(config, sharding.make_mesh(config.mesh, jax.devices()[:1]))
 
 
@@ -54,9 +59,9 @@ def flops(size: Size, rules: Rules) -> list[dict]:
     plain = Execution(flash=False)
     execution = ModelExecution(encoder=plain, decoder=plain)
     rows = []
-    for stage, fusion, config in _cells(size, rules, "bfloat16", "flops"):
+    for stage, fusion, config in cells(size, rules, "bfloat16", "flops"):
         config = dataclasses.replace(config, batch_size=6, execution=execution)
-        program = _program(config)
+        program = make_program(config)
         counted = example_flops(config, program.assigned)
         # Of the lowered program and not of the compiled one, whose fusions differ by
         # machine.
@@ -105,12 +110,10 @@ def memory(size: Size, rules: Rules, dtype: str, batch_size: int) -> list[dict]:
       (activations and gradients), and "peak", which is their sum.
     """
     size = dataclasses.replace(size, batch_size=batch_size)
-    scanned = Execution(scan=True, remat="dots")
-    execution = ModelExecution(encoder=scanned, decoder=scanned)
     rows = []
-    for stage, fusion, config in _cells(size, rules, dtype, "memory"):
-        config = dataclasses.replace(config, execution=execution)
-        analysis = _program(config).lower_train_step().compile().memory_analysis()
+    for stage, fusion, config in cells(size, rules, dtype, "memory"):
+        config = dataclasses.replace(config, execution=SCANNED)
+        analysis = make_program(config).lower_train_step().compile().memory_analysis()
         # Arguments are there all the time; all else comes and goes within a step.
         state, peak = analysis.argument_size_in_bytes, peak_bytes(analysis)
         rows.append(
@@ -145,7 +148,7 @@ def step(
     """
     timed = {
         (stage, fusion): Step(config).start()
-        for stage, fusion, config in _cells(size, rules, dtype, "compiling")
+        for stage, fusion, config in cells(size, rules, dtype, "compiling")
     }
     seconds = {key: [] for key in timed}
     rates = []

@@ -9,7 +9,7 @@ from tools.benchmark.cases import FUSIONS
 from tools.benchmark.grid import PAPER
 from tools.benchmark.machine import described, machine
 
-_COLOURS = {
+COLOURS = {
     "hive": "#2a7f9e",
     "joint": "#5fb49c",
     "cascaded": "#9ecae1",
@@ -112,7 +112,7 @@ def gpu_table(rows: list[dict]) -> str:
                 *(cells if "left_out" not in row else [row["left_out"], *cells[1:]]),
             ]
         )
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def peers_table(comparison: dict) -> str:
@@ -134,7 +134,7 @@ def peers_table(comparison: dict) -> str:
                     f"{entry['losses'][-1]:.6f}",
                 ]
             )
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def reading_table(rows: list[dict]) -> str:
@@ -143,7 +143,7 @@ def reading_table(rows: list[dict]) -> str:
         [row["what"], str(row["threads"]), f"{row['images_per_second']:.0f}"]
         for row in rows
     ]
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def waiting_table(rows: list[dict]) -> str:
@@ -151,7 +151,7 @@ def waiting_table(rows: list[dict]) -> str:
     for row in rows:
         cells = (row["stage"], row["threads"], f"{row['images_per_second']:.1f}")
         lines.append([*map(str, cells), f"{row['data_wait']:.1%}"])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def padding_table(rows: list[dict]) -> str:
@@ -164,17 +164,18 @@ def padding_table(rows: list[dict]) -> str:
         )
         times = (f"{1e3 * row[f'seconds{key}']:.1f}" for key in ("", "_by_length"))
         lines.append([str(row["stage"]), *times, *saved])
-    return _markdown(lines)
+    return markdown(lines)
 
 
-def _markdown(lines: list[list[str]]) -> str:
+def markdown(lines: list[list[str]]) -> str:
+    """Formats lines of cells; the first is the header, the second its rule."""
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _table(header: list[str], rows: list[dict], cells: Callable) -> str:
     lines = [["stage", "fusion", *header], ["---"] * (len(header) + 2)]
     lines += [[str(row["stage"]), row["fusion"], *cells(row)] for row in rows]
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def write(folder: Path, name: str, about: dict, rows: list[dict]) -> None:
@@ -211,7 +212,7 @@ def bars(path: Path, values: dict[str, float], label: str) -> None:
     axes = figure.subplots()
     # Names are "stage 1, torch SA, tuned".
     is_hive_jax = [not name.split(", ", 1)[-1].startswith("torch") for name in values]
-    colours = [_COLOURS["hive" if own else "self_attention"] for own in is_hive_jax]
+    colours = [COLOURS["hive" if own else "self_attention"] for own in is_hive_jax]
     drawn = axes.barh(list(values), list(values.values()), color=colours)
     axes.bar_label(drawn, fmt="{:,.1f}", padding=3, fontsize=8)
     # matplotlib counts from the bottom.
@@ -252,7 +253,7 @@ def chart(path: Path, rows: list[dict], key: str, unit: float, label: str) -> No
             x,
             value,
             width * 0.92,
-            color=_COLOURS[row["fusion"]],
+            color=COLOURS[row["fusion"]],
             label=row["fusion"] if first else None,
         )
         text = f"{ratio[row['stage'], row['fusion']]:.2f}x"
