@@ -94,7 +94,15 @@ def test_quoted_messages_are_those_of_the_code():
         assert any(window in known for window in windows), line
 
 
-@pytest.mark.parametrize("folder", ["reproduction", "reproduction_long"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "reproduction",
+        "reproduction_long",
+        "reproduction_fusions/gemma",
+        "reproduction_fusions/llama",
+    ],
+)
 def test_scores_are_those_of_the_comparison(folder):
     results = (ROOT / "docs/results.md").read_text("utf-8")
     table = (ROOT / "docs" / folder / "compare.md").read_text("utf-8").split("\n\n")[0]

@@ -234,7 +234,7 @@ def draw(path: Path, rows: Sequence[ScoreComparison]) -> None:
         axes.set_ylim(
             max(0, all_scores.min() - 1.5 * margin), all_scores.max() + margin
         )
-        axes.set_xticks(range(len(names)), names, rotation=20, fontsize=8)
+        axes.set_xticks(range(len(names)), names, rotation=20, fontsize=8, ha="right")
         axes.set_title(row.title, fontsize=10)
         axes.grid(axis="y", alpha=0.3)
     save(figure, path)
