@@ -229,10 +229,11 @@ def relative_distances(before: dict, after: dict) -> dict[str, float]:
     """
     before, after = flatten_dict(before, sep="/"), flatten_dict(after, sep="/")
     # Frozen parameters count in the size of their group.
+    # One at a time: see `integrity.fingerprint_arrays`.
     sums = {
-        name: _squares(before.get(name, leaf), leaf) for name, leaf in after.items()
+        name: jax.device_get(_squares(before.get(name, leaf), leaf))
+        for name, leaf in after.items()
     }
-    sums = jax.device_get(sums)
     distances = {}
     for group, names in group_names(sums).items():
         change = float(sum(sums[name][0] for name in names)) ** 0.5

@@ -140,7 +140,14 @@ def inspect_leaves(tree: Any) -> tuple[dict[str, str], list[str]]:
 def fingerprint_arrays(tree: Any) -> dict[str, jax.Array]:
     """Starts the computation and returns uint32[3] on device for every leaf: the two
     sums, and 1 if all values are finite, else 0."""
-    return {name: _inspect_leaf(jnp.asarray(x)) for name, x in flatten(tree).items()}
+    arrays = {}
+    for name, leaf in flatten(tree).items():
+        arrays[name] = _inspect_leaf(jnp.asarray(leaf))
+        # XLA's CPU devices share a pool of threads, in which the collectives of many
+        # programs at once would wait for each other until XLA aborts.
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(arrays[name])
+    return arrays
 
 
 # A program for each shape: one for all leaves would take XLA many times as long.

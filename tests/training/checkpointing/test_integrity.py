@@ -22,6 +22,15 @@ def _random(dtype, shape=(16, 24)):
     return jnp.asarray(words % 2 if dtype == "bool" else words).astype(dtype)
 
 
+def test_many_sharded_leaves():
+    """More programs with collectives than XLA's CPU devices have threads for."""
+    mesh = jax.make_mesh((2, 4), ("fsdp", "tensor"))
+    placed = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+    whole = {f"{i}": np.full((8 + 2 * (i % 5), 16), i, np.float32) for i in range(300)}
+    sharded = jax.device_put(whole, placed)
+    assert fingerprint(sharded) == fingerprint(whole)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_for_every_sharding(dtype):
     mesh = jax.make_mesh((4, 2), ("data", "model"))
