@@ -4,7 +4,6 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ from hive_jax.errors import HiveError
 from hive_jax.train import main as train
 from hive_jax.training.checkpointing import trees
 from hive_jax.training.checkpointing.manager import Checkpoints
+from hive_jax.training.compiled_ahead import CompiledAhead
 from hive_jax.training.train_step import TrainState
 from tools.fault_suite import in_process, micro_run, stored_bits
 from tools.fault_suite.figure import Figure, format_counts
@@ -59,7 +59,7 @@ def measure(count: int, folder: Path, cache: Path) -> Figure:
             value, at = draw.choice(_VALUES), draw.randint(1, _TOTAL_STEPS)
             workdir = folder / "run"
             shutil.rmtree(workdir, ignore_errors=True)
-            program.train_step = _spoiling(step, name, value, at)
+            program.train_step = _SpoilingStep(step, name, value, at)
             code, output = in_process.call(train, _arguments(workdir))
             case = f"{value} in {name} after step {at}"
             ends[f"with code {code}"] += 1
@@ -81,23 +81,32 @@ def _arguments(workdir: Path) -> list[str]:
     return micro_run.train_arguments("stage3.py", workdir, *options)
 
 
-def _spoiling(step: Callable, name: str, value: float, at: int) -> Callable:
-    """Returns a train step that spoils an element of a leaf, or the loss, once."""
+class _SpoilingStep:
+    """A train step that spoils an element of a leaf, or the loss, once.
 
-    def spoiled(state: TrainState, micro_batches):
-        state, metrics = step(state, micro_batches)
-        if int(state.step) != at:
+    Args:
+      step: of a Program.
+      name: of the leaf, or "the loss".
+      value: to put there.
+      at: number of the step.
+    """
+
+    def __init__(self, step: CompiledAhead, name: str, value: float, at: int):
+        self.compile_ahead = step.compile_ahead
+        self._step, self._name, self._value, self._at = step, name, value, at
+
+    def __call__(self, state: TrainState, micro_batches):
+        state, metrics = self._step(state, micro_batches)
+        if int(state.step) != self._at:
             return state, metrics
-        if name == "the loss":
-            return state, metrics | {"loss": metrics["loss"] * value}
+        if self._name == "the loss":
+            return state, metrics | {"loss": metrics["loss"] * self._value}
         leaves = trees.flatten(state)
-        leaf = leaves[name]
+        leaf = leaves[self._name]
         spoiled = np.array(jax.device_get(leaf))
-        spoiled.flat[spoiled.size // 2] = value
-        leaves[name] = jax.device_put(spoiled, leaf.sharding)
+        spoiled.flat[spoiled.size // 2] = self._value
+        leaves[self._name] = jax.device_put(spoiled, leaf.sharding)
         return trees.unflatten(state, leaves), metrics
-
-    return spoiled
 
 
 def _not_finite(workdir: Path, abstract: dict) -> list[str]:
