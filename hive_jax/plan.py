@@ -16,6 +16,7 @@ from hive_jax.config import MeshConfig, RunConfig, cli
 from hive_jax.console import report_errors, show
 from hive_jax.errors import ConfigError
 from hive_jax.io import write_json
+from hive_jax.planning import TOPOLOGY_EXAMPLES
 
 if TYPE_CHECKING:
     from hive_jax.planning.hardware import Topology
@@ -52,8 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = cli.config_parser("hive_jax.plan", __doc__, _EXAMPLES)
     parser.add_argument(
         "--topology",
-        help="machine to compile for, such as v5e:4x4, l4:1, cpu:8 or gpu "
-        "(default: compile nothing)",
+        help=f"machine to compile for: {TOPOLOGY_EXAMPLES} (default: compile nothing)",
     )
     parser.add_argument("--out", help="JSON file for all numbers (default: none)")
     parser.add_argument(

@@ -1,10 +1,13 @@
 """The pages: links resolve, block markers are known, quoted messages and numbers are real."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
+
+from hive_jax.evaluation import tables
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
@@ -95,15 +98,19 @@ def test_quoted_messages_are_those_of_the_code():
 
 
 @pytest.mark.parametrize(
-    "folder",
+    ("folder", "paper"),
     [
-        "reproduction",
-        "reproduction_long",
-        "reproduction_fusions/gemma",
-        "reproduction_fusions/llama",
+        ("reproduction", True),
+        ("reproduction_long", True),
+        ("reproduction_fusions/gemma", False),
+        ("reproduction_fusions/llama", False),
     ],
 )
-def test_scores_are_those_of_the_comparison(folder):
-    results = (ROOT / "docs/results.md").read_text("utf-8")
-    table = (ROOT / "docs" / folder / "compare.md").read_text("utf-8").split("\n\n")[0]
-    assert table in results
+def test_comparisons_are_as_the_command_writes_them(folder, paper):
+    path = ROOT / "docs" / folder
+    written = (path / "compare.md").read_text("utf-8")
+    assert written == tables.markdown(tables.read(path), paper=paper)
+    values = json.loads((path / "compare.json").read_text("utf-8"))
+    assert values.get("paper") == (tables.PAPER if paper else None)
+    scores = written.split("\n\n")[0]
+    assert scores in (ROOT / "docs/results.md").read_text("utf-8")

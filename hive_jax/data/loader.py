@@ -167,7 +167,7 @@ class Loader:
         return range(first + self._rows.start, first + self._rows.stop)
 
     def spec_of(self, step: int) -> Batch:
-        """Returns the shapes of the batch of a step; the length is that of its bucket."""
+        """Returns the shapes and dtypes of the batch of a step; T is that of its bucket."""
         longest = self.spec.tokens.shape[1]
         length = self._sampler.padded_length(step * self.batch_size, longest)
         return Batch.spec(

@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from hive_jax.errors import ConfigError
 from hive_jax.io import atomic_dir, write_json
 from hive_jax.models.config import SiglipConfig
-from hive_jax.weights import hf_models, safetensors
+from hive_jax.weights import hf_image_processor, hf_models, safetensors
 
 
 def export_classifier(
@@ -37,10 +37,10 @@ def export_classifier(
       ConfigError: transformers has no such preprocessing.
       OutputError: `out` exists, or cannot be written.
     """
-    if preprocessing not in hf_models.PROCESSORS:
+    if preprocessing not in hf_image_processor.PROCESSORS:
         raise ConfigError(
             f"preprocessing is {preprocessing!r}; expected one that transformers has: "
-            f"{', '.join(hf_models.PROCESSORS)}"
+            f"{', '.join(hf_image_processor.PROCESSORS)}"
         )
     arrays = _truncated(params, depth, config.depth)
     for name, leaf in probe.get("norm", {}).items():
@@ -71,7 +71,7 @@ def export_classifier(
     with atomic_dir(out) as folder:
         write_json(folder / "config.json", hf_config)
         safetensors.write_tensors(folder, make, shapes, np.dtype(np.float32))
-        processor = hf_models.image_processor(config.image_size, preprocessing)
+        processor = hf_image_processor.image_processor(config.image_size, preprocessing)
         write_json(folder / "preprocessor_config.json", processor)
 
 

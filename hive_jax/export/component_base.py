@@ -19,7 +19,7 @@ from hive_jax.export.known_deviation import KnownDeviation
 from hive_jax.export.processor_images import expected_pixels, known_deviations
 from hive_jax.export.tokenizer import ExportedTokenizer, export_tokenizer
 from hive_jax.models.config import DecoderConfig, SiglipConfig
-from hive_jax.weights import hf_models
+from hive_jax.weights import hf_image_processor, hf_models
 from hive_jax.weights.sources import WeightSource
 
 
@@ -227,8 +227,9 @@ class Component(abc.ABC):
             f"Images are {size} x {size} pixels, prepared as `{self.preprocessing}` "
             "does: `preprocessor_config.json` says how."
         )
+        nearest = hf_image_processor.nearest_preprocessing(self.preprocessing)
         # "bv_bilinear", which transformers cannot express.
-        if hf_models.nearest_preprocessing(self.preprocessing) != self.preprocessing:
+        if nearest != self.preprocessing:
             note = (
                 f"Images are {size} x {size} pixels. In training `tf.image.resize` made "
                 "them, bilinear without antialiasing and cut to whole numbers, as "
@@ -303,7 +304,7 @@ class Component(abc.ABC):
         outputs = {}
         if self.encoder_config is not None:
             # What the folder's image processor computes, not what the training did.
-            nearest = hf_models.nearest_preprocessing(self.preprocessing)
+            nearest = hf_image_processor.nearest_preprocessing(self.preprocessing)
             size = self.encoder_config.image_size
             outputs |= expected_pixels(inputs, size, nearest)
         if self.has_text():
@@ -325,7 +326,7 @@ class Component(abc.ABC):
         """
         if self.encoder_config is None:
             return {}
-        preprocessing = hf_models.nearest_preprocessing(self.preprocessing)
+        preprocessing = hf_image_processor.nearest_preprocessing(self.preprocessing)
         return known_deviations(inputs, self.encoder_config.image_size, preprocessing)
 
     def left_out(self) -> list[str]:

@@ -21,7 +21,7 @@ from hive_jax.export.tokenizer import ExportedTokenizer
 from hive_jax.export.verify import skipped, verify_export
 from hive_jax.io import atomic_dir, atomic_write, require_absent, write_json
 from hive_jax.training.stored_run import open_run, read_result
-from hive_jax.weights import hf_models, safetensors
+from hive_jax.weights import hf_image_processor, hf_models, safetensors
 from hive_jax.weights.big_vision import join_qkv, save_npz
 from hive_jax.weights.safetensors import EXPORT_REPORT, cast
 
@@ -195,7 +195,7 @@ def _report(
         "target": component.target,
         "run": {"name": run.name, "step": step},
         "preprocessing": preprocessing,
-        "image_processor": hf_models.nearest_preprocessing(preprocessing),
+        "image_processor": hf_image_processor.nearest_preprocessing(preprocessing),
         "chat_template": component.chat,
         "versions": {
             "python": platform.python_version(),
@@ -229,9 +229,9 @@ def _write_model(
         generation = tokenizer.generation_config()
         write_json(folder / "generation_config.json", generation)
     if component.encoder_config is not None:
-        processor = hf_models.image_processor(
+        processor = hf_image_processor.image_processor(
             component.encoder_config.image_size,
-            hf_models.nearest_preprocessing(component.preprocessing),
+            hf_image_processor.nearest_preprocessing(component.preprocessing),
             component.processor_class,
         )
         write_json(folder / "preprocessor_config.json", processor)

@@ -16,6 +16,7 @@ import jax
 from jax.experimental import topologies
 
 from hive_jax.errors import ConfigError, UnavailableError
+from hive_jax.planning import TOPOLOGY_EXAMPLES
 from hive_jax.training.peak_flops import PEAK_FLOPS
 
 GIB = 2**30
@@ -133,7 +134,6 @@ GPUS = {
     for name, gib in (("l4", 22.5), ("a100", 80), ("h100", 79.6), ("h200", 140.4))
 }
 
-EXAMPLES = "v5e:4x4, v5p:2x2x2, l4:1, cpu:8 or gpu"
 
 # Keep libtpu from searching this host for TPUs and from logging that there are none;
 # and allow two processes to compile at a time.
@@ -192,7 +192,7 @@ def find_topology(name: str) -> Topology:
         raise ConfigError(
             f"topology is {name!r}; expected a chip ({', '.join(CHIPS)}) and the "
             f"shape of its slice, or a GPU ({', '.join(GPUS)}) and their number, such as "
-            f"{EXAMPLES}"
+            f"{TOPOLOGY_EXAMPLES}"
         )
     return _tpus(name, CHIPS[kind], size)
 

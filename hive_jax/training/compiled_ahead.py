@@ -8,10 +8,10 @@ from hive_jax.training import watchdog
 
 
 class CompiledAhead:
-    """A jitted function that can be compiled while its arguments are not there yet.
+    """A jitted function that can be compiled before its arguments exist.
 
-    Reading weights and compiling take turns neither with each other nor among several
-    functions: XLA compiles without Python's lock.
+    XLA compiles without holding Python's lock, so that several functions are compiled
+    at once, while the main thread reads the weights.
 
     Args:
       jitted: result of `jax.jit`.

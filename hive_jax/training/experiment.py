@@ -212,8 +212,12 @@ class Experiment:
             with contextlib.suppress(InvalidSample):
                 yield self.loader.image(index)
 
-    def compile_ahead(self, step: int) -> None:
-        """Starts to compile the train step after `step`, and the validation, in threads."""
+    def _compile_ahead(self, step: int) -> None:
+        """Starts to compile the train step after `step`, and the validation, in threads,
+        if this run is not finished."""
+        # A job of several processes compiles when all do; see `compile_together`.
+        if jax.process_count() > 1 or step >= self.config.total_steps:
+            return
         accumulation = self.config.gradient_accumulation_steps
         batch = self._abstract_batch(self.loader, step * accumulation)
         self.program.train_step.compile_ahead(
@@ -227,6 +231,7 @@ class Experiment:
 
     def start(self) -> train_step.TrainState:
         """Returns the state of step 0."""
+        self._compile_ahead(0)
         return self.program.start(self.initial_params())
 
     def restore(
@@ -258,6 +263,8 @@ class Experiment:
                 f"(checkpoint -> now):\n  {listed}\nUse the same values, another "
                 "workdir, or allow_config_change to resume with the new ones."
             )
+        # After the refusal above: a process ends after its compilations only.
+        self._compile_ahead(meta["step"])
         restored, meta = checkpoints.restore(self.program.abstract_state)
         # The step is stored twice: in the state, and in the metadata.
         assert int(restored.step) == meta["step"]

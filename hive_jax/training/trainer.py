@@ -84,10 +84,6 @@ def train(
     ):
         if is_first_process:
             set_aside_unusable(folder)
-        latest = checkpoints.latest_step() or 0
-        # A job of several processes compiles when all do; see `compile_together`.
-        if jax.process_count() == 1 and latest < config.total_steps:
-            run.compile_ahead(latest)
         watchdog.enter("reading the weights")
         # Restore the newest good checkpoint, or start from the initial weights.
         state = run.restore(checkpoints, allow_config_change)

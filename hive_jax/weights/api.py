@@ -11,7 +11,13 @@ from flax.traverse_util import flatten_dict
 from hive_jax.errors import CheckpointError, ConfigError
 from hive_jax.io import atomic_dir, write_json
 from hive_jax.models.config import DecoderConfig, SiglipConfig, TextTowerConfig
-from hive_jax.weights import big_vision, hf_folder, hf_models, sources
+from hive_jax.weights import (
+    big_vision,
+    hf_folder,
+    hf_image_processor,
+    hf_models,
+    sources,
+)
 from hive_jax.weights.mapping import param_shapes, resize_positions
 from hive_jax.weights.safetensors import cast, dtype_named
 
@@ -128,7 +134,7 @@ def save_encoder(
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}; expected one of {', '.join(FORMATS)}")
     numpy_dtype = dtype_named(dtype)
-    known = list(hf_models.PROCESSORS)
+    known = list(hf_image_processor.PROCESSORS)
     if format == "big_vision":
         known.append("bv_bilinear")
     if preprocessing not in known:
@@ -145,7 +151,7 @@ def save_encoder(
         return
     with atomic_dir(path) as folder:
         hf_models.write(folder, hf_models.encoder(config), arrays, numpy_dtype)
-        processor = hf_models.image_processor(config.image_size, preprocessing)
+        processor = hf_image_processor.image_processor(config.image_size, preprocessing)
         write_json(folder / "preprocessor_config.json", processor)
 
 

@@ -11,7 +11,7 @@ from hive_jax.errors import CheckpointError, MissingInputError
 from hive_jax.io import read_json, require_path
 from hive_jax.json_text import require_types
 from hive_jax.weights import formats
-from hive_jax.weights.hf_models import PROCESSORS
+from hive_jax.weights.hf_image_processor import PROCESSORS
 from hive_jax.weights.safetensors import EXPORT_REPORT
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,6 @@ A path is a Hugging Face folder, a hub id, a big_vision .npz, or "builtin:NAME".
 
 import dataclasses
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -29,41 +28,11 @@ from hive_jax.weights import (
     hf_models,
     hf_siglip,
     mapping,
+    tensor_names,
 )
 from hive_jax.weights.safetensors import Tensor, open_safetensors
 
 _log = logging.getLogger(__name__)
-
-# Prefixes of each component's tensor names, in the models and transformers versions that
-# contain it. The first one is that of a folder of the component alone.
-_VISION_PREFIXES = (
-    "vision_model.",
-    "",
-    "vision_tower.vision_model.",
-    "vision_tower.",
-    "model.vision_tower.vision_model.",
-    "model.vision_tower.",
-)
-_TEXT_PREFIXES = (
-    "model.",
-    "",
-    "language_model.model.",
-    "language_model.",
-    "model.language_model.",
-    "model.text_model.",
-)
-# First elements of the tensor names of other components, which may be left out.
-_OTHER_COMPONENTS = (
-    *("vision_model.", "text_model.", "logit_scale", "logit_bias"),
-    *("vision_tower.", "language_model.", "multi_modal_projector.", "lm_head."),
-    *("projectors.", "cross_attentions.", "joint_attentions.", "connector."),
-    *("image_newline", "visual.", "img/", "txt/", "llm/", "fusion/", "t", "b"),
-)
-# First elements of the tensor names of heads on a tower: classifiers of transformers, and
-# the value head of trl.
-_HEADS = ("classifier.", "score.", "qa_outputs.", "v_head.")
-# Constants that older versions of transformers stored like weights.
-_BUFFERS = ("position_ids", "rotary_emb.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +94,9 @@ def open_encoder(path: str) -> WeightSource:
     config = hf_siglip.vision_config_from_hf(hf_config.vision_config(hf, path), path)
     tensors = _open_tensors(folder, hf, path)
     # The prefix depends on the model and on the version of transformers that saved it.
-    prefix = _prefix(tensors, _VISION_PREFIXES, "encoder.layers.0.")
+    prefix = tensor_names.find_prefix(
+        tensors, tensor_names.VISION_PREFIXES, "encoder.layers.0."
+    )
     nested = "" if hf["model_type"] == "siglip_vision_model" else prefix
     rows = hf_siglip.vision_rows("", prefix, config.map_head)
     sizes = consistency.image_tower_sizes(config, prefix)
@@ -152,7 +123,7 @@ def open_decoder(path: str, config: DecoderConfig | None = None) -> WeightSource
     hf = formats.read_config(folder, path)
     config = hf_decoder.config_from_hf(hf_config.decoder_config(hf, path), path)
     tensors = _open_tensors(folder, hf, path)
-    prefix = _prefix(tensors, _TEXT_PREFIXES, "layers.0.")
+    prefix = tensor_names.find_prefix(tensors, tensor_names.TEXT_PREFIXES, "layers.0.")
     nested = prefix if {"text_config", "vision_config"} & {*hf} else ""
     unclear = "text_config" in hf and hf.get("tie_word_embeddings") is False
     config, tensors = hf_decoder.resolve_head(config, tensors, prefix, unclear, path)
@@ -322,31 +293,12 @@ def _weight_source(
     consistency.require_same_sizes(sizes, tensors, path)
     tensor_slices = mapping.tensor_slices(rows, shapes)
 
-    def belongs_to_other_component(name: str) -> bool:
-        # The connector of PaliGemma's image tower, or a classifier of big_vision's.
-        if name.startswith(("img/head/", "head/", *_HEADS)) or name.endswith(_BUFFERS):
-            return True
-        first = _first_element(name.removeprefix("model."))
-        return not name.startswith(nested) and first in _OTHER_COMPONENTS
-
     left_out = mapping.require_fit(
-        path, tensor_slices, tensors, belongs_to_other_component
+        path,
+        tensor_slices,
+        tensors,
+        lambda name: tensor_names.belongs_to_other_component(name, nested),
     )
-    if heads := [name for name in left_out if name.startswith(_HEADS)]:
+    if heads := [name for name in left_out if name.startswith(tensor_names.HEADS)]:
         _log.warning("%s: left out the head %s", path, ", ".join(sorted(heads)))
     return WeightSource(path, config, shapes, tensor_slices, tensors, left_out)
-
-
-def _first_element(name: str) -> str:
-    """Returns "a.b.c" -> "a.", "a/b" -> "a/", "a" -> "a"."""
-    return re.match(r"[^./]*[./]?", name)[0]
-
-
-def _prefix(
-    tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], layer: str
-) -> str:
-    """Returns the prefix with which `layer` occurs in the names, else the first one."""
-    return next(
-        (p for p in prefixes if any(name.startswith(p + layer) for name in tensors)),
-        prefixes[0],
-    )

@@ -315,24 +315,6 @@ def test_the_paper_comes_with_what_keeps_it_from_being_comparable(tmp_path):
     assert not any("able 4" in title or "able 5" in title for title in tables.PAPER)
 
 
-@pytest.mark.parametrize(
-    ("folder", "paper"),
-    [
-        ("reproduction", True),
-        ("reproduction_long", True),
-        ("reproduction_fusions/gemma", False),
-        ("reproduction_fusions/llama", False),
-    ],
-)
-def test_comparisons_of_the_docs_are_as_the_command_writes_them(folder, paper):
-    path = ROOT / "docs" / folder
-    rows = tables.read(path)
-    written = (path / "compare.md").read_text("utf-8")
-    assert written == tables.markdown(rows, paper=paper)
-    values = json.loads((path / "compare.json").read_text("utf-8"))
-    assert values.get("paper") == (tables.PAPER if paper else None)
-
-
 def test_validation_prints_the_losses_of_runs(tmp_path, capsys):
     losses = {"loss": 1.0, "image_gain": 0.25, "image_gain/colour": 2.0}
     result = json.dumps({"step": 1, "validation": losses})

@@ -35,6 +35,7 @@ from hive_jax.models.decoder import Decoder
 from hive_jax.models.hive import Hive
 from hive_jax.models.siglip import SiglipEncoder, TwoTowers
 from hive_jax.weights import (
+    hf_image_processor,
     hf_models,
     load_decoder,
     load_encoder,
@@ -98,7 +99,7 @@ def test_save_encoder(tmp_path, map_head, dtype):
 IMAGE_FILE = np.random.default_rng(0).integers(0, 256, (31, 50, 3), np.uint8)
 
 
-@pytest.mark.parametrize("preprocessing", hf_models.PROCESSORS)
+@pytest.mark.parametrize("preprocessing", hf_image_processor.PROCESSORS)
 def test_image_processor(tmp_path, preprocessing):
     folder = tmp_path / "encoder"
     params = variables(IMAGE)["params"]

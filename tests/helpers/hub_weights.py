@@ -17,7 +17,7 @@ from hive_jax.training.initialization import initial_params
 from hive_jax.training.objectives import abstract_params, build_model
 from hive_jax.training.resolve import ResolvedRun
 from hive_jax.training.sharding import make_mesh
-from hive_jax.weights import hf_models
+from hive_jax.weights import hf_image_processor, hf_models
 from hive_jax.weights.mapping import param_shapes
 from hive_jax.weights.safetensors import DTYPES
 
@@ -39,7 +39,7 @@ def write_hub_folder(path, layout, arrays) -> str:
     with atomic_dir(path) as folder:
         hf_models.write(folder, layout, arrays, DTYPES["float32"])
         if isinstance(layout.model, SiglipConfig):
-            processor = hf_models.image_processor(32, "hf_bilinear")
+            processor = hf_image_processor.image_processor(32, "hf_bilinear")
             write_json(folder / "preprocessor_config.json", processor)
         else:
             shutil.copy(TOKENIZER, folder / "tokenizer.json")

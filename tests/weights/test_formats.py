@@ -20,6 +20,7 @@ from helpers.tiny_weights import GEMMA3, IMAGE, write_folder
 from hive_jax.errors import CheckpointError, HiveError
 from hive_jax.inference.model import load
 from hive_jax.weights import (
+    hf_image_processor,
     hf_models,
     load_decoder,
     load_encoder,
@@ -224,7 +225,7 @@ def pickled(model, folder, *, processor=None):
     for name in ("optimizer.pt", "training_args.bin"):  # what a trainer leaves
         (folder / name).write_bytes(b"\x80\x02.")
     if processor:
-        content = json.dumps(hf_models.image_processor(28, processor))
+        content = json.dumps(hf_image_processor.image_processor(28, processor))
         (folder / "preprocessor_config.json").write_text(content)
     shutil.copy(TOKENIZER, folder / "tokenizer.json")
     (folder / "tokenizer_config.json").write_text('{"bos_token": "<bos>"}')

@@ -11,11 +11,11 @@ from hive_jax.data.stored_text_preprocessing import stored_preprocessing
 from hive_jax.data.tokenizer import copy_tokenizer
 from hive_jax.errors import CheckpointError, HiveError
 from hive_jax.export.verify import verify_folder
-from hive_jax.weights import hf_models, load_decoder, load_encoder
+from hive_jax.weights import hf_image_processor, hf_models, load_decoder, load_encoder
 from hive_jax.weights.sources import open_encoder, open_hive
 
 WRONG = (5, "x", None, [[1]], {}, 0)
-PROCESSOR = hf_models.image_processor(8, "hf_bicubic", "")
+PROCESSOR = hf_image_processor.image_processor(8, "hf_bicubic", "")
 TOKENIZER = {
     "tokenizer_class": "GemmaTokenizer",
     "pad_token": {"content": "<pad>"},

@@ -138,8 +138,8 @@ def inspect_leaves(tree: Any) -> tuple[dict[str, str], list[str]]:
 
 
 def fingerprint_arrays(tree: Any) -> dict[str, jax.Array]:
-    """Starts the computation and returns uint32[3] on device for every leaf: the two
-    sums, and 1 if all values are finite, else 0."""
+    """Returns uint32[3] on device for every leaf: the two sums, and 1 if all values are
+    finite, else 0. Waits for the computation on CPUs only."""
     arrays = {}
     for name, leaf in flatten(tree).items():
         arrays[name] = _inspect_leaf(jnp.asarray(leaf))
