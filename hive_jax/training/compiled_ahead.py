@@ -7,11 +7,16 @@ from typing import Any
 from hive_jax.training import watchdog
 
 
+# One for all functions, in the order of the calls: XLA uses several cores for a program,
+# and the one that is needed first should not wait for the others.
+_THREAD = ThreadPoolExecutor(max_workers=1)
+
+
 class CompiledAhead:
     """A jitted function that can be compiled before its arguments exist.
 
-    XLA compiles without holding Python's lock, so that several functions are compiled
-    at once, while the main thread reads the weights.
+    XLA compiles without holding Python's lock, so that the main thread reads the weights
+    and trains meanwhile.
 
     Args:
       jitted: result of `jax.jit`.
@@ -32,10 +37,10 @@ class CompiledAhead:
           *abstract: trees of `jax.ShapeDtypeStruct` with the shapes and shardings of the
             next call. A call with others compiles again, as of any jitted function.
         """
-        pool = ThreadPoolExecutor(max_workers=1)
         # JAX keeps the executable, and the call below finds it.
-        self._compilation = pool.submit(lambda: self._jitted.lower(*abstract).compile())
-        pool.shutdown(wait=False)
+        self._compilation = _THREAD.submit(
+            lambda: self._jitted.lower(*abstract).compile()
+        )
 
     def __call__(self, *arguments) -> Any:
         """Calls the function; waits for its compilation first.

@@ -213,8 +213,8 @@ class Experiment:
                 yield self.loader.image(index)
 
     def _compile_ahead(self, step: int) -> None:
-        """Starts to compile the train step after `step`, and the validation, in threads,
-        if this run is not finished."""
+        """Starts to compile the train step after `step`, then the validation, in a
+        thread, if this run is not finished."""
         # A job of several processes compiles when all do; see `compile_together`.
         if jax.process_count() > 1 or step >= self.config.total_steps:
             return
