@@ -6,7 +6,6 @@ from typing import Any
 
 from hive_jax.training import watchdog
 
-
 # One for all functions, in the order of the calls: XLA uses several cores for a program,
 # and the one that is needed first should not wait for the others.
 _THREAD = ThreadPoolExecutor(max_workers=1)
